@@ -1,0 +1,54 @@
+# Everything a person or CI does with this repository. `make help` lists it.
+# A fresh machine needs Python >= 3.11 and make; the rest comes from requirements.lock into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+# The demonstration's folder; another may be given on the command line: make demo DEMO=/scratch/demo
+DEMO   ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow format lint types check lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python >= 3.11 is required, $$($(PYTHON) --version) found; name another one: make PYTHON=python3.12" >&2; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+install: $(READY)  ## create .venv from the lock file
+
+demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 minutes on 2 cores
+	$(BIN)/headroom demo --out $(DEMO)
+
+test: $(READY)  ## the tests: under 5 minutes on 2 cores
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)  ## the slow tests too, as CI runs them
+	$(BIN)/python -m pytest -q -m slow
+
+format: $(READY)  ## rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(READY)  ## format and lint, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)  ## strict types on the arithmetic core, plain ones elsewhere
+	$(BIN)/mypy
+
+check: lint types test  ## what a commit must pass
+
+lock:  ## resolve pyproject.toml into requirements.lock (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras \
+	  --custom-compile-command "make lock" -o requirements.lock pyproject.toml
+
+clean:  ## remove caches and the demonstration, keep .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

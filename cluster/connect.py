@@ -1,0 +1,83 @@
+"""Dask clusters, encrypted and on loopback unless asked otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["LocalProfile", "connect_local"]
+
+
+@dataclass(frozen=True)
+class LocalProfile:
+    """Worker processes on this machine.
+
+    Attributes
+    ----------
+    workers
+        Processes. One worker with all cores is the default: BLAS threads share one set of accumulators,
+        where every further process holds its own.
+    threads
+        BLAS threads of each worker; the cores divided by the workers by default.
+    memory_limit
+        Bytes for each worker; the available memory divided by the workers by default.
+    """
+
+    workers: int = 1
+    threads: int | None = None
+    memory_limit: int | None = None
+
+    def resolved_threads(self) -> int:
+        """Return the BLAS threads of one worker."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return self.threads or max(1, cores // self.workers)
+
+    def resolved_memory(self) -> int:
+        """Return the memory limit of one worker in bytes."""
+        import psutil
+
+        return self.memory_limit or int(psutil.virtual_memory().available * 0.9 / self.workers)
+
+
+@contextmanager
+def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
+    """Start worker processes on this machine and yield a client; everything stops with the block.
+
+    Scheduler, workers and dashboard listen on 127.0.0.1 only, and the scheduler speaks TLS with certificates
+    made for this cluster: without them any account of the machine could run code as its owner.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
+
+    chosen = profile or LocalProfile()
+    settings = {
+        # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
+        "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+    }
+    with dask.config.set(settings):
+        cluster = LocalCluster(
+            n_workers=chosen.workers,
+            threads_per_worker=1,
+            memory_limit=chosen.resolved_memory(),
+            host="127.0.0.1",
+            protocol="tls://",
+            security=Security.temporary(),
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+            env={"HEADROOM_THREADS": str(chosen.resolved_threads())},
+            silence_logs=50,
+        )
+        try:
+            with Client(cluster) as client:
+                yield client
+        finally:
+            cluster.close()

@@ -1,0 +1,5 @@
+"""``python -m pipeline`` is ``headroom``."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,172 @@
+"""Bins of the label plane: which expert a spectrum belongs to, and which lie outside the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import ConfigError, InputError, did_you_mean
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["OUTSIDE", "BinGrid", "assign_bins"]
+
+#: The bin number of spectra that lie in no bin. As a cell they come last.
+OUTSIDE = -1
+
+_USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "T_eff": ("Cool", "Mid", "Hot"),
+    "M_H": ("Poor", "Solar", "Rich"),
+}
+
+
+@dataclass(frozen=True)
+class BinGrid:
+    """A rectangular grid of bins over per-spectrum columns.
+
+    Bins are half-open ``[a, b)`` with the last edge closed, numbered with the last column running fastest:
+    for the reference grid ``bin = 3 · i_T_eff + i_M_H``. A spectrum outside any edge, or with NaN in a
+    column, is in no bin.
+
+    Parameters
+    ----------
+    edges
+        Increasing edges for each column, in the columns' units; the order of the columns sets the numbering.
+    names
+        Optional names of each column's intervals. The usual three of T_eff (Cool, Mid, Hot) and M_H
+        (Poor, Solar, Rich) are the default for three intervals, otherwise the edges are shown.
+
+    Raises
+    ------
+    ConfigError
+        If edges are fewer than two, not finite or not increasing.
+    """
+
+    edges: Mapping[str, Sequence[float]]
+    names: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.edges:
+            raise ConfigError("a grid of bins needs at least one column, for example {T_eff: [3750, 4500, 6000]}")
+        for column, edges in self.edges.items():
+            values = np.asarray(edges, dtype=np.float64)
+            if values.size < 2 or not np.isfinite(values).all() or not (np.diff(values) > 0).all():
+                raise ConfigError(f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns the grid is defined on."""
+        return tuple(self.edges)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of intervals of each column."""
+        return tuple(len(edges) - 1 for edges in self.edges.values())
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins; the outside is not counted."""
+        return int(np.prod(self.shape))
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells: the bins and, last, the outside."""
+        return self.n_bins + 1
+
+    @cached_property
+    def interval_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of each column's intervals."""
+        named = {}
+        for column, edges in self.edges.items():
+            usual = _USUAL_NAMES.get(column, ())
+            if self.names and column in self.names:
+                named[column] = tuple(self.names[column])
+            elif len(usual) == len(edges) - 1:
+                named[column] = usual
+            else:
+                named[column] = tuple(f"{a:g}–{b:g}" for a, b in pairwise(edges))
+        return named
+
+    @cached_property
+    def bin_names(self) -> tuple[tuple[str, ...], ...]:
+        """For each bin, its interval's name in every column."""
+        return tuple(product(*(self.interval_names[column] for column in self.columns)))
+
+    def describe(self, bin_number: int) -> str:
+        """Return a bin in words, for example ``bin 3 (Mid, Poor)``."""
+        return f"bin {bin_number} ({', '.join(self.bin_names[bin_number])})"
+
+    def assign(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.int64]:
+        """Assign every spectrum to its bin.
+
+        Parameters
+        ----------
+        columns
+            Per-spectrum values, each of shape (N,); at least the grid's columns.
+
+        Returns
+        -------
+        NDArray[np.int64]
+            Bin numbers, shape (N,); :data:`OUTSIDE` for spectra in no bin.
+
+        Raises
+        ------
+        InputError
+            If a column of the grid is missing; the message names the nearest one.
+        """
+        number: NDArray[np.int64] | None = None
+        inside: NDArray[np.bool_] | None = None
+        for column, edges in self.edges.items():
+            if column not in columns:
+                raise InputError(
+                    f"bins use the column {column!r}, which these spectra do not have"
+                    f"{did_you_mean(column, columns)}; present: {', '.join(columns)}"
+                )
+            values = np.asarray(columns[column], dtype=np.float64)
+            index = np.searchsorted(np.asarray(edges, dtype=np.float64), values, side="right") - 1
+            index = np.where(values == edges[-1], len(edges) - 2, index)
+            within = (values >= edges[0]) & (values <= edges[-1])
+            number = index if number is None else number * (len(edges) - 1) + index
+            inside = within if inside is None else inside & within
+        assert number is not None
+        assert inside is not None
+        return np.where(inside, number, OUTSIDE).astype(np.int64)
+
+    def cells(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.int64]:
+        """Assign every spectrum to its cell: its bin, or ``n_bins`` for the outside. Shape (N,)."""
+        bins = self.assign(columns)
+        return np.where(bins == OUTSIDE, self.n_bins, bins)
+
+
+def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float]]) -> xr.Dataset:
+    """Return a Dataset of spectra with the coordinate ``bin`` along ``spectrum``, for ``groupby("bin")``.
+
+    Parameters
+    ----------
+    dataset
+        From :func:`pipeline.open_spectra`; nothing of its pixels is read.
+    grid
+        The bins, or their edges by column: ``{"T_eff": [3750, 4500, 5250, 6000]}``.
+
+    Returns
+    -------
+    xarray.Dataset
+        With ``bin`` as integers, −1 outside the grid.
+
+    Raises
+    ------
+    InputError, ConfigError
+        If a column is missing or edges are not increasing.
+    """
+    bins = grid if isinstance(grid, BinGrid) else BinGrid(grid)
+    columns = {str(name): values.values for name, values in dataset.coords.items() if values.ndim == 1}
+    meaning = "; ".join(f"{k}: {', '.join(names)}" for k, names in enumerate(bins.bin_names))
+    attributes = {"long_name": f"bin over {', '.join(bins.columns)}, {OUTSIDE} outside", "meaning": meaning}
+    return dataset.assign_coords(bin=("spectrum", bins.assign(columns), attributes))

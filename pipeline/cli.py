@@ -1,0 +1,268 @@
+"""The command line: ``headroom sample | inspect | convert | plan | run | report``.
+
+Only this module prints, and only here errors become exit codes: 0 done, 2 the user's input or configuration,
+3 the environment, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.config import ExperimentConfig, load_config
+from pipeline.errors import HeadroomError, ResourceError
+from pipeline.progress import choose_progress
+
+if TYPE_CHECKING:
+    from pipeline.results import RunResults
+
+_EXAMPLE_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_EXAMPLE_CONTEXT)
+@click.version_option(package_name="headroom", prog_name="headroom")
+def cli() -> None:
+    """How much would a mixture of experts gain over one global ridge model?
+
+    \b
+    Example, from nothing to a report:
+      headroom sample spectra/
+      HEADROOM_DEMO=spectra headroom run demo --out runs/demo
+    """
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--train", default=20000, show_default=True, help="Training spectra.")
+@click.option("--shards", default=4, show_default=True, help="Shards the training spectra are written to.")
+@click.option("--test", default=5000, show_default=True, help="Test spectra.")
+@click.option("--pixels", default=1024, show_default=True, help="Pixels per spectrum.")
+@click.option("--seed", default=0, show_default=True, help="Seed of labels and noise.")
+@click.option("--grid", type=click.Path(path_type=Path), help="Model spectra to interpolate (NPZ or HDF5).")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
+@click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def sample(directory: Path, workers: int | None, overwrite: bool, quiet: bool, **spec: Any) -> None:
+    """Simulate shards in the pfsspec layout, to try everything without real data.
+
+    The spectra are a stand-in: a compact physical model with the real line list, no synthesis code.
+
+    \b
+    Example:
+      headroom sample spectra/ --train 40000 --pixels 512
+    """
+    from pipeline.plan import format_bytes
+    from pipeline.simulate import SampleSpec, write_sample
+
+    summary = write_sample(
+        directory, SampleSpec(**spec), workers=workers, overwrite=overwrite, progress=choose_progress(quiet=quiet)
+    )
+    low, median, high = summary.snr[0], summary.snr[2], summary.snr[4]
+    click.echo(
+        f"{directory}: {summary.train:,} training and {summary.test:,} test spectra × {summary.pixels:,} pixels, "
+        f"{format_bytes(summary.bytes)}; SNR {low:.1f} to {high:.1f}, median {median:.1f} (simulated)"
+    )
+    if summary.clipped_labels:
+        click.echo(f"{summary.clipped_labels:,} spectra had labels outside the grid's hull and took the nearest inside")
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True)
+def inspect(paths: tuple[str, ...]) -> None:
+    """Check shards, folders of shards, a shard_index.txt, or a store, and say what is inside.
+
+    \b
+    Example:
+      headroom inspect spectra/train spectra/test/dataset.h5
+    """
+    from pipeline.inspection import inspect_path, render_inspection
+
+    failed = False
+    for path in paths:
+        for inspection in inspect_path(Path(path)):
+            click.echo(render_inspection(inspection))
+            failed = failed or inspection.problem is not None
+    if failed:
+        sys.exit(2)
+
+
+@cli.command()
+@click.argument("shards", nargs=-1, required=True)
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
+@click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing store, once the new one is complete.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -> None:
+    """Convert HDF5 shards to one Zarr store; run it again to resume.
+
+    \b
+    Example:
+      headroom convert spectra/train/shard_index.txt train.zarr
+    """
+    from pipeline.convert import convert_shards
+    from pipeline.plan import format_bytes
+    from pipeline.shards import find_shards
+
+    found = find_shards(shards, Path.cwd())
+    made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def plan(config: str, out: Path | None, workers: int, quiet: bool) -> None:
+    """Project memory, disk, tasks and arithmetic of a run, and refuse what cannot fit.
+
+    Shards without a store are converted first, since the plan depends on their contents.
+
+    \b
+    Example:
+      HEADROOM_DEMO=spectra headroom plan demo
+    """
+    from cluster import LocalProfile
+    from pipeline.experiment import plan_experiment
+    from pipeline.plan import measure_flops
+    from pipeline.spectra_sets import open_spectra_sets
+
+    experiment = load_config(config)
+    sets = open_spectra_sets(experiment.data, choose_progress(quiet=quiet))
+    profile = LocalProfile(workers=workers)
+    _, projected = plan_experiment(experiment, sets, [profile.resolved_memory()] * workers)
+    click.echo(projected.render(measure_flops(projected.n_pixels, experiment.precision) / workers))
+    projected.require_fit(_run_folder(config, out))
+
+
+@cli.command()
+@click.argument("config")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
+@click.option("--dashboard", is_flag=True, help="Print the Dask dashboard's address and wait at the end for Enter.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: bool) -> None:
+    """Run an experiment: convert (if needed), accumulate, solve, score, report.
+
+    CONFIG is a YAML file or the name of a packaged one (demo, oracle_noise1). Run it again to resume: finished
+    steps are skipped.
+
+    \b
+    Example:
+      headroom run oracle_noise1.yaml --out runs/first
+    """
+    from cluster import LocalProfile, connect_local
+    from pipeline.experiment import render_run, run_experiment
+
+    experiment = load_config(config)
+    folder = _run_folder(config, out)
+    progress = choose_progress(quiet=quiet)
+    command = f"headroom run {config} --out {folder}"
+    with connect_local(LocalProfile(workers=workers)) as client:
+        if dashboard or not quiet:
+            progress.note(f"dashboard: {client.dashboard_link}")
+        results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
+        if dashboard and sys.stdin.isatty():
+            click.pause("Press any key to close the dashboard …")
+    _, page = render_run(folder)
+    _print_table(results, experiment)
+    click.echo(f"report: {page}")
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Draw the figures and write the report of a run again, from its saved results.
+
+    \b
+    Example:
+      headroom report runs/demo
+    """
+    from pipeline.experiment import render_run
+
+    _, page = render_run(folder)
+    click.echo(f"report: {page}")
+
+
+def _run_folder(config: str, out: Path | None) -> Path:
+    return out if out is not None else Path("runs") / Path(config).stem
+
+
+def _print_table(results: RunResults, config: ExperimentConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    for level in results.summary["levels"]:
+        table = Table(
+            title=f"{config.target}, noise level {level['noise_level']:g}: mean over {len(config.seeds)} seeds"
+        )
+        for heading in ("spectra", "n train", "n test", "R² oracle", "R² global", "ΔR²"):
+            table.add_column(heading, justify="left" if heading == "spectra" else "right")
+        rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
+        rows += [(f"bin {one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
+        for k, (name, row) in enumerate(rows):
+            figures = [_format_estimate(row[merit]) for merit in ("r2_oracle", "r2_global", "delta_r2")]
+            table.add_row(name, f"{row['n_train']:,}", f"{row['n_test']:,}", *figures, end_section=k == 1)
+        console.print(table)
+        console.print(level["decision"]["sentence"], highlight=False, markup=False)
+    for warning in results.metadata["warnings"]:
+        console.print(f"note: {warning}", highlight=False, markup=False)
+
+
+def _format_estimate(estimate: dict[str, float | None]) -> str:
+    if estimate["mean"] is None:
+        return "–"
+    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what went wrong into one line and an exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except HeadroomError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; run the same command again to resume", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            _fail(f"{error.filename or 'a file'}: {error.strerror}", ResourceError.exit_code)
+        raise
+    except MemoryError:
+        _fail("out of memory; `headroom plan` says what the run needs", ResourceError.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"headroom: {message}", err=True)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``headroom`` command."""
+    with _exit_codes():
+        try:
+            cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

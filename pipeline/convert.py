@@ -1,0 +1,269 @@
+"""Shards into a store: checked, parallel over whole ranges, resumable, and put into place only when complete.
+
+Three phases, as a folder shows them: *plan* (``STORE.partial/plan.json``), *ranges* (one record each below
+``STORE.partial/ranges``), *finish* (:mod:`pipeline.convert_finish`, idempotent, ends with a rename). A run that was
+killed, in whatever phase, is resumed by running it again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from pipeline.convert_finish import build_manifest, put_in_place, read_json, read_records, remove_work, verify_sample
+from pipeline.convert_pixels import DROPPABLE
+from pipeline.convert_ranges import ConversionPlan, convert_disk_errors, write_json
+from pipeline.convert_sources import read_sources, source_key
+from pipeline.convert_workers import run_tasks
+from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.progress import Progress, SilentProgress
+from pipeline.shards import ShardInfo
+from pipeline.store import SpectraStore, is_store
+from pipeline.store_layout import StoreLayout, create_store, plan_layout
+
+__all__ = ["convert_shards"]
+
+#: Share of the uncompressed float32 size that is required free: noise-free spectra compress to 0.5 to 0.75.
+_DISK_SHARE: Final = 0.8
+
+
+def convert_shards(
+    shards: Sequence[Path],
+    store: Path,
+    *,
+    workers: int | None = None,
+    chunk_rows: int | None = None,
+    shard_rows: int | None = None,
+    overwrite: bool = False,
+    nonfinite: Literal["refuse", "drop"] = "refuse",
+    progress: Progress | None = None,
+) -> SpectraStore:
+    """Convert HDF5 shards to one store, in the order given.
+
+    Every spectrum is read once, cast to float32, checked, compressed, digested and written; only
+    ``nonfinite="drop"`` reads everything twice, because which rows are left out decides where all later ones go.
+    The result depends on the shards and the settings, never on the number of workers or on interruptions.
+
+    Parameters
+    ----------
+    shards
+        Files, e.g. from :func:`pipeline.shards.find_shards`; opened read-only.
+    store
+        Folder to create. Work happens in ``<store>.partial`` beside it.
+    workers
+        Processes, by default one per processor; 1 converts in this process. Each holds one range of one variable in
+        memory (128 MiB at the default sizes) and about as much again while compressing it.
+    chunk_rows, shard_rows
+        Spectra per chunk and per Zarr shard, see :func:`pipeline.store_layout.plan_layout`.
+    overwrite
+        Replace an existing store or other work folder, once the new store is complete.
+    nonfinite
+        ``"refuse"`` spectra with NaN, infinite or all-zero flux or negative errors, or ``"drop"`` them and list them
+        in the manifest. An error that is NaN in the first or last pixel takes its neighbour's value either way.
+    progress
+        Who watches.
+
+    Raises
+    ------
+    InputError
+        If shards are broken or disagree, or the target is something else; ConfigError for wrong settings.
+    ResourceError
+        If the disk is full or cannot be written; finished ranges are kept.
+    """
+    store, progress = Path(store), progress or SilentProgress()
+    workers = _count_workers(workers)
+    if nonfinite not in ("refuse", "drop"):
+        raise ConfigError(f"nonfinite must be 'refuse' or 'drop', found {nonfinite!r}")
+    infos = read_sources([Path(shard) for shard in shards])
+    n_spectra = sum(info.n_spectra for info in infos)
+    layout = plan_layout(n_spectra, infos[0].n_pixels, chunk_rows, shard_rows)
+    settings = {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": nonfinite}
+    key = source_key(infos, settings)
+    work = store.with_name(store.name + ".partial")
+    finished = _find_finished(store, key, overwrite)
+    if finished is not None:
+        if (read_json(work / "plan.json") or {}).get("key") == key:
+            remove_work(work)  # an earlier run was killed between the rename and here
+        progress.note(f"store {store} is complete already, made of the same shards and settings")
+        return finished
+    plan = _plan_conversion(infos, layout, work, key)
+    with convert_disk_errors(work), _lock_work(work, key, settings, infos, overwrite):
+        if nonfinite == "drop":
+            plan, dropped = _plan_without_faults(plan, workers, progress)
+        else:
+            dropped = [{} for _ in infos]
+        _convert_ranges(plan, workers, progress)
+        build_manifest(plan, infos, dropped, settings)
+        verify_sample(plan)
+        put_in_place(plan, store)
+    return SpectraStore.open(store)
+
+
+def _count_workers(workers: int | None) -> int:
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ConfigError(f"workers must be at least 1, found {workers}; leave it out for one per processor")
+    return workers
+
+
+def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | None:
+    """Return the target if it is this very conversion's result; refuse whatever else is there."""
+    if not store.exists() and not store.is_symlink():
+        return None
+    if not (is_store(store) or (store.is_dir() and not any(store.iterdir()))):
+        raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
+    if overwrite or not is_store(store):
+        return None
+    try:
+        existing = SpectraStore.open(store)
+    except InputError as error:
+        raise InputError(f"{error}; to replace it, convert with --overwrite") from error
+    if existing.manifest.settings.get("key") == key:
+        return existing
+    names = ", ".join(existing.shard_names[:3])
+    raise InputError(
+        f"store {store} exists, made of other shards or settings ({len(existing.shard_names)} shard(s): {names}; "
+        f"{dict(existing.manifest.settings)}); name another target or convert with --overwrite"
+    )
+
+
+def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path, key: str) -> ConversionPlan:
+    return ConversionPlan(
+        shards=tuple(info.path.absolute() for info in infos),
+        lengths=tuple(info.n_spectra for info in infos),
+        has_mask=tuple(info.has_mask for info in infos),
+        dropped=tuple(() for _ in infos),
+        layout=layout,
+        variables=tuple(name for name in infos[0].variables if name != "mask"),
+        work=work.absolute(),
+        key=key,
+    )
+
+
+@contextmanager
+def _lock_work(
+    work: Path, key: str, settings: dict[str, Any], infos: Sequence[ShardInfo], overwrite: bool
+) -> Iterator[None]:
+    """Claim the work folder for this conversion, resuming what an earlier run of the same one left."""
+    description = {
+        "key": key,
+        "settings": settings,
+        "shards": [f"{info.path.name} ({info.n_spectra} spectra, {info.fingerprint[:12]})" for info in infos],
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another conversion is writing {work}; wait for it or name another target") from error
+        except OSError:
+            pass  # a file system without locks: the user has to know
+        _require_same_plan(work, description, overwrite)
+        write_json(work / "plan.json", description)
+        yield
+
+
+def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool) -> None:
+    left = [entry for entry in work.iterdir() if entry.name != "lock"]
+    if not left:
+        return
+    found = read_json(work / "plan.json")
+    if found is None:
+        if all(entry.name.startswith("plan.json") for entry in left):
+            return  # killed before the plan was written
+        raise InputError(f"{work} exists and is not the work folder of a conversion; remove it or name another target")
+    if found.get("key") == description["key"]:
+        return
+    if not overwrite:
+        raise InputError(
+            f"{work} holds an unfinished conversion of other shards or settings: it has {found.get('shards')} with "
+            f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; finish "
+            "that one, or discard it with --overwrite"
+        )
+    for entry in left:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _plan_without_faults(
+    plan: ConversionPlan, workers: int, progress: Progress
+) -> tuple[ConversionPlan, list[dict[str, list[int]]]]:
+    """Scan all spectra for faults, and return a plan that leaves the faulty ones out."""
+    step = plan.layout.range_rows
+    tasks = [
+        (shard, start, min(start + step, length))
+        for shard, length in enumerate(plan.lengths)
+        for start in range(0, length, step)
+    ]
+    records = [_read_own(plan.scan_path(shard, start), plan.key) for shard, start, _ in tasks]
+    missing = [task for task, record in zip(tasks, records, strict=True) if record is None]
+    found = [record for record in records if record is not None]
+    found += _watch(plan, "scan_rows", missing, workers, progress, "scan", sum(plan.lengths))
+    faults: list[dict[str, list[int]]] = [{kind: [] for kind in DROPPABLE} for _ in plan.lengths]
+    for record in found:
+        for kind, rows in record["faults"].items():
+            faults[record["shard"]][kind] += rows
+    for kinds in faults:
+        known: set[int] = set()
+        for kind in DROPPABLE:  # a spectrum with several faults is listed under the first
+            kinds[kind] = sorted(set(kinds[kind]) - known)
+            known |= set(kinds[kind])
+    dropped = tuple(tuple(sorted(row for rows in kinds.values() for row in rows)) for kinds in faults)
+    n_kept = sum(plan.lengths) - sum(len(rows) for rows in dropped)
+    if n_kept == 0:
+        raise InputError("every spectrum of the shards is faulty, so nothing is left to convert; check the shards")
+    if n_kept < sum(plan.lengths):
+        progress.note(f"left out {sum(plan.lengths) - n_kept:,} faulty spectra; the manifest lists them")
+    return replace(plan, dropped=dropped, layout=replace(plan.layout, n_spectra=n_kept)), faults
+
+
+def _convert_ranges(plan: ConversionPlan, workers: int, progress: Progress) -> None:
+    variables = (*plan.variables, "mask") if any(plan.has_mask) else plan.variables
+    finished = read_records(plan)
+    todo = [start for start, _ in plan.layout.iter_ranges() if start not in finished]
+    _require_free_disk(plan, len(todo))
+    if not (finished and not todo):
+        create_store(plan.store, plan.layout, variables)
+    for _ in _watch(plan, "convert_range", todo, workers, progress, "convert", plan.layout.n_spectra):
+        pass
+
+
+def _watch(
+    plan: ConversionPlan, method: str, tasks: list[Any], workers: int, progress: Progress, title: str, total: int
+) -> Iterator[dict[str, Any]]:
+    """Run tasks under a progress step that counts what earlier runs finished."""
+    with progress.step(title, total) as advance:
+        rows = plan.layout.range_rows
+        pending = sum(
+            task[2] - task[1] if isinstance(task, tuple) else min(rows, plan.layout.n_spectra - task) for task in tasks
+        )
+        if pending < total:
+            advance(total - pending)
+        for record in run_tasks(plan, method, tasks, workers):
+            advance(record["stop"] - record["start"])
+            yield record
+
+
+def _read_own(path: Path, key: str) -> dict[str, Any] | None:
+    record = read_json(path)
+    return record if record is not None and record.get("key") == key else None
+
+
+def _require_free_disk(plan: ConversionPlan, n_ranges: int) -> None:
+    rows = min(n_ranges * plan.layout.range_rows, plan.layout.n_spectra)
+    bytes_per_pixel = sum(np.dtype(np.float32).itemsize for _ in plan.variables)
+    required = int(_DISK_SHARE * rows * plan.layout.n_pixels * bytes_per_pixel)
+    free = shutil.disk_usage(plan.work).free
+    if free < required:
+        raise ResourceError(
+            f"the store needs about {required / 2**30:.1f} GiB but the disk of {plan.work} has {free / 2**30:.1f} GiB "
+            "free; make room or choose another disk"
+        )

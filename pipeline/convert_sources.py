@@ -1,0 +1,123 @@
+"""The shards of one conversion together: whether they agree, and the columns they make up."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.errors import InputError
+from pipeline.shards import ShardInfo, read_shard_info
+from pipeline.store_manifest import SourceRecord
+
+__all__ = ["merge_columns", "read_sources", "record_source", "source_key"]
+
+#: Relative difference of wavelengths that is rounding, not another grid.
+_SAME_WAVELENGTH: Final = 1e-9
+#: Names the store uses itself; a shard's column of that name is kept as ``params_<name>``.
+_TAKEN: Final = frozenset(
+    {
+        *schema.PIXEL_VARIABLES,
+        schema.STORE_ORIGIN,
+        schema.DIM_SPECTRUM,
+        schema.DIM_WAVELENGTH,
+        "shard",
+        "row",
+        "manifest",
+    }
+)
+
+
+def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
+    """Check every shard, and that all have the same wavelengths, columns and arrays.
+
+    Raises
+    ------
+    InputError
+        Naming the two files and the first difference.
+    """
+    if not shards:
+        raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
+    infos = [read_shard_info(shard) for shard in shards]
+    for info in infos[1:]:
+        _require_agreement(infos[0], info)
+    return infos
+
+
+def record_source(info: ShardInfo, dropped: Mapping[str, Iterable[int]]) -> SourceRecord:
+    """Describe a shard for the manifest, by name and content and not by where it lies."""
+    return SourceRecord(
+        name=_name(info.path),
+        size=info.size,
+        n_spectra=info.n_spectra,
+        fingerprint=info.fingerprint,
+        dropped={kind: sorted(rows) for kind, rows in dropped.items() if rows},
+        remarks=info.remarks,
+    )
+
+
+def merge_columns(infos: Sequence[ShardInfo], dropped: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Join the shards' columns for the rows that are kept.
+
+    Returns
+    -------
+    dict
+        The labels and every other numeric column that is not all NaN, each (N,); then ``shard`` (int32) and ``row``
+        (int64, within its shard). Strings are left out.
+    """
+    keeps = []
+    for info, rows in zip(infos, dropped, strict=True):
+        keep = np.ones(info.n_spectra, bool)
+        keep[list(rows)] = False
+        keeps.append(keep)
+    merged: dict[str, np.ndarray] = {}
+    for name in infos[0].columns:
+        parts = [info.columns[name][keep] for info, keep in zip(infos, keeps, strict=True)]
+        values = np.concatenate(parts)
+        if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and np.isnan(values).all()):
+            continue
+        merged[f"params_{name}" if name in _TAKEN else re.sub(r"[^\w.-]", "_", name)] = values
+    merged["shard"] = np.repeat(np.arange(len(infos), dtype=np.int32), [int(keep.sum()) for keep in keeps])
+    merged["row"] = np.concatenate([np.flatnonzero(keep) for keep in keeps]).astype(np.int64)
+    return merged
+
+
+def source_key(infos: Sequence[ShardInfo], settings: Mapping[str, Any]) -> str:
+    """Return a digest of sources and settings: equal where a conversion would give the same store."""
+    content = [[info.fingerprint, info.n_spectra, info.size] for info in infos]
+    return hashlib.sha256(repr((content, sorted(settings.items()))).encode()).hexdigest()
+
+
+def _require_agreement(first: ShardInfo, other: ShardInfo) -> None:
+    pair = f"shards {_name(first.path)} and {_name(other.path)}"
+    remedy = "convert them into separate stores"
+    if first.n_pixels != other.n_pixels:
+        raise InputError(f"{pair} must have equal pixels, found {first.n_pixels} and {other.n_pixels}; {remedy}")
+    apart = np.abs(first.wavelength - other.wavelength) > _SAME_WAVELENGTH * np.abs(first.wavelength)
+    if apart.any():
+        pixel = int(np.argmax(apart))
+        raise InputError(
+            f"{pair} must have equal wavelengths, found {first.wavelength[pixel]:.6f} and "
+            f"{other.wavelength[pixel]:.6f} Å at pixel {pixel}, the first of {int(apart.sum())}; {remedy}"
+        )
+    if first.has_noisy != other.has_noisy:
+        with_noisy = _name((first if first.has_noisy else other).path)
+        raise InputError(f"{pair}: only {with_noisy} has a 'noisy' array, but all or none must; {remedy}")
+    lonely = sorted(set(first.columns) ^ set(other.columns))
+    if lonely:
+        owner = _name((first if lonely[0] in first.columns else other).path)
+        raise InputError(f"{pair} must have equal columns, but only {owner} has {lonely[0]!r}; {remedy}")
+    for name, values in first.columns.items():
+        if (values.dtype.kind in "fiub") != (other.columns[name].dtype.kind in "fiub"):
+            raise InputError(
+                f"{pair} must agree on column {name!r}, found {values.dtype} and {other.columns[name].dtype}; {remedy}"
+            )
+
+
+def _name(path: Path) -> str:
+    return str(Path(*path.parts[-2:]))

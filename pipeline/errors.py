@@ -1,0 +1,44 @@
+"""The exceptions a user can meet, one small tree; each carries the exit code of the command line.
+
+Every message says what was required, what was found and where, and what to do. Lower layers raise;
+only :mod:`pipeline.cli` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "HeadroomError", "InputError", "ResourceError", "SingularGramError", "did_you_mean"]
+
+
+class HeadroomError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(HeadroomError):
+    """The user's files or arguments are not what is required (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A setting is unknown, missing or out of range (exit code 2)."""
+
+
+class SingularGramError(InputError):
+    """A ridge system has no unique solution at the given penalty (exit code 2)."""
+
+
+class ResourceError(HeadroomError):
+    """The environment cannot do the work: disk, memory or cluster (exit code 3)."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,280 @@
+"""One experiment, end to end: convert → accumulate → solve → score → report, each step resumable.
+
+The run folder is the only state. Every product is written whole and recorded with the key of what it was made
+from; a product whose key still holds is not made again, one whose key changed is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.bins import BinGrid
+from pipeline.config import ExperimentConfig, content_hash
+from pipeline.errors import InputError
+from pipeline.memory import available_memory, peak_memory
+from pipeline.models import ExpertModels, TooFewSpectraError, read_models, solve_experts, write_models
+from pipeline.moments_file import replacing
+from pipeline.noise import NoiseDraw
+from pipeline.plan import ExperimentPlan, plan_run
+from pipeline.predictions import STORED_LEVEL, predict_store
+from pipeline.progress import Progress, SilentProgress
+from pipeline.provenance import describe_environment
+from pipeline.results import PREDICTIONS_FILE, RunResults, read_results
+from pipeline.spectra_sets import SpectraSets, open_spectra_sets, require_scorable
+from pipeline.summary import ScoredDraw, results_hold, write_tables
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["plan_experiment", "render_run", "run_experiment"]
+
+PRODUCTS_FILE = "products.json"
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass
+class _Run:
+    """A run in the making: where it writes, what it has made, how long its steps took."""
+
+    folder: Path
+    config: ExperimentConfig
+    progress: Progress
+    products: dict[str, str] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    worker_peak: int = 0
+
+    @property
+    def grid(self) -> BinGrid:
+        return BinGrid(self.config.bins, self.config.bin_names)
+
+    def is_made(self, name: str, key: str) -> bool:
+        return self.products.get(name) == key and (self.folder / name).exists()
+
+    def record(self, name: str, key: str) -> None:
+        self.products[name] = key
+        with replacing(self.folder / PRODUCTS_FILE) as temporary:
+            temporary.write_text(json.dumps(self.products, indent=1, sort_keys=True), encoding="utf-8")
+
+    def finish_step(self, name: str, started: float, *, skipped: bool = False) -> None:
+        self.steps.append({"name": name, "seconds": round(time.perf_counter() - started, 3), "skipped": skipped})
+
+
+def noise_draws(config: ExperimentConfig) -> list[NoiseDraw]:
+    """Return the training noise draws of an experiment: every level for every seed."""
+    return [NoiseDraw(level, seed, schema.STREAM_TRAIN) for level in config.noise.levels for seed in config.seeds]
+
+
+def plan_experiment(
+    config: ExperimentConfig, sets: SpectraSets, worker_limits: Sequence[int] | None = None
+) -> tuple[AccumulationPlan, ExperimentPlan]:
+    """Return how the pass is cut, and what it will cost on workers of the given memory (default: this machine)."""
+    grid = BinGrid(config.bins, config.bin_names)
+    accumulation = plan_accumulation(sets.train, grid, config.compute, config.precision)
+    limits = worker_limits or [available_memory()]
+    return accumulation, plan_run(accumulation, sets.train.n_pixels, len(noise_draws(config)), limits)
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    folder: str | Path,
+    *,
+    client: Client | None = None,
+    convert_workers: int | None = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> RunResults:
+    """Run an experiment, or finish one that was interrupted.
+
+    Parameters
+    ----------
+    config
+        From :func:`pipeline.load_config`.
+    folder
+        The run folder, created if needed. With a client it must be reachable by the workers under this path.
+    client
+        A Dask client whose workers accumulate; None computes in this process. The results are the same bits.
+    convert_workers
+        Processes for converting shards; one per core by default.
+    progress
+        Told of every long step.
+    command
+        How the user started the run, for the record.
+
+    Returns
+    -------
+    RunResults
+        What the run folder now holds.
+
+    Raises
+    ------
+    InputError, ConfigError
+        If spectra or settings are not what is required.
+    ResourceError
+        If memory, disk or workers do not suffice.
+    """
+    run = _open_run(Path(folder), config, progress or SilentProgress())
+    begun = datetime.now(UTC)
+    clock = time.perf_counter()
+    sets = open_spectra_sets(config.data, run.progress, convert_workers)
+    run.warnings += require_scorable(sets, run.grid)
+    run.finish_step("convert", clock)
+    limits = _worker_limits(client)
+    accumulation, plan = plan_experiment(config, sets, limits)
+    plan.require_fit(run.folder)
+    clock = time.perf_counter()
+    draws = noise_draws(config)
+    moments = accumulate_moments(
+        accumulation,
+        draws,
+        run.folder / "moments",
+        client=client,
+        draws_per_pass=plan.draws_per_pass,
+        progress=run.progress,
+    )
+    run.finish_step("accumulate", clock)
+    run.worker_peak = _workers_peak(client)
+    clock = time.perf_counter()
+    files = [_solve(run, accumulation, one) for one in moments]
+    run.finish_step("solve", clock)
+    clock = time.perf_counter()
+    key = content_hash([{name: run.products[name] for name in files}, sets.test.fingerprint, config.to_dict()])
+    if not results_hold(run.folder, key):
+        scored = _score(run, sets, draws, files)
+        run.finish_step("score", clock)
+        write_tables(run.folder, config, run.grid, sets, scored, _facts(run, plan, begun, command) | {"key": key})
+    return read_results(run.folder)
+
+
+def render_run(folder: str | Path) -> tuple[Path, Path]:
+    """Draw the figures and write ``report.md`` and ``report.html`` of a scored run; return the two pages."""
+    from pipeline.figures import render_figures
+    from pipeline.report import render_report
+
+    results = read_results(folder)
+    return render_report(results, render_figures(results))
+
+
+def _open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> _Run:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    products: dict[str, str] = {}
+    if (folder / PRODUCTS_FILE).exists():
+        try:
+            products = json.loads((folder / PRODUCTS_FILE).read_text(encoding="utf-8"))
+        except ValueError:
+            progress.note(f"{folder / PRODUCTS_FILE} is damaged; models and predictions are made again")
+    return _Run(folder, config, progress, products)
+
+
+def _worker_limits(client: Client | None) -> list[int]:
+    if client is None:
+        return [available_memory()]
+    client.wait_for_workers(1, timeout=300)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return [int(worker["memory_limit"] or available_memory()) for worker in workers]
+
+
+def _workers_peak(client: Client | None) -> int:
+    """Return the summed peak memory of all workers in bytes; this process' own if there are none."""
+    if client is None:
+        return peak_memory()
+    return sum(client.run(peak_memory).values())
+
+
+def _solve(run: _Run, plan: AccumulationPlan, moments: MomentsFolder) -> str:
+    """Solve the models of one draw for every prefix of the folds; return the product's name."""
+    name = f"models/{moments.draw.name}.npz"
+    key = content_hash([plan.key, vars(moments.draw), run.config.ridge.model_dump(mode="json")])
+    if run.is_made(name, key):
+        return name
+    models: list[ExpertModels] = []
+    with run.progress.step(f"solve {moments.draw.name}", moments.n_folds, "training sizes") as advance:
+        for k, cells in enumerate(moments.iter_prefixes(), start=1):
+            try:
+                models.append(solve_experts(cells, run.config.ridge, run.grid))
+            except TooFewSpectraError:
+                # A short prefix may starve a bin: the learning curve starts later. The whole set must not.
+                if k == moments.n_folds:
+                    raise
+            advance(1)
+    write_models(run.folder / name, models, {"key": key})
+    run.record(name, key)
+    return name
+
+
+def _score(run: _Run, sets: SpectraSets, draws: Sequence[NoiseDraw], files: Sequence[str]) -> list[ScoredDraw]:
+    scored = []
+    frames = []
+    y_true = np.asarray(sets.test.columns[run.config.target], dtype=np.float64)
+    bins = run.grid.assign(sets.test.columns)
+    with run.progress.step("predict", len(draws) * sets.test.n_spectra) as advance:
+        for draw, name in zip(draws, files, strict=True):
+            models = read_models(run.folder / name)
+            test_draw = _test_draw(run.config, sets, draw)
+            predicted = predict_store(sets.test, models, run.config.target, test_draw, run.config.precision, advance)
+            scored.append(ScoredDraw.score(draw, test_draw is None, models, y_true, bins, predicted, run.config))
+            frames.append(_prediction_frame(draw, y_true, bins, predicted[-1]))
+            run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
+    with replacing(run.folder / PREDICTIONS_FILE) as temporary:
+        pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
+    return scored
+
+
+def _test_draw(config: ExperimentConfig, sets: SpectraSets, draw: NoiseDraw) -> NoiseDraw | None:
+    """Return the test noise of a training draw; None where the test store's own is used."""
+    if config.noise.test == "stored" and sets.test.has_noisy and draw.level == STORED_LEVEL:
+        return None
+    return NoiseDraw(draw.level, draw.seed, schema.STREAM_TEST)
+
+
+def _prediction_frame(
+    draw: NoiseDraw, y_true: NDArray[np.float64], bins: NDArray[np.int64], predicted: NDArray[np.float64]
+) -> pd.DataFrame:
+    of_global, of_experts = predicted[:, 0], predicted[:, 1:]
+    routed = np.where(bins >= 0, of_experts[np.arange(len(bins)), np.maximum(bins, 0)], of_global)
+    frame = {
+        "seed": np.full(len(bins), draw.seed),
+        "noise_level": np.full(len(bins), draw.level),
+        "row": np.arange(len(bins)),
+        "bin": bins,
+        "y_true": y_true,
+        "y_global": of_global,
+        "y_oracle": routed,
+    }
+    return pd.DataFrame(frame | {f"expert_{k}": of_experts[:, k] for k in range(of_experts.shape[1])})
+
+
+def _facts(run: _Run, plan: ExperimentPlan, begun: datetime, command: str | None) -> dict[str, Any]:
+    """Return what ``metadata.json`` says besides configuration and results."""
+    return {
+        "command": command or "pipeline.run_experiment(config, folder)",
+        "started": begun.isoformat(timespec="seconds"),
+        "steps": run.steps,
+        "warnings": run.warnings,
+        "peak_memory_bytes": max(run.worker_peak, peak_memory()),
+        "plan": {
+            "memory_per_worker_bytes": plan.worker_memory,
+            "driver_memory_bytes": plan.driver_memory,
+            "moments_disk_bytes": plan.moments_disk,
+            "tasks": plan.n_tasks,
+            "passes": plan.n_passes,
+            "gram_flops": plan.flops,
+        },
+        **describe_environment(),
+    }

@@ -1,0 +1,174 @@
+"""One look for every figure: sizes, a colour-blind safe palette, axes, notes, saving.
+
+Figures are made with :class:`matplotlib.figure.Figure` alone. ``pyplot`` keeps a registry of open figures and
+chooses a backend for the whole process; neither belongs in a library.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from pipeline.decision import Estimate
+from pipeline.figures.writing import write_whole
+
+__all__ = [
+    "BLUES",
+    "DPI",
+    "GLOBAL",
+    "INK",
+    "MUTED",
+    "ORACLE",
+    "SLIDE",
+    "SMALL",
+    "TEXT",
+    "VERDICT_COLORS",
+    "add_interval",
+    "add_title",
+    "format_count",
+    "format_value",
+    "label_counts",
+    "new_figure",
+    "save_figure",
+    "show_empty",
+    "style_axes",
+]
+
+DPI = 150
+#: Inches of a 16:9 slide; at 150 dots per inch 2000 × 1125 pixels.
+SLIDE = (13.333, 7.5)
+#: Points. Nothing is smaller than SMALL.
+SMALL, TEXT, TITLE = 11.0, 12.0, 15.0
+
+# Okabe and Ito's palette, which survives the common kinds of colour blindness and grey printing.
+GLOBAL, ORACLE, INK, MUTED = "#E69F00", "#0072B2", "#222222", "#6B6B6B"
+VERDICT_COLORS = {"continue": "#009E73", "undecided": "#B8B8B8", "stop": "#D55E00"}
+#: Densities on white paper: the palest blue must still differ from "nothing here".
+BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.22, 1.0, 256)), name="visible_blues")
+
+
+def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
+    """Return an empty figure whose layout makes room for every label."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+    return figure
+
+
+def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None:
+    """Write a left-aligned, wrapped title above the axes and a line of small print below them."""
+    width = figure.get_size_inches()[0]
+    # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
+    wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
+    figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+    small_print = f"Simulated spectra. {note}" if simulated else note
+    wrapped = textwrap.fill(small_print, max(24, int(width * 11.5)))
+    figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+
+
+def _wrap_evenly(text: str, width: int) -> str:
+    lines = len(textwrap.wrap(text, width))
+    # The narrowest width that needs no further line: no word is left alone on the last one.
+    while width > 20 and len(textwrap.wrap(text, width - 1)) == lines > 1:
+        width -= 1
+    return textwrap.fill(text, width)
+
+
+def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "x") -> None:
+    """Give axes the house look; ``grid`` names the value axis (``x``, ``y``, ``both`` or empty)."""
+    axes.tick_params(labelsize=SMALL, colors=INK, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    if title:
+        axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
+    axes.set_xlabel(x, fontsize=TEXT, color=INK)
+    axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)
+    if grid in ("x", "both"):
+        axes.grid(True, axis="x", color="#E3E3E3", linewidth=0.8)
+    if grid in ("y", "both"):
+        axes.grid(True, axis="y", color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def add_interval(axes: Axes, at: float, estimate: Estimate, *, horizontal: bool, color: str = INK) -> None:
+    """Draw a confidence interval as a bar from its low to its high end; nothing where it is NaN."""
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return
+    # Around the interval's own middle: its ends are then exact even where the mean is not inside.
+    middle, half = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
+    style: dict[str, Any] = {
+        "fmt": "none",
+        "ecolor": color,
+        "elinewidth": 1.6,
+        "capsize": 4,
+        "capthick": 1.6,
+        "zorder": 4,
+    }
+    if horizontal:
+        axes.errorbar([middle], [at], xerr=[half], **style)
+    else:
+        axes.errorbar([at], [middle], yerr=[half], **style)
+
+
+def format_value(value: float, form: str = ".3f") -> str:
+    """Return a figure of merit as figures write it: with a true minus, and words where there is none."""
+    return format(value, form).replace("-", "−") if math.isfinite(value) else "no R²"
+
+
+def format_count(value: float) -> str:
+    """Return a count in three digits: ``62``, ``62.7k``, ``1M``."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        # 999,950 and more would round to "1000k".
+        if abs(value) >= size * 0.99995:
+            return f"{value / size:.3g}{unit}" if abs(value) < 999.5 * size else f"{value / size:.0f}{unit}"
+    return f"{value:.0f}"
+
+
+def label_counts(axes: Axes, counts: Sequence[float]) -> None:
+    """Label the x axis with the very counts that were measured, thinned where they would touch."""
+    low, high = min(counts), max(counts)
+    logarithmic = high > 8 * low > 0
+    if logarithmic:
+        axes.set_xscale("log")
+
+    def place(count: float) -> float:
+        return math.log(count) if logarithmic else count
+
+    gap = (place(high) - place(low)) * 0.16
+    shown: list[float] = []
+    for count in sorted(set(counts), reverse=True):
+        if not shown or place(shown[-1]) - place(count) >= gap:
+            shown.append(count)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def show_empty(axes: Axes, message: str) -> None:
+    """Say why there is nothing to draw, instead of leaving axes blank."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", fontsize=TEXT, color=MUTED)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,178 @@
+"""What figures and report read from results: levels, bins, edges, words for columns.
+
+``summary.json`` holds, for every noise level, the estimates (``mean``, ``std`` over seeds, ``low``/``high`` of
+the confidence interval; null where there is none) of the two scopes and of each bin::
+
+    {"target": "log_g", "confidence": 0.95, "headline_level": 1.0, "learning": {"sentence": …},
+     "levels": [{"noise_level": 1.0, "test_noise": "stored" | "drawn",
+                 "scopes": {"covered" | "all": {"n_train", "n_test", "r2_oracle", "r2_global", "delta_r2"}},
+                 "bins": [{"bin", "names", "n_train", "n_test", "alpha", "r2_oracle", …}],
+                 "decision": {"verdict", "sentence"},
+                 "hypotheses": [{"name", "statement", "found", "passed"}]}]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+
+from pipeline import schema
+from pipeline.config import DecisionConfig
+from pipeline.decision import Estimate
+from pipeline.results import RunResults
+
+__all__ = [
+    "MERITS",
+    "SCOPES",
+    "BinView",
+    "ScopeView",
+    "bin_edges",
+    "bin_views",
+    "coverage",
+    "headline",
+    "interval_labels",
+    "learning_points",
+    "quantity",
+    "scope_views",
+    "symbol",
+    "target_quantity",
+    "thresholds",
+]
+
+#: The figures of merit as files spell them, and as readers do.
+MERITS: Mapping[str, str] = {"r2_global": "R²_global", "r2_oracle": "R²_oracle", "delta_r2": "ΔR²"}
+#: Headline scope first.
+SCOPES = ("covered", "all")
+
+
+@dataclass(frozen=True)
+class ScopeView:
+    """The estimates over one set of test spectra."""
+
+    n_train: int
+    n_test: int
+    r2_global: Estimate
+    r2_oracle: Estimate
+    delta_r2: Estimate
+
+
+@dataclass(frozen=True)
+class BinView(ScopeView):
+    """The estimates in one bin; NaN where it has too few test spectra to have an R²."""
+
+    number: int
+    names: tuple[str, ...]
+    alpha: float
+
+    @property
+    def label(self) -> str:
+        """For example ``3 · Mid, Poor``; long names are cut, because a figure has no room for them."""
+        return f"{self.number} · {', '.join(_cut(name, 18) for name in self.names)}"
+
+
+def headline(results: RunResults) -> dict[str, Any]:
+    """Return the level of ``summary.json`` that the conclusion is about."""
+    levels: list[dict[str, Any]] = results.summary["levels"]
+    wanted = results.summary["headline_level"]
+    return next((level for level in levels if level["noise_level"] == wanted), levels[0])
+
+
+def scope_views(level: Mapping[str, Any]) -> dict[str, ScopeView]:
+    """Return the scopes of a level that were scored, the headline scope first."""
+    scopes = level["scopes"]
+    return {name: ScopeView(**_scope_values(scopes[name])) for name in SCOPES if name in scopes}
+
+
+def bin_views(level: Mapping[str, Any]) -> list[BinView]:
+    """Return the bins of a level in the order of their numbers."""
+    views = [
+        BinView(
+            **_scope_values(entry),
+            number=int(entry["bin"]),
+            names=tuple(map(str, entry["names"])),
+            alpha=_number(entry["alpha"]),
+        )
+        for entry in level["bins"]
+    ]
+    return sorted(views, key=lambda view: view.number)
+
+
+def _scope_values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    estimates = {
+        name: Estimate(*(_number((entry.get(name) or {}).get(key)) for key in ("mean", "std", "low", "high")))
+        for name in MERITS
+    }
+    return {"n_train": int(entry["n_train"]), "n_test": int(entry["n_test"]), **estimates}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def thresholds(results: RunResults) -> DecisionConfig:
+    """Return the thresholds that the run's configuration states."""
+    return DecisionConfig.model_validate(results.metadata["config"].get("decision") or {})
+
+
+def bin_edges(results: RunResults) -> dict[str, list[float]]:
+    """Return the edges of the bins by column, in the order that numbers them."""
+    bins = results.metadata["config"]["bins"]
+    return {column: [float(edge) for edge in bins[column]] for column in results.metadata["bin_columns"]}
+
+
+def interval_labels(results: RunResults, column: str) -> list[str]:
+    """Return a column's intervals as name and edges, for example ``Cool\\n3750–4500``."""
+    names = results.metadata["interval_names"][column]
+    labels = []
+    for name, (low, high) in zip(names, pairwise(bin_edges(results)[column]), strict=True):
+        span = f"{low:g}–{high:g}" if low >= 0 else f"{low:g} to {high:g}".replace("-", "−")
+        # Intervals without names of their own are already called by their edges.
+        nameless = str(name) == f"{low:g}–{high:g}"
+        labels.append(span if nameless else f"{_cut(str(name), 18)}\n{span}")
+    return labels
+
+
+def coverage(results: RunResults, part: str) -> float | None:
+    """Return the share of train or test spectra that lie in a bin, where the run recorded it."""
+    value = results.metadata.get("stores", {}).get(part, {}).get("coverage")
+    return None if value is None else float(value)
+
+
+def symbol(column: str) -> str:
+    """Return a column's name as figures write it."""
+    return schema.COLUMN_SYMBOLS.get(column, column)
+
+
+def quantity(column: str) -> str:
+    """Return a column's symbol with its unit, for example ``T_eff (K)``."""
+    unit = schema.COLUMN_UNITS.get(column, "1")
+    return symbol(column) if unit == "1" else f"{symbol(column)} ({unit})"
+
+
+def target_quantity(results: RunResults) -> str:
+    """Return the target's symbol with its unit."""
+    return quantity(results.summary["target"])
+
+
+def learning_points(results: RunResults, scope: str = "covered") -> pd.DataFrame:
+    """Average the learning curve over seeds at the headline noise level.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per prefix of the training folds, by increasing ``n_train``: ``n_train``, ``n_test`` and each
+        figure of merit with ``_low`` and ``_high`` (means over seeds of the values and of the intervals' ends).
+    """
+    frame = results.learning
+    chosen = frame[(frame["noise_level"] == headline(results)["noise_level"]) & (frame["scope"] == scope)]
+    values = [f"{merit}{suffix}" for merit in MERITS for suffix in ("", "_low", "_high")]
+    return chosen.groupby(["n_train", "n_test"], as_index=False)[values].mean().sort_values("n_train")
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

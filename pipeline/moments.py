@@ -1,0 +1,282 @@
+"""Sufficient statistics of a set of spectra: the value everything downstream is algebra on.
+
+For samples with pixels x ∈ R^P and labels y ∈ R^Q, relative to fixed origins o and c::
+
+    n,  s = Σ(x−o),  S = Σ(x−o)(x−o)ᵀ,  t = Σ(y−c),  U = Σ(x−o)(y−c)ᵀ,  V = Σ(y−c)(y−c)ᵀ
+
+Moments of disjoint sets add and subtract (a commutative monoid with ``remove``), so the global model, coarser
+bins, training without one fold and growing data cost no second pass over the spectra. The origin is subtracted
+BEFORE any product because uncentred float32 sums of nearly constant flux lose everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from pipeline.errors import InputError
+from pipeline.tiles import TileLayout, add_gram
+
+__all__ = ["Moments"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of ``count`` spectra of P pixels and Q labels; immutable for its callers.
+
+    Attributes
+    ----------
+    count
+        n, the number of spectra.
+    x_sum
+        s, shape (P,), float64, flux units.
+    gram
+        S as tiles of its lower triangle (:class:`pipeline.tiles.TileLayout`), float32 or float64, flux².
+    y_sum
+        t, shape (Q,), float64, label units.
+    cross
+        U, shape (P, Q), float64.
+    y_gram
+        V, shape (Q, Q), float64.
+    x_origin, y_origin
+        o, shape (P,) and c, shape (Q,): what was subtracted.
+    labels
+        Names of the Q labels.
+    """
+
+    count: int
+    x_sum: FloatArray
+    gram: NDArray[Any]
+    y_sum: FloatArray
+    cross: FloatArray
+    y_gram: FloatArray
+    x_origin: FloatArray
+    y_origin: FloatArray
+    labels: tuple[str, ...]
+
+    @classmethod
+    def zeros(
+        cls, x_origin: ArrayLike, y_origin: ArrayLike, labels: Sequence[str], dtype: DTypeLike = np.float64
+    ) -> Moments:
+        """Return the moments of no spectra: the identity of addition."""
+        x0, y0 = np.asarray(x_origin, dtype=np.float64), np.asarray(y_origin, dtype=np.float64)
+        n_pixels, n_labels = x0.size, y0.size
+        return cls(
+            count=0,
+            x_sum=np.zeros(n_pixels),
+            gram=TileLayout(n_pixels).zeros(dtype),
+            y_sum=np.zeros(n_labels),
+            cross=np.zeros((n_pixels, n_labels)),
+            y_gram=np.zeros((n_labels, n_labels)),
+            x_origin=x0,
+            y_origin=y0,
+            labels=tuple(labels),
+        )
+
+    @classmethod
+    def from_samples(
+        cls,
+        x: ArrayLike,
+        y: ArrayLike,
+        labels: Sequence[str] | None = None,
+        *,
+        x_origin: ArrayLike | None = None,
+        y_origin: ArrayLike | None = None,
+    ) -> Moments:
+        """Compute the moments of samples in memory, in float64.
+
+        Parameters
+        ----------
+        x
+            Pixels, shape (N, P).
+        y
+            Labels, shape (N, Q) or (N,).
+        labels
+            Names of the labels; ``label_0`` … by default.
+        x_origin, y_origin
+            Origins, shapes (P,) and (Q,); zeros by default. Moments merge only if their origins are equal.
+
+        Raises
+        ------
+        InputError
+            If shapes disagree or a value is not finite.
+        """
+        pixels = np.asarray(x, dtype=np.float64)
+        targets = np.asarray(y, dtype=np.float64)
+        targets = targets[:, None] if targets.ndim == 1 else targets
+        if pixels.ndim != 2 or targets.shape[:1] != pixels.shape[:1]:
+            raise InputError(
+                f"samples need x of shape (N, P) and y of shape (N, Q); found {pixels.shape} and {targets.shape}"
+            )
+        if not (np.isfinite(pixels).all() and np.isfinite(targets).all()):
+            raise InputError("samples must be finite; x or y holds NaN or infinity")
+        names = tuple(labels or (f"label_{k}" for k in range(targets.shape[1])))
+        zero = cls.zeros(
+            np.zeros(pixels.shape[1]) if x_origin is None else x_origin,
+            np.zeros(targets.shape[1]) if y_origin is None else y_origin,
+            names,
+        )
+        dx, dy = np.ascontiguousarray(pixels - zero.x_origin), targets - zero.y_origin
+        add_gram(dx, zero.gram, zero.layout)
+        return replace(
+            zero, count=len(dx), x_sum=dx.sum(axis=0), y_sum=dy.sum(axis=0), cross=dx.T @ dy, y_gram=dy.T @ dy
+        )
+
+    @property
+    def n_pixels(self) -> int:
+        """P."""
+        return int(self.x_origin.size)
+
+    @cached_property
+    def layout(self) -> TileLayout:
+        """How :attr:`gram` is stored."""
+        return TileLayout(self.n_pixels)
+
+    @property
+    def x_mean(self) -> FloatArray:
+        """Mean pixels, shape (P,), origin included."""
+        self._require_spectra()
+        return self.x_origin + self.x_sum / self.count
+
+    @property
+    def y_mean(self) -> FloatArray:
+        """Mean labels, shape (Q,), origin included."""
+        self._require_spectra()
+        return self.y_origin + self.y_sum / self.count
+
+    @property
+    def x_variance(self) -> FloatArray:
+        """Population variance of every pixel, shape (P,), never negative."""
+        self._require_spectra()
+        mean = self.x_sum / self.count
+        return np.maximum(self.layout.diagonal(self.gram) / self.count - mean * mean, 0.0)
+
+    def covariance_sums(self) -> tuple[FloatArray, FloatArray]:
+        """Return centred sums of products.
+
+        Returns
+        -------
+        C : (P, P), Fortran-ordered
+            ``S − ssᵀ/n``, lower triangle only (zeros above), flux².
+        C_xy : (P, Q)
+            ``U − stᵀ/n``.
+        """
+        self._require_spectra()
+        gram = self.layout.unpack_lower(self.gram)
+        for j in range(self.n_pixels):
+            gram[j:, j] -= self.x_sum[j:] * (self.x_sum[j] / self.count)
+        return gram, self.cross - np.outer(self.x_sum, self.y_sum) / self.count
+
+    def squared_error(self, weights: FloatArray, intercepts: FloatArray) -> FloatArray:
+        """Return Σ(y − xᵀw − b)² over the spectra, for every label, from the moments alone.
+
+        ``SSE = V − 2(wᵀU + b't) + wᵀSw + 2b'wᵀs + n b'²`` with ``b' = b + oᵀw − c``, since all sums are
+        relative to the origins.
+
+        Parameters
+        ----------
+        weights
+            Shape (P, Q).
+        intercepts
+            Shape (Q,).
+
+        Returns
+        -------
+        FloatArray
+            Shape (Q,).
+        """
+        shifted = intercepts + self.x_origin @ weights - self.y_origin
+        quadratic = np.sum(weights * self.layout.multiply(self.gram, weights), axis=0)
+        linear = np.sum(weights * self.cross, axis=0) + shifted * self.y_sum
+        mixed = shifted * (self.x_sum @ weights)
+        total = np.diagonal(self.y_gram) - 2 * linear + quadratic + 2 * mixed + self.count * shifted**2
+        return np.asarray(total)
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of the union of two disjoint sets."""
+        return Moments.merge([self, other])
+
+    @staticmethod
+    def merge(parts: Iterable[Moments]) -> Moments:
+        """Add moments of disjoint sets in the given order, in float64; order fixes the last bits.
+
+        Raises
+        ------
+        InputError
+            If there is nothing to merge, or origins, pixels or labels differ; the message says where.
+        """
+        iterator = iter(parts)
+        first = next(iterator, None)
+        if first is None:
+            raise InputError("cannot merge no moments at all; give at least one")
+        count = first.count
+        sums = [np.array(part, dtype=np.float64) for part in first._sums()]
+        for part in iterator:
+            first._require_same_frame(part)
+            count += part.count
+            for total, addend in zip(sums, part._sums(), strict=True):
+                total += addend
+        return first._with(count, sums)
+
+    def remove(self, other: Moments) -> Moments:
+        """Return the moments without a subset that they contain.
+
+        Raises
+        ------
+        InputError
+            If origins, pixels or labels differ, or the subset is larger than the whole.
+        """
+        self._require_same_frame(other)
+        if other.count > self.count:
+            raise InputError(f"cannot remove {other.count} spectra from moments of {self.count}")
+        sums = [
+            np.subtract(whole, part, dtype=np.float64) for whole, part in zip(self._sums(), other._sums(), strict=True)
+        ]
+        return self._with(self.count - other.count, sums)
+
+    def identical(self, other: Moments) -> bool:
+        """Return whether all numbers are equal, bit for bit in value."""
+        return (
+            self.count == other.count
+            and self.labels == other.labels
+            and np.array_equal(self.x_origin, other.x_origin)
+            and np.array_equal(self.y_origin, other.y_origin)
+            and all(np.array_equal(a, b) for a, b in zip(self._sums(), other._sums(), strict=True))
+        )
+
+    def _sums(self) -> tuple[NDArray[Any], ...]:
+        return (self.x_sum, self.gram, self.y_sum, self.cross, self.y_gram)
+
+    def _with(self, count: int, sums: Sequence[NDArray[Any]]) -> Moments:
+        x_sum, gram, y_sum, cross, y_gram = sums
+        return replace(self, count=count, x_sum=x_sum, gram=gram, y_sum=y_sum, cross=cross, y_gram=y_gram)
+
+    def _require_spectra(self) -> None:
+        if self.count < 1:
+            raise InputError("moments of no spectra have no mean; accumulate at least one spectrum first")
+
+    def _require_same_frame(self, other: Moments) -> None:
+        if self.n_pixels != other.n_pixels:
+            raise InputError(
+                f"cannot merge moments of {self.n_pixels} and {other.n_pixels} pixels; use one wavelength grid"
+            )
+        if self.labels != other.labels:
+            raise InputError(f"cannot merge moments of labels {self.labels} and {other.labels}; use the same labels")
+        for name, mine, theirs, unit in (
+            ("origins", self.x_origin, other.x_origin, "pixel"),
+            ("label origins", self.y_origin, other.y_origin, "label"),
+        ):
+            if not np.array_equal(mine, theirs):
+                difference = np.abs(mine - theirs)
+                worst = int(np.argmax(difference))
+                raise InputError(
+                    f"cannot merge moments with different {name} (max |Δ| = {difference[worst]:.3g} at {unit} "
+                    f"{worst}); accumulate both from one store"
+                )

@@ -1,0 +1,185 @@
+"""What a run will cost, before it starts: memory, disk, tasks, arithmetic; and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.accumulate import AccumulationPlan
+from pipeline.errors import ResourceError
+from pipeline.hotloop import LoopSettings, loop_memory
+from pipeline.tiles import TileLayout
+
+__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
+
+#: A process that has imported everything and opened a store, measured, with some air.
+PROCESS_BYTES = 450 * 2**20
+#: Dask pauses a worker at 0.8 of its limit; the plan stays well below.
+MEMORY_SHARE = 0.7
+_COLUMN_BYTES = 8 * 24  # a store's per-spectrum columns
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """Projected cost of a run; bytes, floating-point operations, counts.
+
+    Attributes
+    ----------
+    n_spectra, n_pixels
+        Training spectra and pixels.
+    n_draws
+        Noise draws: seeds × levels.
+    draws_per_pass
+        Draws that share one read of the spectra, as memory allows.
+    n_passes, n_tasks
+        Reads of the store, and Dask tasks.
+    worker_memory
+        Peak of one worker.
+    worker_limit
+        What a worker may use.
+    driver_memory
+        Peak of the process that merges, solves and scores.
+    moments_disk
+        Bytes of moments the run folder will hold, the largest fold's partitions included.
+    flops
+        Floating-point operations of the Gram products, N·P² for each draw.
+    """
+
+    n_spectra: int
+    n_pixels: int
+    n_cells: int
+    n_draws: int
+    n_folds: int
+    n_partitions: int
+    draws_per_pass: int
+    n_workers: int
+    worker_memory: int
+    worker_limit: int
+    driver_memory: int
+    moments_disk: int
+    flops: float
+
+    @property
+    def n_passes(self) -> int:
+        """Reads of the store."""
+        return -(-self.n_draws // self.draws_per_pass)
+
+    @property
+    def n_tasks(self) -> int:
+        """Dask tasks."""
+        return self.n_passes * self.n_partitions
+
+    def require_fit(self, folder: Path) -> None:
+        """Refuse a plan that needs more than there is.
+
+        Raises
+        ------
+        ResourceError
+            With the numbers and the setting to turn.
+        """
+        if self.worker_memory > self.worker_limit * MEMORY_SHARE:
+            raise ResourceError(
+                f"the plan needs {format_bytes(self.worker_memory)} per worker but workers have "
+                f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
+                "smaller compute.run_rows and compute.block_rows, fewer workers per machine (--workers), or larger ones"
+            )
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if self.moments_disk > free:
+            raise ResourceError(
+                f"the run's moments need {format_bytes(self.moments_disk)} in {folder} but {format_bytes(free)} are "
+                "free; choose another --out, or use fewer seeds or compute.folds"
+            )
+
+    def render(self, flops_per_second: float | None = None) -> str:
+        """Return the plan as lines for people."""
+        lines = [
+            f"spectra × pixels     {self.n_spectra:,} × {self.n_pixels:,}",
+            f"noise draws          {self.n_draws} in {self.n_passes} pass{'es' if self.n_passes > 1 else ''} "
+            f"over the store ({self.draws_per_pass} share a read)",
+            f"cells × folds        {self.n_cells} × {self.n_folds}",
+            f"tasks                {self.n_tasks} ({self.n_partitions} partitions), {self.n_workers} worker"
+            f"{'s' if self.n_workers > 1 else ''}",
+            f"memory per worker    {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}",
+            f"memory of the driver {format_bytes(self.driver_memory)}",
+            f"disk for moments     {format_bytes(self.moments_disk)}",
+            f"arithmetic           {self.flops / 1e12:,.2f} Tflop of Gram products",
+        ]
+        if flops_per_second:
+            seconds = self.flops / flops_per_second / self.n_workers
+            lines.append(
+                f"time, at least       {seconds:,.1f} s at {flops_per_second / 1e9:,.0f} Gflop/s a worker "
+                "(measured on this machine, just now)"
+            )
+        return "\n".join(lines)
+
+
+def plan_run(
+    accumulation: AccumulationPlan, n_pixels: int, n_draws: int, worker_limits: Sequence[int]
+) -> ExperimentPlan:
+    """Project the cost of an experiment.
+
+    Parameters
+    ----------
+    accumulation
+        The cuts.
+    n_pixels
+        P.
+    n_draws
+        Seeds × noise levels.
+    worker_limits
+        Memory limit of every worker in bytes.
+    """
+    settings = LoopSettings(accumulation.precision, accumulation.block_rows, accumulation.run_rows)
+    n_cells = accumulation.grid.n_cells
+    limit = min(worker_limits)
+    fixed = PROCESS_BYTES + _COLUMN_BYTES * accumulation.n_spectra
+    of_draws = [loop_memory(n_pixels, n_cells, k, settings) for k in range(1, n_draws + 1)]
+    fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= limit * MEMORY_SHARE]
+    draws_per_pass = max(fitting, default=1)
+    layout = TileLayout(n_pixels)
+    partial, merged = layout.nbytes(accumulation.precision), layout.nbytes(np.float64)
+    n_folds = len(accumulation.folds)
+    largest = max(len(accumulation.fold_partitions(fold)) for fold in range(n_folds))
+    dense = n_pixels * n_pixels * 8
+    return ExperimentPlan(
+        n_spectra=accumulation.n_spectra,
+        n_pixels=n_pixels,
+        n_cells=n_cells,
+        n_draws=n_draws,
+        n_folds=n_folds,
+        n_partitions=len(accumulation.partitions),
+        draws_per_pass=draws_per_pass,
+        n_workers=len(worker_limits),
+        worker_memory=fixed + of_draws[draws_per_pass - 1],
+        worker_limit=limit,
+        # Sums of all cells, the global one and one being added; a dense system and its factor.
+        driver_memory=fixed + (2 * n_cells + 2) * merged + 3 * dense,
+        moments_disk=n_cells * (n_draws * n_folds * merged + draws_per_pass * largest * partial),
+        flops=float(n_draws) * accumulation.n_spectra * n_pixels**2,
+    )
+
+
+def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
+    """Return the rate of a Gram product on this machine, flop/s (N·P² for N rows), all cores, best of three."""
+    x = np.random.default_rng(0).standard_normal((rows, min(n_pixels, 2048)), dtype=np.float32).astype(precision)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        x.T @ x
+        best = min(best, time.perf_counter() - started)
+    return rows * x.shape[1] ** 2 / best
+
+
+def format_bytes(count: float) -> str:
+    """Return a size for people, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

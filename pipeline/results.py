@@ -1,0 +1,134 @@
+"""The run folder's results: which files a run leaves, and reading them back for figures and reports.
+
+::
+
+    RUN/results.csv             a row per seed × noise level × target × scope
+    RUN/per_bin_results.csv     the same per bin
+    RUN/learning_curve.csv      the same for growing prefixes of the training folds
+    RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
+    RUN/predictions.parquet     every test spectrum under the global model and every expert
+    RUN/summary.json            means over seeds, intervals, hypotheses and the decision
+    RUN/metadata.json           configuration, versions, fingerprints, times, peak memory, hashes
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import InputError
+
+__all__ = [
+    "LEARNING_FILE",
+    "METADATA_FILE",
+    "OVERALL_COLUMNS",
+    "OVERALL_FILE",
+    "PER_BIN_FILE",
+    "PREDICTIONS_FILE",
+    "SAMPLE_FILE",
+    "SUMMARY_FILE",
+    "RunResults",
+    "read_results",
+]
+
+OVERALL_FILE = "results.csv"
+PER_BIN_FILE = "per_bin_results.csv"
+LEARNING_FILE = "learning_curve.csv"
+SAMPLE_FILE = "sample_distribution.csv"
+PREDICTIONS_FILE = "predictions.parquet"
+SUMMARY_FILE = "summary.json"
+METADATA_FILE = "metadata.json"
+
+_MERITS = ("r2_oracle", "r2_global", "delta_r2")
+OVERALL_COLUMNS = (
+    "seed",
+    "noise_level",
+    "target",
+    "scope",
+    "alpha_global",
+    "n_train",
+    "n_test",
+    *(f"{merit}{suffix}" for merit in _MERITS for suffix in ("", "_low", "_high")),
+)
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """Everything a report needs, read from a run folder.
+
+    Attributes
+    ----------
+    folder
+        The run folder.
+    overall
+        ``results.csv``: columns :data:`OVERALL_COLUMNS`; ``scope`` is ``covered`` or ``all``.
+    per_bin
+        ``per_bin_results.csv``: columns ``seed, noise_level, target, bin``, the interval names
+        ``<column>_bin``, ``alpha, n_train, n_test``, the three figures of merit with ``_low``/``_high``,
+        ``mae_oracle, mae_global``; NaN where a bin has too few test spectra to have an R².
+    learning
+        ``learning_curve.csv``: as ``overall``, one row more for every prefix of the folds.
+    sample
+        ``sample_distribution.csv``: ``<column>_low, <column>_high`` for each bin column, ``n_train, n_test``.
+    predictions
+        Columns ``seed, noise_level, row`` (of the test store), ``bin`` (−1 outside), ``y_true, y_global,
+        y_oracle`` and ``expert_<bin>``, in units of the target.
+    summary
+        ``summary.json``, see :mod:`pipeline.decision`.
+    metadata
+        ``metadata.json``.
+    """
+
+    folder: Path
+    overall: pd.DataFrame
+    per_bin: pd.DataFrame
+    learning: pd.DataFrame
+    sample: pd.DataFrame
+    predictions: pd.DataFrame
+    summary: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def read_results(folder: str | Path) -> RunResults:
+    """Read the saved results of a finished run.
+
+    Raises
+    ------
+    InputError
+        If the folder is no run folder, or the run has not reached its scores yet.
+    """
+    run = Path(folder)
+    if not run.is_dir():
+        raise InputError(f"run folder {run}: no such folder; give the --out folder of a `headroom run`")
+    files = (
+        OVERALL_FILE,
+        PER_BIN_FILE,
+        LEARNING_FILE,
+        SAMPLE_FILE,
+        PREDICTIONS_FILE,
+        SUMMARY_FILE,
+        METADATA_FILE,
+    )
+    missing = [name for name in files if not (run / name).is_file()]
+    if missing:
+        raise InputError(
+            f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "
+            f"finish it with `headroom run CONFIG --out {run}`"
+        )
+    try:
+        return RunResults(
+            folder=run,
+            overall=pd.read_csv(run / OVERALL_FILE),
+            per_bin=pd.read_csv(run / PER_BIN_FILE),
+            learning=pd.read_csv(run / LEARNING_FILE),
+            sample=pd.read_csv(run / SAMPLE_FILE),
+            predictions=pd.read_parquet(run / PREDICTIONS_FILE),
+            summary=json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8")),
+            metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
+        )
+    except (ValueError, OSError) as error:
+        raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None

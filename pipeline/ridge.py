@@ -1,0 +1,152 @@
+"""Ridge regression from moments: standardised pixels, a free intercept, one factorisation per penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
+
+from pipeline.errors import InputError, SingularGramError
+from pipeline.moments import Moments
+
+__all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class RidgePath:
+    """Ridge models along a path of A penalties, for P pixels and Q labels.
+
+    Attributes
+    ----------
+    alphas
+        Penalties, shape (A,).
+    weights
+        Shape (A, P, Q), label units per flux unit (the scaling is undone).
+    intercepts
+        Shape (A, Q), label units.
+    labels
+        Names of the labels.
+    count
+        Spectra in the training set.
+    """
+
+    alphas: FloatArray
+    weights: FloatArray
+    intercepts: FloatArray
+    labels: tuple[str, ...]
+    count: int
+
+    def predict(self, x: ArrayLike, alpha_index: int = 0) -> FloatArray:
+        """Return predicted labels, shape (N, Q), of pixels (N, P)."""
+        pixels = np.asarray(x, dtype=np.float64)
+        return np.asarray(pixels @ self.weights[alpha_index] + self.intercepts[alpha_index])
+
+
+def pixel_scale(moments: Moments) -> FloatArray:
+    """Return the population standard deviation of every pixel, 1 where a pixel is constant.
+
+    This is the ``scale_`` of scikit-learn's ``StandardScaler`` fitted on the same spectra. A pixel counts as
+    constant where its variance is below the rounding error of the sums it was computed from.
+
+    Parameters
+    ----------
+    moments
+        Statistics of the scaler's training set, ``count >= 1``.
+
+    Returns
+    -------
+    FloatArray
+        Shape (P,), flux units, all > 0.
+    """
+    variance = moments.x_variance
+    epsilon = float(np.finfo(moments.gram.dtype).eps)
+    offset = moments.x_sum / moments.count
+    mean = moments.x_mean
+    # scikit-learn's bound for float64 data, and the cancellation error of S/n − (s/n)² about the origin.
+    rounding = moments.count * np.finfo(np.float64).eps
+    bound = np.maximum(rounding * variance + (rounding * mean) ** 2, 4 * epsilon * offset**2)
+    scale = np.sqrt(variance)
+    scale[variance <= bound] = 1.0
+    return np.asarray(scale)
+
+
+def solve_ridge_path(moments: Moments, alphas: ArrayLike, scale: ArrayLike | None = None) -> RidgePath:
+    """Solve ridge regression for several penalties from sufficient statistics.
+
+    Minimises ``Σ(y − b − w'ᵀ(x − m)/d)² + α‖w'‖²`` (a sum over spectra, not a mean; ``b`` is not penalised)
+    through ``A = D C D + αI``, ``w = D A⁻¹ D C_xy`` with ``C = S − ssᵀ/n``, ``C_xy = U − stᵀ/n``,
+    ``D = diag(1/d)``, by one Cholesky factorisation for each α.
+
+    Parameters
+    ----------
+    moments
+        Training statistics of P pixels and Q labels, ``count >= 2``.
+    alphas
+        Penalties, shape (A,) or a number, each finite and >= 0.
+    scale
+        d, shape (P,), all > 0: what the pixels are divided by (see :func:`pixel_scale`); ones by default.
+
+    Returns
+    -------
+    RidgePath
+        ``weights`` (A, P, Q), ``intercepts`` (A, Q).
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two spectra, or a penalty or scale is out of range.
+    SingularGramError
+        If ``alpha == 0`` meets a rank-deficient Gram matrix; the message names the smallest α that works.
+    """
+    path = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    d = np.ones(moments.n_pixels) if scale is None else np.asarray(scale, dtype=np.float64)
+    if moments.count < 2:
+        raise InputError(f"a ridge model needs at least 2 training spectra, found {moments.count}")
+    if not (np.isfinite(path).all() and (path >= 0).all()):
+        raise InputError(f"penalties must be finite and not negative, found {path.tolist()}")
+    if d.shape != (moments.n_pixels,) or not (d > 0).all():
+        raise InputError(f"the scale must be {moments.n_pixels} positive numbers, found shape {d.shape}")
+    system, target = moments.covariance_sums()
+    system /= d
+    system /= d[:, None]
+    target /= d[:, None]
+    weights = np.empty((path.size, moments.n_pixels, len(moments.labels)))
+    for k, alpha in enumerate(path):
+        # The last penalty may consume the system: at 7200 pixels a copy is 400 MB.
+        owned = system if k == path.size - 1 else system.copy(order="F")
+        weights[k] = _solve_one(owned, target, float(alpha)) / d[:, None]
+    intercepts = moments.y_mean - np.einsum("p,apq->aq", moments.x_mean, weights)
+    return RidgePath(path, weights, intercepts, moments.labels, moments.count)
+
+
+def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArray:
+    """Solve ``(system + αI) w = target``, overwriting the lower triangle of ``system``."""
+    diagonal = np.einsum("ii->i", system)
+    largest = float(diagonal.max())
+    diagonal += alpha
+    spectrum = system.copy() if alpha == 0 else None
+    try:
+        factor: tuple[Any, bool] = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError:
+        factor = (np.zeros((1, 1)), True)
+    pivots = np.diagonal(factor[0]) ** 2
+    if pivots.min() <= len(system) * np.finfo(np.float64).eps * max(largest, np.finfo(np.float64).tiny):
+        raise SingularGramError(_singular_message(spectrum, alpha, largest, len(target)))
+    return np.asarray(cho_solve(factor, target, check_finite=False))
+
+
+def _singular_message(system: FloatArray | None, alpha: float, largest: float, n_pixels: int) -> str:
+    """Name the smallest penalty that lifts every eigenvalue above rounding error."""
+    top = largest * n_pixels
+    if system is not None:
+        top = float(eigh(system, lower=True, eigvals_only=True, subset_by_index=[n_pixels - 1, n_pixels - 1])[0])
+    smallest = max(2 * n_pixels * np.finfo(np.float64).eps * top, np.finfo(np.float64).tiny)
+    return (
+        f"alpha = {alpha:g} leaves the ridge system of {n_pixels} pixels without a unique solution "
+        f"(fewer independent spectra than pixels, or constant pixels); use alpha >= {smallest:.1e}"
+    )

@@ -1,0 +1,73 @@
+"""Names and units: the shard layout that is read, the store layout that is written, the labels.
+
+One place for every spelling that appears in a file, so that readers, writers and tests agree.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final
+
+# --- pfsspec shards (HDF5, in) -----------------------------------------------------------------
+SHARD_FILE_NAME: Final = "dataset.h5"
+SHARD_INDEX_NAME: Final = "shard_index.txt"
+SHARD_FLUX: Final = "dataset/arrays/flux/value"
+SHARD_ERROR: Final = "dataset/arrays/error/value"
+SHARD_MASK: Final = "dataset/arrays/mask/value"
+SHARD_NOISY: Final = "dataset/arrays/noisy/value"
+SHARD_PARAMS: Final = "dataset/params"
+SHARD_PARAMS_TABLE: Final = "dataset/params/table"
+SHARD_WAVE: Final = "spectrumdataset/wave"
+SHARD_WAVE_EDGES: Final = "spectrumdataset/wave_edges"
+
+# --- labels and columns --------------------------------------------------------------------------
+#: Every pass accumulates all of these labels; one more label costs one more column of a tall product.
+LABELS: Final = ("log_g", "T_eff", "M_H")
+#: Columns that a shard must have; the others are kept where they are numeric and not all NaN.
+REQUIRED_COLUMNS: Final = ("id", "T_eff", "log_g", "M_H")
+
+COLUMN_UNITS: Final = MappingProxyType(
+    {
+        "T_eff": "K",
+        "log_g": "dex",
+        "M_H": "dex",
+        "a_M": "dex",
+        "C_M": "dex",
+        "mag": "mag",
+        "snr": "1",
+        "redshift": "1",
+        "seeing": "arcsec",
+    }
+)
+COLUMN_TITLES: Final = MappingProxyType(
+    {
+        "T_eff": "effective temperature",
+        "log_g": "surface gravity, log10 of cm/s²",
+        "M_H": "metallicity [M/H]",
+        "a_M": "alpha-element abundance [α/M]",
+        "C_M": "carbon abundance [C/M]",
+        "mag": "i-band magnitude",
+        "snr": "signal-to-noise ratio",
+        "redshift": "redshift",
+        "seeing": "seeing",
+        "shard": "index of the HDF5 shard the spectrum came from",
+        "row": "row of the spectrum within its shard",
+    }
+)
+#: How names are written in figures and reports.
+COLUMN_SYMBOLS: Final = MappingProxyType({"T_eff": "T_eff", "log_g": "log g", "M_H": "[M/H]", "snr": "SNR"})
+
+# --- the store (Zarr v3) ---------------------------------------------------------------------------
+STORE_FORMAT: Final = "headroom-store"
+STORE_VERSION: Final = 1
+DIM_SPECTRUM: Final = "spectrum"
+DIM_WAVELENGTH: Final = "wavelength"
+#: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
+PIXEL_VARIABLES: Final = ("flux", "error", "mask", "noisy")
+#: Mean clean spectrum over the store, float64 (wavelength,): the origin subtracted before any product.
+STORE_ORIGIN: Final = "mean_flux"
+
+# --- noise streams ---------------------------------------------------------------------------------
+#: Training and test spectra draw from separate streams, so equal row numbers never share noise.
+STREAM_TRAIN: Final = 0
+STREAM_TEST: Final = 1

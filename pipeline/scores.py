@@ -1,0 +1,228 @@
+"""R² of global and oracle-routed predictions, their difference, and paired bootstrap intervals.
+
+    R² = 1 − Σ(y−ŷ)² / Σ(y−ȳ)²,   ΔR² = R²_oracle − R²_global   ("headroom")
+
+Both models are always scored on the SAME spectra: ``covered`` (those in a bin) or ``all`` (outside the grid
+the oracle falls back to the global model). Test spectra are resampled within each bin, the same resamples for
+both models and for every seed, so differences and means over seeds keep their pairing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import InputError
+
+__all__ = ["Bootstrap", "HeadroomScore", "Score", "mean_over_seeds", "score_headroom"]
+
+FloatArray = NDArray[np.float64]
+#: R²_oracle, R²_global, ΔR²: the order of every array of figures of merit.
+MERITS = ("r2_oracle", "r2_global", "delta_r2")
+#: Largest number of resampled indices held at once.
+_INDICES_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: number of resamples, confidence, and the seed of the resampling."""
+
+    resamples: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Figures of merit on one set of test spectra.
+
+    Attributes
+    ----------
+    n_test
+        Number of test spectra.
+    merits
+        R²_oracle, R²_global, ΔR², shape (3,); NaN where the set has no variance.
+    resampled
+        The same for every bootstrap resample, shape (R, 3).
+    mae_oracle, mae_global
+        Mean absolute errors, label units.
+    """
+
+    n_test: int
+    merits: FloatArray
+    resampled: FloatArray
+    mae_oracle: float
+    mae_global: float
+
+    @property
+    def r2_oracle(self) -> float:
+        """R² of the oracle-routed experts."""
+        return float(self.merits[0])
+
+    @property
+    def r2_global(self) -> float:
+        """R² of the global model."""
+        return float(self.merits[1])
+
+    @property
+    def delta_r2(self) -> float:
+        """Headroom."""
+        return float(self.merits[2])
+
+    def intervals(self, confidence: float) -> FloatArray:
+        """Return the percentile intervals of the three figures of merit, shape (3, 2)."""
+        return _percentiles(self.resampled, confidence)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadroomScore:
+    """Scores on covered spectra, on all spectra, and bin by bin."""
+
+    covered: Score
+    all: Score
+    bins: tuple[Score, ...]
+
+    def scope(self, name: str) -> Score:
+        """Return the score of the scope ``covered`` or ``all``."""
+        return {"covered": self.covered, "all": self.all}[name]
+
+
+def score_headroom(
+    y_true: ArrayLike,
+    y_global: ArrayLike,
+    y_oracle: ArrayLike,
+    bins: ArrayLike,
+    n_bins: int,
+    bootstrap: Bootstrap | None = None,
+) -> HeadroomScore:
+    """Score the global model and the oracle-routed experts on the same test spectra.
+
+    Parameters
+    ----------
+    y_true, y_global, y_oracle
+        True labels and the two predictions, each of shape (N,), label units. For spectra outside the grid
+        ``y_oracle`` is not used: there the oracle is the global model.
+    bins
+        Bin of each spectrum, shape (N,), −1 outside.
+    n_bins
+        Number of bins K.
+    bootstrap
+        Resampling; 2000 resamples at 95 % by default.
+
+    Returns
+    -------
+    HeadroomScore
+        ``covered``, ``all`` and one score for each bin; a set of fewer than two spectra scores NaN.
+
+    Raises
+    ------
+    InputError
+        If lengths differ, a value is not finite, or no spectrum lies in a bin.
+    """
+    settings = bootstrap or Bootstrap()
+    truth, of_global, of_oracle = (np.asarray(a, dtype=np.float64) for a in (y_true, y_global, y_oracle))
+    number = np.asarray(bins, dtype=np.int64)
+    if not truth.shape == of_global.shape == of_oracle.shape == number.shape or truth.ndim != 1:
+        raise InputError(
+            "labels, predictions and bins need one shape (N,); found "
+            f"{truth.shape}, {of_global.shape}, {of_oracle.shape}, {number.shape}"
+        )
+    of_oracle = np.where(number < 0, of_global, of_oracle)
+    if not (np.isfinite(truth).all() and np.isfinite(of_global).all() and np.isfinite(of_oracle).all()):
+        raise InputError("labels and predictions must be finite; one holds NaN or infinity")
+    if not (number >= 0).any():
+        raise InputError("no test spectrum lies in any bin, so there is nothing to score; check the bins' edges")
+    # A common shift leaves R² unchanged and keeps Σy² − (Σy)²/n from cancelling.
+    shifted = truth - truth.mean()
+    terms = np.column_stack(
+        [shifted, shifted**2, (truth - of_oracle) ** 2, (truth - of_global) ** 2,
+         np.abs(truth - of_oracle), np.abs(truth - of_global)]
+    )  # fmt: skip
+    strata = [terms[number == k] for k in range(n_bins)] + [terms[number < 0]]
+    sums = [stratum.sum(axis=0) for stratum in strata]
+    resampled = [_resample_sums(stratum[:, :4], settings, k) for k, stratum in enumerate(strata)]
+    sizes = [len(stratum) for stratum in strata]
+
+    def score(members: Sequence[int]) -> Score:
+        return _score_of_sums(
+            sum(sizes[k] for k in members),
+            np.sum([sums[k] for k in members], axis=0),
+            np.sum([resampled[k] for k in members], axis=0),
+        )
+
+    return HeadroomScore(
+        covered=score(range(n_bins)),
+        all=score(range(n_bins + 1)),
+        bins=tuple(score([k]) for k in range(n_bins)),
+    )
+
+
+def mean_over_seeds(scores: Sequence[Score], confidence: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return mean, standard deviation and interval of the figures of merit over seeds.
+
+    The resamples are the same test spectra for every seed, so the interval is that of the seed mean: it holds
+    the sampling of test spectra, while the standard deviation (n − 1; 0 for one seed) shows the noise draws.
+
+    Returns
+    -------
+    mean : (3,)
+    std : (3,)
+    interval : (3, 2)
+    """
+    merits = np.stack([score.merits for score in scores])
+    std = merits.std(axis=0, ddof=1) if len(scores) > 1 else np.zeros(merits.shape[1])
+    pooled = np.mean([score.resampled for score in scores], axis=0)
+    return merits.mean(axis=0), std, _percentiles(pooled, confidence)
+
+
+def _percentiles(resampled: FloatArray, confidence: float) -> FloatArray:
+    tail = (1 - confidence) / 2
+    interval = np.full((resampled.shape[1], 2), np.nan)
+    for column, values in enumerate(resampled.T):
+        # A resample that drew one spectrum only has no variance and no R².
+        valid = values[np.isfinite(values)]
+        if valid.size:
+            interval[column] = np.quantile(valid, [tail, 1 - tail])
+    return interval
+
+
+def _resample_sums(terms: FloatArray, settings: Bootstrap, stratum: int) -> FloatArray:
+    """Return the column sums of every resample of a stratum, shape (R, columns).
+
+    The indices depend on the seed, the stratum and its size only, so every model and every seed of the noise
+    is scored on the same resamples.
+    """
+    n = len(terms)
+    sums = np.zeros((settings.resamples, terms.shape[1]))
+    if n == 0:
+        return sums
+    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stratum,)))
+    at_once = max(1, _INDICES_AT_ONCE // n)
+    for start in range(0, settings.resamples, at_once):
+        rows = min(at_once, settings.resamples - start)
+        drawn = generator.integers(0, n, size=(rows, n))
+        counts = np.bincount((drawn + n * np.arange(rows)[:, None]).ravel(), minlength=rows * n)
+        sums[start : start + rows] = counts.reshape(rows, n).astype(np.float64) @ terms
+    return sums
+
+
+def _score_of_sums(n: int, sums: FloatArray, resampled: FloatArray) -> Score:
+    mae_oracle, mae_global = (sums[4:6] / n) if n else (np.nan, np.nan)
+    return Score(n, _merits(n, sums[None, :4])[0], _merits(n, resampled), float(mae_oracle), float(mae_global))
+
+
+def _merits(n: int, sums: FloatArray) -> FloatArray:
+    """Return R²_oracle, R²_global and ΔR² from rows of Σy, Σy², SSE_oracle, SSE_global."""
+    merits = np.full((len(sums), 3), np.nan)
+    if n < 2:
+        return merits
+    total = sums[:, 1] - sums[:, 0] ** 2 / n
+    # Below this the labels are equal but for rounding, and R² is undefined.
+    defined = total > 64 * np.finfo(np.float64).eps * np.maximum(sums[:, 1], np.finfo(np.float64).tiny)
+    merits[defined, 0] = 1 - sums[defined, 2] / total[defined]
+    merits[defined, 1] = 1 - sums[defined, 3] / total[defined]
+    merits[:, 2] = merits[:, 0] - merits[:, 1]
+    return merits

@@ -1,0 +1,250 @@
+"""One simulated shard: an HDF5 file in the exact layout of pfsspec, whole or absent.
+
+Arrays are written block by block under a temporary name and ``params`` last, so a file that carries the final name is
+complete; the root attribute ``headroom_sample`` tells which specification it belongs to.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ResourceError
+from pipeline.schema import (
+    SHARD_ERROR,
+    SHARD_FLUX,
+    SHARD_MASK,
+    SHARD_NOISY,
+    SHARD_PARAMS,
+    SHARD_PARAMS_TABLE,
+    SHARD_WAVE,
+    SHARD_WAVE_EDGES,
+)
+from pipeline.simulate.labels import BLOCK_ROWS, block_generator, draw_conditions, draw_labels
+from pipeline.simulate.noise_model import NoiseModel, draw_noisy, fill_edges, measure_snr
+from pipeline.simulate.spectra import Labels, plan_wavelengths
+from pipeline.simulate.table import write_params_table
+
+__all__ = ["ShardPlan", "ShardRecord", "SpectrumSource", "read_record", "read_snr", "write_shard"]
+
+FloatArray = npt.NDArray[np.float64]
+
+RECORD_ATTRIBUTE: Final = "headroom_sample"
+#: Rows of a chunk, as in the users' files.
+CHUNK_ROWS: Final = 4096
+FLOAT_COLUMNS: Final = (
+    "T_eff",
+    "log_g",
+    "M_H",
+    "a_M",
+    "C_M",
+    "mag",
+    "snr",
+    "redshift",
+    "seeing",
+    "ext",
+    "target_zenith_angle",
+)
+_FILE_OVERHEAD: Final = 256 * 1024
+# pfsspec fills these only when its simulation uses them.
+_EMPTY_COLUMNS: Final = ("ext", "target_zenith_angle")
+
+
+class SpectrumSource(Protocol):
+    """What turns labels into spectra: the built-in model or a user's grid."""
+
+    @property
+    def name(self) -> str:
+        """What the column ``interp_param`` says."""
+
+    def render(self, labels: Labels) -> FloatArray:
+        """Return median-normalised flux (n, P)."""
+
+    def clip_labels(self, labels: Labels) -> tuple[Labels, int]:
+        """Return the labels that the source can render and how many of them had to move."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Everything that fixes one file's content: ``part`` is 0 for the test file, 1 + i for training shard i."""
+
+    path: Path
+    fingerprint: dict[str, Any]
+    part: int
+    first_id: int
+    rows: int
+    pixels: int
+    wave_range: tuple[float, float]
+    seed: int
+    noisy: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file, rounded up: arrays, wavelengths, table and HDF5's own structures."""
+        arrays = 4 if self.noisy else 3
+        padded = -(-self.rows // min(CHUNK_ROWS, self.rows)) * min(CHUNK_ROWS, self.rows)
+        table = self.rows * 8 * (len(FLOAT_COLUMNS) + 6)
+        return padded * self.pixels * 8 * arrays + 16 * self.pixels + table + _FILE_OVERHEAD
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a finished file says about itself: the specification's fingerprint and the number of clipped labels."""
+
+    fingerprint: dict[str, Any]
+    clipped: int
+
+
+def read_record(path: Path) -> ShardRecord | None:
+    """Return the record of a file that this module wrote, or ``None`` for any other file."""
+    try:
+        with h5py.File(path, "r") as file:
+            if RECORD_ATTRIBUTE not in file.attrs or SHARD_PARAMS_TABLE not in file:
+                return None
+            record = json.loads(bytes(file.attrs[RECORD_ATTRIBUTE]))
+        return ShardRecord(fingerprint=dict(record["fingerprint"]), clipped=int(record["clipped"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_snr(path: Path) -> FloatArray:
+    """Return the column ``snr`` (N,) of a finished shard, whose blocks are whole numbers, floats, strings."""
+    with h5py.File(path, "r") as file:
+        floats = file[SHARD_PARAMS_TABLE].fields("values_block_1")[:]
+    return np.asarray(floats[:, FLOAT_COLUMNS.index("snr")], dtype=np.float64)
+
+
+def write_shard(plan: ShardPlan, source: SpectrumSource, advance: Callable[[int], None]) -> None:
+    """Write one shard; afterwards the file is complete, or absent and nothing is left of the attempt.
+
+    Raises
+    ------
+    ResourceError
+        If the file cannot be written, for want of space or permission.
+    """
+    with _create_whole(plan.path, plan.bytes) as file:
+        arrays = _create_arrays(file, plan)
+        noise = NoiseModel(file[SHARD_WAVE][:])
+        columns: list[dict[str, npt.NDArray[Any]]] = []
+        clipped = 0
+        for block, start in enumerate(range(0, plan.rows, BLOCK_ROWS)):
+            rows = min(BLOCK_ROWS, plan.rows - start)
+            generator = block_generator(plan.seed, plan.part, block)
+            values, block_columns, moved = _draw_block(plan, source, noise, generator, rows)
+            _write_block(arrays, start, values)
+            block_columns["id"] = np.arange(plan.first_id + start, plan.first_id + start + rows)
+            columns.append(block_columns)
+            clipped += moved
+            advance(rows)
+        record = {"fingerprint": plan.fingerprint, "clipped": clipped}
+        file.attrs[RECORD_ATTRIBUTE] = np.bytes_(json.dumps(record).encode())
+        # params come last, as in pfsspec: a file without them is one whose simulation did not finish.
+        merged = {name: np.concatenate([part[name] for part in columns]) for name in ("id", *columns[0])}
+        write_params_table(file, SHARD_PARAMS, merged)
+
+
+@contextmanager
+def _create_whole(path: Path, size: int) -> Iterator[h5py.File]:
+    """Yield a new file of about ``size`` bytes under a temporary name; rename it on success, else remove it."""
+    partial = path.with_name(path.name + ".partial")
+    with _explain_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # HDF5 does not survive a failed write: closing the file fails too and the interpreter may crash at exit.
+        # So the space is claimed by plain system calls, once before HDF5 starts and again after it truncated the file.
+        if not partial.exists():
+            _reserve_space(partial, size)
+        # HDF5 locks the file: if another process is writing it, this raises and must not remove it.
+        file = h5py.File(partial, "w")
+        try:
+            with file:
+                _reserve_space(partial, size)
+                yield file
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _reserve_space(path: Path, size: int) -> None:
+    """Allocate ``size`` bytes for a file, creating it if need be; where that is not possible, do nothing.
+
+    HDF5 cuts the file to what it used when it closes it.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    existed = path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if not existed:
+                path.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explain_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # A write that fails while HDF5 closes a file is a RuntimeError with the errno in its text.
+        if isinstance(error, RuntimeError) and "errno" not in str(error):
+            raise
+        raise ResourceError(
+            f"cannot write {path}: {error}; nothing was kept of it; make room or choose another folder, then "
+            "run the same command again: finished shards are skipped"
+        ) from error
+
+
+def _create_arrays(file: h5py.File, plan: ShardPlan) -> dict[str, h5py.Dataset]:
+    """Create the wavelengths and the empty pixel arrays: (N, P), uncompressed, chunks (min(4096, N), P)."""
+    wave, edges = plan_wavelengths(plan.wave_range, plan.pixels)
+    file[SHARD_WAVE], file[SHARD_WAVE_EDGES] = wave, edges
+    layout = {SHARD_FLUX: "f8", SHARD_ERROR: "f8", SHARD_MASK: "i8"}
+    if plan.noisy:
+        layout[SHARD_NOISY] = "f8"
+    shape = (plan.rows, plan.pixels)
+    chunks = (min(CHUNK_ROWS, plan.rows), plan.pixels)
+    # Every chunk is written in full, so filling it with zeros first would double the writing.
+    return {
+        name: file.create_dataset(name, shape, dtype, chunks=chunks, fill_time="never")
+        for name, dtype in layout.items()
+    }
+
+
+def _draw_block(
+    plan: ShardPlan, source: SpectrumSource, noise: NoiseModel, generator: np.random.Generator, rows: int
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]], int]:
+    """Return the pixel arrays and params columns of one block, and the number of its clipped labels."""
+    labels, moved = source.clip_labels(draw_labels(generator, rows))
+    mag, seeing = draw_conditions(generator, rows)
+    flux = source.render(labels)
+    error = noise.estimate_errors(flux, mag, seeing)
+    columns: dict[str, npt.NDArray[Any]] = {name: np.asarray(values) for name, values in vars(labels).items()}
+    columns |= {"mag": mag, "snr": measure_snr(flux, error), "redshift": np.zeros(rows), "seeing": seeing}
+    columns |= {name: np.full(rows, np.nan) for name in _EMPTY_COLUMNS}
+    columns["random_seed"] = generator.integers(0, 2**31, rows, dtype=np.int64)
+    columns["interp_param"] = np.full(rows, source.name.encode())
+    error[:, [0, -1]] = np.nan
+    values = {SHARD_FLUX: flux, SHARD_ERROR: error, SHARD_MASK: np.zeros(flux.shape, np.int64)}
+    if plan.noisy:
+        values[SHARD_NOISY] = draw_noisy(flux, fill_edges(error), generator)
+    return values, columns, moved
+
+
+def _write_block(arrays: dict[str, h5py.Dataset], start: int, values: dict[str, npt.NDArray[Any]]) -> None:
+    for name, block in values.items():
+        arrays[name][start : start + len(block)] = block

@@ -1,0 +1,322 @@
+"""The store: a million spectra as Zarr v3, opened eagerly by rows or lazily as an xarray Dataset.
+
+A store that opens is complete: every chunk file is there in its recorded size. A chunk that is damaged, or
+lost later, is an error that names the rows and never a number.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.errors import ConfigError, InputError
+from pipeline.store_chunks import ChunkError, read_chunk_rows
+from pipeline.store_layout import MANIFEST_GROUP, StoreLayout, open_group
+from pipeline.store_manifest import Manifest, digest_array
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["SpectraStore", "is_store", "open_spectra"]
+
+_CONVERT_AGAIN = "convert the shards again (headroom convert --overwrite)"
+
+
+def is_store(path: Path | str) -> bool:
+    """Tell whether a path looks like a Zarr v3 group; :meth:`SpectraStore.open` tells whether it is a
+    store."""
+    return (Path(path) / "zarr.json").is_file()
+
+
+class SpectraStore:
+    """A checked store, cheap to open and to pickle; reads rows into the caller's buffers.
+
+    Use :meth:`open`. Safe to share between threads: nothing is kept open between reads.
+
+    Attributes
+    ----------
+    path
+        The store's folder.
+    manifest
+        What the conversion recorded: sources, digests, counts.
+    wavelength
+        (P,) float64, Å, strictly increasing.
+    mean_flux
+        (P,) float64, mean clean spectrum, the origin of all moments.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.wavelength = wavelength
+        self.mean_flux = mean_flux
+        self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
+        self.fingerprint: str = manifest.fingerprint
+
+    @classmethod
+    def open(cls, path: Path | str) -> SpectraStore:
+        """Open a store and check its format, its manifest and the presence of every chunk file.
+
+        Pixels are not read: a flipped bit shows when its rows are read.
+
+        Raises
+        ------
+        InputError
+            If the path is no store, was written by another version, or lacks anything; the message names it.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        try:
+            group = open_group(path)
+            wavelength = _read_vector(group, "wavelength")
+            mean_flux = _read_vector(group, schema.STORE_ORIGIN)
+            layouts = [_describe_array(group, variable) for variable in manifest.variables]
+        except (KeyError, ValueError, OSError, TypeError) as error:
+            raise _damaged(path, f"its arrays cannot be read ({error})") from error
+        store = cls(path, manifest, wavelength, mean_flux)
+        if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
+            raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
+        if any(layout != store.layout for layout in layouts):
+            raise _damaged(path, f"its arrays are {layouts}, the manifest says {store.layout}")
+        store._require_files()
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self.path), self.fingerprint)
+
+    def __repr__(self) -> str:
+        shape = f"{self.n_spectra:,} × {self.n_pixels}"
+        return f"SpectraStore({str(self.path)!r}, {shape}, {self.fingerprint[:12]})"
+
+    @property
+    def n_spectra(self) -> int:
+        """Spectra in the store."""
+        return self.manifest.n_spectra
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels per spectrum."""
+        return self.manifest.n_pixels
+
+    @property
+    def chunk_rows(self) -> int:
+        """Spectra per chunk, the smallest piece that is decoded."""
+        return self.manifest.chunk_rows
+
+    @property
+    def shard_rows(self) -> int:
+        """Spectra per Zarr shard, 0 where there are none."""
+        return self.manifest.shard_rows
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Pixel arrays present: flux, error, and mask and noisy where the shards had them."""
+        return self.manifest.variables
+
+    @property
+    def has_noisy(self) -> bool:
+        """Whether the store holds noise drawn by the simulation."""
+        return "noisy" in self.variables
+
+    @property
+    def shard_lengths(self) -> tuple[int, ...]:
+        """Spectra in the store from each source shard, in order; they add up to ``n_spectra``."""
+        return tuple(source.n_kept for source in self.manifest.sources)
+
+    @property
+    def source_lengths(self) -> tuple[int, ...]:
+        """Spectra in each source shard, those that were dropped included."""
+        return tuple(source.n_spectra for source in self.manifest.sources)
+
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        """Names of the source shards, in order."""
+        return tuple(source.name for source in self.manifest.sources)
+
+    @cached_property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Per-spectrum columns by name, each (N,): labels, ``shard``, ``row`` and all other numbers; read
+        once."""
+        columns = {}
+        try:
+            group = open_group(self.path)
+            for name, digest in self.manifest.columns.items():
+                columns[name] = _read_vector(group, name)
+                if digest_array(columns[name]) != digest:
+                    raise ValueError("it differs from the manifest")
+        except (KeyError, ValueError, OSError) as error:
+            raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
+        for values in columns.values():
+            values.flags.writeable = False
+        return columns
+
+    def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array.
+
+        Pass ``out`` in loops: reading into fresh memory costs several times the decompression.
+
+        Parameters
+        ----------
+        variable
+            One of :attr:`variables`.
+        start, stop
+            Rows, ``0 <= start <= stop <= n_spectra``; chunk-aligned ones are fastest.
+        out
+            C-ordered buffer of shape (≥ stop − start, P), float32 (mask: uint8); filled from its first row
+            on.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (stop − start, P), C-ordered; a view of ``out`` where given.
+
+        Raises
+        ------
+        InputError
+            If a chunk is missing, damaged or undecodable, naming the store, the variable and the rows.
+        """
+        if variable not in self.variables:
+            raise InputError(f"store {self.path} has no {variable!r}, only {', '.join(self.variables)}")
+        if not 0 <= start <= stop <= self.n_spectra:
+            raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
+        dtype = np.dtype(np.uint8 if variable == "mask" else np.float32)
+        if out is None:
+            out = np.empty((stop - start, self.n_pixels), dtype)
+        rows: np.ndarray = out[: stop - start]
+        if rows.shape != (stop - start, self.n_pixels) or out.dtype != dtype or not rows.flags.c_contiguous:
+            found = f"{out.dtype} {out.shape}"
+            raise ValueError(f"out must be C-ordered {dtype} (≥ {stop - start}, {self.n_pixels}), is {found}")
+        try:
+            read_chunk_rows(self.path / variable, self.layout, start, stop, rows)
+        except ChunkError as error:
+            raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
+        return rows
+
+    def _require_files(self) -> None:
+        """Refuse a store that lacks a chunk file, or has one of another size than was written."""
+        for part in self.manifest.ranges:
+            for variable in self.variables:
+                files = self.layout.iter_files(part.start, part.stop)
+                for (name, first, end), size in zip(files, part.file_bytes[variable], strict=True):
+                    file = self.path / variable / name
+                    found = file.stat().st_size if file.is_file() else None
+                    if found != size:
+                        state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                        raise _damaged(self.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
+
+
+def open_spectra(path: Path | str, *, chunks: str | int | Mapping[str, int] | None = "store") -> xr.Dataset:
+    """Open a store as a lazy xarray Dataset with dims (spectrum, wavelength).
+
+    Pixel arrays stay on disk; the coordinates along ``spectrum`` (labels, ``snr``, ``shard``, ``row``, ...)
+    are in memory, so that selecting by them is plain indexing. ``xarray.open_zarr(path, consolidated=False)``
+    works too, but does not check that the store is complete.
+
+    Parameters
+    ----------
+    path
+        A store written by :func:`pipeline.convert.convert_shards`.
+    chunks
+        ``"store"``: Dask chunks of whole Zarr shards (of chunks where there are none). An integer: that many
+        spectra, a multiple of the store's chunks. A mapping: as in xarray. None: no Dask, rows are read when
+        indexed.
+
+    Raises
+    ------
+    InputError
+        If the store does not open, see :meth:`SpectraStore.open`; ConfigError for chunks that cut the
+        store's.
+    """
+    import xarray as xr
+
+    store = SpectraStore.open(path)
+    sizes: Mapping[str, int] | None
+    if chunks == "store":
+        chunks = store.layout.file_rows
+    if isinstance(chunks, int):
+        if chunks < 1 or chunks % store.chunk_rows:
+            raise ConfigError(
+                f"chunks must be a multiple of the store's {store.chunk_rows} spectra, found {chunks}; "
+                "other sizes would decode chunks twice"
+            )
+        sizes = {schema.DIM_SPECTRUM: chunks, schema.DIM_WAVELENGTH: -1}
+    elif isinstance(chunks, str):
+        raise ConfigError(f"chunks must be 'store', an integer, a mapping or None, found {chunks!r}")
+    else:
+        sizes = chunks
+    dataset: xr.Dataset = xr.open_zarr(store.path, consolidated=False, chunks=None)
+    in_memory = {name: (schema.DIM_SPECTRUM, values, dataset[name].attrs) for name, values in store.columns.items()}
+    dataset = dataset.assign_coords(in_memory)
+    dataset[schema.STORE_ORIGIN].load()
+    if sizes is None:
+        return dataset
+    with warnings.catch_warnings():
+        # the chunks asked for are multiples of the store's, whatever xarray prefers
+        warnings.filterwarnings("ignore", message="The specified chunks separate")
+        lazy: xr.Dataset = dataset.assign({name: dataset[name].chunk(sizes) for name in store.variables})
+        return lazy
+
+
+def _reopen(path: str, fingerprint: str) -> SpectraStore:
+    store = SpectraStore.open(path)
+    if store.fingerprint != fingerprint:
+        raise InputError(
+            f"store {path} changed while it was in use (fingerprint {fingerprint[:12]} became "
+            f"{store.fingerprint[:12]}); run again"
+        )
+    return store
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"store {path} is damaged: {what}; {_CONVERT_AGAIN}")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not is_store(path):
+        partial = path.with_name(path.name + ".partial")
+        if partial.exists():
+            raise InputError(f"store {path} is unfinished (only {partial.name} is there); run headroom convert again")
+        found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        raise InputError(f"{path} must be a store, found {found}; make one with headroom convert")
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (ValueError, KeyError, OSError) as error:
+        raise _damaged(path, f"zarr.json cannot be read ({error!r})") from error
+    if attributes.get("format") != schema.STORE_FORMAT:
+        raise InputError(
+            f"{path} is a Zarr group but not a store (format {attributes.get('format')!r}, required "
+            f"{schema.STORE_FORMAT!r}); make one with headroom convert"
+        )
+    if attributes.get("version") != schema.STORE_VERSION:
+        raise InputError(
+            f"store {path} has version {attributes.get('version')!r} but this program reads version "
+            f"{schema.STORE_VERSION}; {_CONVERT_AGAIN}, or use the program that wrote it"
+        )
+    try:
+        plain = json.loads((path / MANIFEST_GROUP / "zarr.json").read_text())["attributes"]
+        manifest = Manifest.from_json(plain)
+        if attributes["fingerprint"] != manifest.fingerprint:
+            raise ValueError("its digests do not give the store's fingerprint")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(path, f"its manifest cannot be read ({error!r})") from error
+    return manifest
+
+
+def _read_vector(group: Any, name: str) -> np.ndarray:
+    return np.asarray(group[name][...])
+
+
+def _describe_array(group: Any, variable: str) -> StoreLayout:
+    array = group[variable]
+    codecs = [type(codec).__name__ for codec in array.compressors]
+    if codecs != ["BloscCodec", "Crc32cCodec"] or array.dtype != (np.uint8 if variable == "mask" else np.float32):
+        raise ValueError(f"{variable} is {array.dtype} with codecs {codecs}")
+    n_spectra, n_pixels = array.shape
+    return StoreLayout(n_spectra, n_pixels, array.chunks[0], array.shards[0] if array.shards else 0)
