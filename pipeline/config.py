@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -355,17 +354,15 @@ def _known_keys(location: list[str]) -> list[str]:
     for part in location:
         fields = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
         annotation = fields.get(part)
-        candidates = [annotation, *get_args(annotation)]
-        sections = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        sections = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
         if not sections:
             break
         model = sections[0]
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
-def format_alpha(alpha: float | PerSpectrum) -> str:
-    """Return the penalty as a reader of the report would say it."""
-    if isinstance(alpha, PerSpectrum):
-        return f"{alpha.per_spectrum:g} per training spectrum"
-    exponent = math.floor(math.log10(alpha))
-    return f"{alpha:g}" if exponent < 4 else f"{alpha:.3g}"
+def _flatten(annotation: Any) -> Iterator[Any]:
+    """Yield a type and, inside unions and annotations, the types it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _flatten(part)

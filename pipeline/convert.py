@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from pipeline import schema
 from pipeline.convert_finish import build_manifest, put_in_place, read_json, read_records, remove_work, verify_sample
 from pipeline.convert_pixels import DROPPABLE
 from pipeline.convert_ranges import ConversionPlan, convert_disk_errors, write_json
@@ -26,7 +27,7 @@ from pipeline.convert_workers import run_tasks
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardInfo
-from pipeline.store import SpectraStore, is_store
+from pipeline.store import SpectraStore
 from pipeline.store_layout import StoreLayout, create_store, plan_layout
 
 __all__ = ["convert_shards"]
@@ -119,9 +120,12 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
     """Return the target if it is this very conversion's result; refuse whatever else is there."""
     if not store.exists() and not store.is_symlink():
         return None
-    if not (is_store(store) or (store.is_dir() and not any(store.iterdir()))):
+    if store.is_dir() and not any(store.iterdir()):
+        return None
+    attributes = (read_json(store / "zarr.json") or {}).get("attributes", {})
+    if attributes.get("format") != schema.STORE_FORMAT:  # whatever it is, it is not ours to replace
         raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
-    if overwrite or not is_store(store):
+    if overwrite:
         return None
     try:
         existing = SpectraStore.open(store)

@@ -191,9 +191,9 @@ def _worker_limits(client: Client | None) -> list[int]:
 
 
 def _workers_peak(client: Client | None) -> int:
-    """Return the summed peak memory of all workers in bytes; this process' own if there are none."""
+    """Return the summed peak memory of all workers in bytes, 0 if there are none."""
     if client is None:
-        return peak_memory()
+        return 0
     return sum(client.run(peak_memory).values())
 
 
@@ -267,7 +267,8 @@ def _facts(run: _Run, plan: ExperimentPlan, begun: datetime, command: str | None
         "started": begun.isoformat(timespec="seconds"),
         "steps": run.steps,
         "warnings": run.warnings,
-        "peak_memory_bytes": max(run.worker_peak, peak_memory()),
+        "peak_memory_bytes": peak_memory() + run.worker_peak,
+        "worker_peak_memory_bytes": run.worker_peak,
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,

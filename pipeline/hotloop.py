@@ -100,11 +100,12 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def loop_memory(n_pixels: int, n_cells: int, n_draws: int, settings: LoopSettings) -> int:
+def loop_memory(n_pixels: int, n_labels: int, n_cells: int, n_draws: int, settings: LoopSettings) -> int:
     """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
     item = settings.dtype.itemsize
     sums = TileLayout(n_pixels).nbytes(settings.dtype)
-    buffers = settings.buffer_rows * n_pixels * item
+    sums += n_pixels * (n_labels + 1) * 8
+    buffers = settings.buffer_rows * (n_pixels + n_labels + 1) * item
     blocks = _BUFFERED_BLOCKS * settings.block_rows * n_pixels * 4 * (2 + n_draws)
     return n_draws * n_cells * (sums + buffers) + blocks
 
@@ -260,7 +261,9 @@ class _DrawSums:
 
 
 @numba.njit(nogil=True, cache=True)
-def _scatter_noisy(flux, error, normals, level, origin, cells, slots, out):
+def _scatter_noisy(
+    flux: Any, error: Any, normals: Any, level: Any, origin: Any, cells: Any, slots: Any, out: Any
+) -> None:
     """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its cell's buffer.
 
     The order of operations is that of :func:`pipeline.noise.add_noise`, bit for bit; the type of ``level``

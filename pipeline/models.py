@@ -193,7 +193,7 @@ def read_models(path: Path) -> list[ExpertModels]:
         If the file is missing, damaged or of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             facts = json.loads(archive["header"].tobytes().decode())
             if facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
                 raise ValueError(f"{FORMAT} version {FORMAT_VERSION} is required")

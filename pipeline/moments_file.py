@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-        raise ResourceError(f"cannot write {path}: {reason}; free space or choose another folder with --out") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free space" if full else f"{error.strerror or error}; make it writable"
+        raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_moments(path: Path, cells: Sequence[Moments], header: dict[str, Any]) -> None:
@@ -83,7 +85,7 @@ def write_moments(path: Path, cells: Sequence[Moments], header: dict[str, Any]) 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             yield archive
     except FileNotFoundError:
         raise InputError(f"moments file {path}: no such file; run the accumulation again") from None

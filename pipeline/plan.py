@@ -18,7 +18,7 @@ from pipeline.tiles import TileLayout
 __all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
 
 #: A process that has imported everything and opened a store, measured, with some air.
-PROCESS_BYTES = 450 * 2**20
+PROCESS_BYTES = 640 * 2**20
 #: Dask pauses a worker at 0.8 of its limit; the plan stays well below.
 MEMORY_SHARE = 0.7
 _COLUMN_BYTES = 8 * 24  # a store's per-spectrum columns
@@ -139,7 +139,7 @@ def plan_run(
     n_cells = accumulation.grid.n_cells
     limit = min(worker_limits)
     fixed = PROCESS_BYTES + _COLUMN_BYTES * accumulation.n_spectra
-    of_draws = [loop_memory(n_pixels, n_cells, k, settings) for k in range(1, n_draws + 1)]
+    of_draws = [loop_memory(n_pixels, len(accumulation.labels), n_cells, k, settings) for k in range(1, n_draws + 1)]
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= limit * MEMORY_SHARE]
     draws_per_pass = max(fitting, default=1)
     layout = TileLayout(n_pixels)
@@ -173,7 +173,7 @@ def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
         started = time.perf_counter()
         x.T @ x
         best = min(best, time.perf_counter() - started)
-    return rows * x.shape[1] ** 2 / best
+    return float(rows * x.shape[1] ** 2 / best)
 
 
 def format_bytes(count: float) -> str:

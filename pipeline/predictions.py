@@ -51,10 +51,10 @@ def read_noisy_rows(
     if draw is None:
         if not store.has_noisy:
             raise InputError(f"store {store.path} holds no pre-drawn 'noisy' array; give a noise draw")
-        return np.maximum(store.read_rows("noisy", start, stop), 0).astype(precision)
+        return np.asarray(np.maximum(store.read_rows("noisy", start, stop), 0), dtype=precision)
     flux = store.read_rows("flux", start, stop).astype(precision)
     if draw.level == 0:
-        return np.maximum(flux, 0)
+        return np.asarray(np.maximum(flux, 0))
     error = store.read_rows("error", start, stop).astype(precision)
     return add_noise(flux, error, draw_noise(draw, start, stop, store.n_pixels), draw.level)
 

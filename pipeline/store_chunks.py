@@ -96,7 +96,7 @@ def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator
     for name, first, end in layout.iter_files(start, stop):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}.tmp")
+        temporary = path.with_name(".part")  # one name: what a killed run left is written over, never kept
         with open(temporary, "wb", buffering=0) as file:
             _write_file(file.fileno(), layout, -(-(end - first) // layout.chunk_rows), chunks)
         os.replace(temporary, path)

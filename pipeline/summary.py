@@ -200,7 +200,7 @@ def _summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGr
 def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGrid) -> dict[str, Any]:
     confidence = config.bootstrap.confidence
     first = scored[0]
-    scopes = {}
+    scopes: dict[str, Any] = {}
     for scope in SCOPES:
         estimates = _estimates([one.scores[-1].scope(scope) for one in scored], confidence)
         scopes[scope] = {

@@ -12,6 +12,8 @@ import pytest
 from pipeline.simulate.table import write_params_table
 
 ROWS = 1500
+# pandas 3 marks with these how it spells missing text; the users' files come from pandas 2, and ours have no such text.
+PANDAS_3_ONLY = {"dataset/params@data_col_nan_rep", "dataset/params@mi_level_nan_rep"}
 
 
 @pytest.fixture
@@ -81,9 +83,9 @@ def test_pandas_reads_the_same_frame_from_ours_and_theirs(
 
 def test_every_attribute_is_the_one_that_pandas_writes(ours: Path, theirs: Path) -> None:
     found, expected = _list_attributes(ours), _list_attributes(theirs)
-    assert sorted(found) == sorted(expected)
-    for name, attribute in expected.items():
-        assert found[name] == attribute, name
+    assert set(found) == set(expected) - PANDAS_3_ONLY
+    for name, attribute in found.items():
+        assert attribute == expected[name], name
 
 
 def test_table_has_the_layout_that_pandas_writes(ours: Path, theirs: Path) -> None:

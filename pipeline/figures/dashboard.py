@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pipeline.decision import Estimate
 from pipeline.figures.canvas import (
@@ -47,18 +46,18 @@ def draw_dashboard(results: RunResults) -> Figure:
     level = headline(results)
     bins, scopes = bin_views(level), scope_views(level)
     figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.0, 1.25))
+    halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
+    left, right = halves[0]
     models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
-    per_bin, counts, table = right.subplots(1, 3, sharey=True, width_ratios=(1.5, 0.9, 1.25))
+    per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.5, 1.1))
     _draw_models(models, scopes)
     _draw_gain(gain, scopes, results, level["decision"]["verdict"])
     draw_learning_panel(learning, results)
     _draw_bin_gain(per_bin, bins, results)
-    _draw_counts(counts, bins)
     columns = {
         "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
-        "train": [format_count(view.n_train) for view in bins],
-        "test": [format_count(view.n_test) for view in bins],
+        "n train": [format_count(view.n_train) for view in bins],
+        "n test": [format_count(view.n_test) for view in bins],
     }
     write_columns(table, columns)
     add_title(
@@ -90,7 +89,7 @@ def _draw_models(axes: Axes, scopes: dict[str, ScopeView]) -> None:
             add_interval(axes, row + offset, estimate, horizontal=True)
             _write_right(axes, row + offset, estimate, ".4f")
     limit_values(axes, estimates, lowest=-0.6, highest=1.0)
-    style_axes(axes, title="R² on all test spectra together")
+    style_axes(axes, title="Overall R²")
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=SMALL, frameon=False)
@@ -138,19 +137,3 @@ def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> 
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.axvline(decision.continue_, color=VERDICT_COLORS["continue"], linewidth=2, linestyle="--")
-
-
-def _draw_counts(axes: Axes, bins: Sequence[BinView]) -> None:
-    for offset, name, color, label in (
-        (-0.18, "n_train", MUTED, "train"),
-        (0.18, "n_test", "#C4C4C4", "test"),
-    ):
-        values = [max(getattr(view, name), 0) for view in bins]
-        axes.barh([row + offset for row in range(len(bins))], values, height=0.34, color=color, label=label)
-    style_axes(axes, title="Spectra", x="n (log scale)")
-    axes.tick_params(axis="y", length=0, labelleft=False)
-    axes.set_xscale("log")
-    axes.set_xlim(0.8, max([view.n_train for view in bins] + [view.n_test for view in bins] + [10]) * 2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=2, fontsize=SMALL, frameon=False)

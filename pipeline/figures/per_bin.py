@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from pipeline.decision import Estimate
 from pipeline.figures.canvas import (
@@ -33,6 +35,8 @@ from pipeline.figures.views import BinView, bin_edges, bin_views, headline, inte
 from pipeline.results import RunResults
 
 __all__ = ["draw_delta_heatmap", "draw_grouped_r2", "limit_values", "list_bins", "write_columns"]
+
+FloatArray = NDArray[np.float64]
 
 #: R² below this is off the scale in any useful sense; the number beside the bar says how far.
 _LOWEST_R2 = -0.6
@@ -93,23 +97,24 @@ def _heatmap_labels(results: RunResults) -> tuple[list[str], list[str]]:
 def _draw_cell(axes: Axes, at: tuple[int, int], view: BinView, colors: ScalarMappable, *, wide: bool) -> None:
     delta = view.delta_r2
     known = math.isfinite(delta.mean)
-    face = tuple(map(float, colors.to_rgba(delta.mean))) if known else (0.93, 0.93, 0.93, 1.0)
+    face = colors.to_rgba(np.array(delta.mean)) if known else np.array([0.93, 0.93, 0.93, 1.0])
     corner = (at[0] - 0.5, at[1] - 0.5)
     hatch = None if known else "//"
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="white", linewidth=3, hatch=hatch))
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor=tuple(face), edgecolor="white", linewidth=3, hatch=hatch))
     ink = _choose_ink(face)
     style: dict[str, Any] = {"ha": "center", "color": ink, "fontsize": SMALL}
     big: dict[str, Any] = {**style, "fontsize": 16 if wide else 14, "fontweight": "bold"}
-    axes.text(at[0], at[1] + 0.13, format_value(delta.mean, "+.3f"), **big, va="bottom")
+    axes.text(at[0], at[1] + 0.06, format_value(delta.mean, "+.3f"), **big, va="bottom")
     if math.isfinite(delta.low) and math.isfinite(delta.high):
         between = " to " if wide else "\nto "
         spread = format_value(delta.low, "+.3f") + between + format_value(delta.high, "+.3f")
-        axes.text(at[0], at[1] + 0.09, spread, **style, va="top")
+        axes.text(at[0], at[1] + 0.02, spread, **style, va="top")
+    axes.text(at[0], at[1] + 0.44, f"bin {view.number}", **style, va="top")
     counts = f"{format_count(view.n_train)} / {format_count(view.n_test)}"
     axes.text(at[0], at[1] - 0.43, counts, **style, va="bottom")
 
 
-def _choose_ink(face: tuple[float, float, float, float]) -> str:
+def _choose_ink(face: FloatArray) -> str:
     """Return the more legible of dark and white print, by the relative luminance of WCAG 2."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in face[:3]]
     return "white" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179 else INK
@@ -122,7 +127,7 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     columns to the right, on axes of their own, where no bar can reach them.
     """
     bins = bin_views(headline(results))
-    figure = new_figure(SLIDE[0], max(SLIDE[1], 0.58 * len(bins) + 2.2))
+    figure = new_figure(SLIDE[0], max(4.4, 0.58 * len(bins) + 2.2))
     axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 3.6))
     height = 0.36
     for offset, name, color, label in (

@@ -108,7 +108,7 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
         return
     maps = []
     for part, _ in _PARTS:
-        shares = _shares(results.sample, [upward, rightward], part).unstack(fill_value=0.0)
+        shares = _shares(results.sample, [upward, rightward], part).unstack(fill_value=0)
         maps.append(shares.reindex(index=cuts[upward][:-1], columns=cuts[rightward][:-1], fill_value=0.0))
     # The training set sets the scale: a small test set's few crowded cells would wash it out.
     most = float(maps[0].to_numpy().max()) or 1.0

@@ -72,7 +72,8 @@ class BinView(ScopeView):
     @property
     def label(self) -> str:
         """For example ``3 · Mid, Poor``; long names are cut, because a figure has no room for them."""
-        return f"{self.number} · {', '.join(_cut(name, 18) for name in self.names)}"
+        room = 24 // len(self.names) + 3
+        return f"{self.number} · {', '.join(_cut(name, room) for name in self.names)}"
 
 
 def headline(results: RunResults) -> dict[str, Any]:
@@ -171,8 +172,11 @@ def learning_points(results: RunResults, scope: str = "covered") -> pd.DataFrame
     frame = results.learning
     chosen = frame[(frame["noise_level"] == headline(results)["noise_level"]) & (frame["scope"] == scope)]
     values = [f"{merit}{suffix}" for merit in MERITS for suffix in ("", "_low", "_high")]
-    return chosen.groupby(["n_train", "n_test"], as_index=False)[values].mean().sort_values("n_train")
+    points: pd.DataFrame = chosen.groupby(["n_train", "n_test"], as_index=False)[values].mean()
+    return points.sort_values("n_train")
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    short = text if len(text) <= length else f"{text[: length - 1]}…"
+    # A pair of dollar signs would make matplotlib read a user's name as a formula.
+    return short.replace("$", r"\$")

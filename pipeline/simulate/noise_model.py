@@ -24,8 +24,8 @@ SEEING: Final = (0.63, 0.63, 5.5, 1.9)
 # Electrons per pixel at mag 21.5 and 0.8 arcsec, and those of the sky's continuum, for 12 × 900 s.
 _STAR_COUNTS = 700.0
 _SKY_COUNTS = 2000.0
-# Twelve read-outs of about 4.5 electrons over 2 pixels across the trace, squared.
-_READ_VARIANCE = 12 * 2 * 4.5**2 / 1.5
+# Twelve read-outs of 3.7 electrons over 2 pixels across the trace, squared.
+_READ_VARIANCE = 12 * 2 * 3.7**2
 _REFERENCE_MAGNITUDE, _REFERENCE_SEEING = 21.5, 0.8
 _FIBRE_RADIUS = 0.55
 # OH bands (Meinel): origin (Å) and brightness; each band is a comb of rotational lines on both sides of its origin.

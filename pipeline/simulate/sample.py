@@ -10,11 +10,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,17 +26,14 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.progress import Advance, Progress, SilentProgress
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
-from pipeline.simulate.grid import fingerprint_grid, open_grid
-from pipeline.simulate.lines import MODEL_RANGE
+from pipeline.simulate.grid import open_grid
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
-from pipeline.simulate.spectra import NORMALISATION_RANGE, SpectrumModel, plan_wavelengths
+from pipeline.simulate.spec import SampleSpec, plan_sample
+from pipeline.simulate.spectra import SpectrumModel, plan_wavelengths
 
-__all__ = ["SampleSpec", "SampleSummary", "plan_sample", "write_sample"]
+__all__ = ["SampleSummary", "write_sample"]
 
-#: Raise when the model's numbers change: old shards are then refused instead of mixed with new ones.
-MODEL_VERSION: Final = 1
 SNR_QUANTILES: Final = (0.0, 0.05, 0.5, 0.95, 1.0)
-_FEWEST_PIXELS: Final = 16
 _DISK_RESERVE: Final = 16 * 2**20
 
 _README = """\
@@ -62,62 +61,6 @@ _GRID_TEXT = """interpolated in the user's grid of model spectra (principal comp
 
 
 @dataclass(frozen=True)
-class SampleSpec:
-    """What to simulate.
-
-    Parameters
-    ----------
-    train
-        Training spectra, spread evenly over ``shards`` files.
-    shards
-        Number of training shards.
-    test
-        Test spectra, in one file.
-    pixels
-        Pixels per spectrum, equally spaced over ``wave_range``.
-    seed
-        Same seed, same arrays, whatever the number of workers.
-    grid
-        A grid of model spectra (NPZ or HDF5) to interpolate in instead of the built-in model.
-    wave_range
-        First and last pixel edge in Å.
-    """
-
-    train: int = 20000
-    shards: int = 4
-    test: int = 5000
-    pixels: int = 1024
-    seed: int = 0
-    grid: Path | None = None
-    wave_range: tuple[float, float] = (7100.0, 8850.0)
-
-    def __post_init__(self) -> None:
-        for name, least in (("train", 1), ("shards", 1), ("test", 1), ("pixels", _FEWEST_PIXELS), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}")
-        if self.shards > self.train:
-            raise ConfigError(
-                f"every shard needs a spectrum, found {self.shards} shards for {self.train} training spectra; "
-                f"use at most {self.train} shards"
-            )
-        start, stop = self.wave_range
-        if not (np.isfinite([start, stop]).all() and 0 < start < stop):
-            raise ConfigError(f"wave_range must be two increasing wavelengths in Å, found {start:g}, {stop:g}")
-        if self.grid is None and not (MODEL_RANGE[0] <= start and stop <= MODEL_RANGE[1]):
-            raise ConfigError(
-                f"wave_range must lie within {MODEL_RANGE[0]:g}–{MODEL_RANGE[1]:g} Å, where the built-in model has "
-                f"lines, found {start:g}–{stop:g} Å; narrow it or give a grid of model spectra"
-            )
-        wave, _ = plan_wavelengths(self.wave_range, self.pixels)
-        if not np.any((wave >= NORMALISATION_RANGE[0]) & (wave <= NORMALISATION_RANGE[1])):
-            raise ConfigError(
-                f"wave_range must overlap {NORMALISATION_RANGE[0]:g}–{NORMALISATION_RANGE[1]:g} Å, where spectra are "
-                f"normalised, found {start:g}–{stop:g} Å"
-            )
-
-
-@dataclass(frozen=True)
 class SampleSummary:
     """What :func:`write_sample` left behind.
 
@@ -136,32 +79,6 @@ class SampleSummary:
     snr: tuple[float, float, float, float, float]
     clipped_labels: int
     kept: int
-
-
-def plan_sample(directory: Path, spec: SampleSpec) -> tuple[ShardPlan, ...]:
-    """Return the files of a sample: training shards in order, then the test file. Reads nothing but the grid."""
-    fingerprint: dict[str, Any] = {"model": MODEL_VERSION, **asdict(spec), "wave_range": list(spec.wave_range)}
-    fingerprint["grid"] = None if spec.grid is None else fingerprint_grid(spec.grid)
-
-    def plan(path: Path, part: int, first: int, stop: int) -> ShardPlan:
-        return ShardPlan(
-            path=path / SHARD_FILE_NAME,
-            fingerprint={**fingerprint, "part": part},
-            part=part,
-            first_id=first,
-            rows=stop - first,
-            pixels=spec.pixels,
-            wave_range=spec.wave_range,
-            seed=spec.seed,
-            noisy=part == 0,
-        )
-
-    bounds = [spec.train * shard // spec.shards for shard in range(spec.shards + 1)]
-    train = [
-        plan(directory / "train" / f"shard_{shard}", shard + 1, bounds[shard], bounds[shard + 1])
-        for shard in range(spec.shards)
-    ]
-    return (*train, plan(directory / "test", 0, spec.train, spec.train + spec.test))
 
 
 def write_sample(
@@ -284,11 +201,15 @@ def _write_shards(plans: list[ShardPlan], source: SpectrumSource, workers: int, 
                 write_shard(plan, source, advance)
         return
     context = multiprocessing.get_context("spawn")
-    finished_rows = context.SimpleQueue()
+    finished_rows, stop = context.SimpleQueue(), context.Event()
     try:
-        with ProcessPoolExecutor(workers, context, _start_worker, (source, finished_rows)) as pool:
-            futures = [pool.submit(_write_in_worker, plan) for plan in plans]
-            _follow(futures, finished_rows.empty, finished_rows.get, advance)
+        with ProcessPoolExecutor(workers, context, _start_worker, (source, finished_rows, stop)) as pool:
+            try:
+                futures = [pool.submit(_write_in_worker, plan) for plan in plans]
+                _follow(futures, finished_rows.empty, finished_rows.get, advance)
+            except KeyboardInterrupt:
+                stop.set()
+                raise
     except BrokenProcessPool as error:
         raise ResourceError(
             "a process that wrote a shard was killed, most likely for want of memory; run the same command again with "
@@ -299,31 +220,54 @@ def _write_shards(plans: list[ShardPlan], source: SpectrumSource, workers: int, 
 def _follow(
     futures: list[Future[None]], is_empty: Callable[[], bool], take: Callable[[], int], advance: Advance
 ) -> None:
-    """Pass on progress until all shards are written; on the first failure, drop those not yet begun."""
+    """Pass on progress until all shards are written; after the first failure, drop those not yet begun.
+
+    The shards being written are followed to their end even then: a full, unread pipe would block their processes.
+    """
+    failure: BaseException | None = None
     waiting = set(futures)
-    try:
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not is_empty():
-                advance(take())
-            for future in done:
-                future.result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    while waiting:
+        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+        while not is_empty():
+            advance(take())
+        for future in done:
+            failure = failure or future.exception()
+        if failure is not None:
+            waiting = {future for future in waiting if not future.cancel()}
+    if failure is not None:
+        raise failure
 
 
 # What a worker process keeps between shards; set once when it starts.
 _worker: dict[str, Any] = {}
+_worker_is_writing = threading.Lock()
 
 
-def _start_worker(source: SpectrumSource, finished_rows: Any) -> None:
+def _start_worker(source: SpectrumSource, finished_rows: Any, stop: Any) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent alone answers it, and asks its workers to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(1)
-    _worker.update(source=source, advance=finished_rows.put)
+    parent = multiprocessing.parent_process()
+
+    def advance(rows: int) -> None:
+        if stop.is_set() or (parent is not None and not parent.is_alive()):
+            raise KeyboardInterrupt
+        finished_rows.put(rows)
+
+    def exit_with_parent() -> None:
+        # Without a parent a worker would wait for work for ever; the lock lets it tidy up its shard first.
+        if parent is not None:
+            parent.join()
+            with _worker_is_writing:
+                os._exit(1)
+
+    _worker.update(source=source, advance=advance)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _write_in_worker(plan: ShardPlan) -> None:
-    write_shard(plan, _worker["source"], _worker["advance"])
+    with _worker_is_writing:
+        write_shard(plan, _worker["source"], _worker["advance"])
 
 
 @contextmanager

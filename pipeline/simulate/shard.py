@@ -35,6 +35,11 @@ from pipeline.simulate.noise_model import NoiseModel, draw_noisy, fill_edges, me
 from pipeline.simulate.spectra import Labels, plan_wavelengths
 from pipeline.simulate.table import write_params_table
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["ShardPlan", "ShardRecord", "SpectrumSource", "read_record", "read_snr", "write_shard"]
 
 FloatArray = npt.NDArray[np.float64]
@@ -55,6 +60,7 @@ FLOAT_COLUMNS: Final = (
     "ext",
     "target_zenith_angle",
 )
+_NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _FILE_OVERHEAD: Final = 256 * 1024
 # pfsspec fills these only when its simulation uses them.
 _EMPTY_COLUMNS: Final = ("ext", "target_zenith_angle")
@@ -155,19 +161,15 @@ def write_shard(plan: ShardPlan, source: SpectrumSource, advance: Callable[[int]
 
 @contextmanager
 def _create_whole(path: Path, size: int) -> Iterator[h5py.File]:
-    """Yield a new file of about ``size`` bytes under a temporary name; rename it on success, else remove it."""
+    """Yield a new file of at most ``size`` bytes under a temporary name; rename it on success, else remove it."""
     partial = path.with_name(path.name + ".partial")
-    with _explain_failure(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # HDF5 does not survive a failed write: closing the file fails too and the interpreter may crash at exit.
-        # So the space is claimed by plain system calls, once before HDF5 starts and again after it truncated the file.
-        if not partial.exists():
-            _reserve_space(partial, size)
-        # HDF5 locks the file: if another process is writing it, this raises and must not remove it.
-        file = h5py.File(partial, "w")
+    with _explain_failure(path), _claim_file(partial) as descriptor:
         try:
-            with file:
-                _reserve_space(partial, size)
+            # HDF5 does not survive a failed write: closing the file fails too and the interpreter may crash at exit.
+            # So plain system calls claim the space, before HDF5 starts and again after it truncated the file.
+            _reserve_space(descriptor, size)
+            with h5py.File(partial, "w", locking=False) as file:
+                _reserve_space(descriptor, size)
                 yield file
             os.replace(partial, path)
         except BaseException:
@@ -175,24 +177,42 @@ def _create_whole(path: Path, size: int) -> Iterator[h5py.File]:
             raise
 
 
-def _reserve_space(path: Path, size: int) -> None:
-    """Allocate ``size`` bytes for a file, creating it if need be; where that is not possible, do nothing.
+@contextmanager
+def _claim_file(partial: Path) -> Iterator[int]:
+    """Create a file that no other process may write meanwhile, and yield its descriptor.
 
-    HDF5 cuts the file to what it used when it closes it.
+    HDF5's own lock comes too late: it empties the file first.
     """
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = not os.path.samestat(os.fstat(descriptor), os.stat(partial))
+        except (BlockingIOError, FileNotFoundError):
+            taken = True
+        except OSError as error:
+            # Some network file systems have no locks; then two writers must not meet there.
+            if error.errno not in (*_NOT_SUPPORTED, errno.ENOLCK):
+                raise
+            taken = False
+        if taken:
+            raise ResourceError(f"{partial}: another process is writing this shard; wait for it to finish")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _reserve_space(descriptor: int, size: int) -> None:
+    """Allocate ``size`` bytes for an open file where the system can; HDF5 cuts off what is left on closing."""
     if not hasattr(os, "posix_fallocate"):
         return
-    existed = path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            if not existed:
-                path.unlink(missing_ok=True)
+        if error.errno not in _NOT_SUPPORTED:
             raise
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

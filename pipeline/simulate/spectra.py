@@ -32,8 +32,8 @@ _LINE_LAYER, _MOLECULE_LAYER = 0.87, 0.72
 _RESOLUTION_SIGMA = 0.68
 # Deepest a line can get (Minnaert's R_c).
 _DEEPEST = 0.85
-# log10 of the Sun's gas pressure at τ = 2/3, dyn/cm².
-_LOG_GAS_PRESSURE = 4.9
+# log10 of the Sun's gas pressure at τ = 2/3, dyn/cm², and over the pressure of its electrons.
+_LOG_GAS_PRESSURE, _LOG_GAS_PER_ELECTRON = 4.9, 4.3
 _LIGHT_SPEED = 299_792.458
 # Dissociation energies, eV.
 _TIO_BOND, _CN_BOND, _CO_BOND = 6.87, 7.72, 11.09
@@ -78,20 +78,23 @@ class _Atmosphere:
 def _plan_atmosphere(labels: Labels) -> _Atmosphere:
     """Estimate the layer where lines form.
 
-    Pressures follow Gray, *The Observation and Analysis of Stellar Photospheres*, ch. 9, for stars whose electrons come
-    from metals: ``Pe ∝ g^{1/3} A^{1/3} exp(ΩT)`` and ``Pg ∝ g^{2/3} A^{-1/3}``, in dyn/cm², set to the Sun's. H⁻
-    opacity per atom is ``Pe θ^{5/2} 10^{0.754 θ}`` (ch. 8). Microturbulence is 2.13 − 0.23 log g km/s (Kirby et al.
-    2009).
+    Gas pressure, and the pressure of the electrons that metals give, follow Gray, *The Observation and Analysis of
+    Stellar Photospheres*, ch. 9: ``Pg ∝ g^{2/3} A^{-1/3}`` and ``Pe ∝ g^{1/3} A^{1/3} exp(ΩT)``, in dyn/cm², set to the
+    Sun's. Hydrogen's electrons, ``sqrt(Pg Φ_H)`` by Saha, take over in hot or metal-poor stars. H⁻ opacity per atom is
+    ``Pe θ^{5/2} 10^{0.754 θ}`` (ch. 8). Microturbulence is 2.13 − 0.23 log g km/s (Kirby et al. 2009).
     """
     gravity = labels.log_g - _SUN_LOGG
     theta = 5040.0 / (_LINE_LAYER * labels.T_eff)
-    log_electron = 0.6 + (gravity + labels.M_H) / 3.0 + 6.5e-4 * (labels.T_eff - _SUN_TEFF)
+    log_gas = _LOG_GAS_PRESSURE + (2.0 * gravity - labels.M_H) / 3.0
+    log_metals = 0.55 + (gravity + labels.M_H) / 3.0 + 5e-4 * (labels.T_eff - _SUN_TEFF)
+    log_hydrogen = 0.5 * (log_gas - 0.18 + 2.5 * np.log10(5040.0 / theta) - 13.6 * theta)
+    log_electron = 0.5 * np.log10(10.0 ** (2.0 * log_metals) + 10.0 ** (2.0 * log_hydrogen))
     microturbulence = 2.13 - 0.23 * labels.log_g
     return _Atmosphere(
         theta=theta,
         theta_molecules=5040.0 / (_MOLECULE_LAYER * labels.T_eff),
         log_electron_pressure=log_electron,
-        log_gas_pressure=_LOG_GAS_PRESSURE + (2.0 * gravity - labels.M_H) / 3.0,
+        log_gas_pressure=log_gas,
         log_continuum=log_electron + 0.754 * theta + 2.5 * np.log10(theta),
         # 1.2 km/s: thermal motion of an iron atom.
         doppler_speed=np.hypot(microturbulence, 1.2),
@@ -218,7 +221,7 @@ def _line_log_strengths(lines: LineList, atmosphere: _Atmosphere, labels: Labels
 def _paschen_strength(atmosphere: _Atmosphere) -> FloatArray:
     """Return the equivalent width of P14 in Å: hydrogen excited to n = 3 (12.09 eV) over the continuum."""
     log_strength = -12.09 * (atmosphere.theta - 5040.0 / (_LINE_LAYER * 6000.0))
-    return 0.35 * 10.0 ** (log_strength - (atmosphere.log_continuum - _PASCHEN_CONTINUUM))
+    return 0.5 * 10.0 ** (log_strength - (atmosphere.log_continuum - _PASCHEN_CONTINUUM))
 
 
 def _tio_strength(atmosphere: _Atmosphere, labels: Labels) -> FloatArray:
@@ -253,9 +256,9 @@ def _cn_strength(atmosphere: _Atmosphere, labels: Labels) -> FloatArray:
         2.0 * labels.M_H
         + labels.C_M
         + _CN_BOND * (atmosphere.theta_molecules - _CO_THETA)
-        + (atmosphere.log_gas_pressure - atmosphere.log_electron_pressure - 4.3)
+        + (atmosphere.log_gas_pressure - atmosphere.log_electron_pressure - _LOG_GAS_PER_ELECTRON)
     )
-    return 0.03 * free_carbon * 10.0**log_strength
+    return 0.045 * free_carbon * 10.0**log_strength
 
 
 def _dwarf_continuum(temperature: float) -> float:

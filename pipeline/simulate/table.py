@@ -107,7 +107,7 @@ def _set_text(node: h5py.Group | h5py.Dataset, **values: str) -> None:
     """Set text attributes the way PyTables stores them: null-terminated UTF-8 of fixed length, empty as null."""
     for name, text in values.items():
         if not text:
-            node.attrs[name] = h5py.Empty("S1")
+            node.attrs[name] = h5py.Empty(h5py.string_dtype("utf-8", 1))
             continue
         node.attrs.create(name, text, dtype=h5py.string_dtype("utf-8", len(text.encode())))
 

@@ -1,0 +1,207 @@
+"""The report of a run: Markdown for a repository, one self-contained HTML file for everyone else.
+
+Both are filled from the same tables of text, so they cannot say different things. Everything that comes
+from a user's file (paths, names of bins, warnings, the configuration) is escaped where it is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import yaml
+
+from pipeline.errors import ResourceError
+from pipeline.figures.views import headline, symbol
+from pipeline.figures.writing import write_whole
+from pipeline.report_tables import (
+    REPORT_FIGURES,
+    TEST_NOISE,
+    describe_words,
+    list_bins,
+    list_files,
+    list_hypotheses,
+    list_key_numbers,
+    list_learning,
+    list_levels,
+    list_run,
+    list_steps,
+    list_stores,
+)
+from pipeline.results import RunResults
+
+__all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]
+
+REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure as the two reports show it: embedded in the HTML, linked from the Markdown."""
+
+    name: str
+    title: str
+    caption: str
+    embedded: str
+    link: str
+
+
+class _Verbatim(str):
+    """Text that a Markdown template may write as it is."""
+
+
+def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Path, Path]:
+    """Write ``report.md`` and the self-contained ``report.html`` into the run folder.
+
+    Parameters
+    ----------
+    results
+        A scored run.
+    figures
+        PNG files by file name, as :func:`pipeline.figures.render_figures` returns them. A figure that is not
+        given is left out; one that this module has no caption for is shown at the end.
+
+    Returns
+    -------
+    tuple[Path, Path]
+        The Markdown and the HTML file.
+
+    Raises
+    ------
+    ResourceError
+        If a figure cannot be read or a report cannot be written; the message names the path.
+    """
+    content = _collect(results, figures)
+    written = []
+    for name, environment in ((REPORT_MARKDOWN, _markdown()), (REPORT_HTML, _html())):
+        text = environment.get_template(f"{name}.j2").render(**content)
+        path = results.folder / name
+        write_whole(path, text.encode("utf-8"))
+        written.append(path)
+    return written[0], written[1]
+
+
+def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]:
+    level, metadata = headline(results), results.metadata
+    levels = sorted(results.summary["levels"], key=lambda entry: entry is not level)
+    config = metadata.get("config") or {}
+    return {
+        "title": f"Headroom of a mixture of experts for {symbol(results.summary['target'])}",
+        "decision": level["decision"],
+        "simulated": bool(metadata.get("simulated")),
+        "confidence": f"{results.summary['confidence']:.0%}",
+        "seeds": [str(seed) for seed in results.overall["seed"].unique()],
+        "several_levels": len(levels) > 1,
+        "levels": [
+            {
+                "name": f"{entry['noise_level']:g}",
+                "test_noise": entry["test_noise"],
+                "hypotheses": list_hypotheses(entry),
+                "key_numbers": list_key_numbers(results, entry),
+                "bins": list_bins(results, entry),
+                "sentence": entry["decision"]["sentence"],
+            }
+            for entry in levels
+        ],
+        "noise_levels": list_levels(results),
+        "learning": list_learning(results),
+        "learning_sentence": (results.summary.get("learning") or {}).get("sentence") or "",
+        "pictures": _read_pictures(results.folder, figures),
+        "warnings": [str(warning) for warning in metadata.get("warnings") or ()],
+        "config_yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip(),
+        "provenance": [list_run(results), list_stores(results), list_steps(results), list_files(results)],
+        "commands": _list_commands(metadata),
+        "glossary": describe_words(results),
+        "test_noise": TEST_NOISE,
+    }
+
+
+def _list_commands(metadata: Mapping[str, Any]) -> str:
+    commit = metadata.get("git_commit")
+    files = " ".join(metadata.get("hashes") or {})
+    lines = [
+        *([f"git checkout {commit}"] if commit else []),
+        "make install",
+        str(metadata.get("command") or "headroom run CONFIG --out RUN"),
+        # The sums in the provenance tell whether the same numbers came out.
+        *([f"sha256sum {files}"] if files else []),
+    ]
+    return "\n".join(lines)
+
+
+def _read_pictures(folder: Path, figures: Mapping[str, Path]) -> dict[str, _Picture]:
+    pictures = {}
+    known = [name for name in REPORT_FIGURES if name in figures]
+    for name in [*known, *(name for name in figures if name not in REPORT_FIGURES)]:
+        path = figures[name]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ResourceError(
+                f"figure {path}: cannot be read ({error.strerror or error}); render the figures again"
+            ) from None
+        title, caption = REPORT_FIGURES.get(name, (Path(name).stem.replace("_", " "), ""))
+        relative = Path(os.path.relpath(path, folder)).as_posix()
+        embedded = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        pictures[name] = _Picture(name, title, caption, embedded, quote(relative))
+    return pictures
+
+
+def _html() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _markdown() -> jinja2.Environment:
+    # Jinja escapes HTML only; `finalize` sees every value a template writes, so nothing is forgotten.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=False,
+        finalize=lambda value: value if isinstance(value, _Verbatim) else escape_markdown(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["fenced"] = _fence
+    environment.filters["verbatim"] = _Verbatim
+    return environment
+
+
+def escape_markdown(value: object) -> str:
+    r"""Return text that Markdown shows as it is, in a paragraph or in a cell of a table.
+
+    Backslashes, pipes, asterisks, back quotes, tags and links are defused and line breaks become spaces;
+    underscores only where they could start or end emphasis, so that ``R²_oracle`` stays readable in the source.
+
+    Examples
+    --------
+    >>> escape_markdown("a|b <script>")
+    'a\\|b &lt;script&gt;'
+    """
+    text = " ".join(str(value).split())
+    text = re.sub(r"([\\|*`~]|\](?=[(\[:]))", r"\\\1", text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    # At the start of a line these would open a heading, a quotation or a list.
+    text = re.sub(r"^([#>]|[-+](?= ))", r"\\\1", text)
+    text = re.sub(r"^(\d+)([.)] )", r"\1\\\2", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _fence(text: str, language: str = "") -> _Verbatim:
+    """Return a fenced block whose fence is longer than any run of back quotes within."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return _Verbatim(f"{fence}{language}\n{text}\n{fence}")

@@ -1,0 +1,47 @@
+"""Fixtures shared by the tests: one small simulated sample and its stores, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ExperimentConfig
+from pipeline.convert import convert_shards
+from pipeline.shards import find_shards
+from pipeline.simulate import SampleSpec, write_sample
+from pipeline.store import SpectraStore
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 1,600 training spectra (two shards) and 400 test spectra, 48 pixels."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, SampleSpec(train=1600, shards=2, test=400, pixels=48), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_store(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> SpectraStore:
+    shards = find_shards([sample / "train"], sample)
+    return convert_shards(shards, tmp_path_factory.mktemp("stores") / "train.zarr", workers=1, chunk_rows=128)
+
+
+@pytest.fixture(scope="session")
+def test_store(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> SpectraStore:
+    shards = find_shards([sample / "test"], sample)
+    return convert_shards(shards, tmp_path_factory.mktemp("stores") / "test.zarr", workers=1)
+
+
+@pytest.fixture
+def small_config(train_store: SpectraStore, test_store: SpectraStore) -> ExperimentConfig:
+    """An experiment on the small stores: two seeds, cuts small enough to exercise every boundary."""
+    return ExperimentConfig.model_validate(
+        {
+            "data": {"train": [str(train_store.path)], "test": [str(test_store.path)]},
+            "ridge": {"alpha": {"per_spectrum": 0.1}},
+            "seeds": [42, 123],
+            "compute": {"folds": 3, "partition_rows": 250, "block_rows": 96, "run_rows": 128},
+            "bootstrap": {"resamples": 200},
+        }
+    )

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster import LocalProfile, connect_local
+from pipeline import accumulate
+from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.bins import BinGrid
+from pipeline.config import REFERENCE_EDGES, ComputeConfig
+from pipeline.convert import convert_shards
+from pipeline.errors import InputError
+from pipeline.moments import Moments
+from pipeline.noise import NoiseDraw
+from pipeline.predictions import read_noisy_rows
+from pipeline.schema import LABELS
+from pipeline.shards import find_shards
+from pipeline.store import SpectraStore
+
+COMPUTE = ComputeConfig(folds=3, partition_rows=250, block_rows=96, run_rows=128)
+DRAWS = [NoiseDraw(1.0, 42, 0), NoiseDraw(1.0, 7, 0)]
+
+
+@pytest.fixture(scope="module")
+def plan(train_store: SpectraStore) -> AccumulationPlan:
+    return plan_accumulation(train_store, BinGrid(REFERENCE_EDGES), COMPUTE)
+
+
+@pytest.fixture(scope="module")
+def reference(plan: AccumulationPlan, tmp_path_factory: pytest.TempPathFactory) -> list[MomentsFolder]:
+    """Moments accumulated in this process, one draw after the other."""
+    return accumulate_moments(plan, DRAWS, tmp_path_factory.mktemp("reference"))
+
+
+def require_identical(found: list[MomentsFolder], expected: list[MomentsFolder]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        for fold in range(b.n_folds):
+            for cell in range(b.n_cells):
+                assert a.read(fold, cell).identical(b.read(fold, cell))
+
+
+def test_fold_moments_are_those_of_their_rows(
+    plan: AccumulationPlan, reference: list[MomentsFolder], train_store: SpectraStore
+) -> None:
+    cells = plan.grid.cells(train_store.columns)
+    y = np.column_stack([train_store.columns[label] for label in LABELS])
+    for one in reference:
+        for fold, (start, stop) in enumerate(plan.folds):
+            noisy = read_noisy_rows(train_store, start, stop, one.draw)
+            for cell in range(plan.grid.n_cells):
+                members = cells[start:stop] == cell
+                found = one.read(fold, cell)
+                expected = Moments.from_samples(
+                    noisy[members], y[start:stop][members], LABELS, x_origin=found.x_origin, y_origin=found.y_origin
+                )
+                assert found.count == expected.count
+                np.testing.assert_allclose(found.gram, expected.gram, atol=1e-5 * np.abs(expected.gram).max())
+
+
+def test_every_spectrum_is_counted_once(reference: list[MomentsFolder], train_store: SpectraStore) -> None:
+    for one in reference:
+        assert sum(cell.count for cell in one.total()) == train_store.n_spectra
+        *_, last = one.iter_prefixes()
+        for a, b in zip(last, one.total(), strict=True):
+            assert a.identical(b)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_shared_reads_change_no_bit(
+    plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path, workers: int
+) -> None:
+    with connect_local(LocalProfile(workers=workers, memory_limit=2**30)) as client:
+        found = accumulate_moments(plan, DRAWS, tmp_path, client=client, draws_per_pass=workers)
+    require_identical(found, reference)
+    assert not list(tmp_path.rglob("partition-*")), "partitions of finished folds are removed"
+
+
+def test_another_store_chunking_changes_no_bit(
+    sample: Path, plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path
+) -> None:
+    shards = find_shards([sample / "train"], sample)
+    store = convert_shards(shards, tmp_path / "other.zarr", workers=1, chunk_rows=64, shard_rows=192)
+    other = plan_accumulation(store, BinGrid(REFERENCE_EDGES), COMPUTE)
+    require_identical(accumulate_moments(other, DRAWS, tmp_path / "m"), reference)
+
+
+def test_a_killed_worker_changes_no_bit(plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path) -> None:
+    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
+        killed = []
+
+        class Killer(accumulate.SilentProgress):
+            """Kills a worker process after the first finished partition."""
+
+            def step(self, title: str, total: int, unit: str = "spectra"):  # type: ignore[no-untyped-def]
+                from contextlib import contextmanager
+
+                @contextmanager
+                def watching():  # type: ignore[no-untyped-def]
+                    def advance(_: int) -> None:
+                        if not killed:
+                            pids = client.run(lambda dask_worker: __import__("os").getpid())
+                            killed.append(pids.popitem()[1])
+                            __import__("os").kill(killed[0], signal.SIGKILL)
+
+                    yield advance
+
+                return watching()
+
+        found = accumulate_moments(plan, DRAWS, tmp_path, client=client, progress=Killer())
+    assert killed
+    require_identical(found, reference)
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from pipeline import accumulate
+from pipeline.accumulate import plan_accumulation, accumulate_moments
+from pipeline.store import SpectraStore
+from test_accumulate import COMPUTE, DRAWS, REFERENCE_EDGES, BinGrid
+original = accumulate.write_moments
+def slow(*arguments):
+    original(*arguments)
+    print("written", flush=True)
+    time.sleep(0.3)
+accumulate.write_moments = slow
+plan = plan_accumulation(SpectraStore.open({store!r}), BinGrid(REFERENCE_EDGES), COMPUTE)
+accumulate_moments(plan, DRAWS, Path({folder!r}))
+"""
+
+
+def test_a_killed_and_resumed_run_changes_no_bit(
+    plan: AccumulationPlan,
+    reference: list[MomentsFolder],
+    train_store: SpectraStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = SLOW_RUN.format(tests=str(Path(__file__).parent), store=str(train_store.path), folder=str(tmp_path))
+    for kills in (1, 2):  # kill -9 twice, at different places
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(2 * kills):
+            assert process.stdout.readline() == "written\n"
+        time.sleep(0.05)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    before = {path.name for path in tmp_path.rglob("*.npz")}
+    assert before, "something was kept"
+    computed = []
+    original = accumulate.accumulate_rows
+    monkeypatch.setattr(accumulate, "accumulate_rows", lambda *a: (computed.append(a[1].start), original(*a))[1])
+    found = accumulate_moments(plan, DRAWS, tmp_path)
+    require_identical(found, reference)
+    assert 0 < len(computed) < len(plan.partitions) * len(DRAWS), "finished partitions are not computed again"
+    computed.clear()
+    accumulate_moments(plan, DRAWS, tmp_path)
+    assert computed == []
+
+
+def test_a_torn_checkpoint_is_computed_again(
+    plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path
+) -> None:
+    accumulate_moments(plan, DRAWS[:1], tmp_path)
+    fold = tmp_path / DRAWS[0].name / "fold-001.npz"
+    fold.write_bytes(fold.read_bytes()[:5000])
+    require_identical(accumulate_moments(plan, DRAWS[:1], tmp_path), reference[:1])
+
+
+def test_accumulate__raise_on_moments_of_another_plan(plan: AccumulationPlan, tmp_path: Path) -> None:
+    accumulate_moments(plan, DRAWS[:1], tmp_path)
+    other = replace(plan, precision="float64")
+    assert other.key != plan.key
+    with pytest.raises(InputError, match=rf"key {plan.key}.*wanted key {other.key}"):
+        accumulate_moments(other, DRAWS[:1], tmp_path)
+    key = tmp_path / DRAWS[0].name / "key.json"
+    key.write_text("{")
+    with pytest.raises(InputError, match=r"key\.json: damaged"):
+        accumulate_moments(plan, DRAWS[:1], tmp_path)
+
+
+def test_accumulate__raise_on_a_store_that_changed(
+    plan: AccumulationPlan, test_store: SpectraStore, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="changed since the plan was made"):
+        accumulate_moments(replace(plan, store=str(test_store.path)), DRAWS[:1], tmp_path)
+
+
+def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
+    changed = [
+        replace(plan, fingerprint="x"),
+        replace(plan, edges=(("T_eff", (0.0, 1.0)),)),
+        replace(plan, block_rows=64),
+        replace(plan, run_rows=64),
+        replace(plan, y_origin=(0.0, 0.0, 0.0)),
+        replace(plan, partitions=plan.partitions[:-1]),
+    ]
+    assert len({one.key for one in changed} | {plan.key}) == len(changed) + 1
+    assert replace(plan, store="elsewhere").key == plan.key
+
+
+def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path) -> None:
+    tasks = list(accumulate._plan_tasks(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
+    assert len(tasks) == len(plan.partitions)
+    import pickle
+
+    assert max(len(pickle.dumps(task)) for task in tasks) < 1000
+    assert json.dumps([task.partition.index for task in tasks]) == json.dumps(list(range(len(tasks))))

@@ -1,0 +1,169 @@
+"""The layering, the dependency lists, and other promises about the sources themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+#: Lowest layer first; a module may import from its own layer and from those below.
+LAYERS: list[set[str]] = [
+    {"errors", "schema"},
+    {"config"},
+    {"tiles", "moments", "ridge", "scores"},
+    {"bins", "folds", "partitions", "noise", "selection", "decision"},
+    # Edges: each owns one foreign library or one kind of file.
+    {
+        "progress",
+        "memory",
+        "provenance",
+        "moments_file",
+        "results",
+        "shards",
+        "inspection",
+        "store",
+        "convert",
+        "simulate",
+    },
+    {"hotloop", "models", "predictions"},
+    {"accumulate", "plan", "spectra_sets", "summary", "figures", "report"},
+    {"experiment"},
+    {"cli", "__init__", "__main__"},
+]
+#: Foreign libraries that one room only may know, at run time.
+OWNERS = {
+    "h5py": {"shards", "simulate"},
+    "distributed": {"accumulate"},
+    "dask": set(),
+    "zarr": {"store", "convert"},
+    "xarray": {"store"},
+    "matplotlib": {"figures"},
+    "jinja2": {"report"},
+    "click": {"cli"},
+    "rich": {"progress", "cli"},
+    "pickle": {"simulate"},  # writes the column names as pandas does; nothing is ever unpickled
+}
+ARITHMETIC = {"numpy", "scipy", "pipeline", "threadpoolctl"}
+
+
+def room_of(path: Path) -> str:
+    """The noun a module belongs to: ``store_layout`` is part of ``store``, a package is one room."""
+    name = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    rooms = set().union(*LAYERS)
+    if name in rooms:
+        return name
+    parts = name.split("_")
+    for end in range(len(parts) - 1, 0, -1):
+        for candidate in ("_".join(parts[:end]), "_".join(parts[:end]) + "s"):
+            if candidate in rooms:
+                return candidate
+    raise AssertionError(f"{path.name} belongs to no layer; add it to LAYERS")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module imported at run time, at the top or inside functions, but not for type checking only."""
+    found: set[str] = set()
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if "TYPE_CHECKING" not in ast.unparse(node.test):
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Visitor().visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+SOURCES = sorted((ROOT / "pipeline").rglob("*.py"))
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "pipeline" and len(parts) > 1 and (ROOT / "pipeline" / parts[1]).with_suffix(".py").exists():
+            other = room_of(ROOT / "pipeline" / f"{parts[1]}.py")
+            assert LEVEL[other] <= LEVEL[room], f"{room} (layer {LEVEL[room]}) imports {other} (layer {LEVEL[other]})"
+        if parts[0] == "cluster":
+            assert room == "cli", f"{room} imports cluster; the pipeline receives a client"
+        assert room in OWNERS.get(parts[0], {room}), f"{room} imports {parts[0]}, which belongs to {OWNERS[parts[0]]}"
+        if room in LAYERS[2]:
+            assert parts[0] in ARITHMETIC or parts[0] in {"__future__", *_standard_library()}, f"{room} imports {name}"
+
+
+def _standard_library() -> frozenset[str]:
+    import sys
+
+    # The arithmetic knows no files and no processes.
+    return sys.stdlib_module_names - {"os", "pathlib", "io", "shutil", "tempfile", "subprocess", "socket"}
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "pickle.loads", "pickle.load", "yaml.load", "np.load"} or (
+                    called == "np.load" and "allow_pickle=False" in ast.unparse(node)
+                ), f"{path.name}:{node.lineno} calls {called}"
+
+
+def test_modules_stay_readable() -> None:
+    for path in SOURCES:
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 380, f"{path.name} has {lines} lines; give each noun a module of its own"
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~\[ ;]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
+
+
+def test_environment_yml_agrees_with_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = [item for item in environment["dependencies"] if isinstance(item, str)]
+    optional = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *optional["cluster"], *optional["ml"]]
+    python = PROJECT["project"]["requires-python"]
+    # conda-forge calls matplotlib without its Qt windows matplotlib-base, and google-crc32c the same.
+    renamed = {"matplotlib": "matplotlib-base"}
+    expected = {f"python{python}"} | {
+        re.sub(r"^[\w-]+", lambda match: renamed.get(match.group(), match.group()), item) for item in wanted
+    }
+    assert set(listed) - {"pip"} == expected
+
+
+def test_the_lock_pins_every_dependency_with_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", lock, flags=re.MULTILINE))
+    optional = PROJECT["project"]["optional-dependencies"]
+    wanted = names_of([*PROJECT["project"]["dependencies"], *(one for group in optional.values() for one in group)])
+    assert wanted <= pinned
+    assert lock.count("--hash=sha256:") >= len(pinned)
+    assert "://" not in lock, "the lock names no server"
+
+
+def test_imports_are_declared() -> None:
+    declared = names_of([item for item in PROJECT["project"]["dependencies"]])
+    module_of = {"pyyaml": "yaml", "google-crc32c": "google_crc32c"}
+    modules = {module_of.get(name, name) for name in declared}
+    for path in [*SOURCES, *sorted((ROOT / "cluster").rglob("*.py"))]:
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            if top not in {"pipeline", "cluster", "__future__", *__import__("sys").stdlib_module_names}:
+                assert top in modules, f"{path.name} imports {top}, which pyproject.toml does not list"

@@ -1,0 +1,619 @@
+"""Conversion: the same store whatever the workers, chunks and interruptions; everything wrong refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from shard_factory import make_frame, make_pixels, write_shard
+
+import pipeline.convert
+import pipeline.convert_ranges
+from pipeline.convert import convert_shards
+from pipeline.convert_pixels import cast_rows
+from pipeline.convert_ranges import RangeWriter
+from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.store import SpectraStore
+
+P = 16
+SMALL: dict[str, Any] = {"chunk_rows": 8, "shard_rows": 16}
+
+
+class Notes:
+    """A Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: dict[str, list[int]] = {}
+
+    def step(self, title: str, total: int, unit: str = "spectra") -> Any:
+        from contextlib import nullcontext
+
+        advanced = self.steps.setdefault(title, [])
+        return nullcontext(advanced.append)
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Path]:
+    return [write_shard(tmp_path / f"train_{k}" / "dataset.h5", n, P, seed=k) for k, n in enumerate((40, 21, 60))]
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def rows_of(store: SpectraStore) -> np.ndarray:
+    return np.stack([store.read_rows(name, 0, store.n_spectra) for name in ("flux", "error")])
+
+
+def source_rows(seeds: dict[int, int]) -> np.ndarray:
+    parts = [make_pixels(n, P, seed) for seed, n in seeds.items()]
+    return np.stack([np.concatenate([part[k] for part in parts]) for k in (0, 1)]).astype(np.float32)
+
+
+def test_convert__workers_give_the_same_bytes(shards: list[Path], tmp_path: Path) -> None:
+    one = convert_shards(shards, tmp_path / "one", workers=1, **SMALL)
+    two = convert_shards(shards, tmp_path / "two", workers=2, **SMALL)
+    assert tree(one.path) == tree(two.path)
+    np.testing.assert_array_equal(rows_of(one), source_rows({0: 40, 1: 21, 2: 60}))
+    np.testing.assert_array_equal(one.columns["row"], np.r_[:40, :21, :60])
+    assert one.shard_lengths == (40, 21, 60)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("sizes", [(8, 0), (1, 1), (64, 128), (None, None), (5, 35)])
+def test_convert__chunks_change_no_row(
+    shards: list[Path], tmp_path: Path, sizes: tuple[int | None, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.convert_ranges, "_BLOCK_BYTES", 8 * P * 3)  # blocks that divide nothing evenly
+    store = convert_shards(shards, tmp_path / "store", workers=1, chunk_rows=sizes[0], shard_rows=sizes[1])
+    rows = source_rows({0: 40, 1: 21, 2: 60})
+    np.testing.assert_array_equal(rows_of(store), rows)
+    np.testing.assert_allclose(store.mean_flux, rows[0].mean(axis=0, dtype=np.float64), rtol=1e-14)
+
+
+def test_convert__order_is_the_given_one(shards: list[Path], tmp_path: Path) -> None:
+    store = convert_shards(shards[::-1], tmp_path / "store", workers=1)
+    np.testing.assert_array_equal(rows_of(store), source_rows({2: 60, 1: 21, 0: 40}))
+    assert store.shard_names[0] == "train_2/dataset.h5"
+    other = convert_shards(shards, tmp_path / "other", workers=1)
+    assert store.fingerprint != other.fingerprint
+
+
+def test_convert__fingerprint_ignores_paths(shards: list[Path], tmp_path: Path) -> None:
+    here = convert_shards(shards, tmp_path / "here", workers=1)
+    moved = [tmp_path / "elsewhere" / path.parent.name / path.name for path in shards]
+    for old, new in zip(shards, moved, strict=True):
+        new.parent.mkdir(parents=True)
+        shutil.copy(old, new)
+    assert tree(convert_shards(moved, tmp_path / "deep" / "there", workers=1).path) == tree(here.path)
+
+
+def test_convert__sources_stay_as_they_are(shards: list[Path], tmp_path: Path) -> None:
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in shards]
+    for path in shards:
+        path.chmod(0o444)
+    convert_shards(shards, tmp_path / "store", workers=1)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in shards] == before
+
+
+def test_convert__mask_only_where_flagged(tmp_path: Path) -> None:
+    flagged = np.zeros((40, P), np.int64)
+    flagged[33, 2] = 1
+    clean = write_shard(tmp_path / "a.h5", arrays={"mask": np.zeros((40, P), np.int64)})
+    integers = write_shard(tmp_path / "b.h5", arrays={"mask": flagged})
+    booleans = write_shard(tmp_path / "c.h5", arrays={"mask": flagged == 0})
+    none = write_shard(tmp_path / "d.h5", arrays={"mask": None})
+    assert convert_shards([clean], tmp_path / "clean", workers=1, **SMALL).variables == ("flux", "error")
+    for name, mix in {"b": [none, integers], "c": [clean, booleans]}.items():
+        store = convert_shards(mix, tmp_path / f"{name}.zarr", workers=1, **SMALL)
+        assert store.variables == ("flux", "error", "mask")
+        np.testing.assert_array_equal(np.argwhere(store.read_rows("mask", 0, 80)), [[73, 2]])
+
+
+def test_convert__finished_store_is_returned_at_once(shards: list[Path], tmp_path: Path) -> None:
+    first = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    stamp = (first.path / "zarr.json").stat().st_mtime_ns
+    notes = Notes()
+    again = convert_shards(shards, tmp_path / "store", workers=1, progress=notes, **SMALL)
+    assert (first.path / "zarr.json").stat().st_mtime_ns == stamp
+    assert again.fingerprint == first.fingerprint
+    assert "complete already" in notes.notes[0]
+    for change in ({"shard_rows": 32}, {"nonfinite": "drop"}):
+        with pytest.raises(InputError, match=r"made of other shards or settings.*--overwrite"):
+            convert_shards(shards, tmp_path / "store", workers=1, **{**SMALL, **change})
+    with pytest.raises(InputError, match="--overwrite"):
+        convert_shards(shards[:2], tmp_path / "store", workers=1, **SMALL)
+    assert SpectraStore.open(first.path).fingerprint == first.fingerprint
+
+
+def test_convert__overwrite_replaces_only_when_complete(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.convert, "verify_sample", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards[:2], tmp_path / "store", workers=1, overwrite=True, **SMALL)
+    assert SpectraStore.open(first.path).fingerprint == first.fingerprint
+    second = convert_shards(shards[:2], tmp_path / "store", workers=1, overwrite=True, **SMALL)
+    assert second.n_spectra == 61
+    assert not (tmp_path / "store.partial").exists()
+
+
+def test_convert__damaged_store_is_replaced_on_request_only(shards: list[Path], tmp_path: Path) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    (store.path / "flux" / "c" / "0" / "0").unlink()
+    with pytest.raises(InputError, match=r"is missing.*--overwrite"):
+        convert_shards(shards, store.path, workers=1, **SMALL)
+    assert convert_shards(shards, store.path, workers=1, overwrite=True, **SMALL).fingerprint == store.fingerprint
+
+
+def test_convert__never_replaces_what_is_no_store(shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    for target in ("folder", "file", "foreign"):
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="not a store"):
+                convert_shards(shards, tmp_path / target, workers=1, overwrite=overwrite)
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not the work folder"):
+        convert_shards(shards, tmp_path / "x", workers=1, overwrite=True)
+    assert (tmp_path / "x.partial" / "thesis.tex").exists()
+
+
+def interrupt(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("phase", ["create_store", "build_manifest", "verify_sample", "put_in_place"])
+def test_convert__resumes_after_every_phase(
+    shards: list[Path], tmp_path: Path, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = convert_shards(shards, tmp_path / "whole", workers=1, **SMALL)
+    original = getattr(pipeline.convert, phase)
+    for after in (False, True):
+        target = tmp_path / f"store_{after}"
+
+        def stop(*given: Any, after: bool = after) -> None:
+            if after:
+                original(*given)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline.convert, phase, stop)
+            with pytest.raises(KeyboardInterrupt):
+                convert_shards(shards, target, workers=1, **SMALL)
+        if not (after and phase == "put_in_place"):
+            with pytest.raises(InputError, match="unfinished"):
+                SpectraStore.open(target)
+        assert tree(convert_shards(shards, target, workers=1, **SMALL).path) == tree(whole.path)
+        assert not (tmp_path / f"{target.name}.partial").exists()
+
+
+def test_convert__resumes_between_the_two_renames(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "store"
+    convert_shards(shards[:1], target, workers=1)
+    rename, calls = os.rename, []
+
+    def rename_once(old: Path, new: Path) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(rename(old, new))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename_once)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards, target, workers=1, overwrite=True)
+    assert not target.exists()
+    assert convert_shards(shards, target, workers=1).n_spectra == 121
+
+
+def test_convert__redoes_only_what_is_unfinished(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = convert_shards(shards, tmp_path / "whole", workers=1, **SMALL)
+    done: list[int] = []
+    original = RangeWriter.convert_range
+
+    def convert_some(self: RangeWriter, start: int) -> dict[str, Any]:
+        if len(done) == 4:
+            # half a range: the file is there, its record is not
+            (self.plan.store / "flux" / "c" / "4").mkdir(parents=True)
+            (self.plan.store / "flux" / "c" / "4" / "0").write_bytes(b"half")
+            raise KeyboardInterrupt
+        done.append(start)
+        return original(self, start)
+
+    monkeypatch.setattr(RangeWriter, "convert_range", convert_some)
+    with pytest.raises(KeyboardInterrupt):
+        convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    assert done == [0, 16, 32, 48]
+    (tmp_path / "store.partial" / "store" / "error" / "c" / "1" / "0").unlink()  # recorded, and lost since
+    again: list[int] = []
+
+    def convert_rest(self: RangeWriter, start: int) -> dict[str, Any]:
+        again.append(start)
+        return original(self, start)
+
+    monkeypatch.setattr(RangeWriter, "convert_range", convert_rest)
+    notes = Notes()
+    store = convert_shards(shards, tmp_path / "store", workers=1, progress=notes, **SMALL)
+    assert again == [16, 64, 80, 96, 112]
+    assert notes.steps["convert"] == [48, 16, 16, 16, 16, 9]
+    assert tree(store.path) == tree(whole.path)
+
+
+def test_convert__a_range_twice_is_the_same_range(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = convert_shards(shards, tmp_path / "whole", workers=1, **SMALL)
+    original = RangeWriter.convert_range
+    monkeypatch.setattr(
+        RangeWriter, "convert_range", lambda self, start: original(self, start) and original(self, start)
+    )
+    assert tree(convert_shards(shards, tmp_path / "store", workers=1, **SMALL).path) == tree(whole.path)
+
+
+def test_convert__other_work_folder_is_refused(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.convert, "build_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    for other in ({"shards": shards[:2], **SMALL}, {"shards": shards, "chunk_rows": 16}):
+        with pytest.raises(InputError, match=r"unfinished conversion of other shards or settings.*--overwrite"):
+            convert_shards(store=tmp_path / "store", workers=1, **other)
+    store = convert_shards(shards[:2], tmp_path / "store", workers=1, overwrite=True)
+    assert store.n_spectra == 61
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipeline.convert import convert_shards
+import pipeline.convert_ranges
+if __name__ == "__main__":
+    *shards, store = map(Path, sys.argv[1:])
+    convert_shards(shards, store, workers=2, chunk_rows=8, shard_rows=16)
+"""
+
+
+def wait_for(condition: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda value: value.name)
+def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal.Signals) -> None:
+    shard = write_shard(tmp_path / "train" / "dataset.h5", 3000, P)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    target = tmp_path / "store"
+    command = [sys.executable, str(script), str(shard), str(target)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as run:
+        wait_for(lambda: len(list((tmp_path / "store.partial" / "ranges").glob("*.json"))) > 5)
+        workers = children_of(run.pid)
+        assert len(workers) >= 2
+        run.send_signal(how)
+        run.wait(10)
+    wait_for(lambda: not any(alive(worker) for worker in workers), 10)  # nobody writes behind our back
+    left = len(list((tmp_path / "store.partial" / "ranges").glob("*.json")))
+    assert 5 < left < 188
+    assert not target.exists()
+    store = convert_shards([shard], target, workers=2, **SMALL)
+    whole = convert_shards([shard], tmp_path / "whole", workers=1, **SMALL)
+    assert tree(store.path) == tree(whole.path)
+
+
+def test_convert__killed_worker_is_a_resource_error(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "train" / "dataset.h5", 3000, P)
+
+    def kill_one() -> None:
+        wait_for(lambda: list((tmp_path / "store.partial" / "ranges").glob("*.json")))
+        for pid in children_of(os.getpid()):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    with pytest.raises(ResourceError, match=r"worker process .* was killed.*--workers 1"):
+        convert_shards([shard], tmp_path / "store", workers=2, **SMALL)
+    thread.join()
+    assert convert_shards([shard], tmp_path / "store", workers=1, **SMALL).n_spectra == 3000
+
+
+def test_convert__one_conversion_at_a_time(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert_again(*_: Any) -> None:
+        with pytest.raises(InputError, match="another conversion is writing"):
+            convert_shards(shards, tmp_path / "store", workers=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.convert, "verify_sample", convert_again)
+    with pytest.raises(KeyboardInterrupt):
+        convert_shards(shards, tmp_path / "store", workers=1)
+
+
+# --- faulty pixels ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> tuple[list[Path], list[int]]:
+    """Two shards with one spectrum of every kind of fault, and the rows (of both together) that are good."""
+    flux, error = make_pixels(40, P)
+    flux[3, 5], flux[17, 0], flux[18] = np.nan, -np.inf, 0
+    error[20, 7], error[21, 2] = np.nan, -1e-3
+    error[:, 0] = np.nan
+    error[5, -1] = np.nan
+    error[22, :2] = np.nan  # the neighbour is no number either
+    first = write_shard(tmp_path / "train_0" / "dataset.h5", arrays={"flux": flux, "error": error})
+    second_flux = make_pixels(40, P, 1)[0]
+    second_flux[39, 1] = np.inf
+    second = write_shard(tmp_path / "train_1" / "dataset.h5", seed=1, arrays={"flux": second_flux})
+    return [first, second], [row for row in range(79) if row not in (3, 17, 18, 20, 21, 22)]
+
+
+def test_convert__drops_and_keeps_the_books(faulty: tuple[list[Path], list[int]], tmp_path: Path) -> None:
+    shards, good = faulty
+    notes = Notes()
+    one = convert_shards(shards, tmp_path / "one", workers=1, nonfinite="drop", progress=notes, **SMALL)
+    two = convert_shards(shards, tmp_path / "two", workers=2, nonfinite="drop", **SMALL)
+    assert tree(one.path) == tree(two.path)
+    assert one.n_spectra == len(good) == 73
+    assert (one.shard_lengths, one.source_lengths) == ((34, 39), (40, 40))
+    np.testing.assert_array_equal(40 * one.columns["shard"].astype(int) + one.columns["row"], good)
+    ids = np.concatenate([make_frame(40)["id"], make_frame(40, 1)["id"]])
+    np.testing.assert_array_equal(one.columns["id"], ids[good])
+    expected = source_rows({0: 40, 1: 40})[:, good]
+    expected[1, :34, 0] = expected[1, :34, 1]
+    edge = good.index(5)
+    expected[1, edge, -1] = expected[1, edge, -2]
+    np.testing.assert_array_equal(rows_of(one), expected)
+    dropped = [dict(source.dropped) for source in one.manifest.sources]
+    assert dropped == [
+        {"nonfinite": [3, 17, 20, 22], "negative error": [21], "all zero": [18]},
+        {"nonfinite": [39]},
+    ]
+    assert one.manifest.counts["repaired_error_pixels"] == 35
+    assert one.manifest.counts["dropped_nonfinite"] == 5
+    assert "left out 7" in notes.notes[0]
+
+
+def test_convert__scan_is_resumed(
+    faulty: tuple[list[Path], list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, _ = faulty
+    whole = convert_shards(shards, tmp_path / "whole", workers=1, nonfinite="drop", **SMALL)
+    original, calls = RangeWriter.scan_rows, []
+
+    def scan_some(self: RangeWriter, task: tuple[int, int, int]) -> dict[str, Any]:
+        calls.append(task)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, task)
+
+    monkeypatch.setattr(RangeWriter, "scan_rows", scan_some)
+    with pytest.raises(KeyboardInterrupt):
+        convert_shards(shards, tmp_path / "store", workers=1, nonfinite="drop", **SMALL)
+    store = convert_shards(shards, tmp_path / "store", workers=1, nonfinite="drop", **SMALL)
+    assert len(calls) == 3 + 4  # six pieces, two of them scanned before
+    assert tree(store.path) == tree(whole.path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "row", "pixel", "value", "message"),
+    [
+        ("flux", 33, 5, np.nan, "flux must be finite, found nan at row 33, pixel 5"),
+        ("flux", 0, 15, -np.inf, "flux must be finite, found -inf at row 0, pixel 15"),
+        ("error", 33, 5, np.nan, "error must be finite, found nan at row 33, pixel 5"),
+        ("error", 33, 0, np.inf, "error must be finite, found inf at row 33, pixel 0"),
+        ("error", 12, 3, -0.5, "error must be non-negative, found -0.5 at row 12, pixel 3"),
+        ("noisy", 39, 0, np.nan, "noisy must be finite, found nan at row 39, pixel 0"),
+        ("flux", 7, slice(None), 0.0, "spectrum 7 must hold flux, but all its pixels are zero"),
+        ("flux", 7, 2, 1e39, r"flux at row 7, pixel 2 is 1e\+39, beyond float32"),
+        ("error", 7, 2, 1e300, "error at row 7, pixel 2 is .* beyond float32"),
+    ],
+)
+def test_convert__raise_on_faulty_pixel(
+    tmp_path: Path, variable: str, row: int, pixel: Any, value: float, message: str
+) -> None:
+    flux, error = make_pixels(40, P)
+    arrays = {"flux": flux, "error": error, "noisy": flux.copy()}
+    arrays[variable][row, pixel] = value
+    shard = write_shard(tmp_path / "train_3" / "dataset.h5", arrays=arrays)
+    with pytest.raises(InputError, match=f"train_3/dataset.h5: {message}"):
+        convert_shards([shard], tmp_path / "store", workers=1, **SMALL)
+    assert not (tmp_path / "store").exists()
+    if "float32" in message:
+        with pytest.raises(InputError, match="beyond float32"):
+            convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL)
+    else:
+        assert convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL).n_spectra == 39
+
+
+def test_convert__raise_when_nothing_is_left(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": np.zeros((40, P))})
+    with pytest.raises(InputError, match="every spectrum of the shards is faulty"):
+        convert_shards([shard], tmp_path / "store", workers=1, nonfinite="drop")
+
+
+def test_cast_rows__accepts_what_is_odd_but_right() -> None:
+    flux = np.array([[-1.0, 1.0, 0, 0], [3e38, 3e38, 3e38, 3e38], [1e-50, 1, 2, 3]])
+    out, sums = np.empty((3, 4), np.float32), np.zeros(4)
+    assert cast_rows("flux", flux, out, sums) == (0, [])
+    np.testing.assert_array_equal(out, flux.astype(np.float32))
+    np.testing.assert_array_equal(sums, out.astype(float).sum(axis=0))
+    assert cast_rows("error", np.zeros((3, 4)), out) == (0, [])  # simulated without noise
+
+
+# --- shards that disagree ----------------------------------------------------------------------------
+
+
+def test_convert__raise_on_shards_that_disagree(shards: list[Path], tmp_path: Path) -> None:
+    wave = np.linspace(7100, 8850, P)
+    wave[6:] += 0.01
+    extra = make_frame(40).assign(age=1.0)
+    text = make_frame(40).assign(mag="bright")
+    others = {
+        "equal wavelengths, found 7800.000000 and 7800.010000 Å at pixel 6": {"wavelength": wave},
+        "equal pixels, found 16 and 12": {"n_pixels": 12},
+        "only odd/dataset.h5 has a 'noisy' array": {"arrays": {"noisy": np.ones((40, P))}},
+        "only odd/dataset.h5 has 'age'": {"frame": extra},
+        "only train_0/dataset.h5 has 'mag'": {"frame": make_frame(40).drop(columns="mag")},
+        "agree on column 'mag'": {"frame": text},
+    }
+    for message, options in others.items():
+        odd = write_shard(tmp_path / "odd" / "dataset.h5", 40, **{"n_pixels": P, **options})
+        with pytest.raises(InputError, match=f"train_0/dataset.h5 and odd/dataset.h5.*{message}"):
+            convert_shards([shards[0], odd], tmp_path / "store", workers=1)
+    with pytest.raises(InputError, match="at least one shard"):
+        convert_shards([], tmp_path / "store")
+    assert not list(tmp_path.glob("store*"))
+
+
+def test_convert__column_names_of_the_store_are_taken(tmp_path: Path) -> None:
+    frame = make_frame(40).assign(row=np.arange(40)[::-1], **{"a b/c": 2.0})
+    store = convert_shards([write_shard(tmp_path / "d.h5", frame=frame)], tmp_path / "store", workers=1)
+    np.testing.assert_array_equal(store.columns["row"], np.arange(40))
+    np.testing.assert_array_equal(store.columns["params_row"], np.arange(40)[::-1])
+    assert "a_b_c" in store.columns
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workers": 0}, {"chunk_rows": 0}, {"shard_rows": 3}, {"nonfinite": "zero"}], ids=str
+)
+def test_convert__raise_on_settings(shards: list[Path], tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        convert_shards(shards, tmp_path / "store", **{"chunk_rows": 8, **wrong})
+
+
+# --- disks -------------------------------------------------------------------------------------------
+
+
+def test_convert__raise_when_the_disk_is_too_small(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10, 9, 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(ResourceError, match=r"needs about .* GiB but the disk of .*store.partial has 0.0 GiB"):
+            convert_shards(shards, tmp_path / "store", workers=1)
+    assert not (tmp_path / "store").exists()
+    assert convert_shards(shards, tmp_path / "store", workers=1).n_spectra == 121
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO])
+def test_convert__raise_when_writing_fails(
+    shards: list[Path], tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, count = os.write, [0]
+
+    def write_some(handle: int, content: Any) -> int:
+        count[0] += 1
+        if count[0] > 30:
+            raise OSError(code, os.strerror(code))
+        return write(handle, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_some)
+        with pytest.raises(ResourceError, match=rf"cannot write .*store.partial: {os.strerror(code)}") as caught:
+            convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "store").exists()
+    assert list((tmp_path / "store.partial" / "ranges").glob("*.json"))
+    assert convert_shards(shards, tmp_path / "store", workers=1, **SMALL).n_spectra == 121
+
+
+def test_convert__raise_on_a_real_file_size_limit(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "dataset.h5", 400, P)
+    code = (
+        "import resource, sys; from pathlib import Path; from pipeline.convert import convert_shards\n"
+        "from pipeline.errors import ResourceError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
+        "try: convert_shards([Path(sys.argv[1])], Path(sys.argv[2]), workers=1)\n"
+        "except ResourceError as error: print(error); sys.exit(error.exit_code)\n"
+    )
+    command = [sys.executable, "-c", code, str(shard), str(tmp_path / "store")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 3, run.stderr
+    assert "File too large" in run.stdout
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_convert__raise_below_a_regular_file(shards: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match=r"cannot write .*file.*Not a directory"):
+        convert_shards(shards, tmp_path / "file" / "store", workers=1)
+
+
+def test_convert__raise_when_a_shard_changes_meanwhile(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import h5py
+
+    original = pipeline.convert.build_manifest
+
+    def change_shard(*given: Any) -> None:
+        original(*given)
+        with h5py.File(shards[0], "a") as file:
+            file["dataset/arrays/flux/value"][0, 3] += 1
+
+    monkeypatch.setattr(pipeline.convert, "build_manifest", change_shard)
+    with pytest.raises(InputError, match="flux of row 0 differs from row 0 of the new store"):
+        convert_shards(shards, tmp_path / "store", workers=1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_manifest__is_plain_and_without_places(shards: list[Path], tmp_path: Path) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    text = (store.path / "manifest" / "zarr.json").read_text()
+    assert str(tmp_path) not in text
+    attributes = json.loads(text)["attributes"]
+    assert [source["name"] for source in attributes["sources"]] == [f"train_{k}/dataset.h5" for k in range(3)]
+    assert [(part["start"], part["stop"]) for part in attributes["ranges"]][-1] == (112, 121)

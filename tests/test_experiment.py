@@ -1,0 +1,326 @@
+"""The whole pipeline against scikit-learn, and against itself under every disturbance."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cluster import LocalProfile, connect_local
+from pipeline import schema
+from pipeline.bins import BinGrid
+from pipeline.config import ExperimentConfig
+from pipeline.errors import InputError, ResourceError
+from pipeline.experiment import plan_experiment, render_run, run_experiment
+from pipeline.noise import NoiseDraw
+from pipeline.plan import plan_run
+from pipeline.predictions import read_noisy_rows
+from pipeline.results import OVERALL_COLUMNS, RunResults, read_results
+from pipeline.spectra_sets import open_spectra_sets
+from pipeline.store import SpectraStore
+
+
+def changed(config: ExperimentConfig, **sections: object) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(config.to_dict() | sections)
+
+
+def sections_of(config: ExperimentConfig, name: str, **values: object) -> dict[str, object]:
+    return {name: config.to_dict()[name] | values}
+
+
+@pytest.fixture(scope="module")
+def config(train_store: SpectraStore, test_store: SpectraStore) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(
+        {
+            "data": {"train": [str(train_store.path)], "test": [str(test_store.path)]},
+            "ridge": {"alpha": {"per_spectrum": 0.1}},
+            "seeds": [42, 123],
+            "compute": {"folds": 3, "partition_rows": 250, "block_rows": 96, "run_rows": 128},
+            "bootstrap": {"resamples": 200},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    return run_experiment(config, tmp_path_factory.mktemp("run"))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
+@pytest.mark.parametrize("level", [1.0, 0.2])
+def test_parity_with_scikit_learn(
+    config: ExperimentConfig,
+    train_store: SpectraStore,
+    test_store: SpectraStore,
+    tmp_path: Path,
+    precision: str,
+    tolerance: float,
+    level: float,
+) -> None:
+    results = run_experiment(changed(config, precision=precision, noise={"levels": [level]}), tmp_path)
+    grid = BinGrid(config.bins)
+    train_bins, test_bins = grid.assign(train_store.columns), grid.assign(test_store.columns)
+    y_train, y_test = train_store.columns["log_g"], test_store.columns["log_g"]
+    n = train_store.n_spectra
+    for seed in config.seeds:
+        rows = read_noisy_rows(train_store, 0, n, NoiseDraw(level, seed, schema.STREAM_TRAIN), precision)
+        # At noise level 1 the test file's own noisy array is used, elsewhere a draw from the test stream.
+        draw = None if level == 1 else NoiseDraw(level, seed, schema.STREAM_TEST)
+        test_rows = read_noisy_rows(test_store, 0, test_store.n_spectra, draw, precision).astype(np.float64)
+        x = rows.astype(np.float64)
+        saved = results.predictions.query(f"seed == {seed}")
+        of_global = make_pipeline(StandardScaler(), Ridge(alpha=0.1 * n)).fit(x, y_train)
+        expected = of_global.predict(test_rows)
+        np.testing.assert_allclose(saved["y_global"], expected, rtol=tolerance)
+        scaler = of_global.named_steps["standardscaler"]
+        oracle = expected.copy()
+        for k in range(grid.n_bins):
+            expert = Ridge(alpha=0.1 * n).fit(scaler.transform(x[train_bins == k]), y_train[train_bins == k])
+            of_expert = expert.predict(scaler.transform(test_rows))
+            np.testing.assert_allclose(saved[f"expert_{k}"], of_expert, rtol=tolerance)
+            oracle[test_bins == k] = of_expert[test_bins == k]
+        np.testing.assert_allclose(saved["y_oracle"], oracle, rtol=tolerance)
+        row = results.overall.query(f"seed == {seed} and scope == 'covered'").iloc[0]
+        covered = test_bins >= 0
+        bound = 1e-5 if precision == "float32" else 1e-8
+        assert row["r2_global"] == pytest.approx(r2_score(y_test[covered], expected[covered]), abs=bound)
+        assert row["r2_oracle"] == pytest.approx(r2_score(y_test[covered], oracle[covered]), abs=bound)
+        assert row["n_test"] == covered.sum()
+
+
+def test_tables_have_the_promised_columns(finished: RunResults, config: ExperimentConfig) -> None:
+    assert tuple(finished.overall.columns) == OVERALL_COLUMNS
+    assert len(finished.overall) == len(config.seeds) * 2
+    assert {"bin", "T_eff_bin", "M_H_bin", "alpha", "mae_oracle", "mae_global"} <= set(finished.per_bin.columns)
+    assert len(finished.per_bin) == len(config.seeds) * 9
+    assert finished.per_bin["n_test"].groupby(finished.per_bin["seed"]).sum().nunique() == 1
+    intervals = finished.overall
+    for merit in ("r2_oracle", "r2_global", "delta_r2"):
+        assert (intervals[f"{merit}_low"] <= intervals[merit]).all()
+        assert (intervals[merit] <= intervals[f"{merit}_high"]).all()
+
+
+def test_scores_can_be_recomputed_from_the_saved_predictions(finished: RunResults) -> None:
+    for (seed, scope), row in finished.overall.set_index(["seed", "scope"]).iterrows():
+        saved = finished.predictions.query(f"seed == {seed}")
+        saved = saved[saved["bin"] >= 0] if scope == "covered" else saved
+        assert row["r2_oracle"] == pytest.approx(r2_score(saved["y_true"], saved["y_oracle"]), abs=1e-9)
+        assert row["r2_global"] == pytest.approx(r2_score(saved["y_true"], saved["y_global"]), abs=1e-9)
+
+
+def test_learning_curve_ends_at_the_result(finished: RunResults) -> None:
+    sizes = finished.learning["n_train"].unique()
+    assert sizes.tolist() == sorted(sizes)
+    last = finished.learning[finished.learning["n_train"] == sizes[-1]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, finished.overall)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_results(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, workers: int
+) -> None:
+    with connect_local(LocalProfile(workers=workers, memory_limit=2**30)) as client:
+        run_experiment(config, tmp_path, client=client)
+    for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv", "summary.json"):
+        assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_a_finished_run_is_left_as_it_is(config: ExperimentConfig, finished: RunResults) -> None:
+    def state() -> dict[str, int]:
+        return {
+            str(path): path.stat().st_mtime_ns
+            for path in sorted(finished.folder.rglob("*"))
+            if path.is_file() and path.name != "config.yaml"
+        }
+
+    before = state()
+    run_experiment(config, finished.folder)
+    assert state() == before
+
+
+def test_another_penalty_needs_no_other_pass(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_experiment(config, tmp_path)
+    monkeypatch.setattr("pipeline.accumulate.accumulate_rows", None)  # a second pass would fail
+    second = run_experiment(changed(config, ridge={"alpha": 5.0}), tmp_path)
+    assert second.overall["alpha_global"].unique().tolist() == [5.0]
+    assert not np.allclose(second.overall["r2_oracle"], first.overall["r2_oracle"])
+
+
+INTERRUPTED = """
+import sys, time
+from pipeline import experiment
+from pipeline.config import load_config
+for name in ("accumulate_moments", "_solve", "write_tables"):
+    def wrapped(*a, original=getattr(experiment, name), name=name, **k):
+        result = original(*a, **k)
+        print(name, flush=True)
+        time.sleep(0.4)
+        return result
+    setattr(experiment, name, wrapped)
+experiment.run_experiment(load_config(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_run_killed_after_each_phase_ends_the_same(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    for phase in ("accumulate_moments", "_solve", "write_tables"):
+        command = [sys.executable, "-c", INTERRUPTED, str(path), str(tmp_path / "run")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        while (line := process.stdout.readline().strip()) != phase:
+            assert line, f"the run ended before {phase}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        time.sleep(0.01)
+        if phase != "write_tables":
+            with pytest.raises(InputError, match="has not been scored"):
+                read_results(tmp_path / "run")
+    run_experiment(config, tmp_path / "run")
+    for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_inputs_are_never_modified(config: ExperimentConfig, tmp_path: Path, train_store: SpectraStore) -> None:
+    def state() -> list[tuple[str, int, int]]:
+        return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(train_store.path.rglob("*"))]
+
+    before = state()
+    run_experiment(config, tmp_path)
+    assert state() == before
+
+
+def test_report_can_be_drawn_again(finished: RunResults) -> None:
+    _, page = render_run(finished.folder)
+    first = page.read_bytes()
+    page.unlink()
+    _, page = render_run(finished.folder)
+    assert page.read_bytes() == first
+
+
+def test_metadata_tells_what_was_done(finished: RunResults, train_store: SpectraStore) -> None:
+    facts = finished.metadata
+    assert facts["simulated"] is True
+    assert facts["stores"]["train"]["fingerprint"] == train_store.fingerprint
+    assert {"numpy", "dask", "zarr", "python"} <= set(facts["versions"])
+    assert [step["name"] for step in facts["steps"]] == ["convert", "accumulate", "solve", "score"]
+    json.dumps(facts, allow_nan=False)
+
+
+def test_standardize_and_train_on_reach_the_models(config: ExperimentConfig, tmp_path: Path) -> None:
+    base = run_experiment(config, tmp_path)
+    for section in (
+        {"standardize": "none", "alpha": 1.0},
+        {"standardize": "per_expert", "alpha": {"per_spectrum": 0.1}},
+        {"train_on": "covered", "alpha": {"per_spectrum": 0.1}},
+    ):
+        other = run_experiment(changed(config, ridge=section), tmp_path)
+        assert not np.allclose(other.overall["delta_r2"], base.overall["delta_r2"])
+
+
+def test_one_column_of_any_name_can_make_the_bins(config: ExperimentConfig, tmp_path: Path) -> None:
+    results = run_experiment(changed(config, bins={"snr": [0, 6, 10, 40]}, seeds=[1]), tmp_path)
+    assert results.per_bin["snr_bin"].tolist() == ["0–6", "6–10", "10–40"]
+    render_run(tmp_path)
+
+
+# --- what a user can get wrong -----------------------------------------------------------------------
+
+
+def test_run__raise_on_bins_without_spectra(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no train spectrum lies in any bin.*T_eff 3\d\d\d"):
+        run_experiment(changed(config, bins={"T_eff": [100, 200]}), tmp_path)
+
+
+def test_run__raise_on_a_starved_bin(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"bin 0 \(Cool, Poor\) has \d+ training spectra, at least 500"):
+        run_experiment(changed(config, ridge={"alpha": 1.0, "min_spectra": 500}), tmp_path)
+
+
+def test_run__raise_on_test_spectra_that_were_trained_on(
+    config: ExperimentConfig, train_store: SpectraStore, tmp_path: Path
+) -> None:
+    same = {"train": [str(train_store.path)], "test": [str(train_store.path)]}
+    with pytest.raises(InputError, match=r"1,600 of 1,600 test spectra also occur in train.*allow_overlap"):
+        run_experiment(changed(config, data=same), tmp_path)
+    allowed = changed(config, data=same | {"allow_overlap": True}, seeds=[1])
+    assert run_experiment(allowed, tmp_path).overall["n_test"].max() == 1600
+
+
+def test_run__raise_on_an_unknown_bin_column(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"column 'Teff'.*did you mean 'T_eff'"):
+        run_experiment(changed(config, bins={"Teff": [3750, 6000]}), tmp_path)
+
+
+def test_run__raise_on_an_out_that_is_a_file(config: ExperimentConfig, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="a folder is required, found a file"):
+        run_experiment(config, tmp_path / "out")
+    with pytest.raises(ResourceError, match="cannot write"):
+        run_experiment(config, tmp_path / "out" / "below")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_run__raise_on_moments_of_other_bins_in_the_same_folder(config: ExperimentConfig, tmp_path: Path) -> None:
+    run_experiment(changed(config, seeds=[1]), tmp_path)
+    with pytest.raises(InputError, match=r"moments of another computation \(key .* wanted key"):
+        run_experiment(changed(config, seeds=[1], bins={"T_eff": [3750, 5000, 6000]}), tmp_path)
+
+
+def test_read_results__raise_on_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        read_results(tmp_path / "nothing")
+    with pytest.raises(InputError, match="has not been scored"):
+        read_results(tmp_path)
+
+
+# --- plans ----------------------------------------------------------------------------------------------
+
+
+def test_plan_shares_reads_as_memory_allows_and_refuses_what_cannot_fit(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent:
+        def note(self, message: str) -> None: ...
+
+    sets = open_spectra_sets(config.data, Silent())  # type: ignore[arg-type]
+    accumulation, roomy = plan_experiment(config, sets, [2**34])
+    assert roomy.draws_per_pass == roomy.n_draws == 2
+    assert roomy.n_tasks == len(accumulation.partitions)
+    roomy.require_fit(tmp_path)
+    tight = plan_run(accumulation, 4096, 5, [3 * 2**30])
+    assert 1 <= tight.draws_per_pass < 5
+    assert tight.worker_memory <= 0.7 * 3 * 2**30
+    small = plan_run(accumulation, 7200, 5, [2**30])
+    with pytest.raises(ResourceError, match=r"the plan needs .* GiB per worker but workers have 1\.0 GiB"):
+        small.require_fit(tmp_path)
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("pipeline.plan.shutil.disk_usage", lambda _: usage(10, 9, 1))
+    with pytest.raises(ResourceError, match=r"the run's moments need .* but 1 B are free"):
+        roomy.require_fit(tmp_path / "not" / "there")
+
+
+def test_measured_peak_stays_below_the_plan(config: ExperimentConfig, tmp_path: Path) -> None:
+    with connect_local(LocalProfile(workers=1, memory_limit=2**31)) as client:
+        results = run_experiment(config, tmp_path, client=client)
+    plan = results.metadata["plan"]
+    assert results.metadata["worker_peak_memory_bytes"] <= plan["memory_per_worker_bytes"]

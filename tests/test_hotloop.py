@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.bins import BinGrid
+from pipeline.config import REFERENCE_EDGES
+from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads, loop_memory
+from pipeline.moments import Moments
+from pipeline.noise import NoiseDraw
+from pipeline.predictions import read_noisy_rows
+from pipeline.schema import LABELS
+from pipeline.store import SpectraStore
+
+SETTINGS = LoopSettings(block_rows=96, run_rows=128, threads=2)
+DRAWS = [NoiseDraw(1.0, 42, 0), NoiseDraw(0.2, 42, 0), NoiseDraw(1.0, 7, 0), NoiseDraw(0.0, 7, 0)]
+
+
+def rows_of(store: SpectraStore, start: int = 0, stop: int | None = None) -> CellRows:
+    window = slice(start, stop if stop is not None else store.n_spectra)
+    grid = BinGrid(REFERENCE_EDGES)
+    columns = {name: values[window] for name, values in store.columns.items()}
+    return CellRows(
+        start=start,
+        cells=grid.cells(columns),
+        n_cells=grid.n_cells,
+        y=np.column_stack([columns[label] for label in LABELS]),
+        labels=LABELS,
+        x_origin=store.mean_flux.astype(np.float32).astype(np.float64),
+        y_origin=np.array([3.0, 5000.0, -0.5]),
+    )
+
+
+@pytest.mark.parametrize(("precision", "rtol"), [("float64", 1e-12), ("float32", 2e-6)])
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.name)
+def test_moments_equal_those_of_the_noisy_rows(
+    train_store: SpectraStore, draw: NoiseDraw, precision: str, rtol: float
+) -> None:
+    # A range that starts and ends in the middle of a noise group and of a chunk.
+    start, stop = 37, 1501
+    rows = rows_of(train_store, start, stop)
+    [found] = accumulate_rows(train_store, rows, [draw], replace(SETTINGS, precision=precision))
+    noisy = read_noisy_rows(train_store, start, stop, draw, precision)
+    for cell in range(rows.n_cells):
+        members = rows.cells == cell
+        expected = Moments.from_samples(
+            noisy[members], rows.y[members], LABELS, x_origin=rows.x_origin, y_origin=rows.y_origin
+        )
+        assert found[cell].count == members.sum()
+        scale = np.abs(expected.gram).max()
+        np.testing.assert_allclose(found[cell].gram, expected.gram, rtol=rtol, atol=rtol * scale)
+        np.testing.assert_allclose(found[cell].cross, expected.cross, rtol=rtol, atol=rtol * 1e5)
+        np.testing.assert_allclose(found[cell].x_sum, expected.x_sum, rtol=rtol, atol=rtol * 100)
+        np.testing.assert_array_equal(found[cell].y_sum, expected.y_sum)
+        np.testing.assert_allclose(found[cell].y_gram, expected.y_gram, rtol=1e-13)
+
+
+def test_bits_depend_on_neither_threads_nor_company(train_store: SpectraStore) -> None:
+    rows = rows_of(train_store)
+    together = accumulate_rows(train_store, rows, DRAWS, SETTINGS)
+    for draw, expected in zip(DRAWS, together, strict=True):
+        [alone] = accumulate_rows(train_store, rows, [draw], replace(SETTINGS, threads=1))
+        assert all(a.identical(b) for a, b in zip(alone, expected, strict=True))
+
+
+def test_progress_counts_every_row(train_store: SpectraStore) -> None:
+    told: list[int] = []
+    accumulate_rows(train_store, rows_of(train_store, 0, 1000), DRAWS[:1], SETTINGS, told.append)
+    assert sum(told) == 1000
+    assert max(told) == SETTINGS.block_rows
+
+
+def test_no_rows_give_no_moments(train_store: SpectraStore) -> None:
+    [cells] = accumulate_rows(train_store, rows_of(train_store, 5, 5), DRAWS[:1], SETTINGS)
+    assert [cell.count for cell in cells] == [0] * 10
+
+
+def test_allocations_stay_within_the_projection(train_store: SpectraStore) -> None:
+    rows = rows_of(train_store)
+    accumulate_rows(train_store, rows, DRAWS, SETTINGS)  # compiles, and fills caches
+    tracemalloc.start()
+    try:
+        accumulate_rows(train_store, rows, DRAWS, SETTINGS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The per-row labels, cells and one decoded chunk come on top of the loop's own buffers.
+    own = 3 * (rows.y.nbytes + rows.cells.nbytes) + 4 * train_store.chunk_rows * train_store.n_pixels * 4 + 600_000
+    assert peak <= loop_memory(train_store.n_pixels, 3, rows.n_cells, len(DRAWS), SETTINGS) + own
+
+
+def test_threads_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADROOM_THREADS", "3")
+    assert available_threads() == 3
+    monkeypatch.setenv("HEADROOM_THREADS", "many")
+    assert available_threads() >= 1

@@ -1,0 +1,343 @@
+"""Reports: the numbers of the files, nothing from outside, and no way in for hostile names."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results_factory import SNR_EDGES, FakeRun, make_results
+
+from pipeline.errors import ResourceError
+from pipeline.figures import FIGURES
+from pipeline.figures.views import learning_points
+from pipeline.report import escape_markdown, render_report
+from pipeline.results import RunResults
+
+#: The smallest PNG there is: what a report embeds need not be drawn first.
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+HOSTILE = "/data/<script>alert(1)</script>|\"'> `x` {{ 7*7 }} ](javascript:alert(2))"
+MERIT_NAMES = {"R²_global": "r2_global", "R²_oracle": "r2_oracle", "ΔR²": "delta_r2"}
+
+
+def _report(folder: Path, run: FakeRun | None = None) -> tuple[RunResults, str, _Page]:
+    results = make_results(folder, run)
+    names = [name for name in FIGURES if name != "moe_noise_levels.png" or len(results.summary["levels"]) > 1]
+    figures = {name: folder / "figures" / name for name in names}
+    (folder / "figures").mkdir()
+    for path in figures.values():
+        path.write_bytes(PIXEL)
+    markdown, page = render_report(results, figures)
+    return results, markdown.read_text(encoding="utf-8"), _Page.parse(page.read_text(encoding="utf-8"))
+
+
+class _Page(HTMLParser):
+    """What a browser would make of the report: tables by caption, tags, ids, text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._rows: list[list[str]] = []
+        self._open: str | None = None
+        self._caption = ""
+
+    @classmethod
+    def parse(cls, source: str) -> _Page:
+        page = cls()
+        page.source = source
+        page.feed(source)
+        page.close()
+        return page
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+        if tag in ("td", "th", "caption", "style", "title"):
+            self._open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            assert self._caption not in self.tables, "captions tell tables apart"
+            self.tables[self._caption] = self._rows
+        if tag == self._open:
+            self._open = None
+
+    def handle_data(self, data: str) -> None:
+        if self._open in ("td", "th"):
+            self._rows[-1][-1] += data
+        elif self._open == "caption":
+            self._caption += data
+        if self._open != "style":
+            self.text += data
+
+
+def _markdown_tables(source: str) -> list[list[list[str]]]:
+    """Every pipe table as GitHub reads it, without the line that aligns columns."""
+    tables: list[list[list[str]]] = []
+    previous = ""
+    for line in source.splitlines():
+        if line.startswith("|"):
+            if not previous.startswith("|"):
+                tables.append([])
+            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
+                tables[-1].append(cells)
+        previous = line
+    return tables
+
+
+def _records(rows: list[list[str]]) -> list[list[tuple[str, str]]]:
+    return [list(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
+    if stored is None or math.isnan(stored):
+        return shown == "–"
+    return float(shown.replace(",", "")) == pytest.approx(stored, abs=0.5001 * 10**-digits)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Page]:
+    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=("bin 4 has one test spectrum", "clock went back"))
+    return _report(tmp_path_factory.mktemp("full"), run)
+
+
+def test_key_numbers__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        records = _records(page.tables[f"Key numbers, noise level {level['noise_level']:g}"])
+        assert len(records) == 6
+        for record in records:
+            row = dict(record)
+            scope, merit = level["scopes"][row["Test spectra"]], MERIT_NAMES[row["Figure of merit"]]
+            for heading, key in {"mean": "mean", "± seeds": "std", "low": "low", "high": "high"}.items():
+                assert _agrees(row[heading], scope[merit][key])
+            counts = (int(row["n train"].replace(",", "")), int(row["n test"].replace(",", "")))
+            assert counts == (scope["n_train"], scope["n_test"])
+            frame = results.overall.query("noise_level == @level['noise_level'] and scope == @row['Test spectra']")
+            assert _agrees(row["mean"], frame[merit].mean())
+
+
+def test_bins__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        records = _records(page.tables[f"Bins, noise level {level['noise_level']:g}"])
+        assert [dict(record)["Bin"] for record in records] == [str(entry["bin"]) for entry in level["bins"]]
+        for record, entry in zip(records, level["bins"], strict=True):
+            row = dict(record)
+            assert [row["T_eff"], row["[M/H]"]] == entry["names"]
+            assert _agrees(row["R²_global"], entry["r2_global"]["mean"])
+            assert _agrees(row["R²_oracle"], entry["r2_oracle"]["mean"])
+            for heading, key in {"ΔR²": "mean", "± seeds": "std", "low": "low", "high": "high"}.items():
+                assert _agrees(row[heading], entry["delta_r2"][key])
+            assert float(row["α"]) == entry["alpha"]
+            assert (row["n train"], row["n test"]) == (f"{entry['n_train']:,}", f"{entry['n_test']:,}")
+            frame = results.per_bin.query("noise_level == @level['noise_level'] and bin == @entry['bin']")
+            assert _agrees(row["MAE oracle (dex)"], frame["mae_oracle"].mean())
+
+
+def test_learning__equals_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    rows = page.tables["Covered test spectra, noise level 1, means over seeds"][1:]
+    points = learning_points(results).to_dict("records")
+    assert len(rows) == len(points) == 5
+    for row, point in zip(rows, points, strict=True):
+        keys = [f"{merit}{end}" for merit in MERIT_NAMES.values() for end in ("", "_low", "_high")]
+        assert [int(cell.replace(",", "")) for cell in row[:2]] == [point["n_train"], point["n_test"]]
+        assert all(_agrees(cell, point[key]) for cell, key in zip(row[2:], keys, strict=True))
+
+
+def test_markdown_and_html__show_the_same_tables(full: tuple[RunResults, str, _Page]) -> None:
+    _, markdown, page = full
+    expected = [[[html.escape(cell, quote=False) for cell in row] for row in rows] for rows in page.tables.values()]
+    shown = [
+        [[html.escape(html.unescape(cell), quote=False).replace("\\", "") for cell in row] for row in rows]
+        for rows in _markdown_tables(markdown)
+    ]
+    assert shown == expected
+
+
+def test_report__opens_with_the_decision(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    level = next(entry for entry in results.summary["levels"] if entry["noise_level"] == 1.0)
+    sentence = level["decision"]["sentence"]
+    assert markdown.splitlines()[2] == f"**{sentence}**"
+    assert page.text.index(sentence) < page.text.index("Simulated spectra") < page.text.index("Key numbers")
+
+
+def test_report__hypotheses_pass_or_fail(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        rows = page.tables[f"Hypotheses, noise level {level['noise_level']:g}"][1:]
+        stated = [
+            [h["name"], h["statement"], h["found"], "PASS" if h["passed"] else "FAIL"] for h in level["hypotheses"]
+        ]
+        assert rows == stated
+
+
+def test_report__states_protocol_warnings_configuration_and_provenance(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    metadata = results.metadata
+    facts = [
+        *metadata["warnings"],
+        metadata["git_commit"],
+        metadata["config_hash"],
+        metadata["stores"]["test"]["fingerprint"],
+        *metadata["stores"]["train"]["sources"],
+        metadata["hashes"]["results.csv"],
+        metadata["command"],
+        "folds: 5",
+        results.summary["learning"]["sentence"],
+        "6,554 MiB",
+        "7,680 MiB",
+        "934.70",
+        "pre-drawn",
+        "anew for every seed",
+    ]
+    for fact in facts:
+        assert fact in page.text, fact
+        assert fact in markdown, fact
+
+
+def test_html__is_self_contained(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    assert not any(tag in ("script", "iframe", "object", "embed", "base") for tag, _ in page.tags)
+    references = [value for _, found in page.tags for key, value in found.items() if key in ("src", "href", "srcset")]
+    assert len(references) > 15
+    assert all(value is not None and value.startswith(("data:", "#")) for value in references)
+    style = re.search(r"<style>(.*?)</style>", page.source, re.DOTALL)
+    assert style is not None
+    assert not re.search(r"url\(|@import|https?:", style.group(1))
+    assert not any(key.startswith("on") for _, found in page.tags for key in found)
+
+
+def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    identifiers = [found["id"] for _, found in page.tags if "id" in found]
+    assert len(identifiers) == len(set(identifiers))
+    anchors = [found["href"] for tag, found in page.tags if tag == "a"]
+    assert {str(anchor).removeprefix("#") for anchor in anchors} == set(identifiers)
+    images = [found for tag, found in page.tags if tag == "img"]
+    assert len(images) == len(FIGURES)
+    for image in images:
+        assert image["alt"]
+        assert base64.b64decode(str(image["src"]).partition(",")[2]) == PIXEL
+    # What scrolls sideways must be reachable without a mouse.
+    scrolling = [found for tag, found in page.tags if tag == "pre" or found.get("class") == "scroll"]
+    assert all(found.get("tabindex") == "0" and found.get("aria-label") for found in scrolling)
+
+
+def test_markdown__links_to_figures_that_exist(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, _ = full
+    links = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", markdown, re.MULTILINE)
+    assert len(links) == len(FIGURES)
+    assert all((results.folder / link).is_file() for link in links)
+
+
+def test_report__hostile_names_stay_text(tmp_path: Path) -> None:
+    store = {"path": HOSTILE, "fingerprint": "f", "n_spectra": 10, "sources": [HOSTILE]}
+    metadata: dict[str, Any] = {
+        "stores": {"train": store, "test": store},
+        "config_source": HOSTILE,
+        "command": f"headroom run {HOSTILE}",
+        "versions": {HOSTILE: HOSTILE},
+    }
+    run = FakeRun(metadata=metadata, warnings=(HOSTILE,), bin_names={"T_eff": (HOSTILE, "b", "c")})
+    _, markdown, page = _report(tmp_path, run)
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert page.text.count(HOSTILE) >= 8
+    outside = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert not re.search(r"(?<!\\)\]\(javascript", outside)
+    assert "{{ 7*7 }}".replace("*", r"\*") in outside
+    assert all(len({len(row) for row in table}) == 1 for table in _markdown_tables(markdown))
+
+
+def test_report__a_configuration_cannot_leave_its_fence(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    results.metadata["config"]["data"]["stores"] = "```\n# Not a heading\n````"
+    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", markdown, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    assert "Not a heading" in block.group(2)
+    assert block.group(1) not in block.group(2)
+
+
+def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
+    metadata: dict[str, Any] = dict.fromkeys(("git_commit", "peak_memory_bytes", "command", "started"))
+    metadata |= {"plan": {}, "steps": [], "hashes": {}, "versions": {}, "simulated": False}
+    run = FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=200, nan_bins=(0, 1, 2, 3), metadata=metadata)
+    results = make_results(tmp_path, run)
+    del results.summary["learning"]
+    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
+    assert "Simulated spectra" not in page.text
+    assert "not recorded" in page.text
+    assert {dict(record)["± seeds"] for record in _records(page.tables["Key numbers, noise level 1"])} == {"–"}
+    assert {dict(record)["ΔR²"] for record in _records(page.tables["Bins, noise level 1"])} == {"–"}
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page.source, flags=re.DOTALL).lower().split()
+
+
+def test_report__unknown_figures_come_last(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    figure = tmp_path / "gate share.png"
+    figure.write_bytes(PIXEL)
+    markdown, page = render_report(results, {figure.name: figure})
+    assert "![gate share](gate%20share.png)" in markdown.read_text(encoding="utf-8")
+    assert 'alt="gate share"' in page.read_text(encoding="utf-8")
+
+
+def test_render_report__raise_on_missing_figure(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    with pytest.raises(ResourceError, match=r"gone\.png: cannot be read .*; render the figures again"):
+        render_report(results, {"moe_oracle_dashboard.png": tmp_path / "gone.png"})
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_render_report__raise_on_unwritable_report(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ResourceError, match=r"report\.html: cannot be written"):
+        render_report(results, {})
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_factory__summary_agrees_with_its_own_csv(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
+    assert json.loads((tmp_path / "summary.json").read_text()) == results.summary
+    for level in results.summary["levels"]:
+        frame = results.overall.query("noise_level == @level['noise_level'] and scope == 'covered'")
+        assert level["scopes"]["covered"]["delta_r2"]["mean"] == pytest.approx(frame["delta_r2"].mean())
+        assert (frame["delta_r2"] - (frame["r2_oracle"] - frame["r2_global"])).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("R²_oracle +0.05", "R²_oracle +0.05"),
+        ("_loud_", r"\_loud\_"),
+        ("two\nlines", "two lines"),
+        ("# heading", r"\# heading"),
+        ("3. item", r"3\. item"),
+        ("<b> & c", "&lt;b> &amp; c"),
+        ("[a](b)", r"[a\](b)"),
+    ],
+)
+def test_escape_markdown__shows_text_as_it_is(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped

@@ -1,0 +1,143 @@
+"""Column names come out of a shard's table without running what the table contains."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from shard_factory import make_frame, write_shard
+
+from pipeline.errors import InputError
+from pipeline.shard_table import parse_pickled_names, read_columns
+from pipeline.shards import read_shard_info
+
+NAMES = ["T_eff", "log_g", "über", "a b"]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("names", [NAMES, NAMES[:1], [], [f"c{i}" for i in range(1500)]], ids=len)
+def test_parse_pickled_names__any_protocol(names: list[str], protocol: int) -> None:
+    assert parse_pickled_names(pickle.dumps(names, protocol), "here") == names
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_parse_pickled_names__never_runs_code(tmp_path: Path, protocol: int) -> None:
+    trap = tmp_path / "made_by_pickle"
+    for value in (Touch(trap), [Touch(trap)], ["T_eff", Touch(trap)]):
+        with pytest.raises(InputError, match="nothing in it was run"):
+            parse_pickled_names(pickle.dumps(value, protocol), "here")
+    assert not trap.exists()
+    with pytest.raises(TypeError, match=r"integer|NoneType|int"):  # the trap is a real one: loading it does act
+        len(pickle.loads(pickle.dumps(Touch(trap), protocol)))  # noqa: S301
+    assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"",
+        b"garbage",
+        pickle.dumps(["a"], 0)[:-1],
+        pickle.dumps(["a"], 0)[:-4],
+        pickle.dumps("a", 0),
+        pickle.dumps(("a",), 0),
+        pickle.dumps([["a"]], 0),
+        pickle.dumps(["a", 1], 0),
+        pickle.dumps({"a": 1}, 0),
+        b"(lp0\nVa\np1\nag1\na.",
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"(lp0\n" + b"Va\na" * 400_000 + b".",
+    ],
+    ids=lambda value: repr(value[:24]),
+)
+def test_parse_pickled_names__raise_on_anything_else(pickled: bytes) -> None:
+    with pytest.raises(InputError, match=r"^x\.h5: attribute: a pickled list of column names"):
+        parse_pickled_names(pickled, "x.h5: attribute")
+
+
+@pytest.mark.parametrize("data_columns", [None, ["T_eff", "interp_param", "is_giant"], True])
+def test_read_columns__equals_pandas(tmp_path: Path, data_columns: list[str] | bool | None) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20, data_columns=data_columns)
+    oracle = pd.read_hdf(path, "dataset/params")
+    with h5py.File(path) as file:
+        columns = read_columns(file, "shard")
+    assert sorted(columns) == sorted(oracle.columns)
+    for name, values in columns.items():
+        expected = oracle[name].to_numpy()
+        if values.dtype.kind == "S":
+            expected = np.array([text.encode() for text in expected])
+        else:
+            assert values.dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_read_columns__malicious_shard_is_refused(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20)
+    trap = tmp_path / "trap"
+    with h5py.File(path, "a") as file:
+        file["dataset/params/table"].attrs["values_block_0_kind"] = np.bytes_(pickle.dumps([Touch(trap)], 0))
+    with pytest.raises(InputError, match="opcode GLOBAL is not allowed"):
+        read_shard_info(path)
+    assert not trap.exists()
+
+
+def test_read_columns__raise_on_damaged_attributes(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20)
+    with h5py.File(path, "a") as file:
+        file["dataset/params/table"].attrs["values_block_0_kind"] = np.bytes_(
+            pickle.dumps(["a"] * 9, 0).replace(b"g1", b"Va")
+        )
+    with pytest.raises(InputError, match="9 names"):
+        read_shard_info(path)
+    with h5py.File(path, "a") as file:
+        del file["dataset/params/table"].attrs["values_block_0_kind"]
+    with pytest.raises(InputError, match="found nothing"):
+        read_shard_info(path)
+
+
+def test_read_columns__raise_on_fixed_format(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20)
+    with h5py.File(path, "a") as file:
+        del file["dataset/params/table"]
+    with pytest.raises(InputError, match=r"format='table'"):
+        read_shard_info(path)
+
+
+@pytest.mark.parametrize("column", ["id", "T_eff", "log_g", "M_H"])
+def test_require_columns__raise_on_missing(tmp_path: Path, column: str) -> None:
+    frame = make_frame(20).rename(columns={column: f"{column}_x"})
+    path = write_shard(tmp_path / "dataset.h5", 20, frame=frame)
+    with pytest.raises(
+        InputError, match=rf"{column}'? is required.*did you mean '{column}_x'|column '{column}' is required"
+    ):
+        read_shard_info(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_require_columns__raise_on_label_that_is_no_number(tmp_path: Path, value: float) -> None:
+    frame = make_frame(20)
+    frame.loc[[7, 9], "log_g"] = value
+    path = write_shard(tmp_path / "some" / "dataset.h5", 20, frame=frame)
+    with pytest.raises(
+        InputError, match=rf"some/dataset.h5: label 'log_g' must be finite, found {value} at row 7 \(2 of 20"
+    ):
+        read_shard_info(path)
+
+
+def test_require_columns__raise_on_row_count(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20, frame=make_frame(19))
+    with pytest.raises(InputError, match=r"20 spectra but column 'id'.*19 rows"):
+        read_shard_info(path)
