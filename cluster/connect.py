@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +48,19 @@ class LocalProfile:
 
 
 @contextmanager
+def _interrupts_left_to_the_parent() -> Iterator[None]:
+    """Let processes started here ignore Ctrl-C, which a terminal sends to all: the parent stops them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     """Start worker processes on this machine and yield a client; everything stops with the block.
 
@@ -64,18 +79,19 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
         "distributed.worker.memory.target": False,
     }
     with dask.config.set(settings):
-        cluster = LocalCluster(
-            n_workers=chosen.workers,
-            threads_per_worker=1,
-            memory_limit=chosen.resolved_memory(),
-            host="127.0.0.1",
-            protocol="tls://",
-            security=Security.temporary(),
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",
-            env={"HEADROOM_THREADS": str(chosen.resolved_threads())},
-            silence_logs=50,
-        )
+        with _interrupts_left_to_the_parent():
+            cluster = LocalCluster(
+                n_workers=chosen.workers,
+                threads_per_worker=1,
+                memory_limit=chosen.resolved_memory(),
+                host="127.0.0.1",
+                protocol="tls://",
+                security=Security.temporary(),
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                env={"HEADROOM_THREADS": str(chosen.resolved_threads())},
+                silence_logs=50,
+            )
         try:
             with Client(cluster) as client:
                 yield client

@@ -205,31 +205,41 @@ def _run_folder(config: str, out: Path | None) -> Path:
 
 
 def _print_table(results: RunResults, config: ExperimentConfig) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True)
+    # A pipe or log file has no width of its own; the table fits in 90 columns.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    seeds = f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
     for level in results.summary["levels"]:
-        table = Table(
-            title=f"{config.target}, noise level {level['noise_level']:g}: mean over {len(config.seeds)} seeds"
-        )
-        for heading in ("spectra", "n train", "n test", "R² oracle", "R² global", "ΔR²"):
-            table.add_column(heading, justify="left" if heading == "spectra" else "right")
+        title = f"{config.target} at noise level {level['noise_level']:g}, mean over {seeds}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("spectra", no_wrap=True)
+        interval = f"{config.bootstrap.confidence:.0%} interval"
+        for heading in ("n train", "n test", "R² oracle", "R² global", "ΔR²", interval):
+            table.add_column(heading, justify="right", no_wrap=True)
         rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
         rows += [(f"bin {one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
         for k, (name, row) in enumerate(rows):
-            figures = [_format_estimate(row[merit]) for merit in ("r2_oracle", "r2_global", "delta_r2")]
-            table.add_row(name, f"{row['n_train']:,}", f"{row['n_test']:,}", *figures, end_section=k == 1)
+            table.add_row(
+                name,
+                f"{row['n_train']:,}",
+                f"{row['n_test']:,}",
+                _format_figure(row["r2_oracle"]["mean"], ".3f"),
+                _format_figure(row["r2_global"]["mean"], ".3f"),
+                _format_figure(row["delta_r2"]["mean"], "+.3f"),
+                " … ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
+                end_section=k == 1,
+            )
         console.print(table)
         console.print(level["decision"]["sentence"], highlight=False, markup=False)
     for warning in results.metadata["warnings"]:
         console.print(f"note: {warning}", highlight=False, markup=False)
 
 
-def _format_estimate(estimate: dict[str, float | None]) -> str:
-    if estimate["mean"] is None:
-        return "–"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def _format_figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 @contextlib.contextmanager

@@ -190,8 +190,8 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
     if not overwrite:
         raise InputError(
             f"{work} holds an unfinished conversion of other shards or settings: it has {found.get('shards')} with "
-            f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; finish "
-            "that one, or discard it with --overwrite"
+            f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; "
+            "finish that one, or discard it with --overwrite"
         )
     for entry in left:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -268,6 +268,6 @@ def _require_free_disk(plan: ConversionPlan, n_ranges: int) -> None:
     free = shutil.disk_usage(plan.work).free
     if free < required:
         raise ResourceError(
-            f"the store needs about {required / 2**30:.1f} GiB but the disk of {plan.work} has {free / 2**30:.1f} GiB "
-            "free; make room or choose another disk"
+            f"the store needs about {required / 2**30:.1f} GiB but the disk of {plan.work} has {free / 2**30:.1f} "
+            "GiB free; make room or choose another disk"
         )

@@ -134,9 +134,9 @@ def verify_sample(plan: ConversionPlan) -> None:
                     cast_rows(variable, reader.read_rows(variable, source, source + 1), expected)
                     if not np.array_equal(store.read_rows(variable, row, row + 1), expected):
                         raise InputError(
-                            f"{reader.name}: {variable} of row {source} differs from row {row} of the new store; the "
-                            "shard changed while it was converted, or the disk is failing: convert again "
-                            "with --overwrite"
+                            f"{reader.name}: {variable} of row {source} differs from row {row} of the new store; "
+                            "the shard changed while it was converted, or the disk is failing: convert again with "
+                            "--overwrite"
                         )
 
 

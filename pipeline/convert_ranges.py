@@ -227,8 +227,8 @@ def _refuse(fault: Fault, variable: str, shard: Path, first_row: int) -> InputEr
     name = f"shard {Path(*shard.parts[-2:])}"
     if fault.kind == "overflow":
         return InputError(
-            f"{name}: {variable} at row {row}, pixel {fault.pixel} is {fault.value:g}, beyond float32; pixels must be "
-            "median-normalised flux, check the units of this shard"
+            f"{name}: {variable} at row {row}, pixel {fault.pixel} is {fault.value:g}, beyond float32; pixels must "
+            "be median-normalised flux, check the units of this shard"
         )
     if fault.kind == "all zero":
         what = f"spectrum {row} must hold flux, but all its pixels are zero"

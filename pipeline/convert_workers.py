@@ -14,7 +14,7 @@ from multiprocessing import util
 from multiprocessing.connection import Connection
 from typing import Any
 
-from numcodecs import blosc  # type: ignore[import-untyped]
+from numcodecs import blosc
 
 from pipeline.convert_ranges import ConversionPlan, RangeWriter
 from pipeline.errors import ResourceError

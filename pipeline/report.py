@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.errors import ResourceError
 from pipeline.figures.views import headline, symbol
-from pipeline.figures.writing import write_whole
+from pipeline.moments_file import replacing
 from pipeline.report_tables import (
     REPORT_FIGURES,
     TEST_NOISE,
@@ -84,7 +84,8 @@ def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Pat
     for name, environment in ((REPORT_MARKDOWN, _markdown()), (REPORT_HTML, _html())):
         text = environment.get_template(f"{name}.j2").render(**content)
         path = results.folder / name
-        write_whole(path, text.encode("utf-8"))
+        with replacing(path) as temporary:
+            temporary.write_bytes(text.encode("utf-8"))
         written.append(path)
     return written[0], written[1]
 
@@ -125,10 +126,11 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
 
 
 def _list_commands(metadata: Mapping[str, Any]) -> str:
-    commit = metadata.get("git_commit")
+    # "+changes" marks a checkout that had been edited; what was edited is not recorded.
+    commit, edited, _ = (metadata.get("git_commit") or "").partition("+")
     files = " ".join(metadata.get("hashes") or {})
     lines = [
-        *([f"git checkout {commit}"] if commit else []),
+        *([f"git checkout {commit}" + ("  # it had been edited" if edited else "")] if commit else []),
         "make install",
         str(metadata.get("command") or "headroom run CONFIG --out RUN"),
         # The sums in the provenance tell whether the same numbers came out.

@@ -239,7 +239,9 @@ def list_run(results: RunResults) -> Table:
         "git commit": metadata.get("git_commit") or "not recorded (no git checkout)",
         "configuration": metadata.get("config_source"),
         "configuration hash": metadata.get("config_hash"),
-        "peak memory, measured": _mebibytes(metadata.get("peak_memory_bytes")),
+        "peak memory of all, measured": _mebibytes(metadata.get("peak_memory_bytes")),
+        "memory of the driver, projected": _mebibytes(plan.get("driver_memory_bytes")),
+        "peak memory of a worker, measured": _mebibytes(metadata.get("worker_peak_memory_bytes")),
         "memory per worker, projected": _mebibytes(plan.get("memory_per_worker_bytes")),
         **{f"{name} version": value for name, value in (metadata.get("versions") or {}).items()},
     }
@@ -259,10 +261,16 @@ def list_stores(results: RunResults) -> Table:
             "wavelength": f"{spans[0]:g} to {spans[1]:g} Å" if spans else None,
             "share in a bin": None if store.get("coverage") is None else f"{store['coverage']:.2%}",
             "pre-drawn noise": {True: "yes", False: "no"}.get(store.get("has_noisy")),
-            "sources": ", ".join(map(str, store.get("sources") or ())) or None,
+            "sources": ", ".join(map(_name_source, store.get("sources") or ())) or None,
         }
         rows.extend((f"{part}: {name}", value) for name, value in entries.items() if value is not None)
     return _pairs("Spectra", rows)
+
+
+def _name_source(source: str | Mapping[str, Any]) -> str:
+    if isinstance(source, str):
+        return source
+    return f"{source['name']} ({source['n_spectra']:,} spectra, {source['fingerprint']})"
 
 
 def list_steps(results: RunResults) -> Table:

@@ -19,6 +19,10 @@ SHARD_PARAMS: Final = "dataset/params"
 SHARD_PARAMS_TABLE: Final = "dataset/params/table"
 SHARD_WAVE: Final = "spectrumdataset/wave"
 SHARD_WAVE_EDGES: Final = "spectrumdataset/wave_edges"
+#: Root attribute of shards that ``headroom sample`` wrote; what it marks is never shown as real.
+SHARD_SIMULATED: Final = "headroom_sample"
+#: How a store and a report say so.
+SIMULATED_REMARK: Final = "simulated by headroom sample: a stand-in, no real or synthesised spectra"
 
 # --- labels and columns --------------------------------------------------------------------------
 #: Every pass accumulates all of these labels; one more label costs one more column of a tall product.

@@ -50,9 +50,8 @@ def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
             identity = str(shard.resolve())
             if identity in named_by:
                 raise InputError(
-                    f"shard {shard} is named twice, by {named_by[identity]!r} and by {str(pattern)!r}; "
-                    "every spectrum "
-                    "may count once only, so remove one of the two"
+                    f"shard {shard} is named twice, by {named_by[identity]!r} and by {str(pattern)!r}; every "
+                    "spectrum may count once only, so remove one of the two"
                 )
             named_by[identity] = str(pattern)
             found.append(shard)
@@ -95,9 +94,8 @@ def _expand_folder(folder: Path, pattern: str) -> list[Path]:
     shards = shards or _sorted(entry for entry in folder.iterdir() if entry.suffix in _HDF5_SUFFIXES)
     if not shards:
         raise InputError(
-            f"folder {folder} (named by {pattern!r}) holds no shard: a {SHARD_FILE_NAME}, folders with one, "
-            "*.h5 files "
-            f"or a {SHARD_INDEX_NAME} is required; name the folder of the shards"
+            f"folder {folder} (named by {pattern!r}) holds no shard: a {SHARD_FILE_NAME}, folders with one, *.h5 "
+            f"files or a {SHARD_INDEX_NAME} is required; name the folder of the shards"
         )
     return shards
 
@@ -117,8 +115,7 @@ def _read_index(index: Path) -> list[Path]:
             shard = shard / SHARD_FILE_NAME
         if not shard.is_file():
             raise InputError(
-                f"{index}, line {number}: {entry!r} must be a folder with a {SHARD_FILE_NAME} or an HDF5 "
-                "file, but "
+                f"{index}, line {number}: {entry!r} must be a folder with a {SHARD_FILE_NAME} or an HDF5 file, but "
                 f"{shard} does not exist; correct the line or remove it"
             )
         shards.append(shard)

@@ -68,8 +68,8 @@ def parse_pickled_names(pickled: bytes, where: str) -> list[str]:
             raise ValueError("its opcodes do not build one list")
     except ValueError as error:
         raise InputError(
-            f"{where}: a pickled list of column names is required, but {error}; nothing in it was run. "
-            "Write the table again with pandas, DataFrame.to_hdf(..., format='table')"
+            f"{where}: a pickled list of column names is required, but {error}; nothing in it was run. Write the "
+            "table again with pandas, DataFrame.to_hdf(..., format='table')"
         ) from error
     return names
 
@@ -107,9 +107,8 @@ def read_columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
             block = block.reshape(len(records), -1)
             if len(names) != block.shape[1]:
                 raise InputError(
-                    f"{name}: {SHARD_PARAMS_TABLE} has {block.shape[1]} columns in {field!r} but "
-                    f"{len(names)} names in "
-                    f"its attribute '{field}_kind'; the table is damaged, write it again"
+                    f"{name}: {SHARD_PARAMS_TABLE} has {block.shape[1]} columns in {field!r} but {len(names)} names "
+                    f"in its attribute '{field}_kind'; the table is damaged, write it again"
                 )
             for position, column in enumerate(names):
                 columns[column] = _normalise(table, field, block[:, position])
@@ -138,17 +137,15 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
     for column, values in columns.items():
         if len(values) != n_spectra:
             raise InputError(
-                f"{name}: the pixel arrays have {n_spectra} spectra but column {column!r} of "
-                f"{SHARD_PARAMS_TABLE} has "
-                f"{len(values)} rows; the simulation that wrote it did not finish, re-run it or leave this "
+                f"{name}: the pixel arrays have {n_spectra} spectra but column {column!r} of {SHARD_PARAMS_TABLE} "
+                f"has {len(values)} rows; the simulation that wrote it did not finish, re-run it or leave this "
                 "shard out"
             )
     for column in REQUIRED_COLUMNS:
         if column not in columns:
             raise InputError(
                 f"{name}: column {column!r} is required in {SHARD_PARAMS_TABLE}, found "
-                f"{', '.join(columns) or 'none'}{did_you_mean(column, columns)}; rename it or re-run the "
-                "simulation"
+                f"{', '.join(columns) or 'none'}{did_you_mean(column, columns)}; rename it or re-run the simulation"
             )
     for column in LABELS:
         values = columns[column]
@@ -159,8 +156,8 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
             raise InputError(
-                f"{name}: label {column!r} must be finite, found {values[wrong[0]]} at row {wrong[0]} "
-                f"({wrong.size} of {n_spectra} rows); remove those spectra from the shard"
+                f"{name}: label {column!r} must be finite, found {values[wrong[0]]} at row {wrong[0]} ({wrong.size} "
+                f"of {n_spectra} rows); remove those spectra from the shard"
             )
 
 
@@ -169,9 +166,8 @@ def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
 
     if SHARD_PARAMS not in file:
         raise InputError(
-            f"{name}: {SHARD_PARAMS!r} is missing, so the simulation that wrote it did not finish; re-run "
-            "it or leave "
-            "this shard out"
+            f"{name}: {SHARD_PARAMS!r} is missing, so the simulation that wrote it did not finish; re-run it or "
+            "leave this shard out"
         )
     table = file.get(SHARD_PARAMS_TABLE) if isinstance(file[SHARD_PARAMS], h5py.Group) else None
     if not isinstance(table, h5py.Dataset) or not table.dtype.names or table.ndim != 1:

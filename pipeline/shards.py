@@ -136,9 +136,8 @@ class ShardReader:
                 dataset.read_direct(rows, np.s_[start:stop], np.s_[0 : stop - start])
         except OSError as error:
             raise InputError(
-                f"{self.name}: rows {start} to {stop - 1} of {_PATHS[variable]!r} cannot be read ({error}); "
-                "the file is "
-                "damaged or needs a compression filter that is not installed, copy it again"
+                f"{self.name}: rows {start} to {stop - 1} of {_PATHS[variable]!r} cannot be read ({error}); the "
+                "file is damaged or needs a compression filter that is not installed, copy it again"
             ) from error
         return rows
 
@@ -184,7 +183,7 @@ def read_shard_info(path: Path | str) -> ShardInfo:
             columns=columns,
             fingerprint=_fingerprint(reader, wavelength, columns, datasets),
             size=path.stat().st_size,
-            remarks=_remark_on_edges(file, n_pixels),
+            remarks=_remarks(file, n_pixels),
         )
 
 
@@ -241,16 +240,14 @@ def _find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
             continue
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(
-                f"{name}: {dataset_path!r} is missing, so this is no pfsspec shard or its writer did not "
-                "finish; "
+                f"{name}: {dataset_path!r} is missing, so this is no pfsspec shard or its writer did not finish; "
                 "re-run the simulation or leave this shard out"
             )
         allowed = "biu" if variable == "mask" else "f"
         if dataset.ndim != 2 or dataset.dtype.kind not in allowed or 0 in dataset.shape:
             wanted = "integers or booleans" if variable == "mask" else "floats"
             raise InputError(
-                f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found "
-                f"{dataset.dtype} "
+                f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found {dataset.dtype} "
                 f"{dataset.shape}; re-run the simulation or leave this shard out"
             )
         datasets[variable] = dataset
@@ -269,9 +266,8 @@ def _read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
     if not isinstance(dataset, h5py.Dataset) or dataset.shape != (n_pixels,) or dataset.dtype.kind not in "fiu":
         found = f"{dataset.dtype} {dataset.shape}" if isinstance(dataset, h5py.Dataset) else "nothing"
         raise InputError(
-            f"{name}: {schema.SHARD_WAVE!r} must hold {n_pixels} wavelengths, one per pixel of the flux, "
-            f"found {found}; "
-            "re-run the simulation or leave this shard out"
+            f"{name}: {schema.SHARD_WAVE!r} must hold {n_pixels} wavelengths, one per pixel of the flux, found "
+            f"{found}; re-run the simulation or leave this shard out"
         )
     wavelength: np.ndarray = dataset[()].astype(np.float64)
     wrong = np.flatnonzero(~np.isfinite(wavelength))
@@ -279,8 +275,7 @@ def _read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
         wrong = np.flatnonzero(np.diff(wavelength) <= 0) + 1
     if wrong.size:
         raise InputError(
-            f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found "
-            f"{wavelength[wrong[0]]} at "
+            f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
             f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
         )
     return wavelength
@@ -304,21 +299,21 @@ def _require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
     if missing:
         row, pixel = missing[0]
         raise InputError(
-            f"{name}: {_PATHS[variable]!r} has {len(missing)} unwritten chunk(s), the first at row {row}, "
-            f"pixel {pixel}; "
-            "they would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
+            f"{name}: {_PATHS[variable]!r} has {len(missing)} unwritten chunk(s), the first at row {row}, pixel "
+            f"{pixel}; they would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
         )
 
 
-def _remark_on_edges(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
+def _remarks(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
+    """Return what a reader should know of a shard that is otherwise right."""
+    remarks = [schema.SIMULATED_REMARK] if schema.SHARD_SIMULATED in file.attrs else []
     edges = file.get(schema.SHARD_WAVE_EDGES)
-    if not isinstance(edges, h5py.Dataset) or edges.shape == (n_pixels + 1,):
-        return ()
-    return (
-        f"{schema.SHARD_WAVE_EDGES!r} has shape {edges.shape} where ({n_pixels + 1},) is right; it is "
-        "ignored, edges "
-        "follow from the wavelengths",
-    )
+    if isinstance(edges, h5py.Dataset) and edges.shape != (n_pixels + 1,):
+        remarks.append(
+            f"{schema.SHARD_WAVE_EDGES!r} has shape {edges.shape} where ({n_pixels + 1},) is right; it is ignored, "
+            "edges follow from the wavelengths"
+        )
+    return tuple(remarks)
 
 
 def _fingerprint(

@@ -243,8 +243,8 @@ def open_spectra(path: Path | str, *, chunks: str | int | Mapping[str, int] | No
     if isinstance(chunks, int):
         if chunks < 1 or chunks % store.chunk_rows:
             raise ConfigError(
-                f"chunks must be a multiple of the store's {store.chunk_rows} spectra, found {chunks}; "
-                "other sizes would decode chunks twice"
+                f"chunks must be a multiple of the store's {store.chunk_rows} spectra, found {chunks}; other sizes "
+                "would decode chunks twice"
             )
         sizes = {schema.DIM_SPECTRUM: chunks, schema.DIM_WAVELENGTH: -1}
     elif isinstance(chunks, str):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import google_crc32c
 import numpy as np
-from numcodecs import blosc  # type: ignore[import-untyped]
+from numcodecs import blosc
 
 from pipeline.store_layout import COMPRESSION_LEVEL, StoreLayout
 

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import results as files
+from pipeline import schema
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.decision import Estimate, decide, evaluate_hypotheses
@@ -275,7 +276,7 @@ def _metadata(config: ExperimentConfig, grid: BinGrid, sets: SpectraSets, facts:
 
 
 def _is_simulated(store: SpectraStore) -> bool:
-    return any("simulated" in remark for source in store.manifest.sources for remark in source.remarks)
+    return any(schema.SIMULATED_REMARK in source.remarks for source in store.manifest.sources)
 
 
 def _describe_store(store: SpectraStore, grid: BinGrid) -> dict[str, Any]:

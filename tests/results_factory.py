@@ -245,7 +245,7 @@ class _Writer:
                     "fingerprint": "a1b2c3d4e5f60718",
                     "n_spectra": self.run.n_train,
                     **store,
-                    "sources": [f"/spectra/train_{i}/dataset.h5" for i in range(1, 6)],
+                    "sources": [_source(f"/spectra/train_{i}/dataset.h5") for i in range(1, 6)],
                     "coverage": 0.79,
                 },
                 "test": {
@@ -253,7 +253,7 @@ class _Writer:
                     "fingerprint": "18f7e6d5c4b3a291",
                     "n_spectra": self.run.n_test,
                     **store,
-                    "sources": ["/spectra/test_1k/dataset.h5"],
+                    "sources": [_source("/spectra/test_1k/dataset.h5")],
                     "coverage": covered,
                     "has_noisy": self.run.stored_noise,
                 },
@@ -267,11 +267,16 @@ class _Writer:
                 {"name": "solve and score", "seconds": 71.25, "skipped": True},
             ],
             "peak_memory_bytes": 6_871_947_674,
-            "plan": {"memory_per_worker_bytes": 8_053_063_680, "partitions": 16},
+            "worker_peak_memory_bytes": 5_368_709_120,
+            "plan": {"memory_per_worker_bytes": 8_053_063_680, "driver_memory_bytes": 2_147_483_648, "partitions": 16},
             "hashes": {"results.csv": "5e88" * 16, "per_bin_results.csv": "8d96" * 16},
             "warnings": list(self.run.warnings),
             "command": "headroom run oracle_noise1.yaml --out runs/reference",
         }
+
+
+def _source(name: str) -> dict[str, Any]:
+    return {"name": name, "size": 1, "n_spectra": 200_000, "fingerprint": "b7c8", "dropped": {}, "remarks": []}
 
 
 def _merits(rows: pd.DataFrame) -> dict[str, float]:

@@ -20,6 +20,7 @@ import pytest
 from shard_factory import make_frame, make_pixels, write_shard
 
 import pipeline.convert
+import pipeline.convert_finish
 import pipeline.convert_ranges
 from pipeline.convert import convert_shards
 from pipeline.convert_pixels import cast_rows
@@ -295,6 +296,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from pipeline.convert import convert_shards
+import pipeline.convert_finish
 import pipeline.convert_ranges
 if __name__ == "__main__":
     *shards, store = map(Path, sys.argv[1:])
@@ -617,3 +619,15 @@ def test_manifest__is_plain_and_without_places(shards: list[Path], tmp_path: Pat
     attributes = json.loads(text)["attributes"]
     assert [source["name"] for source in attributes["sources"]] == [f"train_{k}/dataset.h5" for k in range(3)]
     assert [(part["start"], part["stop"]) for part in attributes["ranges"]][-1] == (112, 121)
+
+
+def test_convert__cleans_up_after_a_kill_that_followed_the_rename(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.convert_finish, "remove_work", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    assert (tmp_path / "store.partial").exists()
+    assert convert_shards(shards, tmp_path / "store", workers=1, **SMALL).n_spectra == 121
+    assert not (tmp_path / "store.partial").exists()

@@ -199,13 +199,15 @@ def test_report__states_protocol_warnings_configuration_and_provenance(full: tup
         metadata["git_commit"],
         metadata["config_hash"],
         metadata["stores"]["test"]["fingerprint"],
-        *metadata["stores"]["train"]["sources"],
+        *(source["name"] for source in metadata["stores"]["train"]["sources"]),
         metadata["hashes"]["results.csv"],
         metadata["command"],
         "folds: 5",
         results.summary["learning"]["sentence"],
         "6,554 MiB",
         "7,680 MiB",
+        "5,120 MiB",
+        "2,048 MiB",
         "934.70",
         "pre-drawn",
         "anew for every seed",
@@ -293,6 +295,16 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page.source, flags=re.DOTALL).lower().split()
 
 
+@pytest.mark.parametrize(
+    ("commit", "lines"),
+    [("9fce", ["git checkout 9fce"]), ("9fce+changes", ["git checkout 9fce  # it had been edited"]), (None, [])],
+)
+def test_report__commands_start_from_the_commit(tmp_path: Path, commit: str | None, lines: list[str]) -> None:
+    results = make_results(tmp_path, FakeRun(metadata={"git_commit": commit}))
+    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    assert "\n".join(["```sh", *lines, "make install", "headroom run"]) in markdown
+
+
 def test_report__unknown_figures_come_last(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     figure = tmp_path / "gate share.png"
@@ -312,7 +324,7 @@ def test_render_report__raise_on_missing_figure(tmp_path: Path) -> None:
 def test_render_report__raise_on_unwritable_report(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(ResourceError, match=r"report\.html: cannot be written"):
+    with pytest.raises(ResourceError, match=r"cannot write .*report\.html: "):
         render_report(results, {})
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -23,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from pipeline.decision import Estimate
-from pipeline.figures.writing import write_whole
+from pipeline.moments_file import replacing
 
 __all__ = [
     "BLUES",
@@ -170,4 +170,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_whole(path, buffer.getvalue())
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())

@@ -51,7 +51,7 @@ def draw_learning_curve(results: RunResults) -> Figure:
         _draw_r2(left, counts, estimates)
         _draw_delta(right, counts, estimates["delta_r2"], results)
         for axes in (left, right):
-            axes.set_xlabel("training spectra in the bins", fontsize=TEXT)
+            axes.set_xlabel("training spectra", fontsize=TEXT)
             label_counts(axes, counts)
     add_title(
         figure,
@@ -70,7 +70,7 @@ def draw_learning_panel(axes: Axes, results: RunResults) -> None:
         return
     counts = list(points["n_train"])
     _draw_r2(axes, counts, {name: _estimates(points, name) for name, *_ in _LINES}, legend=False)
-    axes.set_title("R² against training spectra in the bins", loc="left", fontsize=TEXT, fontweight="bold")
+    axes.set_title("R² against training spectra", loc="left", fontsize=TEXT, fontweight="bold")
     label_counts(axes, counts)
 
 

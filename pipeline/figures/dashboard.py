@@ -26,7 +26,7 @@ from pipeline.figures.canvas import (
     style_axes,
 )
 from pipeline.figures.curves import draw_learning_panel
-from pipeline.figures.per_bin import limit_values, list_bins, write_columns
+from pipeline.figures.per_bin import LOWEST_R2, limit_values, list_bins, note_cut_bars, write_columns
 from pipeline.figures.views import (
     BinView,
     ScopeView,
@@ -49,7 +49,7 @@ def draw_dashboard(results: RunResults) -> Figure:
     halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
     left, right = halves[0]
     models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
-    per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.5, 1.1))
+    per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
     _draw_models(models, scopes)
     _draw_gain(gain, scopes, results, level["decision"]["verdict"])
     draw_learning_panel(learning, results)
@@ -64,7 +64,8 @@ def draw_dashboard(results: RunResults) -> Figure:
         figure,
         level["decision"]["sentence"],
         f"{symbol(results.summary['target'])} by ridge regression, noise level {level['noise_level']:g}. "
-        f"Mean over seeds; bars: {results.summary['confidence']:.0%} interval.",
+        f"Mean over seeds; bars: {results.summary['confidence']:.0%} interval."
+        + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -88,7 +89,7 @@ def _draw_models(axes: Axes, scopes: dict[str, ScopeView]) -> None:
             axes.barh(row + offset, value, height=height, color=color, label=None if row else label)
             add_interval(axes, row + offset, estimate, horizontal=True)
             _write_right(axes, row + offset, estimate, ".4f")
-    limit_values(axes, estimates, lowest=-0.6, highest=1.0)
+    limit_values(axes, estimates, lowest=LOWEST_R2, highest=1.0)
     style_axes(axes, title="Overall R²")
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
@@ -132,7 +133,8 @@ def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> 
         value = 0.0 if math.isnan(view.delta_r2.mean) else view.delta_r2.mean
         axes.barh(row, value, height=0.55, color=ORACLE if value >= 0 else VERDICT_COLORS["stop"], zorder=2)
         add_interval(axes, row, view.delta_r2, horizontal=True)
-    limit_values(axes, [view.delta_r2 for view in bins], lowest=-0.6, highest=1.0)
+    limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
     style_axes(axes, title="ΔR² per bin", x=f"ΔR² (dashed: {decision.continue_:g})")
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)

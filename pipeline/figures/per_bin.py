@@ -34,12 +34,20 @@ from pipeline.figures.canvas import (
 from pipeline.figures.views import BinView, bin_edges, bin_views, headline, interval_labels, quantity
 from pipeline.results import RunResults
 
-__all__ = ["draw_delta_heatmap", "draw_grouped_r2", "limit_values", "list_bins", "write_columns"]
+__all__ = [
+    "LOWEST_R2",
+    "draw_delta_heatmap",
+    "draw_grouped_r2",
+    "limit_values",
+    "list_bins",
+    "note_cut_bars",
+    "write_columns",
+]
 
 FloatArray = NDArray[np.float64]
 
 #: R² below this is off the scale in any useful sense; the number beside the bar says how far.
-_LOWEST_R2 = -0.6
+LOWEST_R2 = -0.6
 
 
 def draw_delta_heatmap(results: RunResults) -> Figure:
@@ -140,7 +148,8 @@ def draw_grouped_r2(results: RunResults) -> Figure:
         axes.barh(positions, values, height=height, color=color, label=label, zorder=2)
         for at, estimate in zip(positions, estimates, strict=True):
             add_interval(axes, at, estimate, horizontal=True)
-    limit_values(axes, [e for v in bins for e in (v.r2_global, v.r2_oracle)], lowest=_LOWEST_R2, highest=1.0)
+    estimates_drawn = [e for v in bins for e in (v.r2_global, v.r2_oracle)]
+    limit_values(axes, estimates_drawn, lowest=LOWEST_R2, highest=1.0)
     style_axes(axes, x="R²")
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
@@ -157,10 +166,17 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     add_title(
         figure,
         "R² per bin: one global ridge against one expert per bin",
-        f"Bars: mean over seeds; black: {results.summary['confidence']:.0%} interval. Noise level {level:g}.",
+        f"Bars: mean over seeds; black: {results.summary['confidence']:.0%} interval. Noise level {level:g}."
+        + note_cut_bars(estimates_drawn),
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
+
+
+def note_cut_bars(estimates: Sequence[Estimate]) -> str:
+    """Return a sentence on bars that leave the axes, or nothing."""
+    cut = any(estimate.mean < LOWEST_R2 for estimate in estimates)
+    return f" Bars are cut at {LOWEST_R2:g}; the numbers are not.".replace("-", "−") if cut else ""
 
 
 def list_bins(axes: Axes, bins: Sequence[BinView]) -> None:

@@ -72,7 +72,7 @@ class BinView(ScopeView):
     @property
     def label(self) -> str:
         """For example ``3 · Mid, Poor``; long names are cut, because a figure has no room for them."""
-        room = 24 // len(self.names) + 3
+        room = 20 // len(self.names) + 3
         return f"{self.number} · {', '.join(_cut(name, room) for name in self.names)}"
 
 

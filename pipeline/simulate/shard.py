@@ -27,6 +27,7 @@ from pipeline.schema import (
     SHARD_NOISY,
     SHARD_PARAMS,
     SHARD_PARAMS_TABLE,
+    SHARD_SIMULATED,
     SHARD_WAVE,
     SHARD_WAVE_EDGES,
 )
@@ -44,7 +45,7 @@ __all__ = ["ShardPlan", "ShardRecord", "SpectrumSource", "read_record", "read_sn
 
 FloatArray = npt.NDArray[np.float64]
 
-RECORD_ATTRIBUTE: Final = "headroom_sample"
+RECORD_ATTRIBUTE: Final = SHARD_SIMULATED
 #: Rows of a chunk, as in the users' files.
 CHUNK_ROWS: Final = 4096
 FLOAT_COLUMNS: Final = (
