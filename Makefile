@@ -25,10 +25,11 @@ $(READY): requirements.lock pyproject.toml
 install: $(READY)  ## create .venv from the lock file
 
 demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 minutes on 2 cores
-	$(BIN)/headroom demo --out $(DEMO)
+	$(BIN)/headroom sample $(DEMO)/spectra --train 64000 --test 8000 --pixels 1024
+	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
 test: $(READY)  ## the tests: under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
 	$(BIN)/python -m pytest -q -m slow

@@ -275,8 +275,7 @@ def _accumulate_partition(
             n_cells=plan.grid.n_cells,
             y=np.column_stack([columns[label] for label in plan.labels]).astype(np.float64),
             labels=plan.labels,
-            # Representable in float32, so that what the kernel subtracts is what the moments say.
-            x_origin=store.mean_flux.astype(np.float32).astype(np.float64),
+            x_origin=store.mean_flux,
             y_origin=np.asarray(plan.y_origin),
         )
         settings = LoopSettings(plan.precision, plan.block_rows, plan.run_rows, available_threads())

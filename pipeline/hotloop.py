@@ -80,7 +80,8 @@ class CellRows:
     labels
         Names of the labels.
     x_origin, y_origin
-        Origins, shapes (P,) and (Q,).
+        Origins, shapes (P,) and (Q,); ``x_origin`` holds float32 numbers, so that what the kernel subtracts in
+        single precision is what the moments say.
     """
 
     start: int

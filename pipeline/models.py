@@ -156,8 +156,8 @@ def _scarcity_warnings(cells: Sequence[Moments], grid: BinGrid) -> tuple[str, ..
         return ()
     return (
         f"{len(scarce)} of {grid.n_bins} bins have fewer training spectra than twice the {n_pixels} pixels "
-        f"({'; '.join(scarce)}): with drawn noise their experts are limited by the number of spectra, "
-        "and the headroom is a lower bound",
+        f"({'; '.join(scarce)}): with drawn noise the number of spectra limits their "
+        "experts, so look at how the headroom depends on n",
     )
 
 

@@ -75,8 +75,8 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "moe_learning_curve.png": (
             "Gain against the number of training spectra",
-            "A curve that still rises at its right end says that more spectra would help; experts usually "
-            "need more of them than the global model, each seeing only its own bin.",
+            "A curve that still rises at its right end says that more spectra would help that model. Where ΔR² "
+            "falls, the global model is catching up; only its level at the right end counts for the decision.",
         ),
         "moe_noise_levels.png": (
             "Gain against the noise level",
@@ -245,7 +245,7 @@ def list_run(results: RunResults) -> Table:
         "memory per worker, projected": _mebibytes(plan.get("memory_per_worker_bytes")),
         **{f"{name} version": value for name, value in (metadata.get("versions") or {}).items()},
     }
-    return _pairs("Run", rows.items())
+    return _pairs("Run", ((name, value) for name, value in rows.items() if value is not None))
 
 
 def list_stores(results: RunResults) -> Table:

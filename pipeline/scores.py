@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import InputError
 
-__all__ = ["Bootstrap", "HeadroomScore", "Score", "mean_over_seeds", "score_headroom"]
+__all__ = ["Bootstrap", "HeadroomScore", "Score", "mean_over_seeds", "score_headroom", "score_headrooms"]
 
 FloatArray = NDArray[np.float64]
 #: R²_oracle, R²_global, ΔR²: the order of every array of figures of merit.
@@ -122,42 +122,64 @@ def score_headroom(
     InputError
         If lengths differ, a value is not finite, or no spectrum lies in a bin.
     """
+    of_global, of_oracle = (np.asarray(a, dtype=np.float64)[None] for a in (y_global, y_oracle))
+    return score_headrooms(y_true, of_global, of_oracle, bins, n_bins, bootstrap)[0]
+
+
+def score_headrooms(
+    y_true: ArrayLike,
+    y_global: ArrayLike,
+    y_oracle: ArrayLike,
+    bins: ArrayLike,
+    n_bins: int,
+    bootstrap: Bootstrap | None = None,
+) -> list[HeadroomScore]:
+    """Score M sets of models on the same test spectra and the same resamples.
+
+    As :func:`score_headroom`, with predictions of shape (M, N); drawing the resamples once is most of the work.
+    """
     settings = bootstrap or Bootstrap()
     truth, of_global, of_oracle = (np.asarray(a, dtype=np.float64) for a in (y_true, y_global, y_oracle))
     number = np.asarray(bins, dtype=np.int64)
-    if not truth.shape == of_global.shape == of_oracle.shape == number.shape or truth.ndim != 1:
+    if of_global.shape != of_oracle.shape or of_global.shape[1:] != truth.shape or truth.shape != number.shape:
         raise InputError(
             "labels, predictions and bins need one shape (N,); found "
-            f"{truth.shape}, {of_global.shape}, {of_oracle.shape}, {number.shape}"
+            f"{truth.shape}, {of_global.shape[1:]}, {of_oracle.shape[1:]}, {number.shape}"
         )
     of_oracle = np.where(number < 0, of_global, of_oracle)
     if not (np.isfinite(truth).all() and np.isfinite(of_global).all() and np.isfinite(of_oracle).all()):
         raise InputError("labels and predictions must be finite; one holds NaN or infinity")
     if not (number >= 0).any():
         raise InputError("no test spectrum lies in any bin, so there is nothing to score; check the bins' edges")
-    # A common shift leaves R² unchanged and keeps Σy² − (Σy)²/n from cancelling.
-    shifted = truth - truth.mean()
-    terms = np.column_stack(
-        [shifted, shifted**2, (truth - of_oracle) ** 2, (truth - of_global) ** 2,
-         np.abs(truth - of_oracle), np.abs(truth - of_global)]
-    )  # fmt: skip
-    strata = [terms[number == k] for k in range(n_bins)] + [terms[number < 0]]
-    sums = [stratum.sum(axis=0) for stratum in strata]
-    resampled = [_resample_sums(stratum[:, :4], settings, k) for k, stratum in enumerate(strata)]
-    sizes = [len(stratum) for stratum in strata]
+    strata = [number == k for k in range(n_bins)] + [number < 0]
+    terms = _error_terms(truth, of_global, of_oracle)
+    sums = [terms[:, members].sum(axis=1) for members in strata]
+    resampled = [_resample_sums(terms[:, members, :4], settings, k) for k, members in enumerate(strata)]
+    sizes = [int(members.sum()) for members in strata]
 
-    def score(members: Sequence[int]) -> Score:
+    def score(model: int, parts: Sequence[int]) -> Score:
         return _score_of_sums(
-            sum(sizes[k] for k in members),
-            np.sum([sums[k] for k in members], axis=0),
-            np.sum([resampled[k] for k in members], axis=0),
+            sum(sizes[k] for k in parts),
+            np.sum([sums[k][model] for k in parts], axis=0),
+            np.sum([resampled[k][model] for k in parts], axis=0),
         )
 
-    return HeadroomScore(
-        covered=score(range(n_bins)),
-        all=score(range(n_bins + 1)),
-        bins=tuple(score([k]) for k in range(n_bins)),
-    )
+    return [
+        HeadroomScore(
+            covered=score(model, range(n_bins)),
+            all=score(model, range(n_bins + 1)),
+            bins=tuple(score(model, [k]) for k in range(n_bins)),
+        )
+        for model in range(len(terms))
+    ]
+
+
+def _error_terms(truth: FloatArray, of_global: FloatArray, of_oracle: FloatArray) -> FloatArray:
+    """Return y, y², squared and absolute errors (oracle, global) of every model and spectrum, shape (M, N, 6)."""
+    # A common shift leaves R² unchanged and keeps Σy² − (Σy)²/n from cancelling.
+    shifted = np.broadcast_to(truth - truth.mean(), of_global.shape)
+    oracle, whole = truth - of_oracle, truth - of_global
+    return np.stack([shifted, shifted**2, oracle**2, whole**2, np.abs(oracle), np.abs(whole)], axis=-1)
 
 
 def mean_over_seeds(scores: Sequence[Score], confidence: float) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -190,23 +212,23 @@ def _percentiles(resampled: FloatArray, confidence: float) -> FloatArray:
 
 
 def _resample_sums(terms: FloatArray, settings: Bootstrap, stratum: int) -> FloatArray:
-    """Return the column sums of every resample of a stratum, shape (R, columns).
+    """Return the sums over every resample of a stratum, shape (M, R, T), of terms of shape (M, n, T).
 
     The indices depend on the seed, the stratum and its size only, so every model and every seed of the noise
     is scored on the same resamples.
     """
-    n = len(terms)
-    sums = np.zeros((settings.resamples, terms.shape[1]))
-    if n == 0:
-        return sums
-    generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stratum,)))
-    at_once = max(1, _INDICES_AT_ONCE // n)
-    for start in range(0, settings.resamples, at_once):
-        rows = min(at_once, settings.resamples - start)
-        drawn = generator.integers(0, n, size=(rows, n))
-        counts = np.bincount((drawn + n * np.arange(rows)[:, None]).ravel(), minlength=rows * n)
-        sums[start : start + rows] = counts.reshape(rows, n).astype(np.float64) @ terms
-    return sums
+    n_models, n, n_terms = terms.shape
+    columns = terms.transpose(1, 0, 2).reshape(n, n_models * n_terms)
+    sums = np.zeros((settings.resamples, n_models * n_terms))
+    if n:
+        generator = np.random.default_rng(np.random.SeedSequence(settings.seed, spawn_key=(stratum,)))
+        at_once = max(1, _INDICES_AT_ONCE // n)
+        for start in range(0, settings.resamples, at_once):
+            rows = min(at_once, settings.resamples - start)
+            drawn = generator.integers(0, n, size=(rows, n))
+            counts = np.bincount((drawn + n * np.arange(rows)[:, None]).ravel(), minlength=rows * n)
+            sums[start : start + rows] = counts.reshape(rows, n).astype(np.float64) @ columns
+    return sums.reshape(settings.resamples, n_models, n_terms).transpose(1, 0, 2)
 
 
 def _score_of_sums(n: int, sums: FloatArray, resampled: FloatArray) -> Score:

@@ -22,7 +22,7 @@ from pipeline.models import ExpertModels
 from pipeline.moments_file import replacing
 from pipeline.noise import NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, mean_over_seeds, score_headroom
+from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, mean_over_seeds, score_headrooms
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store import SpectraStore
 
@@ -56,11 +56,9 @@ class ScoredDraw:
     ) -> ScoredDraw:
         """Score predictions of shape (models, N, 1 + K), global model first."""
         settings = Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
-        rows = np.arange(len(bins))
-        scores = [
-            score_headroom(y_true, one[:, 0], one[rows, 1 + np.maximum(bins, 0)], bins, one.shape[1] - 1, settings)
-            for one in predicted
-        ]
+        of_oracle = predicted[:, np.arange(len(bins)), 1 + np.maximum(bins, 0)]
+        n_bins = predicted.shape[2] - 1
+        scores = score_headrooms(y_true, predicted[:, :, 0], of_oracle, bins, n_bins, settings)
         return cls(draw, stored_test_noise, models, scores)
 
     def training_spectra(self, model: int, scope: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,7 @@ def test_folds_cover_all_rows_once_and_nest_in_shards(lengths: list[int], n_fold
     assert len(folds) == n_folds
     assert folds[0][0] == 0
     assert folds[-1][1] == sum(lengths)
-    assert all(a[1] == b[0] and a[0] < a[1] for a, b in zip(folds[:-1], folds[1:], strict=True))
+    assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(folds))
     ends = {0, *np.cumsum(lengths).tolist()}
     for start, stop in folds:
         crossed = [end for end in ends if start < end < stop]
@@ -48,5 +50,5 @@ def test_partitions_cover_their_fold_and_stay_small(length: int, rows: int) -> N
     second = [part for part in partitions if part.fold == 1]
     assert second[0].start == 10
     assert second[-1].stop == 10 + length
-    assert all(a.stop == b.start for a, b in zip(second[:-1], second[1:], strict=True))
+    assert all(a.stop == b.start for a, b in itertools.pairwise(second))
     assert max(part.n_spectra for part in second) <= rows

@@ -149,7 +149,7 @@ def label_counts(axes: Axes, counts: Sequence[float]) -> None:
     def place(count: float) -> float:
         return math.log(count) if logarithmic else count
 
-    gap = (place(high) - place(low)) * 0.16
+    gap = (place(high) - place(low)) * 0.14
     shown: list[float] = []
     for count in sorted(set(counts), reverse=True):
         if not shown or place(shown[-1]) - place(count) >= gap:
