@@ -128,11 +128,10 @@ def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -
 @click.argument("config")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def plan(config: str, out: Path | None, workers: int, quiet: bool) -> None:
+def plan(config: str, out: Path | None, workers: int) -> None:
     """Project memory, disk, tasks and arithmetic of a run, and refuse what cannot fit.
 
-    Shards without a store are converted first, since the plan depends on their contents.
+    Reads the headers of shards and stores only; converts and writes nothing.
 
     \b
     Example:
@@ -141,14 +140,11 @@ def plan(config: str, out: Path | None, workers: int, quiet: bool) -> None:
     from cluster import LocalProfile
     from pipeline.experiment import plan_experiment
     from pipeline.plan import measure_flops
-    from pipeline.spectra_sets import open_spectra_sets
 
     experiment = load_config(config)
-    sets = open_spectra_sets(experiment.data, choose_progress(quiet=quiet))
-    profile = LocalProfile(workers=workers)
-    _, projected = plan_experiment(experiment, sets, [profile.resolved_memory()] * workers)
+    projected = plan_experiment(experiment, [LocalProfile(workers=workers).resolved_memory()] * workers)
     click.echo(projected.render(measure_flops(projected.n_pixels, experiment.precision) / workers))
-    projected.require_fit(_run_folder(config, out))
+    projected.require_fit(_run_folder(config, out), Path(experiment.data.stores))
 
 
 @cli.command()

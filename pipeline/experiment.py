@@ -33,7 +33,7 @@ from pipeline.predictions import STORED_LEVEL, predict_store
 from pipeline.progress import Progress, SilentProgress
 from pipeline.provenance import describe_environment
 from pipeline.results import PREDICTIONS_FILE, RunResults, read_results
-from pipeline.spectra_sets import SpectraSets, open_spectra_sets, require_scorable
+from pipeline.spectra_sets import SpectraSets, measure_sources, open_spectra_sets, require_scorable
 from pipeline.summary import ScoredDraw, results_hold, write_tables
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ def noise_draws(config: ExperimentConfig) -> list[NoiseDraw]:
     return [NoiseDraw(level, seed, schema.STREAM_TRAIN) for level in config.noise.levels for seed in config.seeds]
 
 
-def plan_experiment(
-    config: ExperimentConfig, sets: SpectraSets, worker_limits: Sequence[int] | None = None
-) -> tuple[AccumulationPlan, ExperimentPlan]:
-    """Return how the pass is cut, and what it will cost on workers of the given memory (default: this machine)."""
-    grid = BinGrid(config.bins, config.bin_names)
-    accumulation = plan_accumulation(sets.train, grid, config.compute, config.precision)
+def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | None = None) -> ExperimentPlan:
+    """Return what a run will cost on workers of the given memory (default: one on this machine).
+
+    Reads headers only: nothing is converted or written.
+    """
+    sizes = measure_sources(config.data)
     limits = worker_limits or [available_memory()]
-    return accumulation, plan_run(accumulation, sets.train.n_pixels, len(noise_draws(config)), limits)
+    return plan_run(sizes.train_lengths, sizes.n_pixels, config, limits, sizes.unconverted_bytes)
 
 
 def run_experiment(
@@ -128,14 +128,14 @@ def run_experiment(
     """
     run = _open_run(Path(folder), config, progress or SilentProgress())
     begun = datetime.now(UTC)
+    plan = plan_experiment(config, _worker_limits(client))
+    plan.require_fit(run.folder, Path(config.data.stores))
     clock = time.perf_counter()
     sets = open_spectra_sets(config.data, run.progress, convert_workers)
     run.warnings += require_scorable(sets, run.grid)
     run.finish_step("convert", clock)
-    limits = _worker_limits(client)
-    accumulation, plan = plan_experiment(config, sets, limits)
-    plan.require_fit(run.folder)
     clock = time.perf_counter()
+    accumulation = plan_accumulation(sets.train, run.grid, config.compute, config.precision)
     draws = noise_draws(config)
     moments = accumulate_moments(
         accumulation,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.accumulate import AccumulationPlan
+from pipeline.bins import BinGrid
+from pipeline.config import ExperimentConfig
 from pipeline.errors import ResourceError
+from pipeline.folds import plan_folds
 from pipeline.hotloop import LoopSettings, loop_memory
+from pipeline.partitions import plan_partitions
+from pipeline.schema import LABELS
 from pipeline.tiles import TileLayout
 
 __all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
@@ -46,6 +51,8 @@ class ExperimentPlan:
         Peak of the process that merges, solves and scores.
     moments_disk
         Bytes of moments the run folder will hold, the largest fold's partitions included.
+    store_disk
+        Bytes of stores that are still to be converted, as if they did not compress.
     flops
         Floating-point operations of the Gram products, N·P² for each draw.
     """
@@ -62,6 +69,7 @@ class ExperimentPlan:
     worker_limit: int
     driver_memory: int
     moments_disk: int
+    store_disk: int
     flops: float
 
     @property
@@ -74,8 +82,8 @@ class ExperimentPlan:
         """Dask tasks."""
         return self.n_passes * self.n_partitions
 
-    def require_fit(self, folder: Path) -> None:
-        """Refuse a plan that needs more than there is.
+    def require_fit(self, folder: Path, stores: Path | None = None) -> None:
+        """Refuse a plan that needs more than there is, in memory or on the disks of the run folder and the stores.
 
         Raises
         ------
@@ -88,13 +96,19 @@ class ExperimentPlan:
                 f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
                 "smaller compute.run_rows and compute.block_rows, fewer workers per machine (--workers), or larger ones"
             )
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-        if self.moments_disk > free:
-            raise ResourceError(
-                f"the run's moments need {format_bytes(self.moments_disk)} in {folder} but {format_bytes(free)} are "
-                "free; choose another --out, or use fewer seeds or compute.folds"
-            )
+        needs = [("moments", self.moments_disk, folder, "choose another --out, or use fewer seeds or compute.folds")]
+        if stores is not None:
+            needs.append(("stores", self.store_disk, stores, "choose another folder for data.stores"))
+        for what, needed, where, remedy in needs:
+            existing = next(path for path in (where, *where.absolute().parents) if path.exists())
+            free = shutil.disk_usage(existing).free
+            # What an interrupted run has written already is part of what the plan needs.
+            written = sum(file.stat().st_size for file in where.rglob("*.npz")) if what == "moments" else 0
+            if needed - written > free:
+                raise ResourceError(
+                    f"the run's {what} need {format_bytes(needed - written)} in {where} but {format_bytes(free)} "
+                    f"are free; {remedy}"
+                )
 
     def render(self, flops_per_second: float | None = None) -> str:
         """Return the plan as lines for people."""
@@ -108,6 +122,7 @@ class ExperimentPlan:
             f"memory per worker    {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}",
             f"memory of the driver {format_bytes(self.driver_memory)}",
             f"disk for moments     {format_bytes(self.moments_disk)}",
+            f"disk for new stores  {format_bytes(self.store_disk)}",
             f"arithmetic           {self.flops / 1e12:,.2f} Tflop of Gram products",
         ]
         if flops_per_second:
@@ -120,48 +135,58 @@ class ExperimentPlan:
 
 
 def plan_run(
-    accumulation: AccumulationPlan, n_pixels: int, n_draws: int, worker_limits: Sequence[int]
+    shard_lengths: Sequence[int],
+    n_pixels: int,
+    config: ExperimentConfig,
+    worker_limits: Sequence[int],
+    store_disk: int = 0,
 ) -> ExperimentPlan:
-    """Project the cost of an experiment.
+    """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
 
     Parameters
     ----------
-    accumulation
-        The cuts.
+    shard_lengths
+        Training spectra in each shard, in order.
     n_pixels
         P.
-    n_draws
-        Seeds × noise levels.
+    config
+        Bins, seeds, noise levels, precision and cuts.
     worker_limits
         Memory limit of every worker in bytes.
+    store_disk
+        Bytes of stores that are still to be written.
     """
-    settings = LoopSettings(accumulation.precision, accumulation.block_rows, accumulation.run_rows)
-    n_cells = accumulation.grid.n_cells
+    compute = config.compute
+    folds = plan_folds(shard_lengths, compute.folds)
+    partitions = plan_partitions(folds, compute.partition_rows)
+    settings = LoopSettings(config.precision, compute.block_rows, compute.run_rows)
+    n_cells = BinGrid(config.bins).n_cells
+    n_draws = len(config.seeds) * len(config.noise.levels)
+    n_spectra = folds[-1][1]
     limit = min(worker_limits)
-    fixed = PROCESS_BYTES + _COLUMN_BYTES * accumulation.n_spectra
-    of_draws = [loop_memory(n_pixels, len(accumulation.labels), n_cells, k, settings) for k in range(1, n_draws + 1)]
+    fixed = PROCESS_BYTES + _COLUMN_BYTES * n_spectra
+    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, settings) for k in range(1, n_draws + 1)]
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= limit * MEMORY_SHARE]
     draws_per_pass = max(fitting, default=1)
     layout = TileLayout(n_pixels)
-    partial, merged = layout.nbytes(accumulation.precision), layout.nbytes(np.float64)
-    n_folds = len(accumulation.folds)
-    largest = max(len(accumulation.fold_partitions(fold)) for fold in range(n_folds))
-    dense = n_pixels * n_pixels * 8
+    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
+    largest = max(Counter(part.fold for part in partitions).values())
     return ExperimentPlan(
-        n_spectra=accumulation.n_spectra,
+        n_spectra=n_spectra,
         n_pixels=n_pixels,
         n_cells=n_cells,
         n_draws=n_draws,
-        n_folds=n_folds,
-        n_partitions=len(accumulation.partitions),
+        n_folds=len(folds),
+        n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
         worker_memory=fixed + of_draws[draws_per_pass - 1],
         worker_limit=limit,
-        # Sums of all cells, the global one and one being added; a dense system and its factor.
-        driver_memory=fixed + (2 * n_cells + 2) * merged + 3 * dense,
-        moments_disk=n_cells * (n_draws * n_folds * merged + draws_per_pass * largest * partial),
-        flops=float(n_draws) * accumulation.n_spectra * n_pixels**2,
+        # Sums of all cells, the global one and one being added; a dense system, its factor and a copy.
+        driver_memory=fixed + (2 * n_cells + 2) * merged + 3 * n_pixels * n_pixels * 8,
+        moments_disk=n_cells * (n_draws * len(folds) * merged + draws_per_pass * largest * partial),
+        store_disk=store_disk,
+        flops=float(n_draws) * n_spectra * n_pixels**2,
     )
 
 

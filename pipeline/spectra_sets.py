@@ -15,10 +15,10 @@ from pipeline.config import DataConfig, content_hash
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError
 from pipeline.progress import Progress
-from pipeline.shards import find_shards, read_shard_info
+from pipeline.shards import ShardInfo, find_shards, read_shard_info
 from pipeline.store import SpectraStore, is_store
 
-__all__ = ["SpectraSets", "open_spectra_sets", "require_scorable"]
+__all__ = ["SourceSizes", "SpectraSets", "measure_sources", "open_spectra_sets", "require_scorable"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,45 @@ class SpectraSets:
     test: SpectraStore
 
 
+@dataclass(frozen=True)
+class SourceSizes:
+    """What the sources of an experiment hold, known before anything is converted."""
+
+    train_lengths: tuple[int, ...]
+    n_pixels: int
+    unconverted_bytes: int
+
+
+def measure_sources(data: DataConfig) -> SourceSizes:
+    """Read the sizes of train and test from stores, or from the headers of shards; converts nothing.
+
+    Raises
+    ------
+    InputError
+        If a source is missing or broken, or shards, train and test disagree on the number of pixels.
+    """
+    lengths: dict[str, tuple[int, ...]] = {}
+    pixels: dict[str, int] = {}
+    unconverted = 0
+    for role, sources in (("train", data.train), ("test", data.test)):
+        found = _find_sources(role, sources)
+        if isinstance(found, Path):
+            store = SpectraStore.open(found)
+            lengths[role], pixels[role] = store.shard_lengths, store.n_pixels
+            continue
+        infos = [read_shard_info(shard) for shard in found]
+        lengths[role], pixels[role] = tuple(info.n_spectra for info in infos), infos[0].n_pixels
+        if not is_store(_store_path(role, infos, data)):
+            arrays = 3 if any(info.has_noisy for info in infos) else 2
+            unconverted += sum(lengths[role]) * pixels[role] * arrays * 4
+    if pixels["train"] != pixels["test"]:
+        raise InputError(
+            f"train has {pixels['train']} pixels and test {pixels['test']}; the models need one wavelength grid, "
+            "so give spectra of one arm and resolution"
+        )
+    return SourceSizes(lengths["train"], pixels["train"], unconverted)
+
+
 def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None = None) -> SpectraSets:
     """Open the train and test stores, converting shards that have no store yet.
 
@@ -37,31 +76,40 @@ def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None 
     InputError
         If wavelengths differ, or test spectra also occur in train.
     """
-    stores = Path(data.stores)
-    train = _open_or_convert("train", data.train, stores, data, progress, workers)
-    test = _open_or_convert("test", data.test, stores, data, progress, workers)
+    train = _open_or_convert("train", data.train, data, progress, workers)
+    test = _open_or_convert("test", data.test, data, progress, workers)
     _require_same_wavelengths(train, test)
     if not data.allow_overlap:
         _require_disjoint(train, test)
     return SpectraSets(train, test)
 
 
-def _open_or_convert(
-    role: str, sources: Sequence[str], stores: Path, data: DataConfig, progress: Progress, workers: int | None
-) -> SpectraStore:
+def _find_sources(role: str, sources: Sequence[str]) -> Path | tuple[Path, ...]:
+    """Return the one store, or the shards, that a configuration names."""
     if len(sources) == 1 and is_store(sources[0]):
-        return SpectraStore.open(sources[0])
+        return Path(sources[0])
     for source in sources:
         if is_store(source):
             raise InputError(
                 f"data.{role}: {source} is a store; give one store alone, or shards alone to be converted together"
             )
-    shards = find_shards(sources, Path.cwd())
+    return find_shards(sources, Path.cwd())
+
+
+def _store_path(role: str, infos: Sequence[ShardInfo], data: DataConfig) -> Path:
     # The name follows the contents: other shards get another store, and experiments on the same shards share one.
-    key = content_hash([[read_shard_info(shard).fingerprint for shard in shards], data.nonfinite])
-    return convert_shards(
-        shards, stores / f"{role}-{key}.zarr", workers=workers, nonfinite=data.nonfinite, progress=progress
-    )
+    key = content_hash([[info.fingerprint for info in infos], data.nonfinite])
+    return Path(data.stores) / f"{role}-{key}.zarr"
+
+
+def _open_or_convert(
+    role: str, sources: Sequence[str], data: DataConfig, progress: Progress, workers: int | None
+) -> SpectraStore:
+    found = _find_sources(role, sources)
+    if isinstance(found, Path):
+        return SpectraStore.open(found)
+    path = _store_path(role, [read_shard_info(shard) for shard in found], data)
+    return convert_shards(found, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
 
 
 def _require_same_wavelengths(train: SpectraStore, test: SpectraStore) -> None:

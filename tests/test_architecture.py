@@ -159,7 +159,7 @@ def test_the_lock_pins_every_dependency_with_hashes() -> None:
 
 
 def test_imports_are_declared() -> None:
-    declared = names_of([item for item in PROJECT["project"]["dependencies"]])
+    declared = names_of(PROJECT["project"]["dependencies"])
     module_of = {"pyyaml": "yaml", "google-crc32c": "google_crc32c"}
     modules = {module_of.get(name, name) for name in declared}
     for path in [*SOURCES, *sorted((ROOT / "cluster").rglob("*.py"))]:

@@ -52,7 +52,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
 
 def test_run_plan_and_report(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_folder = tmp_path / "run"
-    code, out, _ = invoke(capsys, "plan", str(config_file), "--out", str(out_folder), "--quiet")
+    code, out, _ = invoke(capsys, "plan", str(config_file), "--out", str(out_folder))
     assert code == 0
     assert "memory per worker" in out
     assert not out_folder.exists(), "planning writes nothing"
@@ -131,7 +131,7 @@ def test_a_plan_that_cannot_fit_exits_with_3(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cluster.connect.LocalProfile.resolved_memory", lambda self: 300 * 2**20)
-    code, _, err = invoke(capsys, "plan", str(config_file), "--quiet")
+    code, _, err = invoke(capsys, "plan", str(config_file))
     assert code == 3
     require_one_line(err)
     assert "workers have 300.0 MiB" in err

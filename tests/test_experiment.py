@@ -28,7 +28,6 @@ from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
 from pipeline.predictions import read_noisy_rows
 from pipeline.results import OVERALL_COLUMNS, RunResults, read_results
-from pipeline.spectra_sets import open_spectra_sets
 from pipeline.store import SpectraStore
 
 
@@ -297,18 +296,15 @@ def test_read_results__raise_on_a_folder_without_results(tmp_path: Path) -> None
 def test_plan_shares_reads_as_memory_allows_and_refuses_what_cannot_fit(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Silent:
-        def note(self, message: str) -> None: ...
-
-    sets = open_spectra_sets(config.data, Silent())  # type: ignore[arg-type]
-    accumulation, roomy = plan_experiment(config, sets, [2**34])
+    roomy = plan_experiment(config, [2**34])
     assert roomy.draws_per_pass == roomy.n_draws == 2
-    assert roomy.n_tasks == len(accumulation.partitions)
+    assert roomy.store_disk == 0  # the sources are stores
     roomy.require_fit(tmp_path)
-    tight = plan_run(accumulation, 4096, 5, [3 * 2**30])
+    large = changed(config, seeds=[1, 2, 3, 4, 5])
+    tight = plan_run([800, 800], 4096, large, [3 * 2**30])
     assert 1 <= tight.draws_per_pass < 5
     assert tight.worker_memory <= 0.7 * 3 * 2**30
-    small = plan_run(accumulation, 7200, 5, [2**30])
+    small = plan_run([800, 800], 7200, large, [2**30])
     with pytest.raises(ResourceError, match=r"the plan needs .* GiB per worker but workers have 1\.0 GiB"):
         small.require_fit(tmp_path)
     from collections import namedtuple
@@ -317,6 +313,16 @@ def test_plan_shares_reads_as_memory_allows_and_refuses_what_cannot_fit(
     monkeypatch.setattr("pipeline.plan.shutil.disk_usage", lambda _: usage(10, 9, 1))
     with pytest.raises(ResourceError, match=r"the run's moments need .* but 1 B are free"):
         roomy.require_fit(tmp_path / "not" / "there")
+
+
+def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path, tmp_path: Path) -> None:
+    data = {"train": [str(sample / "train")], "test": [str(sample / "test")], "stores": str(tmp_path / "stores")}
+    plan = plan_experiment(changed(config, data=data), [2**33])
+    assert plan.n_spectra == 1600
+    assert plan.store_disk == 48 * 4 * (1600 * 2 + 400 * 3)
+    assert not (tmp_path / "stores").exists()
+    from_stores = plan_experiment(config, [2**33])
+    assert (plan.n_tasks, plan.worker_memory) == (from_stores.n_tasks, from_stores.worker_memory)
 
 
 def test_measured_peak_stays_below_the_plan(config: ExperimentConfig, tmp_path: Path) -> None:
