@@ -8,8 +8,9 @@ One pass over the spectra yields moments; everything else is algebra on them::
 See the README for the command line, which does the same.
 """
 
-from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.accumulate import accumulate_moments
 from pipeline.bins import BinGrid, assign_bins
+from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.convert import convert_shards
 from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError, SingularGramError

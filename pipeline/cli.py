@@ -7,7 +7,6 @@ Only this module prints, and only here errors become exit codes: 0 done, 2 the u
 from __future__ import annotations
 
 import contextlib
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -248,9 +247,7 @@ def _exit_codes() -> Iterator[None]:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; run the same command again to resume", 130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
-            _fail(f"{error.filename or 'a file'}: {error.strerror}", ResourceError.exit_code)
-        raise
+        _fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", ResourceError.exit_code)
     except MemoryError:
         _fail("out of memory; `headroom plan` says what the run needs", ResourceError.exit_code)
 

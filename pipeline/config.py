@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,6 @@ REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
 }
 
 Number = TypeVar("Number", int, float)
-PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class _Section(BaseModel):
@@ -114,7 +114,7 @@ class RidgeConfig(_Section):
     alpha: Alpha = 1e5
     standardize: Literal["global", "per_expert", "none"] = "global"
     train_on: Literal["all", "covered"] = "all"
-    min_spectra: PositiveInt = 50
+    min_spectra: Annotated[int, Field(ge=2)] = 50
 
 
 class DecisionConfig(_Section):
@@ -141,7 +141,7 @@ class HypothesesConfig(_Section):
 class BootstrapConfig(_Section):
     """Paired bootstrap over test spectra, stratified by bin."""
 
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -151,7 +151,6 @@ class ComputeConfig(_Section):
 
     folds: Annotated[int, Field(ge=2)] = 5
     partition_rows: Annotated[int, Field(ge=64)] = 65536
-    block_rows: Annotated[int, Field(ge=64)] = 1024
     run_rows: Annotated[int, Field(ge=64)] = 2048
 
 
@@ -164,7 +163,7 @@ class ExperimentConfig(_Section):
     bin_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
     decision: DecisionConfig = DecisionConfig()
     hypotheses: HypothesesConfig | None = None
     bootstrap: BootstrapConfig = BootstrapConfig()
@@ -213,6 +212,13 @@ class ExperimentConfig(_Section):
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
+        n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
+        stated = self.hypotheses.lowest_r2_bins if self.hypotheses else None
+        if stated is not None and not (stated and set(stated) <= set(range(n_bins))):
+            raise ValueError(
+                f"hypotheses.lowest_r2_bins must name some of the bins 0 to {n_bins - 1}, found {list(stated)}; "
+                "null leaves the hypothesis out"
+            )
         return self
 
     @property
@@ -278,6 +284,8 @@ def load_config(source: str | Path) -> ExperimentConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path}: cannot be read ({error}); give a YAML text file") from None
+    except RecursionError:
+        raise ConfigError(f"configuration {path}: nested too deeply for a configuration") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,6 +57,10 @@ def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float) -> De
     anything else is undecided, and the sentence says where the point estimate lies and what the interval
     straddles.
     """
+    if not (math.isfinite(delta.mean) and math.isfinite(delta.low) and math.isfinite(delta.high)):
+        return Decision(
+            "undecided", "Undecided: ΔR² is undefined on these test spectra; more of them must lie in bins."
+        )
     go, halt = thresholds.continue_, thresholds.stop
     figure = f"ΔR² = {delta.mean:+.4f} ({confidence:.0%} interval {delta.low:+.4f} to {delta.high:+.4f})"
     if delta.low >= go:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,21 +21,24 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.accumulate import accumulate_moments, lost_workers_told
 from pipeline.bins import BinGrid
+from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
+from pipeline.locks import exclusive
 from pipeline.memory import available_memory, peak_memory
+from pipeline.models import ALGORITHM_VERSION as MODELS_VERSION
 from pipeline.models import ExpertModels, TooFewSpectraError, read_models, solve_experts, write_models
-from pipeline.moments_file import replacing
+from pipeline.moments_file import TEMPORARY_SUFFIX, replacing
 from pipeline.noise import NoiseDraw
-from pipeline.plan import ExperimentPlan, plan_run
+from pipeline.plan import ExperimentPlan, plan_run, solve_threads
 from pipeline.predictions import STORED_LEVEL, predict_store
 from pipeline.progress import Progress, SilentProgress
 from pipeline.provenance import describe_environment
 from pipeline.results import PREDICTIONS_FILE, RunResults, read_results
-from pipeline.spectra_sets import SpectraSets, measure_sources, open_spectra_sets, require_scorable
-from pipeline.summary import ScoredDraw, results_hold, write_tables
+from pipeline.spectra_sets import SpectraSets, check_headers, open_spectra_sets, read_headers
+from pipeline.summary import RESULTS_VERSION, ScoredDraw, results_hold, write_tables
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -69,8 +73,11 @@ class _Run:
         with replacing(self.folder / PRODUCTS_FILE) as temporary:
             temporary.write_text(json.dumps(self.products, indent=1, sort_keys=True), encoding="utf-8")
 
-    def finish_step(self, name: str, started: float, *, skipped: bool = False) -> None:
-        self.steps.append({"name": name, "seconds": round(time.perf_counter() - started, 3), "skipped": skipped})
+    def finish_step(self, name: str, started: float) -> float:
+        """Record a step's time and return when it ended."""
+        ended = time.perf_counter()
+        self.steps.append({"name": name, "seconds": round(ended - started, 3)})
+        return ended
 
 
 def noise_draws(config: ExperimentConfig) -> list[NoiseDraw]:
@@ -79,13 +86,25 @@ def noise_draws(config: ExperimentConfig) -> list[NoiseDraw]:
 
 
 def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | None = None) -> ExperimentPlan:
-    """Return what a run will cost on workers of the given memory (default: one on this machine).
+    """Check an experiment's inputs and return what it will cost on workers of the given memory.
 
-    Reads headers only: nothing is converted or written.
+    Reads headers and labels only: nothing is converted or written. The default is one worker on this machine.
+
+    Raises
+    ------
+    InputError
+        If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    sizes = measure_sources(config.data)
-    limits = worker_limits or [available_memory()]
-    return plan_run(sizes.train_lengths, sizes.n_pixels, config, limits, sizes.unconverted_bytes)
+    train, test = read_headers(config.data)
+    check_headers(train, test, config)
+    return plan_run(
+        train.shard_lengths,
+        train.wavelength.size,
+        config,
+        worker_limits or [available_memory()],
+        chunk_rows=train.chunk_rows,
+        store_disk=train.unconverted_bytes + test.unconverted_bytes,
+    )
 
 
 def run_experiment(
@@ -126,35 +145,46 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    run = _open_run(Path(folder), config, progress or SilentProgress())
-    begun = datetime.now(UTC)
+    out = Path(folder)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
     plan = plan_experiment(config, _worker_limits(client))
-    plan.require_fit(run.folder, Path(config.data.stores))
+    plan.require_fit(out, Path(config.data.stores))
+    with _writable(out), exclusive(out, "the run folder"):
+        run = _open_run(out, config, progress or SilentProgress())
+        return _run_steps(run, plan, client, convert_workers, command)
+
+
+def _run_steps(
+    run: _Run, plan: ExperimentPlan, client: Client | None, convert_workers: int | None, command: str | None
+) -> RunResults:
+    config = run.config
+    begun = datetime.now(UTC)
     clock = time.perf_counter()
     sets = open_spectra_sets(config.data, run.progress, convert_workers)
-    run.warnings += require_scorable(sets, run.grid)
-    run.finish_step("convert", clock)
-    clock = time.perf_counter()
+    # Again, on what the stores hold: conversion may have left spectra out.
+    run.warnings += check_headers(*sets.headers, config)
+    clock = run.finish_step("convert", clock)
     accumulation = plan_accumulation(sets.train, run.grid, config.compute, config.precision)
-    draws = noise_draws(config)
     moments = accumulate_moments(
         accumulation,
-        draws,
+        noise_draws(config),
         run.folder / "moments",
         client=client,
         draws_per_pass=plan.draws_per_pass,
         progress=run.progress,
     )
-    run.finish_step("accumulate", clock)
     run.worker_peak = _workers_peak(client)
-    clock = time.perf_counter()
+    clock = run.finish_step("accumulate", clock)
     files = [_solve(run, accumulation, one) for one in moments]
-    run.finish_step("solve", clock)
-    clock = time.perf_counter()
-    key = content_hash([{name: run.products[name] for name in files}, sets.test.fingerprint, config.to_dict()])
+    clock = run.finish_step("solve", clock)
+    made_of = [RESULTS_VERSION, {name: run.products[name] for name in files}, sets.test.fingerprint]
+    key = content_hash([*made_of, config.to_dict(), list(config.bins)])
     if not results_hold(run.folder, key):
-        scored = _score(run, sets, draws, files)
+        scored = _score(run, sets, noise_draws(config), files)
         run.finish_step("score", clock)
+        with replacing(run.folder / CONFIG_FILE) as temporary:
+            temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), "utf-8")
         write_tables(run.folder, config, run.grid, sets, scored, _facts(run, plan, begun, command) | {"key": key})
     return read_results(run.folder)
 
@@ -168,11 +198,26 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
     return render_report(results, render_figures(results))
 
 
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Make the run folder if needed; leave none behind if nothing was written to it."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot write {folder}: {error.strerror}; choose another folder with --out") from error
+    try:
+        yield
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # fails, as it should, if there is anything in it
+
+
 def _open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> _Run:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Read what a run folder holds already; the caller holds its lock."""
+    for orphan in [*folder.glob(f".*{TEMPORARY_SUFFIX}"), *folder.glob(f"models/.*{TEMPORARY_SUFFIX}")]:
+        orphan.unlink(missing_ok=True)
     products: dict[str, str] = {}
     if (folder / PRODUCTS_FILE).exists():
         try:
@@ -185,8 +230,9 @@ def _open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> _Ru
 def _worker_limits(client: Client | None) -> list[int]:
     if client is None:
         return [available_memory()]
-    client.wait_for_workers(1, timeout=300)
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    with lost_workers_told("waiting for the first worker"):
+        client.wait_for_workers(1, timeout=300)
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return [int(worker["memory_limit"] or available_memory()) for worker in workers]
 
 
@@ -194,20 +240,22 @@ def _workers_peak(client: Client | None) -> int:
     """Return the summed peak memory of all workers in bytes, 0 if there are none."""
     if client is None:
         return 0
-    return sum(client.run(peak_memory).values())
+    with lost_workers_told("asking workers for their peak memory"):
+        return sum(client.run(peak_memory).values())
 
 
 def _solve(run: _Run, plan: AccumulationPlan, moments: MomentsFolder) -> str:
     """Solve the models of one draw for every prefix of the folds; return the product's name."""
     name = f"models/{moments.draw.name}.npz"
-    key = content_hash([plan.key, vars(moments.draw), run.config.ridge.model_dump(mode="json")])
+    settings = run.config.ridge.model_dump(mode="json")
+    key = content_hash([MODELS_VERSION, plan.key, vars(moments.draw), settings])
     if run.is_made(name, key):
         return name
     models: list[ExpertModels] = []
     with run.progress.step(f"solve {moments.draw.name}", moments.n_folds, "training sizes") as advance:
         for k, cells in enumerate(moments.iter_prefixes(), start=1):
             try:
-                models.append(solve_experts(cells, run.config.ridge, run.grid))
+                models.append(solve_experts(cells, run.config.ridge, run.grid, solve_threads()))
             except TooFewSpectraError:
                 # A short prefix may starve a bin: the learning curve starts later. The whole set must not.
                 if k == moments.n_folds:

@@ -1,19 +1,21 @@
 """The hot loop: noisy rows of one partition into moments of every cell. NumPy, numba and BLAS; no Dask.
 
-Block by block: read flux and error, draw the normals, add noise, clip, subtract the origin and scatter the rows
-into one buffer for each cell (one fused kernel); a buffer that has filled up goes to BLAS in one long product.
-The next block is read and drawn by a thread while BLAS runs.
+Two halves run side by side. The *filling* half reads a block of flux and error, and one fused kernel draws the
+noise, adds and clips it, subtracts the origin and writes each row to the open buffer of its cell. A buffer that is
+full goes to the *summing* half, which hands it to BLAS in one long product and gives it back. A fixed stock of
+buffers bounds the memory and makes the faster half wait.
 
-Bits depend on the rows, the draws and ``block_rows``/``run_rows`` only: not on chunks, threads or the partition's
-neighbours.
+A cell's rows are summed in runs of exactly ``run_rows``, in the order of the rows, so the bits depend on the rows, the
+draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's neighbours.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numba
@@ -22,12 +24,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.moments import Moments
-from pipeline.noise import NoiseDraw, draw_noise
+from pipeline.noise import NoiseDraw, stream_key
+from pipeline.normals import normals_of_row
 from pipeline.tiles import TileLayout, add_gram
 
 __all__ = ["CellRows", "LoopSettings", "SpectraReader", "accumulate_rows", "available_threads", "loop_memory"]
 
-_BUFFERED_BLOCKS = 2
+#: Buffers beyond one for every cell: full ones that wait for, or are in, the summing half.
+_SPARE_BUFFERS = 4
 
 
 class SpectraReader(Protocol):
@@ -37,6 +41,10 @@ class SpectraReader(Protocol):
     def n_pixels(self) -> int:
         """P."""
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are decoded together."""
+
     def read_rows(
         self, variable: str, start: int, stop: int, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
@@ -45,10 +53,9 @@ class SpectraReader(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop cuts its work; ``threads`` changes the speed, the others the last bits."""
+    """How the loop cuts its work; ``precision`` and ``run_rows`` decide the bits, ``threads`` the speed."""
 
     precision: str = "float32"
-    block_rows: int = 1024
     run_rows: int = 2048
     threads: int = 1
 
@@ -56,11 +63,6 @@ class LoopSettings:
     def dtype(self) -> np.dtype[Any]:
         """Type of the products."""
         return np.dtype(self.precision)
-
-    @property
-    def buffer_rows(self) -> int:
-        """Rows a cell's buffer holds: it is emptied when it reaches ``run_rows``, looked at once a block."""
-        return self.run_rows + self.block_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +103,16 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def loop_memory(n_pixels: int, n_labels: int, n_cells: int, n_draws: int, settings: LoopSettings) -> int:
+def loop_memory(
+    n_pixels: int, n_labels: int, n_cells: int, n_draws: int, chunk_rows: int, settings: LoopSettings
+) -> int:
     """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
     item = settings.dtype.itemsize
-    sums = TileLayout(n_pixels).nbytes(settings.dtype)
-    sums += n_pixels * (n_labels + 1) * 8
-    buffers = settings.buffer_rows * (n_pixels + n_labels + 1) * item
-    blocks = _BUFFERED_BLOCKS * settings.block_rows * n_pixels * 4 * (2 + n_draws)
-    return n_draws * n_cells * (sums + buffers) + blocks
+    sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 1) * 8
+    buffers = n_draws * n_cells + _SPARE_BUFFERS
+    # Flux and error of a block, and what decoding a chunk that is only partly wanted needs besides.
+    blocks = 4 * chunk_rows * n_pixels * 4
+    return n_draws * n_cells * sums + buffers * settings.run_rows * n_pixels * item + blocks
 
 
 def accumulate_rows(
@@ -138,145 +142,210 @@ def accumulate_rows(
     list of list of Moments
         For each draw, the moments of each cell; ``gram`` in the precision of the products.
     """
-    sums = [_DrawSums(rows.n_cells, reader.n_pixels, rows.y.shape[1], settings) for _ in draws]
-    centred = rows.y - rows.y_origin
-    starts = range(0, len(rows.cells), settings.block_rows)
-    source = _BlockSource(reader, rows, draws, settings)
+    sums = [_DrawSums(rows, reader.n_pixels, settings.dtype) for _ in draws]
+    filling = _Filling(reader, rows, draws, settings)
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
-        ThreadPoolExecutor(1, "blocks") as block_thread,
+        ThreadPoolExecutor(1, "fill") as fill_thread,
     ):
-        pending = block_thread.submit(source.load, 0) if len(starts) else None
-        for k, start in enumerate(starts):
-            assert pending is not None
-            flux, error, normals = pending.result()
-            pending = block_thread.submit(source.load, k + 1) if k + 1 < len(starts) else None
-            stop = start + len(flux)
-            cells, labels = rows.cells[start:stop], centred[start:stop]
-            for draw, own in zip(draws, sums, strict=True):
-                own.scatter(flux, error, normals[draw.seed, draw.stream], draw.level, source.origin, cells, labels)
-                own.add_full_runs(gram_threads)
-            if advance is not None:
-                advance(len(flux))
-        for own in sums:
-            own.add_rest(gram_threads)
-    return [own.moments(rows, centred) for own in sums]
+        filled = fill_thread.submit(filling.run, advance)
+        try:
+            while (run := filling.full.get()) is not None:
+                sums[run.draw].add(run, filling.pool[run.buffer, : run.count], gram_threads)
+                filling.free.put(run.buffer)
+        finally:
+            filling.stop()
+        filled.result()
+    return [own.moments() for own in sums]
 
 
-class _BlockSource:
-    """Blocks of flux, error and normals in buffers used in turn: fresh memory would cost page faults."""
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive rows of one cell, noisy and centred, in one buffer."""
+
+    draw: int
+    cell: int
+    first: int
+    count: int
+    buffer: int
+
+
+class _DrawSums:
+    """Accumulators of one noise draw, owned by the running task."""
+
+    def __init__(self, rows: CellRows, n_pixels: int, dtype: np.dtype[Any]) -> None:
+        self._rows = rows
+        self._layout = TileLayout(n_pixels)
+        centred = rows.y - rows.y_origin
+        self._y = [centred[rows.cells == cell] for cell in range(rows.n_cells)]
+        self._tiles = [self._layout.zeros(dtype) for _ in range(rows.n_cells)]
+        self._x_sums = np.zeros((rows.n_cells, n_pixels))
+        self._crosses = np.zeros((rows.n_cells, n_pixels, len(rows.labels)))
+
+    def add(self, run: _Run, x: NDArray[Any], executor: Executor) -> None:
+        y = self._y[run.cell][run.first : run.first + run.count]
+        # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
+        beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
+        thin = executor.submit(np.matmul, x.T, beside)
+        add_gram(x, self._tiles[run.cell], self._layout, executor)
+        self._crosses[run.cell] += thin.result()[:, :-1]
+        self._x_sums[run.cell] += thin.result()[:, -1]
+
+    def moments(self) -> list[Moments]:
+        return [
+            Moments(
+                count=len(y),
+                x_sum=self._x_sums[cell],
+                gram=self._tiles[cell],
+                y_sum=y.sum(axis=0),
+                cross=self._crosses[cell],
+                y_gram=y.T @ y,
+                x_origin=self._rows.x_origin,
+                y_origin=self._rows.y_origin,
+                labels=self._rows.labels,
+                epsilon=float(np.finfo(self._tiles[cell].dtype).eps),
+            )
+            for cell, y in enumerate(self._y)
+        ]
+
+
+class _Filling:
+    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own."""
 
     def __init__(
         self, reader: SpectraReader, rows: CellRows, draws: Sequence[NoiseDraw], settings: LoopSettings
     ) -> None:
-        self._reader, self._rows, self._block_rows = reader, rows, settings.block_rows
-        self._distinct = {(draw.seed, draw.stream): draw for draw in draws if draw.level > 0}
-        self._keys = {(draw.seed, draw.stream) for draw in draws}
-        self.origin = rows.x_origin.astype(settings.dtype)
-        shape = (min(settings.block_rows, max(len(rows.cells), 1)), reader.n_pixels)
-        self._pixels = [(np.empty(shape, np.float32), np.empty(shape, np.float32)) for _ in range(_BUFFERED_BLOCKS)]
-        self._normals = [{key: np.zeros(shape, np.float32) for key in self._keys} for _ in range(_BUFFERED_BLOCKS)]
+        self._reader, self._rows, self._draws, self._run_rows = reader, rows, draws, settings.run_rows
+        n_buffers = len(draws) * rows.n_cells + _SPARE_BUFFERS
+        # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
+        self.pool = np.empty((n_buffers, settings.run_rows, reader.n_pixels), settings.dtype)
+        self.free: SimpleQueue[int | None] = SimpleQueue()
+        self.full: SimpleQueue[_Run | None] = SimpleQueue()
+        for buffer in range(n_buffers):
+            self.free.put(buffer)
+        self._open = np.full((len(draws), rows.n_cells), -1)
+        self._seen = np.zeros(rows.n_cells, np.int64)
+        self._origin = rows.x_origin.astype(settings.dtype)
+        self._keys = [stream_key(draw) for draw in draws]
+        self._helpers = max(1, settings.threads // 3)
 
-    def load(self, block: int) -> tuple[NDArray[Any], NDArray[Any], dict[tuple[int, int], NDArray[Any]]]:
-        first = block * self._block_rows
-        n = min(self._block_rows, len(self._rows.cells) - first)
-        start = self._rows.start + first
-        flux, error = (buffer[:n] for buffer in self._pixels[block % _BUFFERED_BLOCKS])
-        self._reader.read_rows("flux", start, start + n, flux)
-        self._reader.read_rows("error", start, start + n, error)
-        normals = {key: buffer[:n] for key, buffer in self._normals[block % _BUFFERED_BLOCKS].items()}
-        for key, draw in self._distinct.items():
-            draw_noise(draw, start, start + n, self._reader.n_pixels, normals[key])
-        return flux, error, normals
+    def stop(self) -> None:
+        """Make a waiting :meth:`run` give up; harmless after it has ended."""
+        self.free.put(None)
 
+    def run(self, advance: Callable[[int], None] | None) -> None:
+        """Fill buffers until the rows end; the queue of full ones always ends with None."""
+        try:
+            with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
+                for start, flux, error in self._read_blocks(helpers):
+                    self._scatter_block(start, flux, error, helpers)
+                    if advance is not None:
+                        advance(len(flux))
+            for draw, cell in np.argwhere(self._open >= 0):
+                self._hand_over(int(draw), int(cell))
+        finally:
+            self.full.put(None)
 
-class _DrawSums:
-    """Accumulators and row buffers of one noise draw, owned by the running task."""
+    def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
+        chunk, first = self._reader.chunk_rows, self._rows.start
+        end = first + len(self._rows.cells)
+        flux, error = (np.empty((chunk, self._reader.n_pixels), np.float32) for _ in range(2))
+        for start in range(first - first % chunk, end, chunk):
+            a, b = max(start, first), min(start + chunk, end)
+            waiting = helpers.submit(self._reader.read_rows, "error", a, b, error[: b - a])
+            self._reader.read_rows("flux", a, b, flux[: b - a])
+            waiting.result()
+            yield a - first, flux[: b - a], error[: b - a]
 
-    def __init__(self, n_cells: int, n_pixels: int, n_labels: int, settings: LoopSettings) -> None:
-        self._layout = TileLayout(n_pixels)
-        self._run_rows = settings.run_rows
-        self._tiles = [self._layout.zeros(settings.dtype) for _ in range(n_cells)]
-        self._x_sums = np.zeros((n_cells, n_pixels))
-        self._crosses = np.zeros((n_cells, n_pixels, n_labels))
-        self._x = np.empty((n_cells, settings.buffer_rows, n_pixels), settings.dtype)
-        # Labels with a column of ones, so that one thin product yields cross sums and pixel sums.
-        self._y = np.ones((n_cells, settings.buffer_rows, n_labels + 1), settings.dtype)
-        self._filled = np.zeros(n_cells, np.int64)
+    def _scatter_block(self, start: int, flux: NDArray[Any], error: NDArray[Any], helpers: Executor) -> None:
+        cells = self._rows.cells[start : start + len(flux)]
+        places = self._places(cells)
+        slots = places % self._run_rows
+        # A segment ends where a buffer is full, so that none waits for a whole block.
+        ends = [*(np.flatnonzero(slots == self._run_rows - 1) + 1).tolist(), len(cells)]
+        begin = 0
+        for end in ends:
+            if end == begin:
+                continue
+            part = slice(begin, end)
+            for draw in range(len(self._draws)):
+                targets = self._open_buffers(draw, cells[part])
+                rows = (self._rows.start + start + begin, cells[part], targets, slots[part])
+                self._scatter_rows(draw, flux[part], error[part], rows, helpers)
+            self._seen += np.bincount(cells[part], minlength=self._rows.n_cells)
+            if slots[end - 1] == self._run_rows - 1:
+                for draw in range(len(self._draws)):
+                    self._hand_over(draw, int(cells[end - 1]))
+            begin = end
 
-    def scatter(
-        self,
-        flux: NDArray[np.float32],
-        error: NDArray[np.float32],
-        normals: NDArray[np.float32],
-        level: float,
-        origin: NDArray[Any],
-        cells: NDArray[np.int64],
-        labels: NDArray[np.float64],
-    ) -> None:
-        slots = np.empty(len(cells), np.int64)
+    def _places(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return each row's place among all rows of its cell so far."""
+        places = np.empty(len(cells), np.int64)
         for cell in np.unique(cells):
             members = cells == cell
-            count = int(members.sum())
-            slots[members] = self._filled[cell] + np.arange(count)
-            self._filled[cell] += count
-        self._y[cells, slots, :-1] = labels
-        _scatter_noisy(flux, error, normals, self._x.dtype.type(level), origin, cells, slots, self._x)
+            places[members] = self._seen[cell] + np.arange(np.count_nonzero(members))
+        return places
 
-    def add_full_runs(self, executor: Executor) -> None:
-        for cell in np.flatnonzero(self._filled >= self._run_rows):
-            self._add(int(cell), executor)
+    def _open_buffers(self, draw: int, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        for cell in np.unique(cells):
+            if self._open[draw, cell] < 0:
+                buffer = self.free.get()
+                if buffer is None:
+                    raise RuntimeError("the summing half has stopped")
+                self._open[draw, cell] = buffer
+        return np.asarray(self._open[draw, cells])
 
-    def add_rest(self, executor: Executor) -> None:
-        for cell in np.flatnonzero(self._filled):
-            self._add(int(cell), executor)
-
-    def _add(self, cell: int, executor: Executor) -> None:
-        n = self._filled[cell]
-        x, y = self._x[cell, :n], self._y[cell, :n]
-        add_gram(x, self._tiles[cell], self._layout, executor)
-        thin = x.T @ y
-        self._crosses[cell] += thin[:, :-1]
-        self._x_sums[cell] += thin[:, -1]
-        self._filled[cell] = 0
-
-    def moments(self, rows: CellRows, centred: NDArray[np.float64]) -> list[Moments]:
-        cells = []
-        for cell, tiles in enumerate(self._tiles):
-            y = centred[rows.cells == cell]
-            cells.append(
-                Moments(
-                    count=len(y),
-                    x_sum=self._x_sums[cell],
-                    gram=tiles,
-                    y_sum=y.sum(axis=0),
-                    cross=self._crosses[cell],
-                    y_gram=y.T @ y,
-                    x_origin=rows.x_origin,
-                    y_origin=rows.y_origin,
-                    labels=rows.labels,
-                )
+    def _scatter_rows(
+        self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
+    ) -> None:
+        first, _, targets, slots = rows
+        level = self.pool.dtype.type(self._draws[draw].level)
+        size = -(-len(flux) // self._helpers)
+        parts = [slice(a, a + size) for a in range(0, len(flux), size)]
+        jobs = [
+            helpers.submit(
+                _scatter_noisy, flux[part], error[part], level, self._keys[draw], first + part.start,
+                self._origin, targets[part], slots[part], self.pool,
             )
-        return cells
+            for part in parts[1:]
+        ]  # fmt: skip
+        part = parts[0]
+        _scatter_noisy(
+            flux[part], error[part], level, self._keys[draw], first, self._origin, targets[part], slots[part], self.pool
+        )
+        for job in jobs:
+            job.result()
+
+    def _hand_over(self, draw: int, cell: int) -> None:
+        """Give a cell's open buffer to the summing half."""
+        seen = int(self._seen[cell])
+        count = (seen - 1) % self._run_rows + 1
+        self.full.put(_Run(draw, cell, seen - count, count, int(self._open[draw, cell])))
+        self._open[draw, cell] = -1
 
 
 @numba.njit(nogil=True, cache=True)
 def _scatter_noisy(
-    flux: Any, error: Any, normals: Any, level: Any, origin: Any, cells: Any, slots: Any, out: Any
+    flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
 ) -> None:
-    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its cell's buffer.
+    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its place in its buffer.
 
     The order of operations is that of :func:`pipeline.noise.add_noise`, bit for bit; the type of ``level``
     decides the precision.
     """
     zero = level * 0
+    n_pixels = flux.shape[1]
+    words = np.empty((4, (n_pixels + 3) // 4), np.uint32)
+    normals = np.zeros(4 * words.shape[1], np.float32)
     for r in range(flux.shape[0]):
-        row = out[cells[r], slots[r]]
-        for p in range(flux.shape[1]):
-            noise = (normals[r, p] * level) * error[r, p]
-            clean = flux[r, p] if flux[r, p] > 0 else zero
+        if level > 0:
+            normals_of_row(start + r, key, words, normals)
+        f, e, row = flux[r], error[r], pool[targets[r], slots[r]]
+        for p in range(n_pixels):
+            noise = (normals[p] * level) * e[p]
+            clean = f[p] if f[p] > 0 else zero
             value = noise + clean
-            if value < zero:
-                value = zero
+            value = value if value > zero else zero
             row[p] = value - origin[p]

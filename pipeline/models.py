@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.bins import BinGrid
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
 from pipeline.moments import Moments
 from pipeline.moments_file import replacing
-from pipeline.ridge import pixel_scale, solve_ridge_path
+from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import resolve_alpha
 
 __all__ = ["ExpertModels", "TooFewSpectraError", "read_models", "solve_experts", "write_models"]
 
 FORMAT = "headroom-models"
 FORMAT_VERSION = 1
+#: Raised when the same moments and settings would give other models.
+ALGORITHM_VERSION = 1
 _ARRAYS = (
     "global_weights",
     "global_intercepts",
@@ -99,7 +103,7 @@ class ExpertModels:
         return weights, np.concatenate([self.global_intercepts[[q]], self.expert_intercepts[:, q]])
 
 
-def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid) -> ExpertModels:
+def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, threads: int = 1) -> ExpertModels:
     """Solve the global model and one expert for each bin.
 
     Parameters
@@ -111,6 +115,9 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid) -
         fitted on the spectra that train the global model.
     grid
         The bins, for naming them.
+    threads
+        Models solved side by side, each by BLAS on one thread: more are faster, need more memory (two dense
+        matrices each), and change no bit.
 
     Returns
     -------
@@ -130,11 +137,13 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid) -
     whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
     alpha = resolve_alpha(ridge.alpha, whole.count)
     shared_scale = pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.n_pixels)
-    of_global = solve_ridge_path(whole, alpha, shared_scale)
-    experts = []
-    for cell in cells[:-1]:
-        scale = pixel_scale(cell) if ridge.standardize == "per_expert" else shared_scale
-        experts.append(solve_ridge_path(cell, alpha, scale))
+
+    def solve(cell: Moments) -> RidgePath:
+        own = ridge.standardize == "per_expert" and cell is not whole
+        return solve_ridge_path(cell, alpha, pixel_scale(cell) if own else shared_scale)
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads, "solve") as executor:
+        of_global, *experts = executor.map(solve, [whole, *cells[:-1]])
     return ExpertModels(
         labels=whole.labels,
         global_weights=of_global.weights[0],

@@ -49,6 +49,8 @@ class Moments:
         o, shape (P,) and c, shape (Q,): what was subtracted.
     labels
         Names of the Q labels.
+    epsilon
+        Relative spacing of the numbers the products were summed in: that of float32 stays after a merge in float64.
     """
 
     count: int
@@ -60,6 +62,7 @@ class Moments:
     x_origin: FloatArray
     y_origin: FloatArray
     labels: tuple[str, ...]
+    epsilon: float = float(np.finfo(np.float64).eps)
 
     @classmethod
     def zeros(
@@ -78,6 +81,7 @@ class Moments:
             x_origin=x0,
             y_origin=y0,
             labels=tuple(labels),
+            epsilon=float(np.finfo(dtype).eps),
         )
 
     @classmethod
@@ -216,14 +220,14 @@ class Moments:
         first = next(iterator, None)
         if first is None:
             raise InputError("cannot merge no moments at all; give at least one")
-        count = first.count
+        count, epsilon = first.count, first.epsilon
         sums = [np.array(part, dtype=np.float64) for part in first._sums()]
         for part in iterator:
             first._require_same_frame(part)
-            count += part.count
+            count, epsilon = count + part.count, max(epsilon, part.epsilon)
             for total, addend in zip(sums, part._sums(), strict=True):
                 total += addend
-        return first._with(count, sums)
+        return replace(first._with(count, sums), epsilon=epsilon)
 
     def remove(self, other: Moments) -> Moments:
         """Return the moments without a subset that they contain.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ from pipeline.errors import InputError, ResourceError
 from pipeline.moments import Moments
 
 __all__ = ["FORMAT_VERSION", "merge_moments_files", "read_cell", "read_moments_header", "replacing", "write_moments"]
+
+#: Files of this ending are halves that a killed run left; whoever owns the folder may delete them.
+TEMPORARY_SUFFIX = ".tmp"
 
 FORMAT = "headroom-moments"
 FORMAT_VERSION = 1
@@ -36,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     ResourceError
         If the disk is full or not writable; the message names the path, and nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -68,6 +72,7 @@ def write_moments(path: Path, cells: Sequence[Moments], header: dict[str, Any]) 
         "version": FORMAT_VERSION,
         "labels": list(cells[0].labels),
         "counts": [cell.count for cell in cells],
+        "epsilon": max(cell.epsilon for cell in cells),
     }
     arrays: dict[str, np.ndarray] = {
         "header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
@@ -125,6 +130,7 @@ def read_cell(path: Path, cell: int) -> Moments:
             x_origin=archive["x_origin"],
             y_origin=archive["y_origin"],
             labels=tuple(facts["labels"]),
+            epsilon=float(facts["epsilon"]),
         )
 
 

@@ -2,8 +2,8 @@
 
     noisy = max(max(flux, 0) + level · error · ε, 0),   ε ~ N(0, 1) independent per pixel
 
-Rows are drawn in fixed groups of :data:`GROUP_ROWS`, each group from a generator of its own, so any row range
-can be drawn by any worker in any order. The same ε serve every noise level of a seed.
+ε comes from a counter-based generator (:mod:`pipeline.normals`), so any rows can be drawn by any worker in any order.
+The same ε serve every noise level of a seed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUP_ROWS", "NOISE_ALGORITHM", "NoiseDraw", "add_noise", "draw_noise"]
+from pipeline.normals import fill_normals
 
-#: Rows per keyed generator. Part of the algorithm: another value gives other draws.
-GROUP_ROWS = 64
+__all__ = ["NOISE_ALGORITHM", "NoiseDraw", "add_noise", "draw_noise", "stream_key"]
+
 #: Recorded with every result; changes whenever the same seed would give other numbers.
-NOISE_ALGORITHM = "sfc64-ziggurat-float32/64"
+NOISE_ALGORITHM = "philox4x32-10/box-muller-float32"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,13 @@ class NoiseDraw:
     @property
     def name(self) -> str:
         """A short name that is safe in paths."""
-        return f"seed-{self.seed}_noise-{self.level:g}"
+        return f"seed-{self.seed}_noise-{self.level!r}"
+
+
+def stream_key(draw: NoiseDraw) -> NDArray[np.uint32]:
+    """Return the generator's key for a seed and stream, two 32-bit words; seeds of any size are hashed into it."""
+    words = np.random.SeedSequence(draw.seed, spawn_key=(draw.stream,)).generate_state(2, np.uint32)
+    return words.astype(np.uint32)
 
 
 def draw_noise(
@@ -56,20 +62,9 @@ def draw_noise(
     NDArray[np.float32]
         ε, shape (stop − start, P): bit for bit the same whatever range they are asked for in.
     """
-    rows = stop - start
     if out is None:
-        out = np.empty((rows, n_pixels), dtype=np.float32)
-    for group in range(start // GROUP_ROWS, -(-stop // GROUP_ROWS)):
-        first = group * GROUP_ROWS
-        # SeedSequence hashes (seed, stream, group) into the state of an independent small fast generator.
-        keyed = np.random.Generator(np.random.SFC64(np.random.SeedSequence(draw.seed, spawn_key=(draw.stream, group))))
-        a, b = max(first, start), min(first + GROUP_ROWS, stop)
-        if a == first:
-            keyed.standard_normal(out=out[a - start : b - start], dtype=np.float32)
-        else:
-            # The range enters in the middle of a group: its earlier rows must be drawn to be skipped.
-            drawn = keyed.standard_normal((b - first, n_pixels), dtype=np.float32)
-            out[a - start : b - start] = drawn[a - first :]
+        out = np.empty((stop - start, n_pixels), dtype=np.float32)
+    fill_normals(start, stream_key(draw), out)
     return out
 
 

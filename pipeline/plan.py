@@ -15,12 +15,13 @@ from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ResourceError
 from pipeline.folds import plan_folds
-from pipeline.hotloop import LoopSettings, loop_memory
+from pipeline.hotloop import LoopSettings, available_threads, loop_memory
+from pipeline.memory import available_memory
 from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS
 from pipeline.tiles import TileLayout
 
-__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
+__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run", "solve_threads"]
 
 #: A process that has imported everything and opened a store, measured, with some air.
 PROCESS_BYTES = 640 * 2**20
@@ -94,7 +95,13 @@ class ExperimentPlan:
             raise ResourceError(
                 f"the plan needs {format_bytes(self.worker_memory)} per worker but workers have "
                 f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
-                "smaller compute.run_rows and compute.block_rows, fewer workers per machine (--workers), or larger ones"
+                "smaller compute.run_rows, fewer workers per machine (--workers), or larger ones"
+            )
+        free_memory = available_memory()
+        if self.driver_memory > free_memory:
+            raise ResourceError(
+                f"solving needs {format_bytes(self.driver_memory)} in this process but {format_bytes(free_memory)} are "
+                "free; use fewer bins, or a machine with more memory"
             )
         needs = [("moments", self.moments_disk, folder, "choose another --out, or use fewer seeds or compute.folds")]
         if stores is not None:
@@ -139,6 +146,8 @@ def plan_run(
     n_pixels: int,
     config: ExperimentConfig,
     worker_limits: Sequence[int],
+    *,
+    chunk_rows: int = 1024,
     store_disk: int = 0,
 ) -> ExperimentPlan:
     """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
@@ -153,19 +162,21 @@ def plan_run(
         Bins, seeds, noise levels, precision and cuts.
     worker_limits
         Memory limit of every worker in bytes.
+    chunk_rows
+        Spectra that the store decodes together.
     store_disk
         Bytes of stores that are still to be written.
     """
     compute = config.compute
     folds = plan_folds(shard_lengths, compute.folds)
     partitions = plan_partitions(folds, compute.partition_rows)
-    settings = LoopSettings(config.precision, compute.block_rows, compute.run_rows)
+    settings = LoopSettings(config.precision, compute.run_rows)
     n_cells = BinGrid(config.bins).n_cells
     n_draws = len(config.seeds) * len(config.noise.levels)
     n_spectra = folds[-1][1]
     limit = min(worker_limits)
     fixed = PROCESS_BYTES + _COLUMN_BYTES * n_spectra
-    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, settings) for k in range(1, n_draws + 1)]
+    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= limit * MEMORY_SHARE]
     draws_per_pass = max(fitting, default=1)
     layout = TileLayout(n_pixels)
@@ -182,12 +193,18 @@ def plan_run(
         n_workers=len(worker_limits),
         worker_memory=fixed + of_draws[draws_per_pass - 1],
         worker_limit=limit,
-        # Sums of all cells, the global one and one being added; a dense system, its factor and a copy.
-        driver_memory=fixed + (2 * n_cells + 2) * merged + 3 * n_pixels * n_pixels * 8,
+        # Sums of all cells, the global one, one being read and one being added; for every model that is being
+        # solved a dense system and a temporary of its size.
+        driver_memory=fixed + (n_cells + 3) * merged + 2 * solve_threads() * n_pixels * n_pixels * 8,
         moments_disk=n_cells * (n_draws * len(folds) * merged + draws_per_pass * largest * partial),
         store_disk=store_disk,
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )
+
+
+def solve_threads() -> int:
+    """Return how many models are solved side by side: each holds dense matrices, so a few at most."""
+    return min(4, available_threads())
 
 
 def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
 from pipeline.models import ExpertModels
@@ -91,10 +92,12 @@ def predict_store(
     weights = np.concatenate([w for w, _ in columns], axis=1)
     intercepts = np.concatenate([b for _, b in columns])
     predicted = np.empty((store.n_spectra, weights.shape[1]))
-    for start in range(0, store.n_spectra, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, store.n_spectra)
-        noisy = read_noisy_rows(store, start, stop, draw, precision)
-        predicted[start:stop] = noisy.astype(np.float64) @ weights + intercepts
-        if advance is not None:
-            advance(stop - start)
+    # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(0, store.n_spectra, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, store.n_spectra)
+            noisy = read_noisy_rows(store, start, stop, draw, precision)
+            predicted[start:stop] = noisy.astype(np.float64) @ weights + intercepts
+            if advance is not None:
+                advance(stop - start)
     return np.ascontiguousarray(predicted.reshape(store.n_spectra, len(models), -1).transpose(1, 0, 2))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, eigh
+from scipy.linalg import eigh
 
+from pipeline.blas import factorise_and_solve
 from pipeline.errors import InputError, SingularGramError
 from pipeline.moments import Moments
 
 __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
 
 FloatArray = NDArray[np.float64]
+#: Rounding errors of a long sum, in units of its type's epsilon, beyond which a variance is taken as real.
+_CANCELLATION = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +66,11 @@ def pixel_scale(moments: Moments) -> FloatArray:
         Shape (P,), flux units, all > 0.
     """
     variance = moments.x_variance
-    epsilon = float(np.finfo(moments.gram.dtype).eps)
     offset = moments.x_sum / moments.count
-    mean = moments.x_mean
     # scikit-learn's bound for float64 data, and the cancellation error of S/n − (s/n)² about the origin.
     rounding = moments.count * np.finfo(np.float64).eps
-    bound = np.maximum(rounding * variance + (rounding * mean) ** 2, 4 * epsilon * offset**2)
+    sklearn_bound = rounding * variance + (rounding * moments.x_mean) ** 2
+    bound = np.maximum(sklearn_bound, _CANCELLATION * moments.epsilon * offset**2)
     scale = np.sqrt(variance)
     scale[variance <= bound] = 1.0
     return np.asarray(scale)
@@ -129,15 +130,13 @@ def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArr
     diagonal = np.einsum("ii->i", system)
     largest = float(diagonal.max())
     diagonal += alpha
-    spectrum = system.copy() if alpha == 0 else None
-    try:
-        factor: tuple[Any, bool] = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
-    except LinAlgError:
-        factor = (np.zeros((1, 1)), True)
-    pivots = np.diagonal(factor[0]) ** 2
-    if pivots.min() <= len(system) * np.finfo(np.float64).eps * max(largest, np.finfo(np.float64).tiny):
-        raise SingularGramError(_singular_message(spectrum, alpha, largest, len(target)))
-    return np.asarray(cho_solve(factor, target, check_finite=False))
+    original = system.copy(order="F") if alpha == 0 else None
+    solution = np.array(target, order="F")
+    failed = factorise_and_solve(system, solution)
+    smallest_pivot = 0.0 if failed else float(np.diagonal(system).min()) ** 2
+    if smallest_pivot <= len(system) * np.finfo(np.float64).eps * max(largest, np.finfo(np.float64).tiny):
+        raise SingularGramError(_singular_message(original, alpha, largest, len(target)))
+    return solution
 
 
 def _singular_message(system: FloatArray | None, alpha: float, largest: float, n_pixels: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
 
@@ -154,7 +155,9 @@ def score_headrooms(
     strata = [number == k for k in range(n_bins)] + [number < 0]
     terms = _error_terms(truth, of_global, of_oracle)
     sums = [terms[:, members].sum(axis=1) for members in strata]
-    resampled = [_resample_sums(terms[:, members, :4], settings, k) for k, members in enumerate(strata)]
+    # One BLAS thread: the last bits of a product may depend on their number.
+    with threadpool_limits(1, user_api="blas"):
+        resampled = [_resample_sums(terms[:, members, :4], settings, k) for k, members in enumerate(strata)]
     sizes = [int(members.sum()) for members in strata]
 
     def score(model: int, parts: Sequence[int]) -> Score:

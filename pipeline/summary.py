@@ -26,8 +26,10 @@ from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, mean_over_s
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store import SpectraStore
 
-__all__ = ["ScoredDraw", "results_hold", "write_tables"]
+__all__ = ["RESULTS_VERSION", "ScoredDraw", "results_hold", "write_tables"]
 
+#: Raised when the same models and test spectra would give other tables.
+RESULTS_VERSION = 1
 SCOPES = ("covered", "all")
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
@@ -60,11 +62,6 @@ class ScoredDraw:
         n_bins = predicted.shape[2] - 1
         scores = score_headrooms(y_true, predicted[:, :, 0], of_oracle, bins, n_bins, settings)
         return cls(draw, stored_test_noise, models, scores)
-
-    def training_spectra(self, model: int, scope: str) -> int:
-        """Return the spectra behind a scope's models: all of the global model's, or those in bins."""
-        one = self.models[model]
-        return one.global_count if scope == "all" else int(one.expert_counts.sum())
 
 
 def write_tables(
@@ -203,7 +200,7 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
     for scope in SCOPES:
         estimates = _estimates([one.scores[-1].scope(scope) for one in scored], confidence)
         scopes[scope] = {
-            "n_train": first.training_spectra(-1, scope),
+            "n_train": first.models[-1].global_count,
             "n_test": first.scores[-1].scope(scope).n_test,
             **{merit: vars(estimate) for merit, estimate in estimates.items()},
         }

@@ -10,16 +10,15 @@ number of threads; a multi-threaded ``syrk`` does not promise that (OpenBLAS ``d
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy.linalg import cython_blas
+
+from pipeline.blas import add_product, add_symmetric_product
 
 __all__ = ["TileLayout", "add_gram"]
 
@@ -113,18 +112,6 @@ class TileLayout:
         return product
 
 
-@cache
-def _blas_function(name: str, n_arguments: int) -> Callable[..., None]:
-    """Return a BLAS routine of SciPy's own library as a C function; unlike SciPy's wrappers it frees the GIL."""
-    capsule = cython_blas.__pyx_capi__[name]
-    get_name = ctypes.pythonapi.PyCapsule_GetName
-    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * n_arguments)
-    return prototype(get_pointer(capsule, get_name(capsule)))
-
-
 def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor: Executor | None = None) -> None:
     """Add ``xᵀx`` to the tiles, in place.
 
@@ -161,23 +148,9 @@ def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor:
 def _add_tile(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, tile: int) -> None:
     i, j = layout.pairs[tile]
     rows, columns = layout.span(i), layout.span(j)
-    n_rows, n_columns = rows.stop - rows.start, columns.stop - columns.start
-    if n_rows == 0 or n_columns == 0:
-        return
-    real = ctypes.c_float if x.dtype == np.float32 else ctypes.c_double
-    letter = "s" if x.dtype == np.float32 else "d"
-    one = real(1.0)
-    m, n, k = ctypes.c_int(n_columns), ctypes.c_int(n_rows), ctypes.c_int(x.shape[0])
-    ldx, ldc = ctypes.c_int(layout.n_pixels), ctypes.c_int(layout.tile)
-    left, right = x.ctypes.data + columns.start * x.itemsize, x.ctypes.data + rows.start * x.itemsize
-    sums = tiles.ctypes.data + tile * layout.tile * layout.tile * tiles.itemsize
-    ref = ctypes.byref
-    # BLAS is column-major: a C-ordered tile (i, j) is its matrix (j, i), and "upper" there is "lower" here.
+    if rows.stop == rows.start:
+        return  # a block of padding only
     if i == j:
-        _blas_function(f"{letter}syrk", 10)(
-            b"U", b"N", ref(m), ref(k), ref(one), left, ref(ldx), ref(one), sums, ref(ldc)
-        )  # fmt: skip
+        add_symmetric_product(x, columns, tiles[tile])
     else:
-        _blas_function(f"{letter}gemm", 13)(
-            b"N", b"T", ref(m), ref(n), ref(k), ref(one), left, ref(ldx), right, ref(ldx), ref(one), sums, ref(ldc)
-        )  # fmt: skip
+        add_product(x, rows, columns, tiles[tile])

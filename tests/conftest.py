@@ -41,7 +41,7 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
             "data": {"train": [str(train_store.path)], "test": [str(test_store.path)]},
             "ridge": {"alpha": {"per_spectrum": 0.1}},
             "seeds": [42, 123],
-            "compute": {"folds": 3, "partition_rows": 250, "block_rows": 96, "run_rows": 128},
+            "compute": {"folds": 3, "partition_rows": 250, "run_rows": 128},
             "bootstrap": {"resamples": 200},
         }
     )

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +17,12 @@ import pytest
 
 from cluster import LocalProfile, connect_local
 from pipeline import accumulate
-from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.accumulate import accumulate_moments
 from pipeline.bins import BinGrid
+from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
 from pipeline.predictions import read_noisy_rows
@@ -25,7 +30,7 @@ from pipeline.schema import LABELS
 from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
 
-COMPUTE = ComputeConfig(folds=3, partition_rows=250, block_rows=96, run_rows=128)
+COMPUTE = ComputeConfig(folds=3, partition_rows=250, run_rows=128)
 DRAWS = [NoiseDraw(1.0, 42, 0), NoiseDraw(1.0, 7, 0)]
 
 
@@ -99,20 +104,14 @@ def test_a_killed_worker_changes_no_bit(plan: AccumulationPlan, reference: list[
         class Killer(accumulate.SilentProgress):
             """Kills a worker process after the first finished partition."""
 
-            def step(self, title: str, total: int, unit: str = "spectra"):  # type: ignore[no-untyped-def]
-                from contextlib import contextmanager
+            @contextmanager
+            def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Callable[[int], None]]:
+                def advance(_: int) -> None:
+                    if not killed:
+                        killed.append(client.run(os.getpid).popitem()[1])
+                        os.kill(killed[0], signal.SIGKILL)
 
-                @contextmanager
-                def watching():  # type: ignore[no-untyped-def]
-                    def advance(_: int) -> None:
-                        if not killed:
-                            pids = client.run(lambda dask_worker: __import__("os").getpid())
-                            killed.append(pids.popitem()[1])
-                            __import__("os").kill(killed[0], signal.SIGKILL)
-
-                    yield advance
-
-                return watching()
+                yield advance
 
         found = accumulate_moments(plan, DRAWS, tmp_path, client=client, progress=Killer())
     assert killed
@@ -124,7 +123,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from pipeline import accumulate
-from pipeline.accumulate import plan_accumulation, accumulate_moments
+from pipeline.accumulate import accumulate_moments
+from pipeline.checkpoints import plan_accumulation
 from pipeline.store import SpectraStore
 from test_accumulate import COMPUTE, DRAWS, REFERENCE_EDGES, BinGrid
 original = accumulate.write_moments
@@ -168,6 +168,28 @@ def test_a_killed_and_resumed_run_changes_no_bit(
     assert computed == []
 
 
+def test_orphans_of_a_killed_run_are_removed(plan: AccumulationPlan, tmp_path: Path) -> None:
+    folder = tmp_path / DRAWS[0].name
+    folder.mkdir()
+    (folder / ".fold-001.npz.0123.tmp").write_bytes(b"half of a file")
+    accumulate_moments(plan, DRAWS[:1], tmp_path)
+    assert not list(folder.glob(".*"))
+
+
+def test_accumulate__raise_on_a_lost_cluster(plan: AccumulationPlan, tmp_path: Path) -> None:
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+
+        class Closing(accumulate.SilentProgress):
+            """Takes the client's connection away after the first finished partition."""
+
+            @contextmanager
+            def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Callable[[int], None]]:
+                yield lambda _: client.close()
+
+        with pytest.raises(ResourceError, match="run again: finished partitions are kept"):
+            accumulate_moments(plan, DRAWS, tmp_path, client=client, progress=Closing())
+
+
 def test_a_torn_checkpoint_is_computed_again(
     plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path
 ) -> None:
@@ -200,7 +222,6 @@ def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
     changed = [
         replace(plan, fingerprint="x"),
         replace(plan, edges=(("T_eff", (0.0, 1.0)),)),
-        replace(plan, block_rows=64),
         replace(plan, run_rows=64),
         replace(plan, y_origin=(0.0, 0.0, 0.0)),
         replace(plan, partitions=plan.partitions[:-1]),
@@ -212,7 +233,5 @@ def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
 def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path) -> None:
     tasks = list(accumulate._plan_tasks(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
     assert len(tasks) == len(plan.partitions)
-    import pickle
-
     assert max(len(pickle.dumps(task)) for task in tasks) < 1000
     assert json.dumps([task.partition.index for task in tasks]) == json.dumps(list(range(len(tasks))))

@@ -17,12 +17,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS: list[set[str]] = [
     {"errors", "schema"},
     {"config"},
-    {"tiles", "moments", "ridge", "scores"},
-    {"bins", "folds", "partitions", "noise", "selection", "decision"},
+    {"blas", "tiles", "moments", "ridge", "scores"},
+    {"bins", "folds", "partitions", "normals", "noise", "selection", "decision"},
     # Edges: each owns one foreign library or one kind of file.
     {
         "progress",
         "memory",
+        "locks",
         "provenance",
         "moments_file",
         "results",
@@ -32,7 +33,7 @@ LAYERS: list[set[str]] = [
         "convert",
         "simulate",
     },
-    {"hotloop", "models", "predictions"},
+    {"hotloop", "models", "predictions", "checkpoints"},
     {"accumulate", "plan", "spectra_sets", "summary", "figures", "report"},
     {"experiment"},
     {"cli", "__init__", "__main__"},

@@ -42,3 +42,10 @@ def test_hypotheses_pass_and_fail_on_point_estimates() -> None:
     assert third.found == "lowest: bin 0, bin 3, bin 7"
     stated = HypothesesConfig(lowest_r2_bins=None)
     assert len(evaluate_hypotheses(Estimate(0.5, 0, 0, 1), Estimate(0.1, 0, 0, 1), by_bin, stated, names)) == 2
+
+
+def test_an_undefined_headroom_is_undecided() -> None:
+    decision = decide(Estimate(float("nan"), 0.0, float("nan"), float("nan")), THRESHOLDS, 0.95)
+    assert decision.verdict == "undecided"
+    assert "undefined" in decision.sentence
+    assert "nan" not in decision.sentence

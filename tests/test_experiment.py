@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError, ResourceError
 from pipeline.experiment import plan_experiment, render_run, run_experiment
+from pipeline.locks import exclusive
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
 from pipeline.predictions import read_noisy_rows
@@ -46,7 +48,7 @@ def config(train_store: SpectraStore, test_store: SpectraStore) -> ExperimentCon
             "data": {"train": [str(train_store.path)], "test": [str(test_store.path)]},
             "ridge": {"alpha": {"per_spectrum": 0.1}},
             "seeds": [42, 123],
-            "compute": {"folds": 3, "partition_rows": 250, "block_rows": 96, "run_rows": 128},
+            "compute": {"folds": 3, "partition_rows": 250, "run_rows": 128},
             "bootstrap": {"resamples": 200},
         }
     )
@@ -82,15 +84,15 @@ def test_parity_with_scikit_learn(
         saved = results.predictions.query(f"seed == {seed}")
         of_global = make_pipeline(StandardScaler(), Ridge(alpha=0.1 * n)).fit(x, y_train)
         expected = of_global.predict(test_rows)
-        np.testing.assert_allclose(saved["y_global"], expected, rtol=tolerance)
+        np.testing.assert_allclose(saved["y_global"], expected, rtol=tolerance, atol=tolerance / 100)
         scaler = of_global.named_steps["standardscaler"]
         oracle = expected.copy()
         for k in range(grid.n_bins):
             expert = Ridge(alpha=0.1 * n).fit(scaler.transform(x[train_bins == k]), y_train[train_bins == k])
             of_expert = expert.predict(scaler.transform(test_rows))
-            np.testing.assert_allclose(saved[f"expert_{k}"], of_expert, rtol=tolerance)
+            np.testing.assert_allclose(saved[f"expert_{k}"], of_expert, rtol=tolerance, atol=tolerance / 100)
             oracle[test_bins == k] = of_expert[test_bins == k]
-        np.testing.assert_allclose(saved["y_oracle"], oracle, rtol=tolerance)
+        np.testing.assert_allclose(saved["y_oracle"], oracle, rtol=tolerance, atol=tolerance / 100)
         row = results.overall.query(f"seed == {seed} and scope == 'covered'").iloc[0]
         covered = test_bins >= 0
         bound = 1e-5 if precision == "float32" else 1e-8
@@ -197,6 +199,19 @@ def test_a_run_killed_after_each_phase_ends_the_same(
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_blas_threads_do_not_change_the_results(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, threads: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    script = "import pipeline, sys; pipeline.run_experiment(pipeline.load_config(sys.argv[1]), sys.argv[2])"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": threads, "HEADROOM_THREADS": threads}
+    subprocess.run([sys.executable, "-c", script, str(path), str(tmp_path / "run")], env=environment, check=True)
+    for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv", "predictions.parquet"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes(), name
+
+
 def test_inputs_are_never_modified(config: ExperimentConfig, tmp_path: Path, train_store: SpectraStore) -> None:
     def state() -> list[tuple[str, int, int]]:
         return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(train_store.path.rglob("*"))]
@@ -283,6 +298,50 @@ def test_run__raise_on_moments_of_other_bins_in_the_same_folder(config: Experime
         run_experiment(changed(config, seeds=[1], bins={"T_eff": [3750, 5000, 6000]}), tmp_path)
 
 
+def test_a_refused_run_leaves_nothing_behind(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        run_experiment(changed(config, bins={"T_eff": [100, 200]}), tmp_path / "new" / "run")
+    assert not (tmp_path / "new" / "run").exists()
+
+
+def test_a_refused_run_leaves_a_finished_one_alone(config: ExperimentConfig, tmp_path: Path) -> None:
+    run_experiment(changed(config, seeds=[1]), tmp_path)
+    before = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for bins in ({"T_eff": [3750, 5000, 6000]}, {"T_eff": [100, 200]}):
+        with pytest.raises(InputError):
+            run_experiment(changed(config, seeds=[1], bins=bins), tmp_path)
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_headers_tell_is_refused_before_anything_is_converted(
+    config: ExperimentConfig, sample: Path, tmp_path: Path
+) -> None:
+    data = {"train": [str(sample / "train")], "test": [str(sample / "train")], "stores": str(tmp_path / "stores")}
+    with pytest.raises(InputError, match="also occur in train"):
+        run_experiment(changed(config, data=data), tmp_path / "run")
+    data["test"] = [str(sample / "test")]
+    with pytest.raises(InputError, match=r"bin 0 \(Cool, Poor\)"):
+        run_experiment(changed(config, data=data, ridge={"min_spectra": 500}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run__raise_on_one_covered_test_spectrum(
+    config: ExperimentConfig, test_store: SpectraStore, tmp_path: Path
+) -> None:
+    low = float(np.sort(test_store.columns["T_eff"])[0])
+    narrow = changed(config, bins={"T_eff": [3000, low]}, ridge={"min_spectra": 2, "alpha": 1.0})
+    with pytest.raises(InputError, match=r"at least two test spectra in bins|no train spectrum|training spectra"):
+        run_experiment(narrow, tmp_path)
+
+
+def test_run__raise_on_a_folder_in_use(config: ExperimentConfig, tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path, "the run folder"),
+        pytest.raises(InputError, match=r"another process is writing the run folder"),
+    ):
+        run_experiment(config, tmp_path)
+
+
 def test_read_results__raise_on_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_results(tmp_path / "nothing")
@@ -321,8 +380,7 @@ def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path,
     assert plan.n_spectra == 1600
     assert plan.store_disk == 48 * 4 * (1600 * 2 + 400 * 3)
     assert not (tmp_path / "stores").exists()
-    from_stores = plan_experiment(config, [2**33])
-    assert (plan.n_tasks, plan.worker_memory) == (from_stores.n_tasks, from_stores.worker_memory)
+    assert plan.n_tasks == plan_experiment(config, [2**33]).n_tasks
 
 
 def test_measured_peak_stays_below_the_plan(config: ExperimentConfig, tmp_path: Path) -> None:

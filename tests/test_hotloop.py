@@ -15,7 +15,7 @@ from pipeline.predictions import read_noisy_rows
 from pipeline.schema import LABELS
 from pipeline.store import SpectraStore
 
-SETTINGS = LoopSettings(block_rows=96, run_rows=128, threads=2)
+SETTINGS = LoopSettings(run_rows=128, threads=2)
 DRAWS = [NoiseDraw(1.0, 42, 0), NoiseDraw(0.2, 42, 0), NoiseDraw(1.0, 7, 0), NoiseDraw(0.0, 7, 0)]
 
 
@@ -70,7 +70,7 @@ def test_progress_counts_every_row(train_store: SpectraStore) -> None:
     told: list[int] = []
     accumulate_rows(train_store, rows_of(train_store, 0, 1000), DRAWS[:1], SETTINGS, told.append)
     assert sum(told) == 1000
-    assert max(told) == SETTINGS.block_rows
+    assert max(told) == train_store.chunk_rows
 
 
 def test_no_rows_give_no_moments(train_store: SpectraStore) -> None:
@@ -89,7 +89,9 @@ def test_allocations_stay_within_the_projection(train_store: SpectraStore) -> No
         tracemalloc.stop()
     # The per-row labels, cells and one decoded chunk come on top of the loop's own buffers.
     own = 3 * (rows.y.nbytes + rows.cells.nbytes) + 4 * train_store.chunk_rows * train_store.n_pixels * 4 + 600_000
-    assert peak <= loop_memory(train_store.n_pixels, 3, rows.n_cells, len(DRAWS), SETTINGS) + own
+    assert (
+        peak <= loop_memory(train_store.n_pixels, 3, rows.n_cells, len(DRAWS), train_store.chunk_rows, SETTINGS) + own
+    )
 
 
 def test_threads_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> None:

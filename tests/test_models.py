@@ -51,6 +51,13 @@ def test_models_equal_scikit_learn_on_their_rows(standardize: str, train_on: str
             np.testing.assert_allclose(found[:, 1 + k], expected[:, q], rtol=1e-9)
 
 
+def test_threads_change_no_bit() -> None:
+    cells, _ = cells_and_rows()
+    one, three = (solve_experts(cells, RidgeConfig(alpha=2.0), GRID, threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one.expert_weights, three.expert_weights)
+    np.testing.assert_array_equal(one.global_weights, three.global_weights)
+
+
 def test_penalty_per_spectrum_counts_the_training_set_of_the_global_model() -> None:
     cells, _ = cells_and_rows()
     for train_on, n in (("all", 270), ("covered", 210)):
