@@ -38,6 +38,7 @@ __all__ = [
     "MomentsFolder",
     "claim_folder",
     "find_finished",
+    "is_finished",
     "merge_finished_folds",
     "merge_fold",
     "partition_file",
@@ -191,6 +192,11 @@ def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
             if file.exists() and _belongs(file, plan):
                 finished.add(part.index)
     return finished
+
+
+def is_finished(plan: AccumulationPlan, folder: Path) -> bool:
+    """Whether a draw's moments are all on disk."""
+    return len(find_finished(plan, folder)) == len(plan.partitions)
 
 
 def _belongs(file: Path, plan: AccumulationPlan) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.accumulate import accumulate_moments, lost_workers_told
 from pipeline.bins import BinGrid
-from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
+from pipeline.checkpoints import AccumulationPlan, MomentsFolder, is_finished, plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError, ResourceError
 from pipeline.locks import exclusive
@@ -73,10 +73,10 @@ class _Run:
         with replacing(self.folder / PRODUCTS_FILE) as temporary:
             temporary.write_text(json.dumps(self.products, indent=1, sort_keys=True), encoding="utf-8")
 
-    def finish_step(self, name: str, started: float) -> float:
-        """Record a step's time and return when it ended."""
+    def finish_step(self, name: str, started: float, *, skipped: bool = False) -> float:
+        """Record a step's time, and whether an earlier run had done it; return when it ended."""
         ended = time.perf_counter()
-        self.steps.append({"name": name, "seconds": round(ended - started, 3)})
+        self.steps.append({"name": name, "seconds": round(ended - started, 3), "skipped": skipped})
         return ended
 
 
@@ -164,24 +164,27 @@ def _run_steps(
     sets = open_spectra_sets(config.data, run.progress, convert_workers)
     # Again, on what the stores hold: conversion may have left spectra out.
     run.warnings += check_headers(*sets.headers, config)
-    clock = run.finish_step("convert", clock)
+    clock = run.finish_step("convert", clock, skipped=plan.store_disk == 0)
     accumulation = plan_accumulation(sets.train, run.grid, config.compute, config.precision)
+    draws, moments_folder = noise_draws(config), run.folder / "moments"
+    all_there = all(is_finished(accumulation, moments_folder / draw.name) for draw in draws)
     moments = accumulate_moments(
         accumulation,
-        noise_draws(config),
-        run.folder / "moments",
+        draws,
+        moments_folder,
         client=client,
         draws_per_pass=plan.draws_per_pass,
         progress=run.progress,
     )
     run.worker_peak = _workers_peak(client)
-    clock = run.finish_step("accumulate", clock)
+    clock = run.finish_step("accumulate", clock, skipped=all_there)
+    made = dict(run.products)
     files = [_solve(run, accumulation, one) for one in moments]
-    clock = run.finish_step("solve", clock)
+    clock = run.finish_step("solve", clock, skipped=run.products == made)
     made_of = [RESULTS_VERSION, {name: run.products[name] for name in files}, sets.test.fingerprint]
     key = content_hash([*made_of, config.to_dict(), list(config.bins)])
     if not results_hold(run.folder, key):
-        scored = _score(run, sets, noise_draws(config), files)
+        scored = _score(run, sets, draws, files)
         run.finish_step("score", clock)
         with replacing(run.folder / CONFIG_FILE) as temporary:
             temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), "utf-8")

@@ -158,6 +158,7 @@ def test_another_penalty_needs_no_other_pass(
     monkeypatch.setattr("pipeline.accumulate.accumulate_rows", None)  # a second pass would fail
     second = run_experiment(changed(config, ridge={"alpha": 5.0}), tmp_path)
     assert second.overall["alpha_global"].unique().tolist() == [5.0]
+    assert [step["skipped"] for step in second.metadata["steps"]] == [True, True, False, False]
     assert not np.allclose(second.overall["r2_oracle"], first.overall["r2_oracle"])
 
 
