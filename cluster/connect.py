@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ResourceError
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -61,11 +63,27 @@ def _interrupts_left_to_the_parent() -> Iterator[None]:
 
 
 @contextmanager
+def _start_up_told() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise ResourceError(
+            f"the worker processes did not start ({error}); in a script, call this below "
+            '`if __name__ == "__main__":`, since workers import the script again'
+        ) from error
+
+
+@contextmanager
 def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     """Start worker processes on this machine and yield a client; everything stops with the block.
 
     Scheduler, workers and dashboard listen on 127.0.0.1 only, and the scheduler speaks TLS with certificates
     made for this cluster: without them any account of the machine could run code as its owner.
+
+    Raises
+    ------
+    ResourceError
+        If the workers do not start; a script without a ``__main__`` guard is the usual reason.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -79,7 +97,7 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
         "distributed.worker.memory.target": False,
     }
     with dask.config.set(settings):
-        with _interrupts_left_to_the_parent():
+        with _interrupts_left_to_the_parent(), _start_up_told():
             cluster = LocalCluster(
                 n_workers=chosen.workers,
                 threads_per_worker=1,

@@ -91,7 +91,9 @@ class BinGrid:
             elif len(usual) == len(edges) - 1:
                 named[column] = usual
             else:
-                named[column] = tuple(f"{a:g}–{b:g}" for a, b in pairwise(edges))
+                # A dash beside a minus sign cannot be read.
+                dash = " to " if min(edges) < 0 else "–"
+                named[column] = tuple(f"{a:g}{dash}{b:g}".replace("-", "−") for a, b in pairwise(edges))
         return named
 
     @cached_property

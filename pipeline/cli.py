@@ -149,7 +149,7 @@ def plan(config: str, out: Path | None, workers: int) -> None:
 @cli.command()
 @click.argument("config")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
-@click.option("--dashboard", is_flag=True, help="Print the Dask dashboard's address and wait at the end for Enter.")
+@click.option("--dashboard", is_flag=True, help="Wait for a key at the end, so that the Dask dashboard stays open.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: bool) -> None:
@@ -171,7 +171,7 @@ def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: boo
     command = f"headroom run {config} --out {folder}"
     with connect_local(LocalProfile(workers=workers)) as client:
         if dashboard or not quiet:
-            progress.note(f"dashboard: {client.dashboard_link}")
+            (click.echo if quiet else progress.note)(f"dashboard: {client.dashboard_link}")
         results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
         if dashboard and sys.stdin.isatty():
             click.pause("Press any key to close the dashboard …")
@@ -204,18 +204,17 @@ def _print_table(results: RunResults, config: ExperimentConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # A pipe or log file has no width of its own; the table fits in 90 columns.
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 80)
     seeds = f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
     for level in results.summary["levels"]:
-        title = f"{config.target} at noise level {level['noise_level']:g}, mean over {seeds}"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        table.add_column("spectra", no_wrap=True)
-        interval = f"{config.bootstrap.confidence:.0%} interval"
-        for heading in ("n train", "n test", "R² oracle", "R² global", "ΔR²", interval):
+        title = f"{config.target} at noise level {level['noise_level']:g}: R², mean over {seeds}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        table.add_column("spectra", overflow="fold")
+        # Fits in 80 columns; numbers are never cut, long names of bins fold.
+        for heading in ("train", "test", "oracle", "global", "ΔR²", f"{config.bootstrap.confidence:.0%} interval"):
             table.add_column(heading, justify="right", no_wrap=True)
         rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
-        rows += [(f"bin {one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
+        rows += [(f"{one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
         for k, (name, row) in enumerate(rows):
             table.add_row(
                 name,
@@ -224,11 +223,13 @@ def _print_table(results: RunResults, config: ExperimentConfig) -> None:
                 _format_figure(row["r2_oracle"]["mean"], ".3f"),
                 _format_figure(row["r2_global"]["mean"], ".3f"),
                 _format_figure(row["delta_r2"]["mean"], "+.3f"),
-                " … ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
+                " to ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
                 end_section=k == 1,
             )
         console.print(table)
-        console.print(level["decision"]["sentence"], highlight=False, markup=False)
+        console.print(
+            f"At noise level {level['noise_level']:g}: {level['decision']['sentence']}", highlight=False, markup=False
+        )
     for warning in results.metadata["warnings"]:
         console.print(f"note: {warning}", highlight=False, markup=False)
 

@@ -7,11 +7,10 @@ killed, in whatever phase, is resumed by running it again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,10 +18,12 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from pipeline import schema
-from pipeline.convert_finish import build_manifest, put_in_place, read_json, read_records, remove_work, verify_sample
+from pipeline.convert_finish import build_manifest, put_in_place, read_records, verify_sample
 from pipeline.convert_pixels import DROPPABLE
-from pipeline.convert_ranges import ConversionPlan, convert_disk_errors, write_json
+from pipeline.convert_ranges import ConversionPlan, convert_disk_errors, read_json
 from pipeline.convert_sources import read_sources, source_key
+from pipeline.convert_verify import find_changed, record_stamps, verify_sources
+from pipeline.convert_work import claim_work, is_work_of, lock_work, remove_work
 from pipeline.convert_workers import run_tasks
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.progress import Progress, SilentProgress
@@ -53,6 +54,9 @@ def convert_shards(
     ``nonfinite="drop"`` reads everything twice, because which rows are left out decides where all later ones go.
     The result depends on the shards and the settings, never on the number of workers or on interruptions.
 
+    A complete store of the same shards and settings is returned at once while the shards' sizes and times of change
+    are those it was made with; shards that were written anew are compared with it row by row first.
+
     Parameters
     ----------
     shards
@@ -67,15 +71,17 @@ def convert_shards(
     overwrite
         Replace an existing store or other work folder, once the new store is complete.
     nonfinite
-        ``"refuse"`` spectra with NaN, infinite or all-zero flux or negative errors, or ``"drop"`` them and list them
-        in the manifest. An error that is NaN in the first or last pixel takes its neighbour's value either way.
+        ``"refuse"`` spectra with NaN or infinite pixels, all-zero flux or errors, or negative errors, or ``"drop"``
+        them and list them in the manifest. An error (or noisy flux) that is NaN in the first or last pixel takes its
+        neighbour's value either way.
     progress
         Who watches.
 
     Raises
     ------
     InputError
-        If shards are broken or disagree, or the target is something else; ConfigError for wrong settings.
+        If shards are broken or disagree, changed since the store was made, or the target is something else;
+        ConfigError for wrong settings.
     ResourceError
         If the disk is full or cannot be written; finished ranges are kept.
     """
@@ -89,14 +95,19 @@ def convert_shards(
     settings = {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": nonfinite}
     key = source_key(infos, settings)
     work = store.with_name(store.name + ".partial")
+    plan = _plan_conversion(infos, layout, work, key)
     finished = _find_finished(store, key, overwrite)
     if finished is not None:
-        if (read_json(work / "plan.json") or {}).get("key") == key:
-            remove_work(work)  # an earlier run was killed between the rename and here
-        progress.note(f"store {store} is complete already, made of the same shards and settings")
-        return finished
-    plan = _plan_conversion(infos, layout, work, key)
-    with convert_disk_errors(work), _lock_work(work, key, settings, infos, overwrite):
+        return _confirm_finished(finished, plan, infos, progress)
+    with convert_disk_errors(work), lock_work(work):
+        # another conversion may have finished between the look above and the lock
+        finished = _find_finished(store, key, overwrite)
+        if finished is not None and not find_changed(finished.manifest, infos):
+            progress.note(f"store {store} is complete already, made of the same shards and settings")
+            return finished
+        if finished is not None:
+            raise InputError(f"store {store} was just made by another conversion, of shards that changed; run again")
+        claim_work(work, _describe_conversion(key, settings, infos), overwrite)
         if nonfinite == "drop":
             plan, dropped = _plan_without_faults(plan, workers, progress)
         else:
@@ -127,23 +138,44 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
         raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
     if overwrite:
         return None
-    try:
-        existing = SpectraStore.open(store)
-    except InputError as error:
-        raise InputError(f"{error}; to replace it, convert with --overwrite") from error
+    existing = SpectraStore.open(store)
     if existing.manifest.settings.get("key") == key:
         return existing
     names = ", ".join(existing.shard_names[:3])
     raise InputError(
         f"store {store} exists, made of other shards or settings ({len(existing.shard_names)} shard(s): {names}; "
-        f"{dict(existing.manifest.settings)}); name another target or convert with --overwrite"
+        f"{dict(existing.manifest.settings)}); name another target or rebuild it: "
+        f"headroom convert SHARDS {store} --overwrite"
     )
+
+
+def _confirm_finished(
+    store: SpectraStore, plan: ConversionPlan, infos: Sequence[ShardInfo], progress: Progress
+) -> SpectraStore:
+    """Return a finished store if its shards are still what it was made of, and tidy up behind its conversion."""
+    complete = f"store {store.path} is complete already, made of the same shards and settings"
+    changed = find_changed(store.manifest, infos)
+    if changed and not os.access(plan.work.parent, os.W_OK):  # nothing may be written, so there is nothing to lock
+        verify_sources(store, plan, changed, progress)
+    elif changed:
+        with convert_disk_errors(plan.work), lock_work(plan.work):
+            verify_sources(store, plan, changed, progress)
+            record_stamps(store, infos, plan.work)
+            store = SpectraStore.open(store.path)
+    if is_work_of(plan.work, plan.key):
+        # an earlier run was killed between its last rename and its end, or one that replaces the store is running:
+        # the lock tells
+        with suppress(InputError, OSError), lock_work(plan.work):
+            remove_work(plan.work)
+    progress.note(complete)
+    return store
 
 
 def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path, key: str) -> ConversionPlan:
     return ConversionPlan(
         shards=tuple(info.path.absolute() for info in infos),
         lengths=tuple(info.n_spectra for info in infos),
+        stamps=tuple(info.stamp for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(() for _ in infos),
         layout=layout,
@@ -153,48 +185,12 @@ def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path
     )
 
 
-@contextmanager
-def _lock_work(
-    work: Path, key: str, settings: dict[str, Any], infos: Sequence[ShardInfo], overwrite: bool
-) -> Iterator[None]:
-    """Claim the work folder for this conversion, resuming what an earlier run of the same one left."""
-    description = {
+def _describe_conversion(key: str, settings: dict[str, Any], infos: Sequence[ShardInfo]) -> dict[str, Any]:
+    return {
         "key": key,
         "settings": settings,
         "shards": [f"{info.path.name} ({info.n_spectra} spectra, {info.fingerprint[:12]})" for info in infos],
     }
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another conversion is writing {work}; wait for it or name another target") from error
-        except OSError:
-            pass  # a file system without locks: the user has to know
-        _require_same_plan(work, description, overwrite)
-        write_json(work / "plan.json", description)
-        yield
-
-
-def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool) -> None:
-    left = [entry for entry in work.iterdir() if entry.name != "lock"]
-    if not left:
-        return
-    found = read_json(work / "plan.json")
-    if found is None:
-        if all(entry.name.startswith("plan.json") for entry in left):
-            return  # killed before the plan was written
-        raise InputError(f"{work} exists and is not the work folder of a conversion; remove it or name another target")
-    if found.get("key") == description["key"]:
-        return
-    if not overwrite:
-        raise InputError(
-            f"{work} holds an unfinished conversion of other shards or settings: it has {found.get('shards')} with "
-            f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; "
-            "finish that one, or discard it with --overwrite"
-        )
-    for entry in left:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _plan_without_faults(
@@ -207,7 +203,7 @@ def _plan_without_faults(
         for shard, length in enumerate(plan.lengths)
         for start in range(0, length, step)
     ]
-    records = [_read_own(plan.scan_path(shard, start), plan.key) for shard, start, _ in tasks]
+    records = [_read_scan(plan, *task) for task in tasks]
     missing = [task for task, record in zip(tasks, records, strict=True) if record is None]
     found = [record for record in records if record is not None]
     found += _watch(plan, "scan_rows", missing, workers, progress, "scan", sum(plan.lengths))
@@ -231,6 +227,9 @@ def _plan_without_faults(
 
 def _convert_ranges(plan: ConversionPlan, workers: int, progress: Progress) -> None:
     variables = (*plan.variables, "mask") if any(plan.has_mask) else plan.variables
+    shape = (read_json(plan.store / "flux" / "zarr.json") or {}).get("shape")
+    if shape not in (None, [plan.layout.n_spectra, plan.layout.n_pixels]):
+        shutil.rmtree(plan.store)  # an earlier run dropped other spectra, of shards that were written anew since
     finished = read_records(plan)
     todo = [start for start, _ in plan.layout.iter_ranges() if start not in finished]
     _require_free_disk(plan, len(todo))
@@ -256,9 +255,11 @@ def _watch(
             yield record
 
 
-def _read_own(path: Path, key: str) -> dict[str, Any] | None:
-    record = read_json(path)
-    return record if record is not None and record.get("key") == key else None
+def _read_scan(plan: ConversionPlan, shard: int, start: int, stop: int) -> dict[str, Any] | None:
+    """Return what an earlier run found in these rows, if the shard was not written to since."""
+    record = read_json(plan.scan_path(shard, start)) or {}
+    wanted = (plan.key, stop, list(plan.stamps[shard]))
+    return record if (record.get("key"), record.get("stop"), record.get("stamp")) == wanted else None
 
 
 def _require_free_disk(plan: ConversionPlan, n_ranges: int) -> None:

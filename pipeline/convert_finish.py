@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ import zarr
 
 from pipeline import schema
 from pipeline.convert_pixels import cast_rows
-from pipeline.convert_ranges import ConversionPlan
+from pipeline.convert_ranges import ConversionPlan, read_json
 from pipeline.convert_sources import merge_columns, record_source
+from pipeline.convert_work import remove_work
 from pipeline.errors import InputError
 from pipeline.shards import ShardInfo, ShardReader
 from pipeline.store import SpectraStore
@@ -25,27 +25,21 @@ from pipeline.store_chunks import write_chunks
 from pipeline.store_layout import MANIFEST_GROUP, write_columns
 from pipeline.store_manifest import Manifest, RangeRecord, digest_array, digest_rows
 
-__all__ = ["build_manifest", "put_in_place", "read_json", "read_records", "remove_work", "verify_sample"]
+__all__ = ["build_manifest", "put_in_place", "read_records", "verify_sample"]
 
 #: Rows compared with their source before the store is put into place, evenly spread, first and last included.
 _SAMPLE_ROWS: Final = 16
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None where there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def read_records(plan: ConversionPlan) -> dict[int, dict[str, Any]]:
-    """Return the records of the ranges that are finished and whose chunk files are there, by first row."""
+    """Return the records of the ranges that are finished, whose shards were not written to since, and whose chunk
+    files are there, by first row."""
     records = {}
     for start, stop in plan.layout.iter_ranges():
         record = read_json(plan.record_path(start))
-        if record is not None and record["key"] == plan.key and record["stop"] == stop:
+        if record is None or (record.get("key"), record.get("stop")) != (plan.key, stop):
+            continue
+        if record.get("sources") == plan.describe_range(start, stop):
             sizes = record["file_bytes"]
             if all(_sizes(plan, variable, start, stop) == sizes[variable] for variable in sizes):
                 records[start] = record
@@ -99,7 +93,11 @@ def build_manifest(
         columns={name: digest_array(values) for name, values in columns.items()},
         settings={**settings, "key": plan.key},
         counts={
-            "repaired_error_pixels": sum(record["repaired"] for record in records),
+            **{
+                f"repaired_{variable}_pixels": sum(record["repaired"].get(variable, 0) for record in records)
+                for variable in plan.variables
+                if variable != "flux"
+            },
             "flagged_pixels": sum(record["flagged"] for record in records),
             **{
                 f"dropped_{kind.replace(' ', '_')}": sum(len(f.get(kind, ())) for f in faults)
@@ -121,7 +119,8 @@ def verify_sample(plan: ConversionPlan) -> None:
     Raises
     ------
     InputError
-        If they differ: a shard changed during the conversion, or the disk does not keep what it is given.
+        If they differ, or a shard was written to meanwhile: it changed during the conversion, or the disk does not
+        keep what it is given.
     """
     store = SpectraStore.open(plan.store)
     shards, source_rows = store.columns["shard"], store.columns["row"]
@@ -136,9 +135,10 @@ def verify_sample(plan: ConversionPlan) -> None:
                     if not np.array_equal(store.read_rows(variable, row, row + 1), expected):
                         raise InputError(
                             f"{reader.name}: {variable} of row {source} differs from row {row} of the new store; "
-                            "the shard changed while it was converted, or the disk is failing: convert again with "
-                            "--overwrite"
+                            "the shard changed while it was converted, or the disk is failing: delete "
+                            f"{plan.work} and run again"
                         )
+    plan.require_unchanged(range(len(plan.shards)))
 
 
 def put_in_place(plan: ConversionPlan, store: Path) -> None:
@@ -149,14 +149,6 @@ def put_in_place(plan: ConversionPlan, store: Path) -> None:
         os.rename(store, old)
     os.rename(plan.store, store)
     remove_work(plan.work)
-
-
-def remove_work(work: Path) -> None:
-    """Remove a work folder, its plan last, so that a run killed here still knows the rest as its own."""
-    for entry in work.iterdir():
-        if entry.name != "plan.json":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    shutil.rmtree(work)
 
 
 def _sizes(plan: ConversionPlan, variable: str, start: int, stop: int) -> list[int]:

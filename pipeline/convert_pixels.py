@@ -12,7 +12,7 @@ __all__ = ["DROPPABLE", "Fault", "cast_rows"]
 #: Values cast at a time: source, result and sums of a tile stay in the processor's cache.
 _TILE_VALUES: Final = 1 << 16
 #: Kinds of faults that ``nonfinite="drop"`` may leave out; an overflow means wrong units, not a bad spectrum.
-DROPPABLE: Final = ("nonfinite", "negative error", "all zero")
+DROPPABLE: Final = ("nonfinite", "negative error", "all zero", "zero error")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def cast_rows(
     ----------
     variable
         ``flux``, ``error`` or ``noisy``. Errors that are NaN in the first or last pixel take the neighbour's value,
-        in ``source`` itself.
+        in ``source`` itself; so does ``noisy``, which inherits the NaN of the errors it was drawn with.
     source
         Shape (n, P) float64.
     out
@@ -46,23 +46,26 @@ def cast_rows(
     -------
     tuple
         Number of repaired edge pixels, and the faults: non-finite pixels, values beyond float32, negative errors,
-        all-zero flux. Faulty rows are cast like the others.
+        flux or errors that are zero in all pixels, as storage reads that was never written. Faulty rows
+        are cast like the others.
     """
     repaired, faults = 0, []
     step = max(1, _TILE_VALUES // source.shape[1])
     rounded = np.empty((min(step, len(source)), source.shape[1]))
     for first in range(0, len(source), step):
         tile, cast = source[first : first + step], out[first : first + step]
-        if variable == "error":
+        if variable in ("error", "noisy"):
             repaired += _repair_edges(tile)
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(cast, tile, casting="same_kind")
             back = rounded[: len(cast)]
             np.copyto(back, cast)
             row_sums = back.sum(axis=1)
-        faults += [_describe_fault(tile[row], cast[row], first + row) for row in _suspects(variable, cast, row_sums)]
+        for row in _suspects(variable, cast, row_sums):
+            faults.append(_describe_fault(variable, tile[row], cast[row], first + row))
         if sums is not None:
-            sums += back.sum(axis=0)
+            # The clean flux of the noise model is max(flux, 0): a pixel that is never positive is 0 there, exactly.
+            sums += np.maximum(back, 0, out=back).sum(axis=0)
     return repaired, faults
 
 
@@ -82,14 +85,14 @@ def _suspects(variable: str, cast: np.ndarray, row_sums: np.ndarray) -> list[int
     suspicious = ~np.isfinite(row_sums)
     if variable == "error":
         suspicious |= cast.min(axis=1) < 0
-    if variable == "flux":
+    if variable in ("flux", "error"):
         for row in np.flatnonzero(row_sums == 0):
-            suspicious[row] = not cast[row].any()
+            suspicious[row] |= not cast[row].any()
     rows: list[int] = np.flatnonzero(suspicious).tolist()
     return rows
 
 
-def _describe_fault(source: np.ndarray, cast: np.ndarray, row: int) -> Fault:
+def _describe_fault(variable: str, source: np.ndarray, cast: np.ndarray, row: int) -> Fault:
     wrong = np.flatnonzero(~np.isfinite(source))
     if wrong.size:
         return Fault(row, "nonfinite", int(wrong[0]), float(source[wrong[0]]))
@@ -97,6 +100,6 @@ def _describe_fault(source: np.ndarray, cast: np.ndarray, row: int) -> Fault:
     if wrong.size:
         return Fault(row, "overflow", int(wrong[0]), float(source[wrong[0]]))
     wrong = np.flatnonzero(cast < 0)
-    if wrong.size and cast.any():
+    if wrong.size:
         return Fault(row, "negative error", int(wrong[0]), float(source[wrong[0]]))
-    return Fault(row, "all zero", 0, 0.0)
+    return Fault(row, "zero error" if variable == "error" else "all zero", 0, 0.0)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +29,7 @@ from pipeline.store_chunks import write_chunks
 from pipeline.store_layout import StoreLayout, fill_value
 from pipeline.store_manifest import digest_rows
 
-__all__ = ["ConversionPlan", "RangeWriter", "convert_disk_errors", "write_json"]
+__all__ = ["ConversionPlan", "RangeWriter", "convert_disk_errors", "read_json", "write_json"]
 
 #: Bytes of float64 read from HDF5 at a time: bounded whatever the HDF5 chunks, and still in cache when cast.
 _BLOCK_BYTES: Final = 4 << 20
@@ -37,12 +39,14 @@ _BLOCK_BYTES: Final = 4 << 20
 class ConversionPlan:
     """Which rows of which shards become which rows of the store; small, and sent to every worker.
 
+    ``stamps`` are the shards' sizes and times of change (ns) when they were checked, :attr:`ShardInfo.stamp`;
     ``dropped`` are sorted rows per shard; ``variables`` are the float arrays; ``has_mask`` says which shards carry a
     mask; ``key`` stands for sources and settings.
     """
 
     shards: tuple[Path, ...]
     lengths: tuple[int, ...]
+    stamps: tuple[tuple[int, int], ...]
     has_mask: tuple[bool, ...]
     dropped: tuple[tuple[int, ...], ...]
     layout: StoreLayout
@@ -87,6 +91,30 @@ class ConversionPlan:
             if begin < end:
                 yield shard, low + begin - first, low + end - first, begin
 
+    def describe_range(self, start: int, stop: int) -> str:
+        """Digest which rows of which files, in which state of the files, make up rows start to stop.
+
+        A finished range counts only while this stays the same: the key is blind to most rows of a shard.
+        """
+        segments = [(*segment, *self.stamps[segment[0]]) for segment in self.iter_segments(start, stop)]
+        return hashlib.sha256(repr(segments).encode()).hexdigest()
+
+    def require_unchanged(self, shards: Iterable[int]) -> None:
+        """Refuse shards that were written to since they were checked."""
+        for shard in shards:
+            path = self.shards[shard]
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise InputError(
+                    f"shard {path} cannot be found any more ({error.strerror}); put it back and run again"
+                ) from error
+            if (status.st_size, status.st_mtime_ns) != tuple(self.stamps[shard]):
+                raise InputError(
+                    f"shard {path} must stay as it is while it is converted, but it was written to; wait until its "
+                    "writer has finished, then run again: ranges of unchanged shards are kept"
+                )
+
 
 class RangeWriter:
     """Converts ranges one after another, chunk by chunk, with buffers that are allocated once."""
@@ -110,8 +138,8 @@ class RangeWriter:
         """
         plan = self.plan
         stop = min(start + plan.layout.range_rows, plan.layout.n_spectra)
-        record: dict[str, Any] = {"key": plan.key, "start": start, "stop": stop, "repaired": 0, "flagged": 0}
-        record |= {"digests": {}, "file_bytes": {}}
+        record: dict[str, Any] = {"key": plan.key, "start": start, "stop": stop, "repaired": {}, "flagged": 0}
+        record |= {"digests": {}, "file_bytes": {}, "sources": plan.describe_range(start, stop)}
         sums = np.zeros(plan.layout.n_pixels)
         with convert_disk_errors(plan.work), ExitStack() as stack:
             readers: dict[int, ShardReader] = {}
@@ -124,6 +152,7 @@ class RangeWriter:
                 record["flagged"] = self._count_flagged(readers, start, stop)
             if record["flagged"]:
                 self._write(record, "mask", self._iter_masks(readers, start, stop))
+            plan.require_unchanged(readers)
             record["flux_sums"] = base64.b64encode(sums.astype("<f8").tobytes()).decode()
             write_json(plan.record_path(start), record)
         return record
@@ -141,6 +170,8 @@ class RangeWriter:
                             raise _refuse(fault, variable, self.plan.shards[shard], low)
                         faults[fault.kind].add(low + fault.row)
             record = {"key": self.plan.key, "shard": shard, "start": start, "stop": stop}
+            self.plan.require_unchanged([shard])
+            record["stamp"] = list(self.plan.stamps[shard])
             record["faults"] = {kind: sorted(rows) for kind, rows in faults.items()}
             write_json(self.plan.scan_path(shard, start), record)
         return record
@@ -177,7 +208,7 @@ class RangeWriter:
                 repaired, faults = cast_rows(variable, rows, target, sums if variable == "flux" else None)
                 if faults:
                     raise _refuse(faults[0], variable, self.plan.shards[shard], first)
-                record["repaired"] += repaired
+                record["repaired"][variable] = record["repaired"].get(variable, 0) + repaired
             yield self._chunk
 
     def _iter_masks(self, readers: Mapping[int, ShardReader], start: int, stop: int) -> Iterator[np.ndarray]:
@@ -214,10 +245,20 @@ def convert_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file at once: readers see the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # unique on every host; what a killed run leaves is removed by pipeline.convert_work
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(value))
     os.replace(temporary, path)
 
@@ -232,7 +273,12 @@ def _refuse(fault: Fault, variable: str, shard: Path, first_row: int) -> InputEr
         )
     if fault.kind == "all zero":
         what = f"spectrum {row} must hold flux, but all its pixels are zero"
+    elif fault.kind == "zero error":
+        what = f"spectrum {row} must hold 1-sigma errors, but all its errors are zero, as if they were never written"
     else:
         wanted = "finite" if fault.kind == "nonfinite" else "non-negative"
         what = f"{variable} must be {wanted}, found {fault.value:g} at row {row}, pixel {fault.pixel}"
-    return InputError(f"{name}: {what}; re-run the simulation, or leave such spectra out with --nonfinite drop")
+    return InputError(
+        f"{name}: {what}; re-run the simulation, or leave such spectra out: 'data.nonfinite: drop' in a "
+        "configuration, '--nonfinite drop' for headroom convert"
+    )

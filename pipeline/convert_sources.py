@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pipeline import schema
 from pipeline.errors import InputError
+from pipeline.shard_table import TAKEN_NAMES
 from pipeline.shards import ShardInfo, read_shard_info
 from pipeline.store_manifest import SourceRecord
 
@@ -19,22 +18,10 @@ __all__ = ["merge_columns", "read_sources", "record_source", "source_key"]
 
 #: Relative difference of wavelengths that is rounding, not another grid.
 _SAME_WAVELENGTH: Final = 1e-9
-#: Names the store uses itself; a shard's column of that name is kept as ``params_<name>``.
-_TAKEN: Final = frozenset(
-    {
-        *schema.PIXEL_VARIABLES,
-        schema.STORE_ORIGIN,
-        schema.DIM_SPECTRUM,
-        schema.DIM_WAVELENGTH,
-        "shard",
-        "row",
-        "manifest",
-    }
-)
 
 
 def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
-    """Check every shard, and that all have the same wavelengths, columns and arrays.
+    """Check every shard, and that all have the same wavelengths, columns and arrays but not the same spectra.
 
     Raises
     ------
@@ -46,6 +33,14 @@ def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
     infos = [read_shard_info(shard) for shard in shards]
     for info in infos[1:]:
         _require_agreement(infos[0], info)
+    first_with: dict[str, Path] = {}
+    for info in infos:
+        other = first_with.setdefault(info.fingerprint, info.path)
+        if other is not info.path:
+            raise InputError(
+                f"shards {other} and {info.path} must hold different spectra, but they are copies of each other; every "
+                "spectrum may count once only, so remove one of the two"
+            )
     return infos
 
 
@@ -58,6 +53,7 @@ def record_source(info: ShardInfo, dropped: Mapping[str, Iterable[int]]) -> Sour
         fingerprint=info.fingerprint,
         dropped={kind: sorted(rows) for kind, rows in dropped.items() if rows},
         remarks=info.remarks,
+        mtime_ns=info.mtime_ns,
     )
 
 
@@ -68,7 +64,7 @@ def merge_columns(infos: Sequence[ShardInfo], dropped: Sequence[Sequence[int]]) 
     -------
     dict
         The labels and every other numeric column that is not all NaN, each (N,); then ``shard`` (int32) and ``row``
-        (int64, within its shard). Strings are left out.
+        (int64, within its shard). Strings are left out; a name that the store uses itself gets ``params_`` before it.
     """
     keeps = []
     for info, rows in zip(infos, dropped, strict=True):
@@ -81,14 +77,18 @@ def merge_columns(infos: Sequence[ShardInfo], dropped: Sequence[Sequence[int]]) 
         values = np.concatenate(parts)
         if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and np.isnan(values).all()):
             continue
-        merged[f"params_{name}" if name in _TAKEN else re.sub(r"[^\w.-]", "_", name)] = values
+        merged[f"params_{name}" if name in TAKEN_NAMES else name] = values
     merged["shard"] = np.repeat(np.arange(len(infos), dtype=np.int32), [int(keep.sum()) for keep in keeps])
     merged["row"] = np.concatenate([np.flatnonzero(keep) for keep in keeps]).astype(np.int64)
     return merged
 
 
 def source_key(infos: Sequence[ShardInfo], settings: Mapping[str, Any]) -> str:
-    """Return a digest of sources and settings: equal where a conversion would give the same store."""
+    """Return a digest of sources and settings, which says which conversion this is.
+
+    Sources enter by fingerprint and size, which a change of some rows in place may leave as they are: whether a
+    file is still the one that was read, its :attr:`ShardInfo.stamp` tells.
+    """
     content = [[info.fingerprint, info.n_spectra, info.size] for info in infos]
     return hashlib.sha256(repr((content, sorted(settings.items()))).encode()).hexdigest()
 

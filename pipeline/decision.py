@@ -77,13 +77,11 @@ def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float) -> De
         place, straddled = f"below the threshold of {halt:g}", halt
     else:
         place, straddled = f"between {halt:g} and {go:g}", go if delta.high >= go else halt
-    straddles = delta.low < straddled <= delta.high
-    reason = (
-        f"the interval straddles {straddled:g}, so more test spectra are needed"
-        if straddles
-        else "the interval stays between the thresholds"
-    )
-    return Decision("undecided", f"Undecided: {figure}; the point estimate is {place}, but {reason}.")
+    if delta.low < straddled <= delta.high:
+        reason = f", but the interval straddles {straddled:g}, so more test spectra are needed"
+    else:
+        reason = " and so is the whole interval: a larger test set would not change this"
+    return Decision("undecided", f"Undecided: {figure}; the point estimate is {place}{reason}.")
 
 
 def evaluate_hypotheses(

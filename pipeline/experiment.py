@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -179,7 +179,7 @@ def _run_steps(
     run.worker_peak = _workers_peak(client)
     clock = run.finish_step("accumulate", clock, skipped=all_there)
     made = dict(run.products)
-    files = [_solve(run, accumulation, one) for one in moments]
+    files = _solve(run, accumulation, moments)
     clock = run.finish_step("solve", clock, skipped=run.products == made)
     made_of = [RESULTS_VERSION, {name: run.products[name] for name in files}, sets.test.fingerprint]
     key = content_hash([*made_of, config.to_dict(), list(config.bins)])
@@ -247,26 +247,33 @@ def _workers_peak(client: Client | None) -> int:
         return sum(client.run(peak_memory).values())
 
 
-def _solve(run: _Run, plan: AccumulationPlan, moments: MomentsFolder) -> str:
-    """Solve the models of one draw for every prefix of the folds; return the product's name."""
-    name = f"models/{moments.draw.name}.npz"
+def _solve(run: _Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder]) -> list[str]:
+    """Solve the models of every draw for every prefix of the folds; return the products' names."""
     settings = run.config.ridge.model_dump(mode="json")
-    key = content_hash([MODELS_VERSION, plan.key, vars(moments.draw), settings])
-    if run.is_made(name, key):
-        return name
+    names = [f"models/{one.draw.name}.npz" for one in moments]
+    keys = [content_hash([MODELS_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
+    left = [k for k in range(len(names)) if not run.is_made(names[k], keys[k])]
+    if left:
+        n_models = (run.grid.n_bins + 1) * sum(moments[k].n_folds for k in left)
+        with run.progress.step("solve", n_models, "models") as advance:
+            for k in left:
+                models = _solve_draw(run, moments[k], advance)
+                write_models(run.folder / names[k], models, {"key": keys[k]})
+                run.record(names[k], keys[k])
+    return names
+
+
+def _solve_draw(run: _Run, moments: MomentsFolder, advance: Callable[[int], None]) -> list[ExpertModels]:
     models: list[ExpertModels] = []
-    with run.progress.step(f"solve {moments.draw.name}", moments.n_folds, "training sizes") as advance:
-        for k, cells in enumerate(moments.iter_prefixes(), start=1):
-            try:
-                models.append(solve_experts(cells, run.config.ridge, run.grid, solve_threads()))
-            except TooFewSpectraError:
-                # A short prefix may starve a bin: the learning curve starts later. The whole set must not.
-                if k == moments.n_folds:
-                    raise
-            advance(1)
-    write_models(run.folder / name, models, {"key": key})
-    run.record(name, key)
-    return name
+    for k, cells in enumerate(moments.iter_prefixes(), start=1):
+        try:
+            models.append(solve_experts(cells, run.config.ridge, run.grid, solve_threads()))
+        except TooFewSpectraError:
+            # A short prefix may starve a bin: the learning curve starts later. The whole set must not.
+            if k == moments.n_folds:
+                raise
+        advance(run.grid.n_bins + 1)
+    return models
 
 
 def _score(run: _Run, sets: SpectraSets, draws: Sequence[NoiseDraw], files: Sequence[str]) -> list[ScoredDraw]:

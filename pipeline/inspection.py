@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from pipeline import schema
-from pipeline.errors import HeadroomError
+from pipeline.config import REFERENCE_EDGES
+from pipeline.errors import HeadroomError, InputError
 from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardReader, find_shards, read_shard_info
 from pipeline.store import SpectraStore, is_store
 
-__all__ = ["REFERENCE_EDGES", "Inspection", "inspect_path", "render_inspection"]
+__all__ = ["Inspection", "inspect_path", "render_inspection"]
 
-#: Bin edges of the reference experiment: T_eff in K, [M/H] in dex.
-REFERENCE_EDGES: Final[Mapping[str, Sequence[float]]] = MappingProxyType(
-    {"T_eff": (3750.0, 4500.0, 5250.0, 6000.0), "M_H": (-2.0, -1.0, 0.0, 0.5)}
-)
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_BYTES: Final = 4 << 20
 
@@ -76,17 +72,16 @@ def inspect_path(
     Returns
     -------
     list
-        One inspection per file, in order; a broken file has ``problem`` set instead of contents.
-
-    Raises
-    ------
-    InputError
-        If the path names nothing.
+        One inspection per file, in order; a broken file, or a path that names nothing, has ``problem`` set instead of
+        contents, so that the next path is inspected all the same.
     """
     progress = progress or SilentProgress()
     if is_store(path):
         return [_inspect_safely(Path(path), _inspect_store, bins, progress)]
-    shards = find_shards([path], Path())
+    try:
+        shards = find_shards([path], Path())
+    except InputError as error:
+        return [Inspection(Path(path), problem=str(error))]
     return [_inspect_safely(shard, _inspect_shard, bins, progress) for shard in shards]
 
 
@@ -222,22 +217,22 @@ def _inspect_pixels(
 def _iter_counts(block: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int]]:
     flux, error = block["flux"], block["error"]
     yield "non-finite flux pixels", int(np.count_nonzero(~np.isfinite(flux)))
-    wrong = ~np.isfinite(error)
-    # as conversion repairs them: NaN at an edge beside a number
-    repairable = (
-        [np.isnan(error[:, edge]) & ~np.isnan(error[:, beside]) for edge, beside in ((0, 1), (-1, -2))]
-        if error.shape[1] > 1
-        else []
-    )
-    edges = sum(int(np.count_nonzero(rows)) for rows in repairable)
-    yield "error pixels that are NaN at an edge (repaired by conversion)", edges
-    yield "other non-finite error pixels", int(np.count_nonzero(wrong)) - edges
+    yield from _iter_repairs("error", error)
     yield "negative error pixels", int(np.count_nonzero(error < 0))
     yield "all-zero spectra", int(np.count_nonzero(~flux.any(axis=1)))
+    yield "all-zero error vectors", int(np.count_nonzero(~error.any(axis=1)))
     if "noisy" in block:
-        yield "non-finite noisy pixels", int(np.count_nonzero(~np.isfinite(block["noisy"])))
+        yield from _iter_repairs("noisy", block["noisy"])
     if "mask" in block:
         yield "masked pixels", int(np.count_nonzero(block["mask"]))
+
+
+def _iter_repairs(variable: str, values: np.ndarray) -> Iterator[tuple[str, int]]:
+    """Count NaN as conversion takes them: repaired at an edge beside a number, refused elsewhere."""
+    pairs = ((0, 1), (-1, -2)) if values.shape[1] > 1 else ()
+    edges = sum(int(np.count_nonzero(np.isnan(values[:, at]) & ~np.isnan(values[:, beside]))) for at, beside in pairs)
+    yield f"{variable} pixels that are NaN at an edge (repaired by conversion)", edges
+    yield f"other non-finite {variable} pixels", int(np.count_nonzero(~np.isfinite(values))) - edges
 
 
 def _measure_snr(flux: np.ndarray, error: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ class ExperimentPlan:
         if flops_per_second:
             seconds = self.flops / flops_per_second / self.n_workers
             lines.append(
-                f"time, at least       {seconds:,.1f} s at {flops_per_second / 1e9:,.0f} Gflop/s a worker "
+                f"accumulate, at least {seconds:,.1f} s at {flops_per_second / 1e9:,.0f} Gflop/s a worker "
                 "(measured on this machine, just now)"
             )
         return "\n".join(lines)

@@ -106,7 +106,16 @@ def _sorted(paths: Iterable[Path]) -> list[Path]:
 
 def _read_index(index: Path) -> list[Path]:
     shards: list[Path] = []
-    for number, line in enumerate(index.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = index.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{index} must be UTF-8 text with one shard folder per line, found byte "
+            f"{error.object[error.start]:#04x} at position {error.start}; name an HDF5 file, or write it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{index} cannot be read ({error.strerror}); correct its permissions") from error
+    for number, line in enumerate(lines, start=1):
         entry = line.split("#", 1)[0].strip()
         if not entry:
             continue

@@ -11,17 +11,27 @@ from __future__ import annotations
 
 import pickletools
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.schema import LABELS, REQUIRED_COLUMNS, SHARD_PARAMS, SHARD_PARAMS_TABLE
+from pipeline.schema import (
+    DIM_SPECTRUM,
+    DIM_WAVELENGTH,
+    LABELS,
+    PIXEL_VARIABLES,
+    REQUIRED_COLUMNS,
+    SHARD_PARAMS,
+    SHARD_PARAMS_TABLE,
+    STORE_ORIGIN,
+)
 
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["parse_pickled_names", "read_columns", "require_columns"]
+__all__ = ["TAKEN_NAMES", "parse_pickled_names", "read_columns", "require_columns"]
 
 _STRING_OPCODES: Final = frozenset(
     {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
@@ -34,6 +44,14 @@ _LIST_OF_STRINGS: Final = re.compile(r"(?:ms*l|e)(?:sa|ms*x)*\.")
 
 #: Attributes longer than this cannot be column names (HDF5 itself stops compact attributes at 64 KiB).
 _LONGEST_PICKLE: Final = 1 << 20
+#: A column's name becomes the name of a folder in a store, and a word in the attributes of its arrays.
+_USABLE_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+#: Names that a store uses itself: a column so called is kept there as ``params_<name>``.
+TAKEN_NAMES: Final = frozenset(
+    {*PIXEL_VARIABLES, STORE_ORIGIN, DIM_SPECTRUM, DIM_WAVELENGTH, "shard", "row", "manifest"}
+)
+#: Compressed tables do not expand more than about this; beyond it a damaged size asks for absurd memory.
+_LARGEST_EXPANSION: Final = 2000
 
 
 def parse_pickled_names(pickled: bytes, where: str) -> list[str]:
@@ -74,8 +92,8 @@ def parse_pickled_names(pickled: bytes, where: str) -> list[str]:
     return names
 
 
-def read_columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
-    """Read all columns of ``dataset/params/table``.
+def read_columns(file: h5py.File, name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Read all usable columns of ``dataset/params/table``.
 
     Parameters
     ----------
@@ -86,19 +104,54 @@ def read_columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
 
     Returns
     -------
-    dict
+    columns
         Column name to array (N,), native byte order; strings stay ``S<n>``, booleans are bool. Blocks come
         first to last, then data columns; the frame's index is left out.
+    remarks
+        One line for every column that is left out because a store cannot hold its name.
 
     Raises
     ------
     InputError
-        If the table is missing, is not a pandas table, or its names cannot be read.
+        If the table is missing, is not a pandas table, its names cannot be read, or one occurs twice.
     """
     table = _find_table(file, name)
-    records = table[()]
-    columns: dict[str, np.ndarray] = {}
-    for field in records.dtype.names:
+    _require_plausible_size(table, name)
+    named = list(_iter_columns(table, table[()], name))
+    columns = dict(named)
+    if len(columns) < len(named):
+        names = [column for column, _ in named]
+        twice = next(column for column in names if names.count(column) > 1)
+        raise InputError(
+            f"{name}: column names of {SHARD_PARAMS_TABLE} must differ, found {twice!r} {names.count(twice)} times; "
+            "which of them is meant cannot be known: rename or remove one and write the table again"
+        )
+    remarks = []
+    for column in list(columns):
+        reason = ""
+        if not _USABLE_NAME.fullmatch(column):
+            reason = "names must be ASCII letters, digits and underscores"
+        elif column in TAKEN_NAMES and f"params_{column}" in columns:
+            reason = f"a store would keep it as 'params_{column}', which exists too"
+        if reason:
+            del columns[column]
+            remarks.append(f"column {column!r} of {SHARD_PARAMS_TABLE} is left out: {reason}")
+    return columns, tuple(remarks)
+
+
+def _require_plausible_size(table: h5py.Dataset, name: str) -> None:
+    """Refuse a table whose stated size its stored bytes cannot have: a damaged number, and too much memory."""
+    stored, stated = table.id.get_storage_size(), table.shape[0] * table.dtype.itemsize
+    if stated > (1 << 24) and stated > _LARGEST_EXPANSION * stored:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE} must hold what it states, found {stored} bytes stored for "
+            f"{table.shape[0]} rows; the file is damaged, copy it again"
+        )
+
+
+def _iter_columns(table: h5py.Dataset, records: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the (name, values) of every column, as often as the table has them."""
+    for field in records.dtype.names or ():
         if field == "index":
             continue
         block = records[field]
@@ -111,10 +164,9 @@ def read_columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
                     f"in its attribute '{field}_kind'; the table is damaged, write it again"
                 )
             for position, column in enumerate(names):
-                columns[column] = _normalise(table, field, block[:, position])
+                yield column, _normalise(table, field, block[:, position])
         elif block.ndim == 1:
-            columns[field] = _normalise(table, field, block)
-    return columns
+            yield field, _normalise(table, field, block)
 
 
 def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -> None:

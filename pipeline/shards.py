@@ -1,4 +1,4 @@
-"""pfsspec HDF5 shards: every check of the layout, and reading rows (h5py only, read-only).
+"""pfsspec HDF5 shards: what one holds, and reading rows (h5py only, read-only).
 
 Layouts differ between files (chunks, compression, dtypes, masks that mean the opposite), so everything is
 probed and nothing assumed. What would otherwise end as silent zeros or shifted rows is refused here, once.
@@ -20,16 +20,25 @@ import numpy as np
 from pipeline import schema
 from pipeline.errors import InputError
 from pipeline.shard_files import find_shards
+from pipeline.shard_layout import PIXEL_PATHS, find_pixel_arrays, list_remarks, read_wavelength, require_written
 from pipeline.shard_table import read_columns, require_columns
 
 __all__ = ["ShardInfo", "ShardReader", "find_shards", "read_shard_info"]
 
-_PATHS: Final[Mapping[str, str]] = {
-    "flux": schema.SHARD_FLUX,
-    "error": schema.SHARD_ERROR,
-    "mask": schema.SHARD_MASK,
-    "noisy": schema.SHARD_NOISY,
-}
+#: HDF5 allows no larger chunk; a damaged file may state one.
+_LARGEST_CACHE: Final = 1 << 32
+#: What h5py raises on damaged metadata, depending on which byte is wrong.
+_DAMAGE: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+    SystemError,
+)
 #: A fingerprint reads the table, the wavelengths and this many whole spectra, not the whole file.
 _FINGERPRINT_ROWS: Final = 5
 
@@ -39,8 +48,9 @@ class ShardInfo:
     """What one checked shard holds; see :func:`read_shard_info`.
 
     ``dtypes`` and ``chunks`` are by variable (chunks None where contiguous); ``wavelength`` is (P,) float64
-    in Å; ``columns`` are (N,) arrays; ``fingerprint`` depends on the content only, never on where the file
-    lies; ``remarks`` are oddities that were put right.
+    in Å; ``columns`` are (N,) arrays. ``fingerprint`` digests wavelengths, columns and five spectra: the same
+    wherever the file lies, other for other shards, but blind to a change in the remaining spectra; ``size`` (bytes)
+    and ``mtime_ns`` (time of the last change, ns) tell of that. ``remarks`` are oddities that were put right.
     """
 
     path: Path
@@ -55,7 +65,13 @@ class ShardInfo:
     columns: Mapping[str, np.ndarray]
     fingerprint: str
     size: int
+    mtime_ns: int
     remarks: tuple[str, ...] = ()
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the last change: equal while nobody writes to the file."""
+        return self.size, self.mtime_ns
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -122,9 +138,14 @@ class ShardReader:
         InputError
             If the rows cannot be read (damaged file, compression filter that is not installed).
         """
-        dataset = self.file[_PATHS[variable]]
-        if not 0 <= start <= stop <= dataset.shape[0]:
-            raise IndexError(f"rows {start}:{stop} of {dataset.shape[0]}")
+        file = self.file
+        try:
+            dataset = file[PIXEL_PATHS[variable]]
+            n_spectra = dataset.shape[0]
+        except _DAMAGE as error:
+            raise _damaged(self.name, error) from error
+        if not 0 <= start <= stop <= n_spectra:
+            raise IndexError(f"rows {start}:{stop} of {n_spectra}")
         try:
             if variable == "mask":
                 values = self._read_mask(dataset, start, stop)
@@ -134,10 +155,10 @@ class ShardReader:
             rows = np.empty((stop - start, dataset.shape[1])) if out is None else out[: stop - start]
             if stop > start:
                 dataset.read_direct(rows, np.s_[start:stop], np.s_[0 : stop - start])
-        except OSError as error:
+        except _DAMAGE as error:
             raise InputError(
-                f"{self.name}: rows {start} to {stop - 1} of {_PATHS[variable]!r} cannot be read ({error}); the "
-                "file is damaged or needs a compression filter that is not installed, copy it again"
+                f"{self.name}: rows {start} to {stop - 1} of {PIXEL_PATHS[variable]!r} cannot be read "
+                f"({_reason(error)}); the file is damaged or needs a compression filter that is missing, copy it again"
             ) from error
         return rows
 
@@ -161,30 +182,49 @@ def read_shard_info(path: Path | str) -> ShardInfo:
     """
     path = Path(path)
     with ShardReader(path) as reader:
-        file, name = reader.file, reader.name
-        columns = read_columns(file, name)
-        datasets = _find_pixel_arrays(file, name)
-        n_spectra, n_pixels = datasets["flux"].shape
-        require_columns(columns, name, n_spectra)
-        wavelength = _read_wavelength(file, name, n_pixels)
-        for variable, dataset in datasets.items():
-            _require_written(dataset, variable, name)
-        mask_is_boolean = "mask" in datasets and datasets["mask"].dtype == bool
-        return ShardInfo(
-            path=path,
-            n_spectra=n_spectra,
-            n_pixels=n_pixels,
-            wavelength=wavelength,
-            dtypes={variable: str(dataset.dtype) for variable, dataset in datasets.items()},
-            chunks={variable: dataset.chunks for variable, dataset in datasets.items()},
-            has_mask="mask" in datasets,
-            has_noisy="noisy" in datasets,
-            mask_is_boolean=mask_is_boolean,
-            columns=columns,
-            fingerprint=_fingerprint(reader, wavelength, columns, datasets),
-            size=path.stat().st_size,
-            remarks=_remarks(file, n_pixels),
-        )
+        try:
+            return _describe_shard(reader)
+        except _DAMAGE as error:
+            raise _damaged(reader.name, error) from error
+
+
+def _describe_shard(reader: ShardReader) -> ShardInfo:
+    file, name = reader.file, reader.name
+    status = reader.path.stat()  # before anything is read: a later change shows
+    columns, remarks = read_columns(file, name)
+    datasets = find_pixel_arrays(file, name)
+    n_spectra, n_pixels = datasets["flux"].shape
+    require_columns(columns, name, n_spectra)
+    wavelength = read_wavelength(file, name, n_pixels)
+    for variable, dataset in datasets.items():
+        require_written(dataset, variable, name)
+    return ShardInfo(
+        path=reader.path,
+        n_spectra=n_spectra,
+        n_pixels=n_pixels,
+        wavelength=wavelength,
+        dtypes={variable: str(dataset.dtype) for variable, dataset in datasets.items()},
+        chunks={variable: dataset.chunks for variable, dataset in datasets.items()},
+        has_mask="mask" in datasets,
+        has_noisy="noisy" in datasets,
+        mask_is_boolean="mask" in datasets and datasets["mask"].dtype == bool,
+        columns=columns,
+        fingerprint=_fingerprint(reader, wavelength, columns, datasets),
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        remarks=(*list_remarks(file, n_pixels), *remarks),
+    )
+
+
+def _damaged(name: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{name}: damaged, its HDF5 structure cannot be read ({_reason(error)}); copy it again or re-run the simulation"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what HDF5 said."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 def _short_name(path: Path) -> str:
@@ -200,8 +240,10 @@ def _open_file(path: Path) -> h5py.File:
         if path.stat().st_size == 0:
             raise InputError(f"shard {path} is empty (0 bytes); copy or simulate it again")
         return h5py.File(path, "r", rdcc_nbytes=_cache_bytes(path))
-    except OSError as error:
-        text = str(error)
+    except _DAMAGE as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, OSError):
+            raise _damaged(_short_name(path), error) from error
         if isinstance(error, PermissionError) or "Permission denied" in text:
             raise InputError(f"shard {path} may not be read (permission denied); change its permissions") from error
         if "truncated file" in text:
@@ -225,95 +267,12 @@ def _cache_bytes(path: Path) -> int | None:
     """
     needed = 0
     with h5py.File(path, "r") as file:
-        for name in _PATHS.values():
+        for name in PIXEL_PATHS.values():
             dataset = file.get(name)
             if isinstance(dataset, h5py.Dataset) and dataset.chunks and dataset.id.get_create_plist().get_nfilters():
                 needed = max(needed, math.prod(dataset.chunks) * dataset.dtype.itemsize)
+    needed = min(needed, _LARGEST_CACHE)
     return needed + (1 << 20) if needed > (1 << 20) else None
-
-
-def _find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
-    datasets: dict[str, h5py.Dataset] = {}
-    for variable, dataset_path in _PATHS.items():
-        dataset = file.get(dataset_path)
-        if dataset is None and variable in ("mask", "noisy"):
-            continue
-        if not isinstance(dataset, h5py.Dataset):
-            raise InputError(
-                f"{name}: {dataset_path!r} is missing, so this is no pfsspec shard or its writer did not finish; "
-                "re-run the simulation or leave this shard out"
-            )
-        allowed = "biu" if variable == "mask" else "f"
-        if dataset.ndim != 2 or dataset.dtype.kind not in allowed or 0 in dataset.shape:
-            wanted = "integers or booleans" if variable == "mask" else "floats"
-            raise InputError(
-                f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found {dataset.dtype} "
-                f"{dataset.shape}; re-run the simulation or leave this shard out"
-            )
-        datasets[variable] = dataset
-    shape = datasets["flux"].shape
-    for variable, dataset in datasets.items():
-        if dataset.shape != shape:
-            raise InputError(
-                f"{name}: all pixel arrays must have one shape, but flux has {shape} and {variable} has "
-                f"{dataset.shape}; re-run the simulation or leave this shard out"
-            )
-    return datasets
-
-
-def _read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
-    dataset = file.get(schema.SHARD_WAVE)
-    if not isinstance(dataset, h5py.Dataset) or dataset.shape != (n_pixels,) or dataset.dtype.kind not in "fiu":
-        found = f"{dataset.dtype} {dataset.shape}" if isinstance(dataset, h5py.Dataset) else "nothing"
-        raise InputError(
-            f"{name}: {schema.SHARD_WAVE!r} must hold {n_pixels} wavelengths, one per pixel of the flux, found "
-            f"{found}; re-run the simulation or leave this shard out"
-        )
-    wavelength: np.ndarray = dataset[()].astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(wavelength))
-    if not wrong.size:
-        wrong = np.flatnonzero(np.diff(wavelength) <= 0) + 1
-    if wrong.size:
-        raise InputError(
-            f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
-            f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
-        )
-    return wavelength
-
-
-def _require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
-    """Refuse storage that was never written: HDF5 reads it as zeros without a word."""
-    if dataset.is_virtual:
-        return
-    if dataset.chunks is None:
-        missing = [] if dataset.id.get_storage_size() else [(0, 0)]
-    else:
-        steps = dataset.chunks
-        expected = math.prod(-(-size // step) for size, step in zip(dataset.shape, steps, strict=True))
-        written = dataset.id.get_num_chunks()
-        if written == expected or (written == 0 and variable == "mask" and dataset.dtype != bool):
-            return  # an integer mask that was never written says: nothing is flagged
-        offsets = {dataset.id.get_chunk_info(i).chunk_offset for i in range(written)}
-        grid = ((r, p) for r in range(0, dataset.shape[0], steps[0]) for p in range(0, dataset.shape[1], steps[1]))
-        missing = [offset for offset in grid if offset not in offsets]
-    if missing:
-        row, pixel = missing[0]
-        raise InputError(
-            f"{name}: {_PATHS[variable]!r} has {len(missing)} unwritten chunk(s), the first at row {row}, pixel "
-            f"{pixel}; they would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
-        )
-
-
-def _remarks(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
-    """Return what a reader should know of a shard that is otherwise right."""
-    remarks = [schema.SIMULATED_REMARK] if schema.SHARD_SIMULATED in file.attrs else []
-    edges = file.get(schema.SHARD_WAVE_EDGES)
-    if isinstance(edges, h5py.Dataset) and edges.shape != (n_pixels + 1,):
-        remarks.append(
-            f"{schema.SHARD_WAVE_EDGES!r} has shape {edges.shape} where ({n_pixels + 1},) is right; it is ignored, "
-            "edges follow from the wavelengths"
-        )
-    return tuple(remarks)
 
 
 def _fingerprint(

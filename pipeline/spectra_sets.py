@@ -176,7 +176,8 @@ def _find_sources(role: str, sources: Sequence[str]) -> Path | tuple[Path, ...]:
 
 
 def _store_path(role: str, infos: Sequence[ShardInfo], data: DataConfig) -> Path:
-    # The name follows the contents: other shards get another store, and experiments on the same shards share one.
+    # Other shards get another store, and experiments on the same shards share one; the fingerprints only sample the
+    # pixels, so conversion compares the rest where a shard's time stamp changed.
     key = content_hash([[info.fingerprint for info in infos], data.nonfinite])
     return Path(data.stores) / f"{role}-{key}.zarr"
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SpectraStore", "is_store", "open_spectra"]
 
-_CONVERT_AGAIN = "convert the shards again (headroom convert --overwrite)"
-
 
 def is_store(path: Path | str) -> bool:
     """Tell whether a path looks like a Zarr v3 group; :meth:`SpectraStore.open` tells whether it is a
@@ -275,14 +273,18 @@ def _reopen(path: str, fingerprint: str) -> SpectraStore:
 
 
 def _damaged(path: Path, what: str) -> InputError:
-    return InputError(f"store {path} is damaged: {what}; {_CONVERT_AGAIN}")
+    return InputError(f"store {path} is damaged: {what}; {_rebuild(path)}")
+
+
+def _rebuild(path: Path) -> str:
+    return f"delete the folder and run again, or rebuild it: headroom convert SHARDS {path} --overwrite"
 
 
 def _read_manifest(path: Path) -> Manifest:
     if not is_store(path):
         partial = path.with_name(path.name + ".partial")
         if partial.exists():
-            raise InputError(f"store {path} is unfinished (only {partial.name} is there); run headroom convert again")
+            raise InputError(f"store {path} is unfinished (only {partial.name} is there); run what made it again")
         found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise InputError(f"{path} must be a store, found {found}; make one with headroom convert")
     try:
@@ -297,7 +299,7 @@ def _read_manifest(path: Path) -> Manifest:
     if attributes.get("version") != schema.STORE_VERSION:
         raise InputError(
             f"store {path} has version {attributes.get('version')!r} but this program reads version "
-            f"{schema.STORE_VERSION}; {_CONVERT_AGAIN}, or use the program that wrote it"
+            f"{schema.STORE_VERSION}; use the program that wrote it, or {_rebuild(path)}"
         )
     try:
         plain = json.loads((path / MANIFEST_GROUP / "zarr.json").read_text())["attributes"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator
     for name, first, end in layout.iter_files(start, stop):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(".part")  # one name: what a killed run left is written over, never kept
+        # unique on every host; what a killed run leaves is removed before a conversion goes on
+        temporary = path.with_name(f".{uuid.uuid4().hex}.part")
         with open(temporary, "wb", buffering=0) as file:
             _write_file(file.fileno(), layout, -(-(end - first) // layout.chunk_rows), chunks)
         os.replace(temporary, path)

@@ -20,7 +20,11 @@ _MASK64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One HDF5 shard a store was made of; rows are the shard's own."""
+    """One HDF5 shard a store was made of; rows are the shard's own.
+
+    ``size`` (bytes) and ``mtime_ns`` (time of the last change, ns) tell whether the file may have changed since; the
+    ``fingerprint`` is of its labels, wavelengths and five spectra only.
+    """
 
     name: str
     size: int
@@ -28,6 +32,7 @@ class SourceRecord:
     fingerprint: str
     dropped: Mapping[str, list[int]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    mtime_ns: int = 0
 
     @property
     def n_kept(self) -> int:

@@ -82,7 +82,9 @@ def write_tables(
     for name, table in tables.items():
         with replacing(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")
-    _write_json(folder / files.SUMMARY_FILE, _summary(scored, config, grid))
+    summary = _summary(scored, config, grid)
+    facts["warnings"] = [*_alpha_warnings(summary["levels"], scored), *facts["warnings"]]
+    _write_json(folder / files.SUMMARY_FILE, summary)
     hashes = {name: hash_file(folder / name) for name in [*tables, files.SUMMARY_FILE, files.PREDICTIONS_FILE]}
     _write_json(folder / files.METADATA_FILE, _metadata(config, grid, sets, facts) | {"hashes": hashes})
 
@@ -189,7 +191,7 @@ def _summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGr
         "confidence": config.bootstrap.confidence,
         "headline_level": headline,
         "levels": levels,
-        "learning": {"sentence": _learning_sentence(at_headline, config)},
+        "learning": _learning(at_headline, config),
     }
 
 
@@ -233,28 +235,46 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
     }
 
 
-def _learning_sentence(scored: Sequence[ScoredDraw], config: ExperimentConfig) -> str:
-    """Say how the headroom of covered spectra moves with the size of the training set."""
-    sizes = [model.global_count for model in scored[0].models]
-    if len(sizes) < 2:
-        return "The training set has a single usable size, so how the headroom depends on n is not known."
+def _learning(scored: Sequence[ScoredDraw], config: ExperimentConfig) -> dict[str, Any]:
+    """Return how the figures of merit on covered spectra move with the size of the training set, and say it."""
     confidence = config.bootstrap.confidence
-
-    def delta(k: int) -> Estimate:
-        return _estimates([one.scores[k].covered for one in scored], confidence)["delta_r2"]
-
-    first, before, last = delta(0), delta(-2), delta(-1)
+    sizes = [model.global_count for model in scored[0].models]
+    estimates = [_estimates([one.scores[k].covered for one in scored], confidence) for k in range(len(sizes))]
+    points = [
+        {"n_train": size, **{merit: vars(estimate) for merit, estimate in point.items()}}
+        for size, point in zip(sizes, estimates, strict=True)
+    ]
+    if len(sizes) < 2:
+        sentence = "The training set has a single usable size, so how the headroom depends on n is not known."
+        return {"sentence": sentence, "points": points}
+    first, before, last = (estimates[k]["delta_r2"] for k in (0, -2, -1))
     # Pairing removes the test set's own scatter: the question is whether the last step still moves ΔR².
     steps = np.mean([one.scores[-1].covered.resampled[:, 2] - one.scores[-2].covered.resampled[:, 2]
                      for one in scored], axis=0)  # fmt: skip
     low, high = np.nanquantile(steps, [(1 - confidence) / 2, (1 + confidence) / 2])
-    trend = "still grows" if low > 0 else "shrinks" if high < 0 else "no longer changes measurably"
-    advice = " so more training spectra would show more headroom." if low > 0 else "."
-    return (
+    trend, advice = "no longer changes measurably", "."
+    if low > 0:
+        trend, advice = "still grows", ", so more training spectra may show more headroom."
+    elif high < 0:
+        trend, advice = "shrinks", ": with more training spectra the global model catches up."
+    sentence = (
         f"From {sizes[0]:,} to {sizes[-1]:,} training spectra ΔR² goes from {first.mean:+.4f} to {last.mean:+.4f}; "
         f"over the last step, from {sizes[-2]:,}, it {trend} ({last.mean - before.mean:+.4f}, {confidence:.0%} "
-        f"interval {low:+.4f} to {high:+.4f}){',' if low > 0 else ''}{advice}"
+        f"interval {low:+.4f} to {high:+.4f}){advice}"
     )
+    return {"sentence": sentence, "points": points}
+
+
+def _alpha_warnings(levels: Sequence[dict[str, Any]], scored: Sequence[ScoredDraw]) -> list[str]:
+    """Warn where experts do worse than the global model, which too large a penalty does."""
+    per_spectrum = scored[0].models[-1].global_alpha / scored[0].models[-1].global_count
+    return [
+        f"at noise level {level['noise_level']:g} the experts do worse than the global model: a penalty that is too "
+        f"large for the training set does this (α is {per_spectrum:.3g} per training spectrum, the reference run's is "
+        "0.1); lower ridge.alpha before you believe the verdict"
+        for level in levels
+        if (level["scopes"]["covered"]["delta_r2"]["mean"] or 0) < 0
+    ]
 
 
 def _metadata(config: ExperimentConfig, grid: BinGrid, sets: SpectraSets, facts: dict[str, Any]) -> dict[str, Any]:

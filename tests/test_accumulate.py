@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Future
 
 from cluster import LocalProfile, connect_local
 from pipeline import accumulate
@@ -179,15 +180,15 @@ def test_orphans_of_a_killed_run_are_removed(plan: AccumulationPlan, tmp_path: P
 def test_accumulate__raise_on_a_lost_cluster(plan: AccumulationPlan, tmp_path: Path) -> None:
     with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
 
-        class Closing(accumulate.SilentProgress):
-            """Takes the client's connection away after the first finished partition."""
+        class Cancelling(accumulate.SilentProgress):
+            """Cancels all that is left after the first finished partition, as another client could."""
 
             @contextmanager
             def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Callable[[int], None]]:
-                yield lambda _: client.close()
+                yield lambda _: client.cancel([Future(key, client) for key in list(client.futures)], force=True)
 
         with pytest.raises(ResourceError, match="run again: finished partitions are kept"):
-            accumulate_moments(plan, DRAWS, tmp_path, client=client, progress=Closing())
+            accumulate_moments(plan, DRAWS, tmp_path, client=client, progress=Cancelling())
 
 
 def test_a_torn_checkpoint_is_computed_again(

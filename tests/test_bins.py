@@ -68,6 +68,7 @@ def test_nan_lies_outside_and_is_the_last_cell() -> None:
 def test_other_columns_show_their_edges() -> None:
     grid = BinGrid({"snr": [0, 2, 4, 7]})
     assert grid.interval_names["snr"] == ("0–2", "2–4", "4–7")
+    assert BinGrid({"M_H": [-2, -0.5, 0.5]}).interval_names["M_H"] == ("−2 to −0.5", "−0.5 to 0.5")
     named = BinGrid({"snr": [0, 2, 4]}, {"snr": ["low", "high"]})
     assert named.bin_names == (("low",), ("high",))
 

@@ -59,7 +59,8 @@ def test_run_plan_and_report(config_file: Path, tmp_path: Path, capsys: pytest.C
     code, out, err = invoke(capsys, "run", str(config_file), "--out", str(out_folder))
     assert code == 0, err
     assert "dashboard: http://127.0.0.1:" in err
-    assert "bin 8: Hot, Rich" in out
+    assert "8: Hot, Rich" in out
+    assert max(len(line) for line in out.splitlines() if "report:" not in line) <= 80
     assert f"report: {out_folder / 'report.html'}" in out
     page = (out_folder / "report.html").read_bytes()
     (out_folder / "report.html").unlink()
@@ -168,12 +169,19 @@ def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "results.csv").exists()
 
 
+def hear_interrupts() -> None:
+    """Undo what a shell does to background jobs: they ignore Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     command = [HEADROOM, "run", str(config_file), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_interrupts
+    )
     assert process.stderr is not None
     while "accumulate" not in (line := process.stderr.readline()):
         assert line, "the run ended before it was interrupted"

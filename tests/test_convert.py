@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from shard_factory import make_frame, make_pixels, write_shard
@@ -25,7 +27,9 @@ import pipeline.convert_ranges
 from pipeline.convert import convert_shards
 from pipeline.convert_pixels import cast_rows
 from pipeline.convert_ranges import RangeWriter
+from pipeline.convert_work import lock_work, remove_work
 from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.shards import read_shard_info
 from pipeline.store import SpectraStore
 
 P = 16
@@ -85,7 +89,9 @@ def test_convert__chunks_change_no_row(
     store = convert_shards(shards, tmp_path / "store", workers=1, chunk_rows=sizes[0], shard_rows=sizes[1])
     rows = source_rows({0: 40, 1: 21, 2: 60})
     np.testing.assert_array_equal(rows_of(store), rows)
-    np.testing.assert_array_equal(store.mean_flux, rows[0].mean(axis=0, dtype=np.float64).astype(np.float32))
+    np.testing.assert_array_equal(
+        store.mean_flux, np.maximum(rows[0], 0).mean(axis=0, dtype=np.float64).astype(np.float32)
+    )
 
 
 def test_convert__order_is_the_given_one(shards: list[Path], tmp_path: Path) -> None:
@@ -101,8 +107,10 @@ def test_convert__fingerprint_ignores_paths(shards: list[Path], tmp_path: Path) 
     moved = [tmp_path / "elsewhere" / path.parent.name / path.name for path in shards]
     for old, new in zip(shards, moved, strict=True):
         new.parent.mkdir(parents=True)
-        shutil.copy(old, new)
+        shutil.copy2(old, new)
     assert tree(convert_shards(moved, tmp_path / "deep" / "there", workers=1).path) == tree(here.path)
+    os.utime(moved[0])  # the time of a change is recorded, but is no content
+    assert convert_shards(moved, tmp_path / "touched", workers=1).fingerprint == here.fingerprint
 
 
 def test_convert__sources_stay_as_they_are(shards: list[Path], tmp_path: Path) -> None:
@@ -337,7 +345,9 @@ def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal
     script.write_text(SCRIPT)
     target = tmp_path / "store"
     command = [sys.executable, str(script), str(shard), str(target)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as run:
+    # A shell lets background jobs, and their children, ignore SIGINT: undo that.
+    hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear) as run:
         wait_for(lambda: len(list((tmp_path / "store.partial" / "ranges").glob("*.json"))) > 5)
         workers = children_of(run.pid)
         assert len(workers) >= 2
@@ -455,7 +465,9 @@ def test_convert__scan_is_resumed(
         ("error", 33, 5, np.nan, "error must be finite, found nan at row 33, pixel 5"),
         ("error", 33, 0, np.inf, "error must be finite, found inf at row 33, pixel 0"),
         ("error", 12, 3, -0.5, "error must be non-negative, found -0.5 at row 12, pixel 3"),
-        ("noisy", 39, 0, np.nan, "noisy must be finite, found nan at row 39, pixel 0"),
+        ("noisy", 39, 3, np.nan, "noisy must be finite, found nan at row 39, pixel 3"),
+        ("noisy", 39, slice(0, 2), np.nan, "noisy must be finite, found nan at row 39, pixel 0"),
+        ("error", 7, slice(None), 0.0, "spectrum 7 must hold 1-sigma errors, but all its errors are zero"),
         ("flux", 7, slice(None), 0.0, "spectrum 7 must hold flux, but all its pixels are zero"),
         ("flux", 7, 2, 1e39, r"flux at row 7, pixel 2 is 1e\+39, beyond float32"),
         ("error", 7, 2, 1e300, "error at row 7, pixel 2 is .* beyond float32"),
@@ -468,8 +480,11 @@ def test_convert__raise_on_faulty_pixel(
     arrays = {"flux": flux, "error": error, "noisy": flux.copy()}
     arrays[variable][row, pixel] = value
     shard = write_shard(tmp_path / "train_3" / "dataset.h5", arrays=arrays)
-    with pytest.raises(InputError, match=f"train_3/dataset.h5: {message}"):
+    with pytest.raises(InputError, match=f"train_3/dataset.h5: {message}") as caught:
         convert_shards([shard], tmp_path / "store", workers=1, **SMALL)
+    if "float32" not in message:
+        assert "'data.nonfinite: drop'" in str(caught.value)
+        assert "'--nonfinite drop'" in str(caught.value)
     assert not (tmp_path / "store").exists()
     if "float32" in message:
         with pytest.raises(InputError, match="beyond float32"):
@@ -490,7 +505,32 @@ def test_cast_rows__accepts_what_is_odd_but_right() -> None:
     assert cast_rows("flux", flux, out, sums) == (0, [])
     np.testing.assert_array_equal(out, flux.astype(np.float32))
     np.testing.assert_array_equal(sums, out.astype(float).sum(axis=0))
-    assert cast_rows("error", np.zeros((3, 4)), out) == (0, [])  # simulated without noise
+    assert cast_rows("error", np.array([[0, 0, 0, 1e-9], [-0.0, 1, 1, 1]]), out[:2]) == (0, [])
+
+
+def test_cast_rows__all_zero_errors_are_a_fault_of_their_own() -> None:
+    error = np.ones((3, 4))
+    error[1] = 0
+    error[2] = [0, 0, 1, -1]  # adds up to zero, and is not
+    out = np.empty((3, 4), np.float32)
+    assert [(fault.row, fault.kind) for fault in cast_rows("error", error, out)[1]] == [
+        (1, "zero error"),
+        (2, "negative error"),
+    ]
+
+
+def test_convert__edges_of_noisy_are_repaired_like_errors(tmp_path: Path) -> None:
+    flux, error = make_pixels(40, P)
+    noisy = flux.copy()
+    error[:, 0] = noisy[:, 0] = np.nan
+    noisy[7, -1] = np.nan
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux, "error": error, "noisy": noisy})
+    store = convert_shards([shard], tmp_path / "store", workers=1, **SMALL)
+    expected = noisy.astype(np.float32)
+    expected[:, 0], expected[7, -1] = expected[:, 1], expected[7, -2]
+    np.testing.assert_array_equal(store.read_rows("noisy", 0, 40), expected)
+    assert store.manifest.counts["repaired_noisy_pixels"] == 41
+    assert store.manifest.counts["repaired_error_pixels"] == 40
 
 
 # --- shards that disagree ----------------------------------------------------------------------------
@@ -519,11 +559,12 @@ def test_convert__raise_on_shards_that_disagree(shards: list[Path], tmp_path: Pa
 
 
 def test_convert__column_names_of_the_store_are_taken(tmp_path: Path) -> None:
-    frame = make_frame(40).assign(row=np.arange(40)[::-1], **{"a b/c": 2.0})
+    frame = make_frame(40).assign(row=np.arange(40)[::-1], **{"a b/c": 2.0}, über=3.0)
     store = convert_shards([write_shard(tmp_path / "d.h5", frame=frame)], tmp_path / "store", workers=1)
     np.testing.assert_array_equal(store.columns["row"], np.arange(40))
     np.testing.assert_array_equal(store.columns["params_row"], np.arange(40)[::-1])
-    assert "a_b_c" in store.columns
+    assert not {"a b/c", "a_b_c", "über"} & set(store.columns)
+    assert ["left out" in remark for remark in store.manifest.sources[0].remarks] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -597,8 +638,6 @@ def test_convert__raise_below_a_regular_file(shards: list[Path], tmp_path: Path)
 def test_convert__raise_when_a_shard_changes_meanwhile(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import h5py
-
     original = pipeline.convert.build_manifest
 
     def change_shard(*given: Any) -> None:
@@ -631,3 +670,243 @@ def test_convert__cleans_up_after_a_kill_that_followed_the_rename(
     assert (tmp_path / "store.partial").exists()
     assert convert_shards(shards, tmp_path / "store", workers=1, **SMALL).n_spectra == 121
     assert not (tmp_path / "store.partial").exists()
+
+
+# --- shards that change after they were read -----------------------------------------------------------
+
+
+def change_in_place(path: Path, variable: str = "flux", row: int = 3, pixel: int = 5, by: float = 1e-3) -> None:
+    """Change one pixel of a row that no fingerprint reads, as a repaired simulation would."""
+    before = read_shard_info(path)
+    with h5py.File(path, "a") as file:
+        file[f"dataset/arrays/{variable}/value"][row, pixel] += by
+    os.utime(path, ns=(before.mtime_ns + 10**9, before.mtime_ns + 10**9))
+    after = read_shard_info(path)
+    assert (after.fingerprint, after.size) == (before.fingerprint, before.size)
+
+
+@pytest.mark.parametrize(("variable", "by"), [("flux", 1e-3), ("error", 1e-3), ("mask", 1)])
+@pytest.mark.parametrize("sizes", [SMALL, {}], ids=["small", "one range"])
+def test_convert__raise_on_a_shard_that_changed_since(
+    shards: list[Path], tmp_path: Path, variable: str, by: float, sizes: dict[str, Any]
+) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1, **sizes)
+    change_in_place(shards[1], variable, by=by)
+    with pytest.raises(
+        InputError, match=r"train_1/dataset.h5 must be what store .*store was made of.*--overwrite"
+    ) as got:
+        convert_shards(shards, tmp_path / "store", workers=1, **sizes)
+    assert got.value.exit_code == 2
+    if variable != "mask":
+        assert f"{variable} of row 3 differs" in str(got.value)
+    assert not (tmp_path / "store.partial").exists()
+    again = convert_shards(shards, tmp_path / "store", workers=1, overwrite=True, **sizes)
+    assert again.fingerprint != store.fingerprint
+    assert convert_shards(shards, tmp_path / "store", workers=1, **sizes).fingerprint == again.fingerprint
+
+
+@pytest.mark.parametrize("sizes", [SMALL, {}], ids=["small", "one range"])
+def test_convert__touched_shards_are_compared_once(
+    shards: list[Path], tmp_path: Path, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1, **sizes)
+    os.utime(shards[1], ns=(1, 1))
+    with monkeypatch.context() as patch:  # a store that may only be read is compared, and stays as it is
+        patch.setattr(os, "access", lambda *_: False)
+        before = tree(store.path)
+        assert convert_shards(shards, store.path, workers=1, **sizes).fingerprint == store.fingerprint
+        assert tree(store.path) == before
+    notes = Notes()
+    assert convert_shards(shards, store.path, workers=1, progress=notes, **sizes).fingerprint == store.fingerprint
+    assert sum(notes.steps["compare changed shards"]) == 21
+    assert "train_1/dataset.h5: written anew" in notes.notes[0]
+    notes = Notes()
+    convert_shards(shards, store.path, workers=1, progress=notes, **sizes)
+    assert not notes.steps
+    assert not (tmp_path / "store.partial").exists()
+    SpectraStore.open(store.path)
+
+
+def test_convert__raise_on_a_dropped_spectrum_that_is_right_now(
+    faulty: tuple[list[Path], list[int]], tmp_path: Path
+) -> None:
+    shards, _ = faulty
+    options: dict[str, Any] = {"workers": 1, "nonfinite": "drop", **SMALL}
+    store = convert_shards(shards, tmp_path / "store", **options)
+    os.utime(shards[0], ns=(1, 1))
+    assert convert_shards(shards, store.path, **options).fingerprint == store.fingerprint
+    change_in_place(shards[0], "error", 21, 2, by=1.0)
+    with pytest.raises(InputError, match="row 21 was faulty and is not any more"):
+        convert_shards(shards, store.path, **options)
+
+
+@pytest.mark.parametrize("nonfinite", ["refuse", "drop"])
+def test_convert__resume_redoes_ranges_of_changed_shards(
+    request: pytest.FixtureRequest, tmp_path: Path, nonfinite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = request.getfixturevalue("faulty")[0] if nonfinite == "drop" else request.getfixturevalue("shards")
+    options: dict[str, Any] = {"workers": 1, "nonfinite": nonfinite, **SMALL}
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.convert, "verify_sample", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(sources, tmp_path / "store", **options)
+    if nonfinite == "drop":
+        change_in_place(sources[0], "error", 21, 2, by=1.0)  # one spectrum fewer is faulty: all later rows move
+    else:
+        change_in_place(sources[1])
+    notes = Notes()
+    store = convert_shards(sources, tmp_path / "store", progress=notes, **options)
+    if nonfinite == "drop":
+        assert store.n_spectra == 74
+        assert notes.steps["scan"][0] == 40  # the second shard, which is as it was
+    else:
+        assert notes.steps["convert"] == [121 - 32, 16, 16]  # rows 32 to 64 hold the 21 of the second shard
+    assert tree(store.path) == tree(convert_shards(sources, tmp_path / "whole", **options).path)
+
+
+def test_convert__raise_on_a_shard_written_to_meanwhile(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RangeWriter.convert_range
+
+    def write_then_convert(self: RangeWriter, start: int) -> dict[str, Any]:
+        if start == 48:
+            change_in_place(shards[1])
+        return original(self, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RangeWriter, "convert_range", write_then_convert)
+        with pytest.raises(InputError, match=r"train_1/dataset.h5 must stay as it is while .* run again"):
+            convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    recorded = sorted(int(path.stem) for path in (tmp_path / "store.partial" / "ranges").glob("*.json"))
+    assert recorded == [0, 16, 32]  # refused at once, not at the end
+    store = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    assert tree(store.path) == tree(convert_shards(shards, tmp_path / "whole", workers=1, **SMALL).path)
+
+
+def test_convert__raise_on_a_copy_of_a_shard(shards: list[Path], tmp_path: Path) -> None:
+    copy = tmp_path / "again" / "dataset.h5"
+    copy.parent.mkdir()
+    shutil.copy(shards[1], copy)
+    with pytest.raises(InputError, match="must hold different spectra, but they are copies") as caught:
+        convert_shards([*shards, copy], tmp_path / "store", workers=1)
+    assert str(shards[1]) in str(caught.value)
+    assert str(copy) in str(caught.value)
+
+
+# --- the work folder -----------------------------------------------------------------------------------
+
+
+def test_convert__never_touches_a_work_folder_in_use(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    seen: list[int] = []
+
+    def convert_again(*_: Any) -> None:
+        work = tmp_path / "store.partial"
+        before = tree(work)
+        # the same conversion while this one replaces the store: the finished one is good
+        seen.append(convert_shards(shards, tmp_path / "store", workers=1, **SMALL).n_spectra)
+        assert tree(work) == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.convert, "verify_sample", convert_again)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards, tmp_path / "store", workers=1, overwrite=True, **SMALL)
+    assert seen == [121]
+    assert SpectraStore.open(store.path).fingerprint == store.fingerprint
+
+
+def test_convert__looks_again_under_the_lock(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = pipeline.convert.lock_work
+
+    def finish_first(work: Path) -> Any:
+        monkeypatch.setattr(pipeline.convert, "lock_work", original)
+        convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+        return original(work)
+
+    monkeypatch.setattr(pipeline.convert, "lock_work", finish_first)
+    monkeypatch.setattr(pipeline.convert, "claim_work", _claim_once(pipeline.convert.claim_work))
+    assert convert_shards(shards, tmp_path / "store", workers=1, **SMALL).n_spectra == 121
+    assert not (tmp_path / "store.partial").exists()
+
+
+def _claim_once(original: Any) -> Any:
+    claims: list[Path] = []
+
+    def claim(work: Path, *given: Any) -> None:
+        claims.append(work)
+        assert len(claims) == 1, "converted twice"
+        original(work, *given)
+
+    return claim
+
+
+def test_lock_work__of_a_folder_that_its_owner_removes(tmp_path: Path) -> None:
+    work = tmp_path / "x.partial"
+    with lock_work(work):
+        remove_work(work)
+        with lock_work(work):  # another's, by now
+            (work / "plan.json").write_text("{}")
+        assert (work / "plan.json").exists()
+    assert (work / "lock").exists()
+
+
+def test_lock_work__of_a_folder_that_was_just_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    work, flock, removed = tmp_path / "x.partial", fcntl.flock, []
+
+    def remove_then_lock(*given: Any) -> None:
+        if not removed:
+            removed.append(shutil.rmtree(work))
+        flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", remove_then_lock)
+    with lock_work(work):
+        assert (work / "lock").exists()
+        with pytest.raises(InputError, match="another conversion"), lock_work(work):
+            pass
+
+
+def test_convert__leftovers_of_a_kill_are_removed(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file = os.replace
+
+    def stop(old: Any, new: Any) -> None:
+        if "ranges" in str(new) and "0016" in str(new):
+            raise KeyboardInterrupt
+        replace_file(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    work = tmp_path / "store.partial"
+    (work / "store" / "flux" / "c" / "0" / ".0123.part").write_text("x")
+    (work / "store" / "flux" / "zarr.0123.partial").write_text("x")
+    assert len(list(work.glob("ranges/*.tmp"))) == 1
+
+    def look(*_: Any) -> None:
+        left = [path for path in work.rglob("*") if path.suffix in (".tmp", ".part", ".partial")]
+        assert left == []
+
+    monkeypatch.setattr(pipeline.convert, "verify_sample", look)
+    store = convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
+    assert tree(store.path) == tree(convert_shards(shards, tmp_path / "whole", workers=1, **SMALL).path)
+
+
+def test_convert__origin_is_the_mean_of_the_clipped_flux(tmp_path: Path) -> None:
+    # Pixels that are never positive are constant after clipping, and must sit at the origin exactly.
+    flux = np.ones((40, 12))
+    flux[:, 3] = -np.linspace(0.1, 0.5, 40)
+    flux[:20, 5] = -1.0
+    shard = write_shard(tmp_path / "s" / "dataset.h5", n_pixels=12, arrays={"flux": flux})
+    store = convert_shards([shard], tmp_path / "s.zarr", workers=1)
+    assert store.mean_flux[3] == 0
+    assert store.mean_flux[5] == 0.5

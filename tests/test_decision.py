@@ -16,7 +16,7 @@ THRESHOLDS = DecisionConfig.model_validate({"continue": 0.05, "stop": 0.02})
         (0.10, 0.04, 0.14, "undecided", "above the threshold of 0.05, but the interval straddles 0.05"),
         (0.01, -0.01, 0.019, "stop", "stays below 0.02"),
         (0.01, -0.01, 0.02, "undecided", "below the threshold of 0.02, but the interval straddles 0.02"),
-        (0.03, 0.025, 0.04, "undecided", "between 0.02 and 0.05, but the interval stays between"),
+        (0.03, 0.025, 0.04, "undecided", "between 0.02 and 0.05 and so is the whole interval"),
         (0.03, 0.025, 0.06, "undecided", "between 0.02 and 0.05, but the interval straddles 0.05"),
         (0.03, 0.01, 0.04, "undecided", "between 0.02 and 0.05, but the interval straddles 0.02"),
         (-0.19, -0.25, -0.12, "stop", "stays below"),

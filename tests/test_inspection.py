@@ -9,7 +9,6 @@ import pytest
 from shard_factory import make_frame, make_pixels, write_shard
 
 from pipeline.convert import convert_shards
-from pipeline.errors import InputError
 from pipeline.inspection import inspect_path, render_inspection
 
 
@@ -74,8 +73,39 @@ def test_inspect_path__a_broken_file_among_good_ones(shard: Path, tmp_path: Path
     assert good.problem is None
     assert "truncated" in (broken.problem or "")
     assert "broken: shard" in render_inspection(broken)
-    with pytest.raises(InputError, match="nowhere"):
-        inspect_path(tmp_path / "nowhere")
+
+
+def test_inspect_path__a_path_that_names_nothing_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "no*where", "empty"):
+        (found,) = inspect_path(tmp_path / name)
+        assert found.path == tmp_path / name
+        assert name in (found.problem or "")
+        assert "broken: " in render_inspection(found)
+
+
+def test_inspect_path__counts_what_conversion_does(tmp_path: Path) -> None:
+    flux, error = make_pixels(40, 16)
+    noisy = flux.copy()
+    error[3] = 0
+    noisy[4, 0] = noisy[5, -1] = noisy[6, 7] = np.nan
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux, "error": error, "noisy": noisy})
+    (found,) = inspect_path(shard)
+    assert {name: count for name, count in found.counts.items() if count} == {
+        "all-zero error vectors": 1,
+        "noisy pixels that are NaN at an edge (repaired by conversion)": 2,
+        "other non-finite noisy pixels": 1,
+    }
+    store = convert_shards([shard], tmp_path / "store", workers=1, nonfinite="drop")
+    assert store.manifest.counts["repaired_noisy_pixels"] == 2
+    assert store.n_spectra == 38
+
+
+def test_inspect_path__bins_default_to_the_reference() -> None:
+    import pipeline.config
+    import pipeline.inspection
+
+    assert pipeline.inspection.REFERENCE_EDGES is pipeline.config.REFERENCE_EDGES
 
 
 def test_inspect_path__store_and_measured_snr(tmp_path: Path) -> None:

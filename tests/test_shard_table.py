@@ -73,7 +73,8 @@ def test_read_columns__equals_pandas(tmp_path: Path, data_columns: list[str] | b
     path = write_shard(tmp_path / "dataset.h5", 20, data_columns=data_columns)
     oracle = pd.read_hdf(path, "dataset/params")
     with h5py.File(path) as file:
-        columns = read_columns(file, "shard")
+        columns, remarks = read_columns(file, "shard")
+    assert remarks == ()
     assert sorted(columns) == sorted(oracle.columns)
     for name, values in columns.items():
         expected = oracle[name].to_numpy()
@@ -140,4 +141,52 @@ def test_require_columns__raise_on_label_that_is_no_number(tmp_path: Path, value
 def test_require_columns__raise_on_row_count(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "dataset.h5", 20, frame=make_frame(19))
     with pytest.raises(InputError, match=r"20 spectra but column 'id'.*19 rows"):
+        read_shard_info(path)
+
+
+def rename_columns(path: Path, names: list[str]) -> Path:
+    """Rename the columns of the block that has as many."""
+    distinct = [name.encode().decode() for name in names]  # equal strings that are one object pickle differently
+    with h5py.File(path, "a") as file:
+        table = file["dataset/params/table"]
+        field = next(name for name in table.dtype.names if table.dtype[name].shape == (len(names),))
+        table.attrs[f"{field}_kind"] = np.bytes_(pickle.dumps(distinct, 0))
+    return path
+
+
+def test_read_columns__raise_on_a_name_that_occurs_twice(tmp_path: Path) -> None:
+    frame = make_frame(20)[["id", "T_eff", "log_g", "M_H", "mag"]]
+    path = rename_columns(write_shard(tmp_path / "a.h5", 20, frame=frame), ["T_eff", "log_g", "M_H", "log_g"])
+    with pytest.raises(InputError, match=r"a.h5: column names .* must differ, found 'log_g' 2 times.*rename or remove"):
+        read_shard_info(path)
+    # once in a block, once as a data column
+    path = write_shard(tmp_path / "b.h5", 20, frame=frame, data_columns=["mag"])
+    with pytest.raises(InputError, match="found 'mag' 2 times"):
+        read_shard_info(rename_columns(path, ["T_eff", "mag", "M_H"]))
+
+
+@pytest.mark.parametrize("name", ["..", "", "zarr.json", "a b", "über", "größe", "a/b", "0x", "x\n"])
+def test_read_columns__unusable_names_are_left_out(tmp_path: Path, name: str) -> None:
+    frame = make_frame(20)[["id", "T_eff", "log_g", "M_H", "mag"]]
+    path = write_shard(tmp_path / "dataset.h5", 20, frame=frame)
+    info = read_shard_info(rename_columns(path, ["T_eff", "log_g", "M_H", name]))
+    assert set(info.columns) == {"id", "T_eff", "log_g", "M_H"}
+    assert [remark for remark in info.remarks if repr(name) in remark and "left out" in remark]
+    with pytest.raises(InputError, match="'M_H' is required"):
+        read_shard_info(rename_columns(path, ["T_eff", "log_g", name, "mag"]))
+
+
+def test_read_columns__names_of_the_store_make_room(tmp_path: Path) -> None:
+    frame = make_frame(20).assign(flux=1.0, params_flux=2.0, manifest=3.0)
+    info = read_shard_info(write_shard(tmp_path / "dataset.h5", 20, frame=frame))
+    assert {"params_flux", "manifest"} < set(info.columns)
+    assert "flux" not in info.columns
+    assert "'params_flux', which exists too" in info.remarks[0]
+
+
+def test_read_columns__raise_on_an_absurd_size(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 20)
+    with h5py.File(path, "a") as file:
+        file["dataset/params/table"].resize(10**12, axis=0)
+    with pytest.raises(InputError, match="1000000000000 rows; the file is damaged"):
         read_shard_info(path)

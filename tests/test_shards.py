@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -44,6 +46,9 @@ def test_find_shards__index(tmp_path: Path) -> None:
     assert find_shards(["data"], tmp_path) == expected
     index.write_text("s2\n#\ns7\n")
     with pytest.raises(InputError, match=r"shard_index.txt, line 3: 's7' must be a folder"):
+        find_shards([index], tmp_path)
+    index.write_bytes("sch\u00f6n\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"shard_index.txt must be UTF-8 text .* found byte 0xf6 at position 3"):
         find_shards([index], tmp_path)
     index.write_text("# nothing\n")
     with pytest.raises(InputError, match="lists no shard"):
@@ -219,3 +224,78 @@ def test_reader__raise_on_damaged_chunk(tmp_path: Path) -> None:
         raw.write(b"\xff\x00\xff")
     with ShardReader(path) as reader, pytest.raises(InputError, match=r"rows 10 to 19 of .*cannot be read"):
         reader.read_rows("flux", 10, 20)
+
+
+def test_read_shard_info__raise_on_virtual(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", arrays={"flux": None})
+    layout = h5py.VirtualLayout((40, 16), "f8")
+    layout[:] = h5py.VirtualSource(tmp_path / "lost.h5", "flux", (40, 16))
+    with h5py.File(path, "a") as file:
+        file.create_virtual_dataset(FLUX, layout)
+        assert not file[FLUX][()].any()  # the part is missing, and reads as zeros
+    with pytest.raises(InputError, match="flux/value' must be stored in the file itself, found a virtual dataset"):
+        read_shard_info(path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, ValueError, TypeError, OSError, OverflowError, MemoryError])
+def test_read__raise_on_whatever_h5py_raises(
+    tmp_path: Path, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_shard(tmp_path / "train_2" / "dataset.h5")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("wrong\nB-tree")
+
+    with ShardReader(path) as reader, monkeypatch.context() as patch:
+        patch.setattr(h5py.Dataset, "read_direct", fail)
+        with pytest.raises(InputError, match=r"rows 0 to 1 of .*flux.* cannot be read .*wrong.*B-tree"):
+            reader.read_rows("flux", 0, 2)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
+    with pytest.raises(InputError, match=r"^shard train_2/dataset.h5: damaged, .*wrong.*B-tree.*; copy it again"):
+        read_shard_info(path)
+
+
+#: Runs by itself: HDF5 may bring the interpreter down on a damaged file.
+FUZZ = """
+import sys
+from pathlib import Path
+import h5py
+import numpy as np
+from pipeline.errors import HeadroomError
+from pipeline.shards import ShardReader, read_shard_info
+
+good, bad = map(Path, sys.argv[1:])
+content = good.read_bytes()
+pixels = np.zeros(len(content), bool)
+with h5py.File(good) as file:
+    for name in file["dataset/arrays"]:
+        dataset = file[f"dataset/arrays/{name}/value"].id
+        for chunk in map(dataset.get_chunk_info, range(dataset.get_num_chunks())):
+            pixels[chunk.byte_offset : chunk.byte_offset + chunk.size] = True
+places = [place for place in np.flatnonzero(~pixels) if content[place]]  # most zeros are padding
+rng, refused = np.random.default_rng(0), 0
+for place in rng.choice(places, 300, replace=False):
+    damaged = bytearray(content)
+    damaged[place] ^= int(rng.integers(1, 256))
+    bad.write_bytes(damaged)
+    try:
+        info = read_shard_info(bad)
+        with ShardReader(bad) as reader:
+            for variable in info.variables:
+                reader.read_rows(variable, 0, info.n_spectra)
+    except HeadroomError as error:
+        assert len(str(error).splitlines()) == 1, error
+        refused += 1
+    except BaseException:
+        print("byte", place, "became", damaged[place], file=sys.stderr)
+        raise
+print(refused)
+"""
+
+
+def test_read__damaged_metadata_is_an_input_error(tmp_path: Path) -> None:
+    good = write_shard(tmp_path / "good.h5", 12, 8, chunks=(4, 8))
+    command = [sys.executable, "-c", FUZZ, str(good), str(tmp_path / "bad.h5")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 20

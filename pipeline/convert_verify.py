@@ -1,0 +1,168 @@
+"""Whether a finished store is still what its shards hold: at once by size and time of change, or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from pipeline.convert_pixels import cast_rows
+from pipeline.convert_ranges import ConversionPlan, read_json, write_json
+from pipeline.errors import InputError
+from pipeline.progress import Progress
+from pipeline.shards import ShardInfo, ShardReader
+from pipeline.store import SpectraStore
+from pipeline.store_layout import MANIFEST_GROUP
+from pipeline.store_manifest import Manifest, RangeRecord, digest_rows
+
+__all__ = ["find_changed", "record_stamps", "verify_sources"]
+
+Readers: TypeAlias = Mapping[int, ShardReader]
+
+
+def find_changed(manifest: Manifest, infos: Sequence[ShardInfo]) -> tuple[int, ...]:
+    """Return which shards were written to, or copied, since the store was made of them."""
+    pairs = enumerate(zip(infos, manifest.sources, strict=True))
+    return tuple(shard for shard, (info, source) in pairs if info.stamp != (source.size, source.mtime_ns))
+
+
+def verify_sources(store: SpectraStore, plan: ConversionPlan, changed: Sequence[int], progress: Progress) -> None:
+    """Compare all rows of some shards with the digests that the store's conversion recorded.
+
+    Parameters
+    ----------
+    store
+        Finished store whose columns and wavelengths agree with the shards.
+    plan
+        The conversion as it would be done now; dropped rows and layout are taken from the store.
+    changed
+        Shards to compare, see :func:`find_changed`.
+    progress
+        Who watches.
+
+    Raises
+    ------
+    InputError
+        Naming the shard and the first row that differs.
+    """
+    dropped = tuple(
+        tuple(sorted(row for rows in source.dropped.values() for row in rows)) for source in store.manifest.sources
+    )
+    plan = replace(plan, layout=store.layout, dropped=dropped)
+    total = sum(plan.lengths[shard] - len(dropped[shard]) for shard in changed)
+    with ExitStack() as stack, progress.step("compare changed shards", total) as advance:
+        readers = {shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in changed}
+        for shard in changed:
+            _require_faulty(store, plan, readers, shard)
+        for part in store.manifest.ranges:
+            segments = list(plan.iter_segments(part.start, part.stop))
+            compared = sum(high - low for shard, low, high, _ in segments if shard in readers)
+            if compared:
+                _compare_range(store, plan, readers, part, segments)
+                advance(compared)
+    names = ", ".join(store.shard_names[shard] for shard in changed)
+    progress.note(f"{names}: written anew since {store.path} was made, but all rows are the same")
+
+
+def record_stamps(store: SpectraStore, infos: Sequence[ShardInfo], work: Path) -> None:
+    """Record the shards' times of change in the manifest, so that they are not compared again; ``work`` is locked."""
+    path = store.path / MANIFEST_GROUP / "zarr.json"
+    plain = read_json(path)
+    if plain is None:
+        return
+    for source, info in zip(plain["attributes"]["sources"], infos, strict=True):
+        source["size"], source["mtime_ns"] = info.stamp
+    with suppress(OSError):  # a store that may only be read is compared every time
+        write_json(work / "manifest.json", plain)
+        (work / "manifest.json").replace(path)
+    (work / "manifest.json").unlink(missing_ok=True)
+
+
+def _compare_range(
+    store: SpectraStore,
+    plan: ConversionPlan,
+    readers: Readers,
+    part: RangeRecord,
+    segments: Sequence[tuple[int, int, int, int]],
+) -> None:
+    """Digest a range anew, rows of changed shards from the shards and all others from the store."""
+    for variable in store.variables:
+        total = 0
+        for shard, first, last, row in _iter_blocks(plan, segments):
+            if shard in readers:
+                rows = _read_source(plan, readers, variable, shard, first, last)
+            else:
+                rows = store.read_rows(variable, row, row + last - first)
+            total += digest_rows(rows, row)
+        if f"{total % 2**64:016x}" != part.digests[variable]:
+            _refuse_difference(store, plan, readers, variable, segments)
+    if "mask" not in store.variables:
+        for shard, first, last, _ in _iter_blocks(plan, segments):
+            if shard in readers and _read_source(plan, readers, "mask", shard, first, last).any():
+                raise _changed(store, plan, shard, f"it flags pixels of rows {first} to {last - 1}")
+
+
+def _refuse_difference(
+    store: SpectraStore,
+    plan: ConversionPlan,
+    readers: Readers,
+    variable: str,
+    segments: Sequence[tuple[int, int, int, int]],
+) -> None:
+    for shard, first, last, row in _iter_blocks(plan, segments):
+        if shard in readers:
+            found = _read_source(plan, readers, variable, shard, first, last)
+            kept = store.read_rows(variable, row, row + last - first)
+            # as bytes: 0 and -0, or two NaN, are different contents
+            differs = (found.view(np.uint8) != kept.view(np.uint8)).any(axis=1)
+            if differs.any():
+                raise _changed(store, plan, shard, f"{variable} of row {first + int(np.argmax(differs))} differs")
+    raise InputError(
+        f"store {store.path} is damaged: {variable} does not match its digests though the shards have the same rows; "
+        f"delete the folder and run again, or rebuild it: headroom convert SHARDS {store.path} --overwrite"
+    )
+
+
+def _require_faulty(store: SpectraStore, plan: ConversionPlan, readers: Readers, shard: int) -> None:
+    """Refuse a shard with a spectrum that was left out and is right now."""
+    for row in plan.dropped[shard]:
+        cast = np.empty((1, plan.layout.n_pixels), np.float32)
+        if not any(
+            cast_rows(variable, readers[shard].read_rows(variable, row, row + 1), cast)[1]
+            for variable in plan.variables
+        ):
+            raise _changed(store, plan, shard, f"row {row} was faulty and is not any more")
+
+
+def _iter_blocks(
+    plan: ConversionPlan, segments: Sequence[tuple[int, int, int, int]]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (shard, first row, end row, first row in the store) in pieces that fit in memory."""
+    for shard, low, high, row in segments:
+        for first in range(low, high, plan.block_rows):
+            yield shard, first, min(first + plan.block_rows, high), row + first - low
+
+
+def _read_source(
+    plan: ConversionPlan, readers: Readers, variable: str, shard: int, first: int, last: int
+) -> np.ndarray:
+    """Read rows of a shard as a conversion would write them."""
+    if variable == "mask":
+        if not plan.has_mask[shard]:
+            return np.zeros((last - first, plan.layout.n_pixels), np.uint8)
+        return readers[shard].read_rows("mask", first, last)
+    cast = np.empty((last - first, plan.layout.n_pixels), np.float32)
+    cast_rows(variable, readers[shard].read_rows(variable, first, last), cast)
+    return cast
+
+
+def _changed(store: SpectraStore, plan: ConversionPlan, shard: int, what: str) -> InputError:
+    return InputError(
+        f"shard {plan.shards[shard]} must be what store {store.path} was made of, but it changed since: {what}; delete "
+        "the store's folder and run again, rebuild it with headroom convert --overwrite, or choose another folder for "
+        "stores ('data.stores' in a configuration)"
+    )
