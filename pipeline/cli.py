@@ -73,21 +73,30 @@ def sample(directory: Path, workers: int | None, overwrite: bool, quiet: bool, *
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True)
-def inspect(paths: tuple[str, ...]) -> None:
-    """Check shards, folders of shards, a shard_index.txt, or a store, and say what is inside.
+@click.option("--config", help="Count spectra in the bins of this configuration, not of the reference grid.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
+    """Check shards or stores and say what is inside.
+
+    PATHS are shards, folders of shards, globs, a shard_index.txt, or stores; every pixel is read once.
 
     \b
     Example:
       headroom inspect spectra/train spectra/test/dataset.h5
     """
-    from pipeline.inspection import inspect_path, render_inspection
+    from pipeline.config import REFERENCE_EDGES
+    from pipeline.inspection import inspect_path, render_inspection, render_total
 
-    failed = False
+    bins = load_config(config).bins if config else REFERENCE_EDGES
+    progress = choose_progress(quiet=quiet)
+    inspections = []
     for path in paths:
-        for inspection in inspect_path(Path(path)):
+        for inspection in inspect_path(path, bins=bins, progress=progress):
             click.echo(render_inspection(inspection))
-            failed = failed or inspection.problem is not None
-    if failed:
+            inspections.append(inspection)
+    if len(inspections) > 1:
+        click.echo(render_total(inspections))
+    if any(inspection.problem is not None for inspection in inspections):
         sys.exit(2)
 
 

@@ -20,7 +20,7 @@ from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardReader, find_shards, read_shard_info
 from pipeline.store import SpectraStore, is_store
 
-__all__ = ["Inspection", "inspect_path", "render_inspection"]
+__all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
 
 _QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 _BLOCK_BYTES: Final = 4 << 20
@@ -105,11 +105,27 @@ def render_inspection(inspection: Inspection) -> str:
     odd = [f"  {name}: {count:,}" for name, count in inspection.counts.items() if count]
     lines += odd or ["  no NaN, masked, negative or all-zero pixels"]
     lines += [f"  {remark}" for remark in inspection.remarks]
-    width = max(len(name) for name in inspection.bin_counts)
-    lines.append("  spectra per bin:")
-    for name, count in inspection.bin_counts.items():
-        lines.append(f"    {name:<{width}}  {count:>9,}  {100 * count / inspection.n_spectra:5.1f} %")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_render_bins(inspection.bin_counts, inspection.n_spectra)])
+
+
+def render_total(inspections: Sequence[Inspection]) -> str:
+    """Return how many spectra several files hold together, and in which bins; what is broken is not counted."""
+    whole = [one for one in inspections if one.problem is None]
+    n_spectra = sum(one.n_spectra for one in whole)
+    counts: dict[str, int] = {}
+    for one in whole:
+        for name, count in one.bin_counts.items():
+            counts[name] = counts.get(name, 0) + count
+    broken = f", {len(inspections) - len(whole)} broken" if len(whole) < len(inspections) else ""
+    lines = [f"together: {len(whole)} files{broken}, {n_spectra:,} spectra"]
+    return "\n".join([*lines, *_render_bins(counts, n_spectra)] if counts else lines)
+
+
+def _render_bins(counts: Mapping[str, int], n_spectra: int) -> list[str]:
+    width = max(len(name) for name in counts)
+    share = 100 / max(n_spectra, 1)
+    rows = [f"    {name:<{width}}  {count:>9,}  {share * count:5.1f} %" for name, count in counts.items()]
+    return ["  spectra per bin:", *rows]
 
 
 def _inspect_safely(

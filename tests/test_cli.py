@@ -77,7 +77,13 @@ def test_sample_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "simulated" in out
     code, out, _ = invoke(capsys, "inspect", str(folder / "train"))
     assert code == 0
-    assert out.count("32 pixels") >= 2 or out.count("32") >= 2
+    assert out.count("60 spectra × 32 pixels") == 2
+    assert "together: 2 files, 120 spectra" in out
+    columns = tmp_path / "bins.yaml"
+    columns.write_text("data: {train: a, test: b}\nbins: {snr: [0, 8, 40]}\n")
+    code, out, _ = invoke(capsys, "inspect", str(folder / "train"), "--config", str(columns))
+    assert code == 0
+    assert "bin 1 (8–40)" in out
     index = str(folder / "train" / "shard_index.txt")
     code, out, _ = invoke(capsys, "convert", index, str(tmp_path / "train.zarr"), "--workers", "1", "--quiet")
     assert code == 0
