@@ -31,7 +31,7 @@ from pipeline.checkpoints import (
     partition_file,
 )
 from pipeline.errors import InputError, ResourceError
-from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads
+from pipeline.hotloop import CellRows, LoopSettings, Workspace, accumulate_rows, available_threads
 from pipeline.moments_file import write_moments
 from pipeline.noise import NoiseDraw
 from pipeline.partitions import Partition
@@ -45,6 +45,7 @@ __all__ = ["accumulate_moments", "lost_workers_told"]
 
 # A worker may have many threads, but a plan's memory is that of one partition at a time.
 _ONE_PARTITION_AT_A_TIME = threading.Lock()
+_WORKSPACE = Workspace()
 
 
 def accumulate_moments(
@@ -148,9 +149,12 @@ def _run_tasks(
     tasks: Sequence[_Task], plan: AccumulationPlan, client: Client | None, advance: Callable[[int], None]
 ) -> None:
     if client is None:
-        for task in tasks:
-            _accumulate_partition(task, advance)
-            _merge_folds_of(task, plan)
+        try:
+            for task in tasks:
+                _accumulate_partition(task, advance)
+                _merge_folds_of(task, plan)
+        finally:
+            _WORKSPACE.clear()
         return
     from distributed import as_completed
 
@@ -220,7 +224,7 @@ def _accumulate_partition(task: _Task, advance: Callable[[int], None] | None = N
             if advance is not None:
                 advance(count * len(task.draws))
 
-        moments = accumulate_rows(store, rows, task.draws, settings, tell)
+        moments = accumulate_rows(store, rows, task.draws, settings, tell, _WORKSPACE)
         for cells, draw, file in zip(moments, task.draws, task.files, strict=True):
             facts = {"key": task.key, "store": task.fingerprint, "draw": vars(draw), "rows": [part.start, part.stop]}
             write_moments(Path(file), cells, facts)

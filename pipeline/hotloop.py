@@ -26,12 +26,20 @@ from threadpoolctl import threadpool_limits
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw, stream_key
 from pipeline.normals import normals_of_row
-from pipeline.tiles import TileLayout, add_gram
+from pipeline.tiles import TileLayout, add_gram, padded_stride
 
-__all__ = ["CellRows", "LoopSettings", "SpectraReader", "accumulate_rows", "available_threads", "loop_memory"]
+__all__ = [
+    "CellRows",
+    "LoopSettings",
+    "SpectraReader",
+    "Workspace",
+    "accumulate_rows",
+    "available_threads",
+    "loop_memory",
+]
 
-#: Buffers beyond one for every cell: full ones that wait for, or are in, the summing half.
-_SPARE_BUFFERS = 4
+#: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
+_WAITING_BUFFERS = 3
 
 
 class SpectraReader(Protocol):
@@ -63,6 +71,39 @@ class LoopSettings:
     def dtype(self) -> np.dtype[Any]:
         """Type of the products."""
         return np.dtype(self.precision)
+
+    @property
+    def consumers(self) -> int:
+        """Runs that are summed side by side, each on about two threads; a cell's runs stay with one of them."""
+        return -(-self.threads // 2)
+
+    @property
+    def spare_buffers(self) -> int:
+        """Buffers beyond one for every draw and cell."""
+        return self.consumers * (1 + _WAITING_BUFFERS)
+
+
+class Workspace:
+    """Large arrays that one partition leaves to the next: the first touch of fresh memory is slow.
+
+    Not for two loops at once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array of any content; it is the same memory for the same name."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < size:
+            self._buffers.pop(name, None)
+            buffer = self._buffers[name] = np.empty(size, np.uint8)
+        return buffer[:size].view(dtype).reshape(shape)
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +150,10 @@ def loop_memory(
     """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
     item = settings.dtype.itemsize
     sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 1) * 8
-    buffers = n_draws * n_cells + _SPARE_BUFFERS
+    buffers = n_draws * n_cells + settings.spare_buffers
     # Flux and error of a block, and what decoding a chunk that is only partly wanted needs besides.
     blocks = 4 * chunk_rows * n_pixels * 4
-    return n_draws * n_cells * sums + buffers * settings.run_rows * n_pixels * item + blocks
+    return n_draws * n_cells * sums + buffers * settings.run_rows * padded_stride(n_pixels) * item + blocks
 
 
 def accumulate_rows(
@@ -121,6 +162,7 @@ def accumulate_rows(
     draws: Sequence[NoiseDraw],
     settings: LoopSettings,
     advance: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None,
 ) -> list[list[Moments]]:
     """Accumulate the moments of consecutive rows for every noise draw and every cell, in one read.
 
@@ -136,28 +178,44 @@ def accumulate_rows(
         Precision, blocks, threads.
     advance
         Called with the number of rows after each block.
+    workspace
+        Where the large arrays live, for use again; the moments returned live there too, until the next call.
 
     Returns
     -------
     list of list of Moments
         For each draw, the moments of each cell; ``gram`` in the precision of the products.
     """
-    sums = [_DrawSums(rows, reader.n_pixels, settings.dtype) for _ in draws]
-    filling = _Filling(reader, rows, draws, settings)
+    memory = workspace or Workspace()
+    layout = TileLayout(reader.n_pixels)
+    tiles = memory.take("tiles", (len(draws), rows.n_cells, *layout.shape), settings.dtype)
+    tiles.fill(0)
+    sums = [_DrawSums(rows, own) for own in tiles]
+    filling = _Filling(reader, rows, draws, settings, memory)
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
-        ThreadPoolExecutor(1, "fill") as fill_thread,
+        ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,
     ):
-        filled = fill_thread.submit(filling.run, advance)
-        try:
-            while (run := filling.full.get()) is not None:
-                sums[run.draw].add(run, filling.pool[run.buffer, : run.count], gram_threads)
-                filling.free.put(run.buffer)
-        finally:
-            filling.stop()
-        filled.result()
+
+        def consume(queue: SimpleQueue[_Run | None]) -> None:
+            try:
+                while (run := queue.get()) is not None:
+                    sums[run.draw].add(run, filling.rows_of(run), gram_threads)
+                    filling.free.put(run.buffer)
+            finally:
+                filling.free.put(None)  # should this half fail, the other must not wait for its buffers
+
+        jobs = [halves.submit(filling.run, advance), *(halves.submit(consume, queue) for queue in filling.full)]
+        # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
+        errors = [error for error in (job.exception() for job in jobs) if error is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+            raise error
     return [own.moments() for own in sums]
+
+
+class _StoppedError(RuntimeError):
+    """The other half failed; its error is the one to show."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +232,12 @@ class _Run:
 class _DrawSums:
     """Accumulators of one noise draw, owned by the running task."""
 
-    def __init__(self, rows: CellRows, n_pixels: int, dtype: np.dtype[Any]) -> None:
-        self._rows = rows
+    def __init__(self, rows: CellRows, tiles: NDArray[Any]) -> None:
+        self._rows, self._tiles = rows, tiles
+        n_pixels = len(rows.x_origin)
         self._layout = TileLayout(n_pixels)
         centred = rows.y - rows.y_origin
         self._y = [centred[rows.cells == cell] for cell in range(rows.n_cells)]
-        self._tiles = [self._layout.zeros(dtype) for _ in range(rows.n_cells)]
         self._x_sums = np.zeros((rows.n_cells, n_pixels))
         self._crosses = np.zeros((rows.n_cells, n_pixels, len(rows.labels)))
 
@@ -214,28 +272,35 @@ class _Filling:
     """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own."""
 
     def __init__(
-        self, reader: SpectraReader, rows: CellRows, draws: Sequence[NoiseDraw], settings: LoopSettings
+        self,
+        reader: SpectraReader,
+        rows: CellRows,
+        draws: Sequence[NoiseDraw],
+        settings: LoopSettings,
+        memory: Workspace,
     ) -> None:
         self._reader, self._rows, self._draws, self._run_rows = reader, rows, draws, settings.run_rows
-        n_buffers = len(draws) * rows.n_cells + _SPARE_BUFFERS
+        n_buffers = len(draws) * rows.n_cells + settings.spare_buffers
         # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
-        self.pool = np.empty((n_buffers, settings.run_rows, reader.n_pixels), settings.dtype)
+        shape = (n_buffers, settings.run_rows, padded_stride(reader.n_pixels))
+        self._pool = memory.take("pool", shape, settings.dtype)
         self.free: SimpleQueue[int | None] = SimpleQueue()
-        self.full: SimpleQueue[_Run | None] = SimpleQueue()
+        self.full: list[SimpleQueue[_Run | None]] = [SimpleQueue() for _ in range(settings.consumers)]
         for buffer in range(n_buffers):
             self.free.put(buffer)
         self._open = np.full((len(draws), rows.n_cells), -1)
         self._seen = np.zeros(rows.n_cells, np.int64)
         self._origin = rows.x_origin.astype(settings.dtype)
         self._keys = [stream_key(draw) for draw in draws]
+        self._memory = memory
         self._helpers = max(1, settings.threads // 3)
 
-    def stop(self) -> None:
-        """Make a waiting :meth:`run` give up; harmless after it has ended."""
-        self.free.put(None)
+    def rows_of(self, run: _Run) -> NDArray[Any]:
+        """Return the rows of a run, (count, P), padded."""
+        return self._pool[run.buffer, : run.count, : self._reader.n_pixels]
 
     def run(self, advance: Callable[[int], None] | None) -> None:
-        """Fill buffers until the rows end; the queue of full ones always ends with None."""
+        """Fill buffers until the rows end; the queues of full ones always end with None."""
         try:
             with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
                 for start, flux, error in self._read_blocks(helpers):
@@ -245,13 +310,15 @@ class _Filling:
             for draw, cell in np.argwhere(self._open >= 0):
                 self._hand_over(int(draw), int(cell))
         finally:
-            self.full.put(None)
+            for queue in self.full:
+                queue.put(None)
 
     def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
         chunk, first = self._reader.chunk_rows, self._rows.start
         end = first + len(self._rows.cells)
-        flux, error = (np.empty((chunk, self._reader.n_pixels), np.float32) for _ in range(2))
+        shape = (chunk, self._reader.n_pixels)
+        flux, error = (self._memory.take(name, shape, np.dtype(np.float32)) for name in ("flux", "error"))
         for start in range(first - first % chunk, end, chunk):
             a, b = max(start, first), min(start + chunk, end)
             waiting = helpers.submit(self._reader.read_rows, "error", a, b, error[: b - a])
@@ -293,7 +360,7 @@ class _Filling:
             if self._open[draw, cell] < 0:
                 buffer = self.free.get()
                 if buffer is None:
-                    raise RuntimeError("the summing half has stopped")
+                    raise _StoppedError("the summing half has stopped")
                 self._open[draw, cell] = buffer
         return np.asarray(self._open[draw, cells])
 
@@ -301,19 +368,27 @@ class _Filling:
         self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
     ) -> None:
         first, _, targets, slots = rows
-        level = self.pool.dtype.type(self._draws[draw].level)
+        level = self._pool.dtype.type(self._draws[draw].level)
         size = -(-len(flux) // self._helpers)
         parts = [slice(a, a + size) for a in range(0, len(flux), size)]
         jobs = [
             helpers.submit(
                 _scatter_noisy, flux[part], error[part], level, self._keys[draw], first + part.start,
-                self._origin, targets[part], slots[part], self.pool,
+                self._origin, targets[part], slots[part], self._pool,
             )
             for part in parts[1:]
         ]  # fmt: skip
         part = parts[0]
         _scatter_noisy(
-            flux[part], error[part], level, self._keys[draw], first, self._origin, targets[part], slots[part], self.pool
+            flux[part],
+            error[part],
+            level,
+            self._keys[draw],
+            first,
+            self._origin,
+            targets[part],
+            slots[part],
+            self._pool,
         )
         for job in jobs:
             job.result()
@@ -322,7 +397,9 @@ class _Filling:
         """Give a cell's open buffer to the summing half."""
         seen = int(self._seen[cell])
         count = (seen - 1) % self._run_rows + 1
-        self.full.put(_Run(draw, cell, seen - count, count, int(self._open[draw, cell])))
+        run = _Run(draw, cell, seen - count, count, int(self._open[draw, cell]))
+        # Always the same consumer for a cell: its runs are summed in the order of its rows.
+        self.full[(draw * self._rows.n_cells + cell) % len(self.full)].put(run)
         self._open[draw, cell] = -1
 
 

@@ -20,10 +20,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.blas import add_product, add_symmetric_product
 
-__all__ = ["TileLayout", "add_gram"]
+__all__ = ["TileLayout", "add_gram", "padded_stride"]
 
 #: Larger tiles are closer to BLAS' peak, smaller ones store less above the diagonal and balance better.
-_LARGEST_TILE = 1024
+_LARGEST_TILE = 2048
 _TILE_MULTIPLE = 16
 
 
@@ -112,6 +112,16 @@ class TileLayout:
         return product
 
 
+def padded_stride(n_pixels: int) -> int:
+    """Return how many numbers apart rows of P pixels should lie in a buffer for :func:`add_gram`.
+
+    Rows a multiple of 2 KiB apart fall on the same lines of the processor's cache: at 4096 pixels that costs a
+    third of the speed.
+    """
+    stride = -(-n_pixels // _TILE_MULTIPLE) * _TILE_MULTIPLE
+    return stride + _TILE_MULTIPLE if stride % 512 == 0 else stride
+
+
 def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor: Executor | None = None) -> None:
     """Add ``xᵀx`` to the tiles, in place.
 
@@ -121,7 +131,8 @@ def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor:
     Parameters
     ----------
     x
-        Rows of pixels, C-ordered (N, P), float32 or float64.
+        Rows of pixels (N, P), float32 or float64, contiguous along pixels; rows may be padded
+        (:func:`padded_stride`).
     tiles
         The sum, of ``layout.shape`` and the dtype of ``x``; owned by the caller.
     layout
@@ -131,8 +142,8 @@ def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor:
     """
     if x.dtype != tiles.dtype or x.shape[1] != layout.n_pixels or tiles.shape != layout.shape:
         raise ValueError(f"x {x.dtype}{x.shape} does not fit tiles {tiles.dtype}{tiles.shape}")
-    if not (x.flags.c_contiguous and tiles.flags.c_contiguous):
-        raise ValueError("x and tiles must be C-ordered")
+    if x.strides[1] != x.itemsize or x.strides[0] < x.shape[1] * x.itemsize or not tiles.flags.c_contiguous:
+        raise ValueError("x must be contiguous along pixels, and tiles C-ordered")
     if x.shape[0] == 0:
         return
     # Off-diagonal tiles first: they are twice the work, and the short ones fill the gaps at the end.

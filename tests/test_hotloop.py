@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES
+from pipeline.errors import InputError
 from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads, loop_memory
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
@@ -62,8 +63,9 @@ def test_bits_depend_on_neither_threads_nor_company(train_store: SpectraStore) -
     rows = rows_of(train_store)
     together = accumulate_rows(train_store, rows, DRAWS, SETTINGS)
     for draw, expected in zip(DRAWS, together, strict=True):
-        [alone] = accumulate_rows(train_store, rows, [draw], replace(SETTINGS, threads=1))
-        assert all(a.identical(b) for a, b in zip(alone, expected, strict=True))
+        for threads in (1, 5):
+            [alone] = accumulate_rows(train_store, rows, [draw], replace(SETTINGS, threads=threads))
+            assert all(a.identical(b) for a, b in zip(alone, expected, strict=True))
 
 
 def test_progress_counts_every_row(train_store: SpectraStore) -> None:
@@ -71,6 +73,37 @@ def test_progress_counts_every_row(train_store: SpectraStore) -> None:
     accumulate_rows(train_store, rows_of(train_store, 0, 1000), DRAWS[:1], SETTINGS, told.append)
     assert sum(told) == 1000
     assert max(told) == train_store.chunk_rows
+
+
+class Failing:
+    """A store whose chunks are damaged from some row on."""
+
+    def __init__(self, store: SpectraStore, row: int) -> None:
+        self._store, self._row = store, row
+        self.n_pixels, self.chunk_rows = store.n_pixels, store.chunk_rows
+
+    def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        if stop > self._row:
+            raise InputError(f"rows {start} to {stop} are damaged")
+        return self._store.read_rows(variable, start, stop, out)
+
+
+@pytest.mark.parametrize("row", [0, 700])
+def test_an_error_in_the_filling_half_ends_the_loop(train_store: SpectraStore, row: int) -> None:
+    with pytest.raises(InputError, match="are damaged"):
+        accumulate_rows(Failing(train_store, row), rows_of(train_store), DRAWS, SETTINGS)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_error_in_the_summing_half_ends_the_loop(
+    train_store: SpectraStore, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("pipeline.hotloop.add_gram", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        accumulate_rows(train_store, rows_of(train_store), DRAWS, replace(SETTINGS, run_rows=64, threads=threads))
 
 
 def test_no_rows_give_no_moments(train_store: SpectraStore) -> None:
