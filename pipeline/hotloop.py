@@ -12,20 +12,18 @@ draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, Run, SpectraReader, StoppedError, Workspace
 from pipeline.moments import Moments
-from pipeline.noise import NoiseDraw, stream_key
-from pipeline.normals import normals_of_row
+from pipeline.noise import NoiseDraw
 from pipeline.tiles import TileLayout, add_gram, padded_stride
 
 __all__ = [
@@ -37,103 +35,6 @@ __all__ = [
     "available_threads",
     "loop_memory",
 ]
-
-#: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
-_WAITING_BUFFERS = 3
-
-
-class SpectraReader(Protocol):
-    """What the loop needs of a store."""
-
-    @property
-    def n_pixels(self) -> int:
-        """P."""
-
-    @property
-    def chunk_rows(self) -> int:
-        """Rows that are decoded together."""
-
-    def read_rows(
-        self, variable: str, start: int, stop: int, out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Fill ``out`` (stop − start, P) with ``flux`` or ``error``."""
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the loop cuts its work; ``precision`` and ``run_rows`` decide the bits, ``threads`` the speed."""
-
-    precision: str = "float32"
-    run_rows: int = 2048
-    threads: int = 1
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the products."""
-        return np.dtype(self.precision)
-
-    @property
-    def consumers(self) -> int:
-        """Runs that are summed side by side, each on about two threads; a cell's runs stay with one of them."""
-        return -(-self.threads // 2)
-
-    @property
-    def spare_buffers(self) -> int:
-        """Buffers beyond one for every draw and cell."""
-        return self.consumers * (1 + _WAITING_BUFFERS)
-
-
-class Workspace:
-    """Large arrays that one partition leaves to the next: the first touch of fresh memory is slow.
-
-    Not for two loops at once.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[np.uint8]] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array of any content; it is the same memory for the same name."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size:
-            self._buffers.pop(name, None)
-            buffer = self._buffers[name] = np.empty(size, np.uint8)
-        return buffer[:size].view(dtype).reshape(shape)
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._buffers.clear()
-
-
-@dataclass(frozen=True, eq=False)
-class CellRows:
-    """What is known of the rows of a partition besides their pixels.
-
-    Attributes
-    ----------
-    start
-        Absolute row of the first one.
-    cells
-        Cell of every row, shape (N,).
-    n_cells
-        Number of cells.
-    y
-        Labels, shape (N, Q).
-    labels
-        Names of the labels.
-    x_origin, y_origin
-        Origins, shapes (P,) and (Q,); ``x_origin`` holds float32 numbers, so that what the kernel subtracts in
-        single precision is what the moments say.
-    """
-
-    start: int
-    cells: NDArray[np.int64]
-    n_cells: int
-    y: NDArray[np.float64]
-    labels: tuple[str, ...]
-    x_origin: NDArray[np.float64]
-    y_origin: NDArray[np.float64]
 
 
 def available_threads() -> int:
@@ -191,14 +92,14 @@ def accumulate_rows(
     tiles = memory.take("tiles", (len(draws), rows.n_cells, *layout.shape), settings.dtype)
     tiles.fill(0)
     sums = [_DrawSums(rows, own) for own in tiles]
-    filling = _Filling(reader, rows, draws, settings, memory)
+    filling = Filling(reader, rows, draws, settings, memory)
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
         ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,
     ):
 
-        def consume(queue: SimpleQueue[_Run | None]) -> None:
+        def consume(queue: SimpleQueue[Run | None]) -> None:
             try:
                 while (run := queue.get()) is not None:
                     sums[run.draw].add(run, filling.rows_of(run), gram_threads)
@@ -209,24 +110,9 @@ def accumulate_rows(
         jobs = [halves.submit(filling.run, advance), *(halves.submit(consume, queue) for queue in filling.full)]
         # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
         errors = [error for error in (job.exception() for job in jobs) if error is not None]
-        for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+        for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
             raise error
     return [own.moments() for own in sums]
-
-
-class _StoppedError(RuntimeError):
-    """The other half failed; its error is the one to show."""
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive rows of one cell, noisy and centred, in one buffer."""
-
-    draw: int
-    cell: int
-    first: int
-    count: int
-    buffer: int
 
 
 class _DrawSums:
@@ -241,7 +127,7 @@ class _DrawSums:
         self._x_sums = np.zeros((rows.n_cells, n_pixels))
         self._crosses = np.zeros((rows.n_cells, n_pixels, len(rows.labels)))
 
-    def add(self, run: _Run, x: NDArray[Any], executor: Executor) -> None:
+    def add(self, run: Run, x: NDArray[Any], executor: Executor) -> None:
         y = self._y[run.cell][run.first : run.first + run.count]
         # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
         beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
@@ -266,163 +152,3 @@ class _DrawSums:
             )
             for cell, y in enumerate(self._y)
         ]
-
-
-class _Filling:
-    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own."""
-
-    def __init__(
-        self,
-        reader: SpectraReader,
-        rows: CellRows,
-        draws: Sequence[NoiseDraw],
-        settings: LoopSettings,
-        memory: Workspace,
-    ) -> None:
-        self._reader, self._rows, self._draws, self._run_rows = reader, rows, draws, settings.run_rows
-        n_buffers = len(draws) * rows.n_cells + settings.spare_buffers
-        # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
-        shape = (n_buffers, settings.run_rows, padded_stride(reader.n_pixels))
-        self._pool = memory.take("pool", shape, settings.dtype)
-        self.free: SimpleQueue[int | None] = SimpleQueue()
-        self.full: list[SimpleQueue[_Run | None]] = [SimpleQueue() for _ in range(settings.consumers)]
-        for buffer in range(n_buffers):
-            self.free.put(buffer)
-        self._open = np.full((len(draws), rows.n_cells), -1)
-        self._seen = np.zeros(rows.n_cells, np.int64)
-        self._origin = rows.x_origin.astype(settings.dtype)
-        self._keys = [stream_key(draw) for draw in draws]
-        self._memory = memory
-        self._helpers = max(1, settings.threads // 3)
-
-    def rows_of(self, run: _Run) -> NDArray[Any]:
-        """Return the rows of a run, (count, P), padded."""
-        return self._pool[run.buffer, : run.count, : self._reader.n_pixels]
-
-    def run(self, advance: Callable[[int], None] | None) -> None:
-        """Fill buffers until the rows end; the queues of full ones always end with None."""
-        try:
-            with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
-                for start, flux, error in self._read_blocks(helpers):
-                    self._scatter_block(start, flux, error, helpers)
-                    if advance is not None:
-                        advance(len(flux))
-            for draw, cell in np.argwhere(self._open >= 0):
-                self._hand_over(int(draw), int(cell))
-        finally:
-            for queue in self.full:
-                queue.put(None)
-
-    def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
-        """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
-        chunk, first = self._reader.chunk_rows, self._rows.start
-        end = first + len(self._rows.cells)
-        shape = (chunk, self._reader.n_pixels)
-        flux, error = (self._memory.take(name, shape, np.dtype(np.float32)) for name in ("flux", "error"))
-        for start in range(first - first % chunk, end, chunk):
-            a, b = max(start, first), min(start + chunk, end)
-            waiting = helpers.submit(self._reader.read_rows, "error", a, b, error[: b - a])
-            self._reader.read_rows("flux", a, b, flux[: b - a])
-            waiting.result()
-            yield a - first, flux[: b - a], error[: b - a]
-
-    def _scatter_block(self, start: int, flux: NDArray[Any], error: NDArray[Any], helpers: Executor) -> None:
-        cells = self._rows.cells[start : start + len(flux)]
-        places = self._places(cells)
-        slots = places % self._run_rows
-        # A segment ends where a buffer is full, so that none waits for a whole block.
-        ends = [*(np.flatnonzero(slots == self._run_rows - 1) + 1).tolist(), len(cells)]
-        begin = 0
-        for end in ends:
-            if end == begin:
-                continue
-            part = slice(begin, end)
-            for draw in range(len(self._draws)):
-                targets = self._open_buffers(draw, cells[part])
-                rows = (self._rows.start + start + begin, cells[part], targets, slots[part])
-                self._scatter_rows(draw, flux[part], error[part], rows, helpers)
-            self._seen += np.bincount(cells[part], minlength=self._rows.n_cells)
-            if slots[end - 1] == self._run_rows - 1:
-                for draw in range(len(self._draws)):
-                    self._hand_over(draw, int(cells[end - 1]))
-            begin = end
-
-    def _places(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return each row's place among all rows of its cell so far."""
-        places = np.empty(len(cells), np.int64)
-        for cell in np.unique(cells):
-            members = cells == cell
-            places[members] = self._seen[cell] + np.arange(np.count_nonzero(members))
-        return places
-
-    def _open_buffers(self, draw: int, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        for cell in np.unique(cells):
-            if self._open[draw, cell] < 0:
-                buffer = self.free.get()
-                if buffer is None:
-                    raise _StoppedError("the summing half has stopped")
-                self._open[draw, cell] = buffer
-        return np.asarray(self._open[draw, cells])
-
-    def _scatter_rows(
-        self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
-    ) -> None:
-        first, _, targets, slots = rows
-        level = self._pool.dtype.type(self._draws[draw].level)
-        size = -(-len(flux) // self._helpers)
-        parts = [slice(a, a + size) for a in range(0, len(flux), size)]
-        jobs = [
-            helpers.submit(
-                _scatter_noisy, flux[part], error[part], level, self._keys[draw], first + part.start,
-                self._origin, targets[part], slots[part], self._pool,
-            )
-            for part in parts[1:]
-        ]  # fmt: skip
-        part = parts[0]
-        _scatter_noisy(
-            flux[part],
-            error[part],
-            level,
-            self._keys[draw],
-            first,
-            self._origin,
-            targets[part],
-            slots[part],
-            self._pool,
-        )
-        for job in jobs:
-            job.result()
-
-    def _hand_over(self, draw: int, cell: int) -> None:
-        """Give a cell's open buffer to the summing half."""
-        seen = int(self._seen[cell])
-        count = (seen - 1) % self._run_rows + 1
-        run = _Run(draw, cell, seen - count, count, int(self._open[draw, cell]))
-        # Always the same consumer for a cell: its runs are summed in the order of its rows.
-        self.full[(draw * self._rows.n_cells + cell) % len(self.full)].put(run)
-        self._open[draw, cell] = -1
-
-
-@numba.njit(nogil=True, cache=True)
-def _scatter_noisy(
-    flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
-) -> None:
-    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its place in its buffer.
-
-    The order of operations is that of :func:`pipeline.noise.add_noise`, bit for bit; the type of ``level``
-    decides the precision.
-    """
-    zero = level * 0
-    n_pixels = flux.shape[1]
-    words = np.empty((4, (n_pixels + 3) // 4), np.uint32)
-    normals = np.zeros(4 * words.shape[1], np.float32)
-    for r in range(flux.shape[0]):
-        if level > 0:
-            normals_of_row(start + r, key, words, normals)
-        f, e, row = flux[r], error[r], pool[targets[r], slots[r]]
-        for p in range(n_pixels):
-            noise = (normals[p] * level) * e[p]
-            clean = f[p] if f[p] > 0 else zero
-            value = noise + clean
-            value = value if value > zero else zero
-            row[p] = value - origin[p]
