@@ -19,12 +19,9 @@ import jinja2
 import yaml
 
 from pipeline.errors import ResourceError
-from pipeline.figures.views import headline, symbol
+from pipeline.figures.views import conclusion, headline, symbol
 from pipeline.moments_file import replacing
 from pipeline.report_tables import (
-    REPORT_FIGURES,
-    TEST_NOISE,
-    describe_words,
     list_bins,
     list_files,
     list_hypotheses,
@@ -34,6 +31,15 @@ from pipeline.report_tables import (
     list_run,
     list_steps,
     list_stores,
+)
+from pipeline.report_words import (
+    REPORT_FIGURES,
+    TEST_NOISE,
+    caption_figure,
+    describe_words,
+    explain_hypotheses,
+    explain_levels,
+    list_commands,
 )
 from pipeline.results import RunResults
 
@@ -52,6 +58,7 @@ class _Picture:
     caption: str
     embedded: str
     link: str
+    anchor: str
 
 
 class _Verbatim(str):
@@ -91,12 +98,14 @@ def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Pat
 
 
 def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]:
-    level, metadata = headline(results), results.metadata
-    levels = sorted(results.summary["levels"], key=lambda entry: entry is not level)
+    level, levels, metadata = headline(results), results.summary["levels"], results.metadata
     config = metadata.get("config") or {}
     return {
         "title": f"Headroom of a mixture of experts for {symbol(results.summary['target'])}",
-        "decision": level["decision"],
+        "verdict": level["decision"]["verdict"],
+        "conclusion": conclusion(results),
+        "about_levels": explain_levels(results),
+        "about_hypotheses": explain_hypotheses(metadata),
         "simulated": bool(metadata.get("simulated")),
         "confidence": f"{results.summary['confidence']:.0%}",
         "seeds": [str(seed) for seed in results.overall["seed"].unique()],
@@ -108,39 +117,28 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
                 "hypotheses": list_hypotheses(entry),
                 "key_numbers": list_key_numbers(results, entry),
                 "bins": list_bins(results, entry),
-                "sentence": entry["decision"]["sentence"],
+                # The conclusion at the top is about this level, and one page states it once.
+                "sentence": "The conclusion above is about this level."
+                if entry is level
+                else entry["decision"]["sentence"],
             }
             for entry in levels
         ],
         "noise_levels": list_levels(results),
         "learning": list_learning(results),
         "learning_sentence": (results.summary.get("learning") or {}).get("sentence") or "",
-        "pictures": _read_pictures(results.folder, figures),
+        "pictures": _read_pictures(results, figures),
         "warnings": [str(warning) for warning in metadata.get("warnings") or ()],
         "config_yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip(),
         "provenance": [list_run(results), list_stores(results), list_steps(results), list_files(results)],
-        "commands": _list_commands(metadata),
+        "commands": list_commands(results),
         "glossary": describe_words(results),
         "test_noise": TEST_NOISE,
     }
 
 
-def _list_commands(metadata: Mapping[str, Any]) -> str:
-    # "+changes" marks a checkout that had been edited; what was edited is not recorded.
-    commit, edited, _ = (metadata.get("git_commit") or "").partition("+")
-    files = " ".join(metadata.get("hashes") or {})
-    lines = [
-        *([f"git checkout {commit}" + ("  # it had been edited" if edited else "")] if commit else []),
-        "make install",
-        str(metadata.get("command") or "headroom run CONFIG --out RUN"),
-        # The sums in the provenance tell whether the same numbers came out.
-        *([f"sha256sum {files}"] if files else []),
-    ]
-    return "\n".join(lines)
-
-
-def _read_pictures(folder: Path, figures: Mapping[str, Path]) -> dict[str, _Picture]:
-    pictures = {}
+def _read_pictures(results: RunResults, figures: Mapping[str, Path]) -> dict[str, _Picture]:
+    pictures: dict[str, _Picture] = {}
     known = [name for name in REPORT_FIGURES if name in figures]
     for name in [*known, *(name for name in figures if name not in REPORT_FIGURES)]:
         path = figures[name]
@@ -150,10 +148,11 @@ def _read_pictures(folder: Path, figures: Mapping[str, Path]) -> dict[str, _Pict
             raise ResourceError(
                 f"figure {path}: cannot be read ({error.strerror or error}); render the figures again"
             ) from None
-        title, caption = REPORT_FIGURES.get(name, (Path(name).stem.replace("_", " "), ""))
-        relative = Path(os.path.relpath(path, folder)).as_posix()
+        title, caption = caption_figure(name, results)
+        relative = Path(os.path.relpath(path, results.folder)).as_posix()
         embedded = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
-        pictures[name] = _Picture(name, title, caption, embedded, quote(relative))
+        anchor = f"figure-{len(pictures) + 1}"
+        pictures[name] = _Picture(name, title, caption, embedded, quote(relative), anchor)
     return pictures
 
 

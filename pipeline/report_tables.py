@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -17,6 +16,7 @@ from pipeline.decision import Estimate
 from pipeline.figures.views import (
     MERITS,
     bin_views,
+    has_joint_learning,
     headline,
     learning_points,
     quantity,
@@ -27,10 +27,7 @@ from pipeline.results import RunResults
 
 __all__ = [
     "MISSING",
-    "REPORT_FIGURES",
-    "TEST_NOISE",
     "Table",
-    "describe_words",
     "list_bins",
     "list_files",
     "list_hypotheses",
@@ -43,91 +40,6 @@ __all__ = [
 ]
 
 MISSING = "–"
-
-#: Title and what to look for, by file name and in the order of the report.
-REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "moe_oracle_dashboard.png": (
-            "The result on one page",
-            "Look first at the middle left: the verdict needs the whole bar of “covered” in one coloured zone. "
-            "The bars on the right tell whether all bins gain or a few carry the rest.",
-        ),
-        "moe_delta_r2_heatmap.png": (
-            "ΔR² in every bin",
-            "Blue bins gain from an expert of their own, red ones lose. Where the interval in a cell includes "
-            "zero, the colour may be chance.",
-        ),
-        "moe_perbin_r2_grouped.png": (
-            "R² in every bin, both models",
-            "A long blue bar is a bin that is easy once it has its own expert; a short one is hard for any "
-            "linear model. R² of a bin is relative to the spread of labels within it, so it can be low in "
-            "every bin and still be high over all.",
-        ),
-        "moe_pred_vs_true.png": (
-            "Predicted against true",
-            "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "
-            "mean: low values are predicted too high, high ones too low.",
-        ),
-        "moe_sample_distribution.png": (
-            "Where the spectra are",
-            "Spectra beyond the lines are in no bin and have no expert. Train and test should look alike; "
-            "where they do not, the overall numbers weigh the bins differently.",
-        ),
-        "moe_learning_curve.png": (
-            "Gain against the number of training spectra",
-            "A curve that still rises at its right end says that more spectra would help that model. Where ΔR² "
-            "falls, the global model is catching up; only its level at the right end counts for the decision.",
-        ),
-        "moe_noise_levels.png": (
-            "Gain against the noise level",
-            "Look where ΔR² crosses the thresholds: the decision holds only for noise levels on its side.",
-        ),
-    }
-)
-
-
-#: The protocol of the test noise in words.
-TEST_NOISE: Mapping[str, str] = MappingProxyType(
-    {
-        "stored": "the noisy spectra that came with the test files were used (pre-drawn), the same for every seed.",
-        "drawn": "noise was drawn for the test spectra by this run, anew for every seed.",
-    }
-)
-
-
-def describe_words(results: RunResults) -> list[tuple[str, str]]:
-    """Explain covered, all, interval, ± and α to a reader who is no astronomer."""
-    columns = " and ".join(symbol(column) for column in results.metadata["bin_columns"])
-    config = results.metadata.get("config") or {}
-    resamples = (config.get("bootstrap") or {}).get("resamples")
-    drawn = f" ({resamples} times, with replacement)" if resamples else " with replacement"
-    return [
-        (
-            "covered",
-            f"test spectra of stars whose true {columns} lie in one of the bins: those an expert exists for. Both "
-            "models are scored on these same spectra; the conclusion is about them.",
-        ),
-        (
-            "all",
-            "every test spectrum. Stars in no bin get the global model's answer in both cases, which dilutes "
-            "the difference.",
-        ),
-        (
-            "interval",
-            f"how far the number could move by the luck of which test spectra were picked: redrawing them{drawn} gave "
-            f"values between low and high in {results.summary['confidence']:.0%} of the cases.",
-        ),
-        (
-            "±",
-            "standard deviation between seeds, that is, between repetitions with other random noise; a dash where "
-            "there was one seed only.",
-        ),
-        (
-            "α",
-            "the ridge penalty: how strongly a model is held back from following the noise. Larger means "
-            "simpler; it is never chosen on the test spectra.",
-        ),
-    ]
 
 
 @dataclass(frozen=True)
@@ -215,7 +127,7 @@ def list_levels(results: RunResults) -> Table:
 
 
 def list_learning(results: RunResults) -> Table:
-    """Return the learning curve of covered test spectra at the headline noise level, means over seeds."""
+    """Return the learning curve of covered test spectra at the headline noise level."""
     rows = []
     for point in learning_points(results).to_dict("records"):
         cells = [f"{int(point['n_train']):,}", f"{int(point['n_test']):,}"]
@@ -226,7 +138,8 @@ def list_learning(results: RunResults) -> Table:
     header = ["n train", "n test"]
     for title in MERITS.values():
         header.extend((title, "low", "high"))
-    caption = f"Covered test spectra, noise level {headline(results)['noise_level']:g}, means over seeds"
+    over_seeds = "mean and interval over seeds" if has_joint_learning(results) else "means over seeds"
+    caption = f"Covered test spectra, noise level {headline(results)['noise_level']:g}, {over_seeds}"
     return Table(caption, tuple(header), tuple(rows), 0)
 
 
@@ -237,6 +150,7 @@ def list_run(results: RunResults) -> Table:
     rows = {
         "started": metadata.get("started"),
         "git commit": metadata.get("git_commit") or "not recorded (no git checkout)",
+        "command": metadata.get("command"),
         "configuration": metadata.get("config_source"),
         "configuration hash": metadata.get("config_hash"),
         "peak memory of all, measured": _mebibytes(metadata.get("peak_memory_bytes")),

@@ -190,8 +190,12 @@ class _Writer:
             "confidence": 0.95,
             "levels": levels,
             "headline_level": headline,
-            "learning": {"sentence": sentence},
+            "learning": {"sentence": sentence, "points": self._learning_points(headline)},
         }
+
+    def _learning_points(self, level: float) -> list[dict[str, Any]]:
+        frame = pd.DataFrame(self._learning()).query("noise_level == @level and scope == 'covered'")
+        return [{"n_train": n_train, **_estimates(rows)} for n_train, rows in frame.groupby("n_train")]
 
     def _level(self, level: float, overall: pd.DataFrame, per_bin: pd.DataFrame) -> dict[str, Any]:
         overall = overall[overall["noise_level"] == level]

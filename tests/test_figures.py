@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable
-from itertools import combinations
+from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -18,9 +18,9 @@ from results_factory import SNR_EDGES, FakeRun, make_results
 
 from pipeline.errors import ResourceError
 from pipeline.figures import FIGURES, NOISE_LEVELS_FIGURE, render_figures
-from pipeline.figures.canvas import SMALL, format_count, format_value, save_figure
+from pipeline.figures.canvas import SMALL, choose_ink, format_count, format_counts, format_value, save_figure
 from pipeline.figures.per_bin import draw_delta_heatmap
-from pipeline.figures.views import interval_labels, learning_points
+from pipeline.figures.views import conclusion, interval_labels, learning_points
 from pipeline.results import RunResults
 
 LONG_NAMES = {
@@ -146,9 +146,12 @@ def test_heatmap__cells_state_the_summary(find_run: Callable[[str], RunResults],
     run = find_run(name)
     level = next(e for e in run.summary["levels"] if e["noise_level"] == run.summary["headline_level"])
     shown = {text.get_text().replace("\n", " ") for text in draw_delta_heatmap(run).axes[0].texts}
-    for entry in level["bins"]:
+    exact = 1000 if name == "twelve in a row" else 100_000
+    parts = ([entry[part] for entry in level["bins"]] for part in ("n_train", "n_test"))
+    counts = zip(*(format_counts(part, exact_below=exact) for part in parts), strict=True)
+    for entry, (n_train, n_test) in zip(level["bins"], counts, strict=True):
         delta = entry["delta_r2"]
-        assert f"{format_count(entry['n_train'])} / {format_count(entry['n_test'])}" in shown
+        assert f"{n_train} / {n_test}" in shown
         if delta["mean"] is None:
             assert "no R²" in shown
         else:
@@ -180,6 +183,7 @@ def test_figures__wild_values_stay_legible(tmp_path: Path) -> None:
 
 def test_learning_points__is_the_mean_over_seeds_at_the_headline_level(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+    del results.summary["learning"]["points"]
     frame = results.learning.query("noise_level == 1.0 and scope == 'covered'")
     points = learning_points(results)
     assert list(points["n_train"]) == sorted(set(frame["n_train"]))
@@ -188,18 +192,139 @@ def test_learning_points__is_the_mean_over_seeds_at_the_headline_level(tmp_path:
     assert points["delta_r2_low"].iloc[-1] == pytest.approx(last["delta_r2_low"].sum() / len(last))
 
 
+def test_learning_points__are_those_of_the_summary_and_end_at_the_key_numbers(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+    points = results.summary["learning"]["points"]
+    points[0]["delta_r2"] = {"mean": None, "std": None, "low": None, "high": None}
+    points[1]["delta_r2"]["low"] = -7.5
+    shown = learning_points(results)
+    assert np.isnan(shown["delta_r2"][0])
+    assert shown["delta_r2_low"][1] == -7.5
+    level = next(e for e in results.summary["levels"] if e["noise_level"] == 1.0)
+    covered = level["scopes"]["covered"]
+    last = shown.iloc[-1]
+    assert (last["n_train"], last["n_test"]) == (covered["n_train"], covered["n_test"])
+    for end, key in {"": "mean", "_low": "low", "_high": "high"}.items():
+        assert last[f"r2_oracle{end}"] == pytest.approx(covered["r2_oracle"][key])
+
+
 def test_interval_labels__edges_once_and_with_a_true_minus(tmp_path: Path) -> None:
     named = make_results(tmp_path / "a", RUNS["reference"])
-    assert interval_labels(named, "M_H") == ["Poor\n−2 to −1", "Solar\n−1 to 0", "Rich\n0–0.5"]
+    assert interval_labels(named, "M_H") == ["Poor\n−2 to −1", "Solar\n−1 to 0", "Rich\n0 to 0.5"]
     assert interval_labels(make_results(tmp_path / "b", RUNS["four snr bins"]), "snr")[0] == "2–5"
+    two = FakeRun(edges={"M_H": (-2.0, -0.5, 0.5)})
+    assert interval_labels(make_results(tmp_path / "c", two), "M_H") == ["−2 to −0.5", "−0.5 to 0.5"]
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (62, "62"), (999, "999"), (1000, "1k"), (62_700, "62.7k"), (999_960, "1M"), (1_234_567, "1.23M")],
+    [
+        (0, "0"),
+        (62, "62"),
+        (999, "999"),
+        (1000, "1.00k"),
+        (1600, "1.60k"),
+        (9996, "10.0k"),
+        (62_700, "62.7k"),
+        (999_960, "1.00M"),
+        (1_234_567, "1.23M"),
+    ],
 )
 def test_format_count__three_digits(count: int, text: str) -> None:
     assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "texts"),
+    [
+        ((1600, 1553, 62), ["1,600", "1,553", "62"]),
+        ((200_000, 98_123, 62), ["200k", "98.1k", "62"]),
+        ((), []),
+    ],
+)
+def test_format_counts__one_style_for_what_stands_together(counts: tuple[int, ...], texts: list[str]) -> None:
+    assert format_counts(counts) == texts
+
+
+def test_choose_ink__is_legible_on_every_color_of_the_heatmap() -> None:
+    inks = set()
+    for face in matplotlib.colormaps["RdBu"](np.linspace(0, 1, 512)):
+        ink = choose_ink(face)
+        inks.add(ink)
+        assert _contrast(face[:3], matplotlib.colors.to_rgb(ink)) >= 4.5, face
+    assert len(inks) > 1
+
+
+def test_learning_axis__counts_have_one_style(find_run: Callable[[str], RunResults]) -> None:
+    axes = FIGURES["moe_learning_curve.png"](find_run("four snr bins")).axes[0]
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert len(labels) > 2
+    assert len({label[-1].isdigit() for label in labels}) == 1
+
+
+def test_learning_axis__labels_keep_their_distance(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["reference"])
+    points = results.summary["learning"]["points"]
+    for point, n_train in zip(points, (8000, 16_000, 32_000, 48_000, 64_000), strict=True):
+        point["n_train"] = n_train
+    figure = FIGURES["moe_oracle_dashboard.png"](results)
+    figure.draw_without_rendering()
+    axes = next(one for one in figure.findobj(Axes) if "training spectra" in one.get_title(loc="left"))
+    labels = sorted(axes.get_xticklabels(), key=lambda text: text.get_position()[0])
+    assert [text.get_text() for text in labels] == ["8,000", "32,000", "48,000", "64,000"]
+    boxes = [text.get_window_extent() for text in labels]
+    assert all(right.x0 - left.x1 > 15 for left, right in pairwise(boxes))
+
+
+def test_dashboard__negative_values_leave_room_between_tick_labels(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["reference"])
+    (level,) = results.summary["levels"]
+    for entry in (*level["scopes"].values(), *level["bins"]):
+        entry["delta_r2"] = {"mean": -0.1234, "std": 0.0, "low": -0.1411, "high": -0.1069}
+    figure = FIGURES["moe_oracle_dashboard.png"](results)
+    assert _find_flaws(figure) == []
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.findobj(Axes):
+        if axes.axison:
+            shown = [t for t in _texts(figure) if t in axes.get_xticklabels()]
+            boxes = sorted((text.get_window_extent(renderer) for text in shown), key=lambda box: box.x0)
+            # Two digits' room at least: labels that nearly touch read as one number.
+            assert all(right.x0 - left.x1 > 15 for left, right in pairwise(boxes))
+
+
+def test_figures__of_several_levels_say_which_one_they_show(find_run: Callable[[str], RunResults]) -> None:
+    run = find_run("twelve, noise levels, NaN")
+    for name, draw in FIGURES.items():
+        shown = " ".join(text.get_text() for text in _texts(draw(run))).replace("\n", " ")
+        # The sample is the same at every level, and the last figure shows all of them.
+        if name not in ("moe_sample_distribution.png", NOISE_LEVELS_FIGURE):
+            assert "oise level 1" in shown, name
+    shown = " ".join(text.get_text() for text in _texts(FIGURES["moe_oracle_dashboard.png"](run))).replace("\n", " ")
+    assert conclusion(run) in shown
+
+
+def test_conclusion__names_its_level_and_the_verdicts_of_the_others_in_order(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2)))
+    for level, verdict in zip(results.summary["levels"], ("stop", "continue", "undecided"), strict=True):
+        level["decision"] = {"verdict": verdict, "sentence": f"It is {verdict}."}
+    assert conclusion(results) == "At noise level 1: It is continue. (2: stop; 0.2: undecided)"
+    results.summary["levels"] = results.summary["levels"][1:2]
+    assert conclusion(results) == "It is continue."
+
+
+def test_predictions__panels_name_the_seed(find_run: Callable[[str], RunResults]) -> None:
+    run = find_run("four snr bins")
+    panels = FIGURES["moe_pred_vs_true.png"](run).axes[:2]
+    assert all("seed 42" in axes.get_title(loc="left") for axes in panels)
+
+
+def _contrast(one: Sequence[float], other: Sequence[float]) -> float:
+    def luminance(color: Sequence[float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def _png_size(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from pipeline.errors import ResourceError
 from pipeline.figures import FIGURES
 from pipeline.figures.views import learning_points
 from pipeline.report import escape_markdown, render_report
+from pipeline.report_words import caption_figure, describe_words, list_commands
 from pipeline.results import RunResults
+from pipeline.schema import SIMULATED_REMARK
 
 #: The smallest PNG there is: what a report embeds need not be drawn first.
 PIXEL = base64.b64decode(
@@ -152,15 +155,25 @@ def test_bins__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]
             assert _agrees(row["MAE oracle (dex)"], frame["mae_oracle"].mean())
 
 
-def test_learning__equals_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+def test_learning__equals_the_points_and_ends_at_the_key_numbers(full: tuple[RunResults, str, _Page]) -> None:
     results, _, page = full
-    rows = page.tables["Covered test spectra, noise level 1, means over seeds"][1:]
+    rows = page.tables["Covered test spectra, noise level 1, mean and interval over seeds"][1:]
     points = learning_points(results).to_dict("records")
     assert len(rows) == len(points) == 5
     for row, point in zip(rows, points, strict=True):
         keys = [f"{merit}{end}" for merit in MERIT_NAMES.values() for end in ("", "_low", "_high")]
         assert [int(cell.replace(",", "")) for cell in row[:2]] == [point["n_train"], point["n_test"]]
         assert all(_agrees(cell, point[key]) for cell, key in zip(row[2:], keys, strict=True))
+    numbers = [row for row in page.tables["Key numbers, noise level 1"] if row[0] == "covered"]
+    assert rows[-1][2:] == [cell for row in numbers for cell in (row[2], row[4], row[5])]
+    assert rows[-1][:2] == numbers[0][6:]
+
+
+def test_learning__falls_back_to_the_csv(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    del results.summary["learning"]["points"]
+    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
+    assert len(page.tables["Covered test spectra, noise level 1, means over seeds"]) == 6
 
 
 def test_markdown_and_html__show_the_same_tables(full: tuple[RunResults, str, _Page]) -> None:
@@ -177,8 +190,92 @@ def test_report__opens_with_the_decision(full: tuple[RunResults, str, _Page]) ->
     results, markdown, page = full
     level = next(entry for entry in results.summary["levels"] if entry["noise_level"] == 1.0)
     sentence = level["decision"]["sentence"]
-    assert markdown.splitlines()[2] == f"**{sentence}**"
+    other = results.summary["levels"][0]["decision"]["verdict"]
+    assert markdown.splitlines()[2] == f"**At noise level 1: {sentence} (0.2: {other})**"
     assert page.text.index(sentence) < page.text.index("Simulated spectra") < page.text.index("Key numbers")
+    # Once in a page; the dashboard has it, too, but is a picture.
+    assert page.text.count(sentence) == markdown.count(sentence) == 1
+    assert not any(sentence in str(value) for _, found in page.tags for value in found.values())
+
+
+def test_report__several_levels_stand_in_the_order_of_the_configuration(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2)))
+    for kind in ("Hypotheses", "Key numbers", "Bins"):
+        captions = [caption for caption in page.tables if caption.startswith(f"{kind}, noise level")]
+        assert captions == [f"{kind}, noise level {level}" for level in ("2", "1", "0.2")]
+    assert [row[0] for row in page.tables["Covered test spectra at every noise level"][1:]] == ["2", "1", "0.2"]
+    assert all("Figures show noise level 1" in text for text in (page.text, markdown))
+    assert "Figures show" not in _report(tmp_path / "one", FakeRun())[1]
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ((0.2, 0.3), "ΔR² crosses no threshold: at all these noise levels it is at or above 0.05."),
+        ((0.03, 0.04), "it is between 0.02 and 0.05."),
+        ((0.01, 0.3), "ΔR² crosses 0.05 and 0.02 between noise levels 0.2 and 1."),
+        ((0.06, 0.03), "ΔR² crosses 0.05 between noise levels 0.2 and 1."),
+        ((None, None), "ΔR² is undefined at every noise level."),
+    ],
+)
+def test_caption__claims_only_crossings_that_are_there(
+    tmp_path: Path, means: tuple[float | None, ...], words: str
+) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
+    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
+        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
+    assert words in caption_figure("moe_noise_levels.png", results)[1]
+
+
+def test_report__warnings_stand_under_the_conclusion_and_at_the_end(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for text in (page.text, markdown):
+        for warning in results.metadata["warnings"]:
+            assert text.index("At noise level 1") < text.index(warning) < text.index("Simulated spectra")
+            assert text.count(warning) == 2
+        assert "Read this first" in text
+
+
+def test_report__no_warnings_no_box(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "Read this first" not in markdown + page.text
+
+
+def test_report__says_whose_hypotheses_these_are(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    assert results.metadata["config"]["hypotheses"] is None
+    for path in render_report(results, {}):
+        assert "default hypotheses of the reference run" in path.read_text(encoding="utf-8")
+    results.metadata["config"]["hypotheses"] = {"r2_oracle": 0.5, "delta_r2": 0.1, "lowest_r2_bins": None}
+    for path in render_report(results, {}):
+        assert "default hypotheses" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        (SNR_EDGES, "whose true SNR lies in"),
+        ({"T_eff": (3750.0, 6000.0), "a_M": (-0.2, 0.6), "snr": (2.0, 28.0)}, "whose true T_eff, a_M and SNR lie in"),
+    ],
+)
+def test_glossary__covered_names_the_columns_of_this_run(tmp_path: Path, edges: dict[str, Any], words: str) -> None:
+    results = make_results(tmp_path, FakeRun(edges=edges))
+    meaning = dict(describe_words(results))["covered"]
+    assert words in meaning
+    assert "[M/H]" not in meaning
+
+
+def test_html__figures_fit_the_page_and_open_at_full_size(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    figures = [str(found["id"]) for tag, found in page.tags if tag == "figure"]
+    assert len(figures) == len(FIGURES)
+    for (tag, found), (before, link) in zip(page.tags[1:], page.tags, strict=False):
+        if tag == "img":
+            assert before == "a", found
+            assert str(link["href"]).removeprefix("#") in figures
+    assert re.search(r"figure img {[^}]*max-width: 100%", page.source)
+    assert re.search(r"figure:target img {[^}]*max-width: none", page.source)
+    assert "46rem; max-width: none" not in page.source
 
 
 def test_report__hypotheses_pass_or_fail(full: tuple[RunResults, str, _Page]) -> None:
@@ -302,7 +399,35 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
 def test_report__commands_start_from_the_commit(tmp_path: Path, commit: str | None, lines: list[str]) -> None:
     results = make_results(tmp_path, FakeRun(metadata={"git_commit": commit}))
     markdown = render_report(results, {})[0].read_text(encoding="utf-8")
-    assert "\n".join(["```sh", *lines, "make install", "headroom run"]) in markdown
+    expected = ["```sh", *lines, "make install", "source .venv/bin/activate"]
+    assert "\n".join(expected) in markdown
+
+
+def test_report__commands_work_as_written(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    _, markdown, _ = _report(folder)
+    block = re.search(r"^```sh\n(.*?)\n```$", markdown, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    commands = [shlex.split(line, comments=True) for line in block.group(1).splitlines()]
+    again = f"{folder.resolve()}-again"
+    assert [command for command in commands if command][-3:] == [
+        ["headroom", "run", str(folder.resolve() / "config.yaml"), "--out", again],
+        ["cd", again],
+        ["sha256sum", "results.csv", "per_bin_results.csv"],
+    ]
+
+
+def test_report__commands_say_how_simulated_shards_were_made(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    assert "where they are gone, make them again with the same options" in list_commands(results)
+    for store in results.metadata["stores"].values():
+        for source in store["sources"]:
+            source["remarks"] = [SIMULATED_REMARK]
+    results.metadata["config"]["data"]["train"] = ["/scratch/my spectra/train/shard_index.txt"]
+    expected = "headroom sample '/scratch/my spectra' --train 1000000 --shards 5 --test 1000 --pixels 4096"
+    assert expected in list_commands(results)
+    results.metadata["simulated"] = False
+    assert "headroom sample" not in list_commands(results)
 
 
 def test_report__unknown_figures_come_last(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.decision import Estimate
 from pipeline.moments_file import replacing
@@ -38,7 +38,10 @@ __all__ = [
     "VERDICT_COLORS",
     "add_interval",
     "add_title",
+    "choose_ink",
+    "few_ticks",
     "format_count",
+    "format_counts",
     "format_value",
     "label_counts",
     "new_figure",
@@ -130,13 +133,45 @@ def format_value(value: float, form: str = ".3f") -> str:
     return format(value, form).replace("-", "−") if math.isfinite(value) else "no R²"
 
 
+def few_ticks(axes: Axes) -> None:
+    """Keep the x axis to five round values: labels with a minus and two decimals need the room."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
+
+
+def choose_ink(face: Sequence[float]) -> str:
+    """Return print that has a contrast of at least 4.5 on a colour, by the relative luminance of WCAG 2.
+
+    The house's ink is not black, so that on some middling colours neither it nor white would do: black does
+    wherever white does not.
+    """
+    behind = _luminance(face)
+    for ink in (INK, "#FFFFFF"):
+        darker, lighter = sorted((behind, _luminance(to_rgb(ink))))
+        if (lighter + 0.05) / (darker + 0.05) >= 4.5:
+            return ink
+    return "#000000"
+
+
+def _luminance(color: Sequence[float]) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color[:3])
+    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
 def format_count(value: float) -> str:
-    """Return a count in three digits: ``62``, ``62.7k``, ``1M``."""
+    """Return a count in three digits, trailing zeros kept: ``62``, ``1.60k``, ``62.7k``, ``1.00M``."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
-        # 999,950 and more would round to "1000k".
-        if abs(value) >= size * 0.99995:
-            return f"{value / size:.3g}{unit}" if abs(value) < 999.5 * size else f"{value / size:.0f}{unit}"
+        scaled = abs(value) / size
+        # 999,500 and more would round to "1000k".
+        if scaled >= 0.9995:
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{value / size:.{digits}f}{unit}"
     return f"{value:.0f}"
+
+
+def format_counts(values: Sequence[float], *, exact_below: float = 100_000) -> list[str]:
+    """Return counts that stand together in one style: exact with commas, or all in three digits if any is large."""
+    exact = all(abs(value) < exact_below for value in values)
+    return [f"{value:,.0f}" if exact else format_count(value) for value in values]
 
 
 def label_counts(axes: Axes, counts: Sequence[float]) -> None:
@@ -149,13 +184,14 @@ def label_counts(axes: Axes, counts: Sequence[float]) -> None:
     def place(count: float) -> float:
         return math.log(count) if logarithmic else count
 
-    gap = (place(high) - place(low)) * 0.14
+    # "48,000" takes a sixth of the dashboard's panel. Both ends come first: they say what was measured.
+    gap = (place(high) - place(low)) * 0.19
     shown: list[float] = []
-    for count in sorted(set(counts), reverse=True):
-        if not shown or place(shown[-1]) - place(count) >= gap:
+    for count in dict.fromkeys([high, low, *sorted(counts, reverse=True)]):
+        if all(abs(place(other) - place(count)) >= gap for other in shown):
             shown.append(count)
     axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
+    axes.xaxis.set_major_formatter(FixedFormatter(format_counts(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
 

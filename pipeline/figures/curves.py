@@ -25,7 +25,7 @@ from pipeline.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.figures.views import headline, learning_points, scope_views, thresholds
+from pipeline.figures.views import has_joint_learning, headline, learning_points, scope_views, thresholds
 from pipeline.results import RunResults
 
 __all__ = ["draw_learning_curve", "draw_learning_panel", "draw_noise_levels"]
@@ -36,7 +36,8 @@ _LINES = (("r2_global", "Global ridge", GLOBAL, "s"), ("r2_oracle", "Oracle expe
 def draw_learning_curve(results: RunResults) -> Figure:
     """Draw R²_global, R²_oracle and ΔR² against the number of training spectra.
 
-    A point is the mean over seeds at one prefix of the training folds; bars are the mean interval of a seed.
+    A point is the mean over seeds at one prefix of the training folds; bars are the interval over seeds, or the
+    mean interval of a seed where the run has no other.
     """
     figure = new_figure(SLIDE[0], 6.2)
     left, right = figure.subplots(1, 2)
@@ -53,10 +54,12 @@ def draw_learning_curve(results: RunResults) -> Figure:
         for axes in (left, right):
             axes.set_xlabel("training spectra", fontsize=TEXT)
             label_counts(axes, counts)
+    interval = f"{results.summary['confidence']:.0%} interval"
+    bars = interval if has_joint_learning(results) else f"mean {interval} of a seed"
     add_title(
         figure,
         "Does more training data still help the experts?",
-        f"Covered test spectra, noise level {level:g}; mean over seeds, bars: mean confidence interval.",
+        f"Covered test spectra, noise level {level:g}; mean over seeds, bars: {bars}.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure

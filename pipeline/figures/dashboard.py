@@ -20,7 +20,8 @@ from pipeline.figures.canvas import (
     VERDICT_COLORS,
     add_interval,
     add_title,
-    format_count,
+    few_ticks,
+    format_counts,
     format_value,
     new_figure,
     style_axes,
@@ -31,6 +32,7 @@ from pipeline.figures.views import (
     BinView,
     ScopeView,
     bin_views,
+    conclusion,
     headline,
     scope_views,
     symbol,
@@ -42,7 +44,7 @@ __all__ = ["draw_dashboard"]
 
 
 def draw_dashboard(results: RunResults) -> Figure:
-    """Draw the overview: the decision sentence is the title, the panels are its evidence."""
+    """Draw the overview: the conclusion is the title, the panels are its evidence."""
     level = headline(results)
     bins, scopes = bin_views(level), scope_views(level)
     figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
@@ -56,13 +58,13 @@ def draw_dashboard(results: RunResults) -> Figure:
     _draw_bin_gain(per_bin, bins, results)
     columns = {
         "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
-        "n train": [format_count(view.n_train) for view in bins],
-        "n test": [format_count(view.n_test) for view in bins],
+        "n train": format_counts([view.n_train for view in bins]),
+        "n test": format_counts([view.n_test for view in bins]),
     }
     write_columns(table, columns)
     add_title(
         figure,
-        level["decision"]["sentence"],
+        conclusion(results),
         f"{symbol(results.summary['target'])} by ridge regression, noise level {level['noise_level']:g}. "
         f"Mean over seeds; bars: {results.summary['confidence']:.0%} interval."
         + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
@@ -91,6 +93,7 @@ def _draw_models(axes: Axes, scopes: dict[str, ScopeView]) -> None:
             _write_right(axes, row + offset, estimate, ".4f")
     limit_values(axes, estimates, lowest=LOWEST_R2, highest=1.0)
     style_axes(axes, title="Overall R²")
+    few_ticks(axes)
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=SMALL, frameon=False)
@@ -123,6 +126,7 @@ def _draw_gain(axes: Axes, scopes: dict[str, ScopeView], results: RunResults, ve
     words = f"stop < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ continue"
     style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, grid="")
     axes.xaxis.label.set_fontsize(SMALL)
+    few_ticks(axes)
     axes.set_yticks(range(len(scopes)), list(scopes))
     axes.set_ylim(len(scopes) - 0.5, -0.5)
 
@@ -136,6 +140,7 @@ def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> 
     limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
     axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
     style_axes(axes, title="ΔR² per bin", x=f"ΔR² (dashed: {decision.continue_:g})")
+    few_ticks(axes)
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.axvline(decision.continue_, color=VERDICT_COLORS["continue"], linewidth=2, linestyle="--")

@@ -13,7 +13,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from pipeline.decision import Estimate
 from pipeline.figures.canvas import (
@@ -26,7 +25,8 @@ from pipeline.figures.canvas import (
     TEXT,
     add_interval,
     add_title,
-    format_count,
+    choose_ink,
+    format_counts,
     format_value,
     new_figure,
     style_axes,
@@ -43,8 +43,6 @@ __all__ = [
     "note_cut_bars",
     "write_columns",
 ]
-
-FloatArray = NDArray[np.float64]
 
 #: R² below this is off the scale in any useful sense; the number beside the bar says how far.
 LOWEST_R2 = -0.6
@@ -66,9 +64,15 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
     axes = figure.subplots()
     largest = max([abs(view.delta_r2.mean) for view in bins if math.isfinite(view.delta_r2.mean)], default=0.0)
     colors = ScalarMappable(TwoSlopeNorm(0.0, -max(largest, 0.01), max(largest, 0.01)), "RdBu")
-    for view in bins:
+    # A narrow cell has no room for exact counts.
+    exact_below = 100_000 if wide else 1000
+    counts = zip(
+        *(format_counts(values, exact_below=exact_below) for values in _bin_counts(bins)),
+        strict=True,
+    )
+    for view, (n_train, n_test) in zip(bins, counts, strict=True):
         row, column = divmod(view.number, n_columns)
-        _draw_cell(axes, (column, row), view, colors, wide=wide)
+        _draw_cell(axes, (column, row), view, colors, f"{n_train} / {n_test}", wide=wide)
     axes.set(xlim=(-0.5, n_columns - 0.5), ylim=(-0.5, n_rows - 0.5))
     axes.set_xticks(range(n_columns), column_labels)
     axes.set_yticks(range(n_rows), row_labels)
@@ -102,14 +106,20 @@ def _heatmap_labels(results: RunResults) -> tuple[list[str], list[str]]:
     return labels[0], ["\n".join(combination) for combination in product(*names)]
 
 
-def _draw_cell(axes: Axes, at: tuple[int, int], view: BinView, colors: ScalarMappable, *, wide: bool) -> None:
+def _bin_counts(bins: Sequence[BinView]) -> tuple[list[int], list[int]]:
+    return [view.n_train for view in bins], [view.n_test for view in bins]
+
+
+def _draw_cell(
+    axes: Axes, at: tuple[int, int], view: BinView, colors: ScalarMappable, counts: str, *, wide: bool
+) -> None:
     delta = view.delta_r2
     known = math.isfinite(delta.mean)
     face = colors.to_rgba(np.array(delta.mean)) if known else np.array([0.93, 0.93, 0.93, 1.0])
     corner = (at[0] - 0.5, at[1] - 0.5)
     hatch = None if known else "//"
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=tuple(face), edgecolor="white", linewidth=3, hatch=hatch))
-    ink = _choose_ink(face)
+    ink = choose_ink(list(face))
     style: dict[str, Any] = {"ha": "center", "color": ink, "fontsize": SMALL}
     big: dict[str, Any] = {**style, "fontsize": 16 if wide else 14, "fontweight": "bold"}
     axes.text(at[0], at[1] + 0.06, format_value(delta.mean, "+.3f"), **big, va="bottom")
@@ -118,14 +128,7 @@ def _draw_cell(axes: Axes, at: tuple[int, int], view: BinView, colors: ScalarMap
         spread = format_value(delta.low, "+.3f") + between + format_value(delta.high, "+.3f")
         axes.text(at[0], at[1] + 0.02, spread, **style, va="top")
     axes.text(at[0], at[1] + 0.44, f"bin {view.number}", **style, va="top")
-    counts = f"{format_count(view.n_train)} / {format_count(view.n_test)}"
     axes.text(at[0], at[1] - 0.43, counts, **style, va="bottom")
-
-
-def _choose_ink(face: FloatArray) -> str:
-    """Return the more legible of dark and white print, by the relative luminance of WCAG 2."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in face[:3]]
-    return "white" if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179 else INK
 
 
 def draw_grouped_r2(results: RunResults) -> Figure:
@@ -157,8 +160,8 @@ def draw_grouped_r2(results: RunResults) -> Figure:
         "global": [format_value(view.r2_global.mean) for view in bins],
         "oracle": [format_value(view.r2_oracle.mean) for view in bins],
         "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
-        "n train": [format_count(view.n_train) for view in bins],
-        "n test": [format_count(view.n_test) for view in bins],
+        "n train": format_counts([view.n_train for view in bins]),
+        "n test": format_counts([view.n_test for view in bins]),
     }
     write_columns(table, columns)
     figure.legend(loc="outside upper right", ncols=2, fontsize=TEXT, frameon=False)

@@ -17,7 +17,6 @@ from pipeline.figures.canvas import (
     TEXT,
     VERDICT_COLORS,
     add_title,
-    format_count,
     new_figure,
     show_empty,
     style_axes,
@@ -87,8 +86,9 @@ def _draw_panels(
             )
         )
         _draw_identity(axes, ends)
-        merit = f"{title}: R² = {scores[f'r2_{model}']:.4f}, n = {int(scores['n_test']):,}"
-        outside = f" ({beyond} beyond the axes)" if beyond else ""
+        seed = int(scores["seed"])
+        merit = f"{title}, seed {seed}: R² = {scores[f'r2_{model}']:.4f}, n = {int(scores['n_test']):,}"
+        outside = f"\n({beyond:,} beyond the axes)" if beyond else ""
         style_axes(axes, title=merit + outside, x=f"true {target_quantity(results)}", grid="both")
         axes.set(xlim=ends, ylim=ends, aspect="equal")
     panels[0].set_ylabel(f"predicted {target_quantity(results)}", fontsize=TEXT)
@@ -98,7 +98,7 @@ def _draw_panels(
     bar = figure.colorbar(drawn[0], ax=panels, fraction=0.03, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL)
     bar.locator = LogLocator(subs=(1, 2, 5))
-    bar.formatter = FuncFormatter(lambda value, _: format_count(value))
+    bar.formatter = FuncFormatter(lambda value, _: f"{value:,.0f}")
     bar.minorticks_off()
     bar.update_ticks()
     bar.set_label("test spectra per cell (log scale)", fontsize=TEXT)

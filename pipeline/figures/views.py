@@ -3,7 +3,7 @@
 ``summary.json`` holds, for every noise level, the estimates (``mean``, ``std`` over seeds, ``low``/``high`` of
 the confidence interval; null where there is none) of the two scopes and of each bin::
 
-    {"target": "log_g", "confidence": 0.95, "headline_level": 1.0, "learning": {"sentence": …},
+    {"target": "log_g", "confidence": 0.95, "headline_level": 1.0, "learning": {"sentence": …, "points": […]},
      "levels": [{"noise_level": 1.0, "test_noise": "stored" | "drawn",
                  "scopes": {"covered" | "all": {"n_train", "n_test", "r2_oracle", "r2_global", "delta_r2"}},
                  "bins": [{"bin", "names", "n_train", "n_test", "alpha", "r2_oracle", …}],
@@ -33,7 +33,9 @@ __all__ = [
     "ScopeView",
     "bin_edges",
     "bin_views",
+    "conclusion",
     "coverage",
+    "has_joint_learning",
     "headline",
     "interval_labels",
     "learning_points",
@@ -83,6 +85,21 @@ def headline(results: RunResults) -> dict[str, Any]:
     return next((level for level in levels if level["noise_level"] == wanted), levels[0])
 
 
+def conclusion(results: RunResults) -> str:
+    """Return the sentence that a report opens with.
+
+    With several noise levels it says which one it is about and adds the verdicts of the others, in the order
+    of the configuration, for example ``At noise level 1: … (0.2: undecided)``.
+    """
+    level = headline(results)
+    sentence = str(level["decision"]["sentence"])
+    others = [one for one in results.summary["levels"] if one is not level]
+    if not others:
+        return sentence
+    verdicts = "; ".join(f"{one['noise_level']:g}: {one['decision']['verdict']}" for one in others)
+    return f"At noise level {level['noise_level']:g}: {sentence} ({verdicts})"
+
+
 def scope_views(level: Mapping[str, Any]) -> dict[str, ScopeView]:
     """Return the scopes of a level that were scored, the headline scope first."""
     scopes = level["scopes"]
@@ -129,11 +146,14 @@ def bin_edges(results: RunResults) -> dict[str, list[float]]:
 def interval_labels(results: RunResults, column: str) -> list[str]:
     """Return a column's intervals as name and edges, for example ``Cool\\n3750–4500``."""
     names = results.metadata["interval_names"][column]
+    edges = bin_edges(results)[column]
+    # A dash beside a minus reads badly, and one axis has one way of writing an interval.
+    between = " to " if min(edges) < 0 else "–"
     labels = []
-    for name, (low, high) in zip(names, pairwise(bin_edges(results)[column]), strict=True):
-        span = f"{low:g}–{high:g}" if low >= 0 else f"{low:g} to {high:g}".replace("-", "−")
+    for name, (low, high) in zip(names, pairwise(edges), strict=True):
+        span = f"{low:g}{between}{high:g}".replace("-", "−")
         # Intervals without names of their own are already called by their edges.
-        nameless = str(name) == f"{low:g}–{high:g}"
+        nameless = str(name) in (span, f"{low:g}–{high:g}")
         labels.append(span if nameless else f"{_cut(str(name), 18)}\n{span}")
     return labels
 
@@ -161,19 +181,42 @@ def target_quantity(results: RunResults) -> str:
 
 
 def learning_points(results: RunResults, scope: str = "covered") -> pd.DataFrame:
-    """Average the learning curve over seeds at the headline noise level.
+    """Return the learning curve at the headline noise level, over all seeds.
+
+    ``summary.json`` has it for the covered scope, resampled over seeds together as the key numbers are, so that
+    the last point equals them. Where it has none, values and intervals of ``learning_curve.csv`` are averaged.
 
     Returns
     -------
     pandas.DataFrame
         A row per prefix of the training folds, by increasing ``n_train``: ``n_train``, ``n_test`` and each
-        figure of merit with ``_low`` and ``_high`` (means over seeds of the values and of the intervals' ends).
+        figure of merit with ``_low`` and ``_high``.
     """
+    if scope == "covered" and has_joint_learning(results):
+        return _joint_learning(results)
     frame = results.learning
     chosen = frame[(frame["noise_level"] == headline(results)["noise_level"]) & (frame["scope"] == scope)]
     values = [f"{merit}{suffix}" for merit in MERITS for suffix in ("", "_low", "_high")]
     points: pd.DataFrame = chosen.groupby(["n_train", "n_test"], as_index=False)[values].mean()
     return points.sort_values("n_train")
+
+
+def has_joint_learning(results: RunResults) -> bool:
+    """Whether ``summary.json`` has the learning curve's points, with intervals over all seeds together."""
+    return bool((results.summary.get("learning") or {}).get("points"))
+
+
+def _joint_learning(results: RunResults) -> pd.DataFrame:
+    n_test = int(headline(results)["scopes"]["covered"]["n_test"])
+    rows = []
+    for point in results.summary["learning"]["points"]:
+        row: dict[str, float] = {"n_train": int(point["n_train"]), "n_test": n_test}
+        for merit in MERITS:
+            estimate = point.get(merit) or {}
+            ends = {"": "mean", "_low": "low", "_high": "high"}
+            row |= {f"{merit}{suffix}": _number(estimate.get(key)) for suffix, key in ends.items()}
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("n_train", ignore_index=True)
 
 
 def _cut(text: str, length: int) -> str:

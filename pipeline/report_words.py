@@ -1,0 +1,220 @@
+"""The words of the report: captions, glossary, remarks and the commands that reproduce a run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pipeline import schema
+from pipeline.config import DecisionConfig
+from pipeline.figures.views import headline, scope_views, symbol, thresholds
+from pipeline.results import RunResults
+
+__all__ = [
+    "REPORT_FIGURES",
+    "TEST_NOISE",
+    "caption_figure",
+    "describe_words",
+    "explain_hypotheses",
+    "explain_levels",
+    "list_commands",
+]
+
+#: Title and what to look for, by file name and in the order of the report.
+REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "moe_oracle_dashboard.png": (
+            "The result on one page",
+            "Look first at the middle left: the verdict needs the whole bar of “covered” in one coloured zone. "
+            "The bars on the right tell whether all bins gain or a few carry the rest.",
+        ),
+        "moe_delta_r2_heatmap.png": (
+            "ΔR² in every bin",
+            "Blue bins gain from an expert of their own, red ones lose. Where the interval in a cell includes "
+            "zero, the colour may be chance.",
+        ),
+        "moe_perbin_r2_grouped.png": (
+            "R² in every bin, both models",
+            "A long blue bar is a bin that is easy once it has its own expert; a short one is hard for any "
+            "linear model. R² of a bin is relative to the spread of labels within it, so it can be low in "
+            "every bin and still be high over all.",
+        ),
+        "moe_pred_vs_true.png": (
+            "Predicted against true",
+            "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "
+            "mean: low values are predicted too high, high ones too low.",
+        ),
+        "moe_sample_distribution.png": (
+            "Where the spectra are",
+            "Spectra beyond the lines are in no bin and have no expert. Train and test should look alike; "
+            "where they do not, the overall numbers weigh the bins differently.",
+        ),
+        "moe_learning_curve.png": (
+            "Gain against the number of training spectra",
+            "A curve that still rises at its right end says that more spectra would help that model. Where ΔR² "
+            "falls, the global model is catching up; only its level at the right end counts for the decision.",
+        ),
+        "moe_noise_levels.png": (
+            "Gain against the noise level",
+            "A decision holds for the noise levels on its side of the thresholds.",
+        ),
+    }
+)
+
+
+#: The protocol of the test noise in words.
+TEST_NOISE: Mapping[str, str] = MappingProxyType(
+    {
+        "stored": "the noisy spectra that came with the test files were used (pre-drawn), the same for every seed.",
+        "drawn": "noise was drawn for the test spectra by this run, anew for every seed.",
+    }
+)
+
+
+def caption_figure(name: str, results: RunResults) -> tuple[str, str]:
+    """Return a figure's title and what to look for in it; no caption for a figure that is not ours."""
+    title, caption = REPORT_FIGURES.get(name, (Path(name).stem.replace("_", " "), ""))
+    return title, f"{_describe_crossings(results)} {caption}" if name == "moe_noise_levels.png" else caption
+
+
+def _describe_crossings(results: RunResults) -> str:
+    """Say between which noise levels the mean of ΔR² crosses a threshold, and nothing that the curve does not do."""
+    limits = thresholds(results)
+    means = {}
+    for level in sorted(results.summary["levels"], key=lambda level: level["noise_level"]):
+        mean = next(iter(scope_views(level).values())).delta_r2.mean
+        if math.isfinite(mean):
+            means[float(level["noise_level"])] = mean
+    if not means:
+        return "ΔR² is undefined at every noise level."
+    crossings = []
+    for low, high in pairwise(means):
+        crossed = [
+            f"{limit:g}" for limit in (limits.continue_, limits.stop) if (means[low] >= limit) != (means[high] >= limit)
+        ]
+        if crossed:
+            crossings.append(f"{_enumerate(crossed)} between noise levels {low:g} and {high:g}")
+    if crossings:
+        return f"ΔR² crosses {'; '.join(crossings)}."
+    return f"ΔR² crosses no threshold: at all these noise levels it is {_place(max(means.values()), limits)}."
+
+
+def _place(value: float, limits: DecisionConfig) -> str:
+    if value >= limits.continue_:
+        return f"at or above {limits.continue_:g}"
+    return f"below {limits.stop:g}" if value < limits.stop else f"between {limits.stop:g} and {limits.continue_:g}"
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def explain_levels(results: RunResults) -> str:
+    """Say which noise level figures show, where there are several; otherwise nothing."""
+    levels = [f"{level['noise_level']:g}" for level in results.summary["levels"]]
+    if len(levels) < 2:
+        return ""
+    shown = f"{headline(results)['noise_level']:g}"
+    return (
+        f"Figures show noise level {shown}, and so does the learning curve; the other tables list every level "
+        f"({_enumerate(levels)}), and one figure compares them."
+    )
+
+
+def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
+    """Say whose hypotheses these are, where the configuration states none."""
+    if (metadata.get("config") or {}).get("hypotheses") is not None:
+        return ""
+    return (
+        "The configuration states no hypotheses of its own (hypotheses: null), so these are the default hypotheses "
+        "of the reference run; the one about the lowest bins belongs to its grid and is left out on any other."
+    )
+
+
+def describe_words(results: RunResults) -> list[tuple[str, str]]:
+    """Explain covered, all, interval, ± and α to a reader who is no astronomer."""
+    columns = _enumerate([symbol(column) for column in results.metadata["bin_columns"]])
+    verb = "lies" if len(results.metadata["bin_columns"]) == 1 else "lie"
+    config = results.metadata.get("config") or {}
+    resamples = (config.get("bootstrap") or {}).get("resamples")
+    drawn = f" ({resamples} times, with replacement)" if resamples else " with replacement"
+    return [
+        (
+            "covered",
+            f"test spectra whose true {columns} {verb} in one of the bins: those an expert exists for. Both "
+            "models are scored on these same spectra; the conclusion is about them.",
+        ),
+        (
+            "all",
+            "every test spectrum. Those in no bin get the global model's answer in both cases, which dilutes "
+            "the difference.",
+        ),
+        (
+            "interval",
+            f"how far the number could move by the luck of which test spectra were picked: redrawing them{drawn} gave "
+            f"values between low and high in {results.summary['confidence']:.0%} of the cases.",
+        ),
+        (
+            "±",
+            "standard deviation between seeds, that is, between repetitions with other random noise; a dash where "
+            "there was one seed only.",
+        ),
+        (
+            "α",
+            "the ridge penalty: how strongly a model is held back from following the noise. Larger means "
+            "simpler; it is never chosen on the test spectra.",
+        ),
+    ]
+
+
+def list_commands(results: RunResults) -> str:
+    """Return shell commands that repeat a run beside itself, from the configuration that it saved."""
+    metadata, folder = results.metadata, results.folder.resolve()
+    # "+changes" marks a checkout that had been edited; what was edited is not recorded.
+    commit, edited, _ = (metadata.get("git_commit") or "").partition("+")
+    again = shlex.quote(f"{folder}-again")
+    files = " ".join(metadata.get("hashes") or {})
+    lines = [
+        *([f"git checkout {commit}" + ("  # it had been edited" if edited else "")] if commit else []),
+        "make install",
+        "source .venv/bin/activate  # or the environment that headroom is installed in",
+        *_list_sample(metadata),
+        f"headroom run {shlex.quote(str(folder / 'config.yaml'))} --out {again}",
+        # The sums in the provenance tell whether the same numbers came out.
+        *([f"cd {again}", f"sha256sum {files}  # compare with the sums under Provenance"] if files else []),
+    ]
+    return "\n".join(lines)
+
+
+def _list_sample(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the command that makes simulated shards again, as far as the run knows it."""
+    stores = metadata.get("stores") or {}
+    sources = {part: (stores.get(part) or {}).get("sources") or () for part in ("train", "test")}
+    made = {part: bool(found) and all(map(_is_simulated, found)) for part, found in sources.items()}
+    if not metadata.get("simulated"):
+        return []
+    remark = "# The shards were made by `headroom sample`"
+    if not all(made.values()):
+        return [f"{remark}; where they are gone, make them again with the same options."]
+    train, test = stores["train"], stores["test"]
+    return [
+        f"{remark}; where they are gone, make them again (and with the --seed and --grid of then, if any):",
+        f"#   headroom sample {shlex.quote(_find_sample(metadata))} --train {train['n_spectra']} "
+        f"--shards {len(sources['train'])} --test {test['n_spectra']} --pixels {train['n_pixels']}",
+    ]
+
+
+def _is_simulated(source: str | Mapping[str, Any]) -> bool:
+    return not isinstance(source, str) and schema.SIMULATED_REMARK in (source.get("remarks") or ())
+
+
+def _find_sample(metadata: Mapping[str, Any]) -> str:
+    """Return the folder that ``headroom sample`` wrote, if the configuration names its usual files."""
+    paths = ((metadata.get("config") or {}).get("data") or {}).get("train") or []
+    folders = {Path(path).parent.parent for path in paths if path.endswith("train/shard_index.txt")}
+    return str(folders.pop()) if len(folders) == 1 else "SPECTRA"
