@@ -49,6 +49,11 @@ def _integers(*values: int) -> list[Any]:
     return [ctypes.byref(ctypes.c_int(value)) for value in values]
 
 
+def _row_stride(x: NDArray[Any]) -> int:
+    """Return how many numbers apart rows lie; strides of contiguous arrays may be anything where they do not count."""
+    return x.shape[1] if x.flags.c_contiguous else x.strides[0] // x.itemsize
+
+
 def add_symmetric_product(x: NDArray[Any], columns: slice, total: NDArray[Any]) -> None:
     """Add ``x[:, columns]ᵀ x[:, columns]`` to the lower triangle of ``total``.
 
@@ -57,7 +62,7 @@ def add_symmetric_product(x: NDArray[Any], columns: slice, total: NDArray[Any]) 
     """
     letter, one = _real(x)
     # BLAS is column-major: "upper" there is "lower" here.
-    n, k, ldx, ldc = _integers(columns.stop - columns.start, x.shape[0], x.strides[0] // x.itemsize, total.shape[1])
+    n, k, ldx, ldc = _integers(columns.stop - columns.start, x.shape[0], _row_stride(x), total.shape[1])
     start = x.ctypes.data + columns.start * x.itemsize
     _routine(f"{letter}syrk", 10)(
         b"U", b"N", n, k, ctypes.byref(one), start, ldx, ctypes.byref(one), total.ctypes.data, ldc
@@ -68,7 +73,7 @@ def add_product(x: NDArray[Any], rows: slice, columns: slice, total: NDArray[Any
     """Add ``x[:, rows]ᵀ x[:, columns]`` to ``total``; layouts as in :func:`add_symmetric_product`."""
     letter, one = _real(x)
     m, n, k, ldx, ldc = _integers(
-        columns.stop - columns.start, rows.stop - rows.start, x.shape[0], x.strides[0] // x.itemsize, total.shape[1]
+        columns.stop - columns.start, rows.stop - rows.start, x.shape[0], _row_stride(x), total.shape[1]
     )
     left, right = (x.ctypes.data + part.start * x.itemsize for part in (columns, rows))
     _routine(f"{letter}gemm", 13)(

@@ -142,7 +142,9 @@ def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor:
     """
     if x.dtype != tiles.dtype or x.shape[1] != layout.n_pixels or tiles.shape != layout.shape:
         raise ValueError(f"x {x.dtype}{x.shape} does not fit tiles {tiles.dtype}{tiles.shape}")
-    if x.strides[1] != x.itemsize or x.strides[0] < x.shape[1] * x.itemsize or not tiles.flags.c_contiguous:
+    padded = x.strides[1] == x.itemsize and x.strides[0] >= x.shape[1] * x.itemsize
+    # NumPy may give any strides to arrays of one row or column, so that is asked first.
+    if not (x.flags.c_contiguous or padded) or not tiles.flags.c_contiguous:
         raise ValueError("x must be contiguous along pixels, and tiles C-ordered")
     if x.shape[0] == 0:
         return
