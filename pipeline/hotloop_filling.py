@@ -19,7 +19,7 @@ from pipeline.tiles import padded_stride
 __all__ = ["CellRows", "Filling", "LoopSettings", "Run", "SpectraReader", "StoppedError", "Workspace"]
 
 #: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
-_WAITING_BUFFERS = 3
+_WAITING_BUFFERS = 1
 
 
 class SpectraReader(Protocol):
@@ -54,8 +54,8 @@ class LoopSettings:
 
     @property
     def consumers(self) -> int:
-        """Runs that are summed side by side, each on about two threads; a cell's runs stay with one of them."""
-        return -(-self.threads // 2)
+        """Runs that are summed side by side, so that one's tiles fill the gaps of another's; a cell's stay with one."""
+        return self.threads
 
     @property
     def spare_buffers(self) -> int:

@@ -33,7 +33,7 @@ def test_store(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Spectr
     return convert_shards(shards, tmp_path_factory.mktemp("stores") / "test.zarr", workers=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config(train_store: SpectraStore, test_store: SpectraStore) -> ExperimentConfig:
     """An experiment on the small stores: two seeds, cuts small enough to exercise every boundary."""
     return ExperimentConfig.model_validate(

@@ -42,16 +42,8 @@ def sections_of(config: ExperimentConfig, name: str, **values: object) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def config(train_store: SpectraStore, test_store: SpectraStore) -> ExperimentConfig:
-    return ExperimentConfig.model_validate(
-        {
-            "data": {"train": [str(train_store.path)], "test": [str(test_store.path)]},
-            "ridge": {"alpha": {"per_spectrum": 0.1}},
-            "seeds": [42, 123],
-            "compute": {"folds": 3, "partition_rows": 250, "run_rows": 128},
-            "bootstrap": {"resamples": 200},
-        }
-    )
+def config(small_config: ExperimentConfig) -> ExperimentConfig:
+    return small_config
 
 
 @pytest.fixture(scope="module")
