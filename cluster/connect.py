@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError
+from pipeline.memory import available_cores
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,7 +39,7 @@ class LocalProfile:
 
     def resolved_threads(self) -> int:
         """Return the BLAS threads of one worker."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        cores = available_cores()
         return self.threads or max(1, cores // self.workers)
 
     def resolved_memory(self) -> int:

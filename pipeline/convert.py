@@ -26,6 +26,7 @@ from pipeline.convert_verify import find_changed, record_stamps, verify_sources
 from pipeline.convert_work import claim_work, is_work_of, lock_work, remove_work
 from pipeline.convert_workers import run_tasks
 from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.memory import available_cores
 from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardInfo
 from pipeline.store import SpectraStore
@@ -121,7 +122,7 @@ def convert_shards(
 
 def _count_workers(workers: int | None) -> int:
     if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return available_cores()
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, found {workers}; leave it out for one per processor")
     return workers

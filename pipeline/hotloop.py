@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, Run, SpectraReader, StoppedError, Workspace
+from pipeline.memory import available_cores
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
 from pipeline.tiles import TileLayout, add_gram, padded_stride
@@ -42,7 +43,7 @@ def available_threads() -> int:
     stated = os.environ.get("HEADROOM_THREADS", "")
     if stated.isdigit() and int(stated) > 0:
         return int(stated)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return available_cores()
 
 
 def loop_memory(

@@ -1,7 +1,8 @@
-"""What memory a process has used, and what the machine has left."""
+"""What memory a process has used, and what memory and cores it may use."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory", "peak_memory"]
+__all__ = ["available_cores", "available_memory", "peak_memory"]
 
 
 def peak_memory() -> int:
@@ -26,3 +27,8 @@ def peak_memory() -> int:
 def available_memory() -> int:
     """Return the bytes of memory that new processes could use on this machine."""
     return int(psutil.virtual_memory().available)
+
+
+def available_cores() -> int:
+    """Return the cores this process may run on, which a batch system can make fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

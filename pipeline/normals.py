@@ -15,18 +15,13 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["fill_normals", "normals_of_row", "padded_pixels"]
+__all__ = ["fill_normals", "normals_of_row"]
 
 _F = np.float32
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _EIGHTH_TURN, _QUARTER_TURN = np.uint32(0x20000000), np.uint32(0x3FFFFFFF)
-
-
-def padded_pixels(n_pixels: int) -> int:
-    """Return the length of the row buffer that :func:`normals_of_row` fills for P pixels: a multiple of four."""
-    return -(-n_pixels // 4) * 4
 
 
 @numba.njit(inline="always")

@@ -24,6 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.memory import available_cores
 from pipeline.progress import Advance, Progress, SilentProgress
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.simulate.grid import open_grid
@@ -188,7 +189,7 @@ def _open_source(spec: SampleSpec) -> SpectrumSource:
 
 
 def _count_workers(workers: int | None, tasks: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return min(workers or cores, tasks)
 
 
