@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow format lint types check lock clean
+.PHONY: help install demo test test-slow bench format lint types check lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(READY)  ## the tests: under 5 minutes on 2 cores
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
 	$(BIN)/python -m pytest -q -m slow
+
+bench: $(READY)  ## all benchmarks, one table: under 15 minutes on 2 cores, once its 15 GB of spectra are simulated
+	$(BIN)/python benchmarks/run.py
 
 format: $(READY)  ## rewrite the sources in the house format
 	$(BIN)/ruff format .

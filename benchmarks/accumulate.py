@@ -1,72 +1,213 @@
-"""The hot loop against the machine's own `ssyrk`, side by side in one run.
+"""The accumulate step and its hot loop against the machine's own `ssyrk`, side by side in one run.
 
-    python benchmarks/accumulate.py STORE.zarr [--rows 32768] [--repeats 5]
+    python benchmarks/accumulate.py all   STORE.zarr [--rows 32768] [--repeats 5]   # floor and loop in one process
+    python benchmarks/accumulate.py floor STORE.zarr                                # one line of JSON, like the next
+    python benchmarks/accumulate.py loop  STORE.zarr --rows 32768
+    python benchmarks/accumulate.py step  STORE.zarr --rows 100000 --folder EMPTY [--seeds 5 --draws-per-pass 5]
 
-Prints, for each repeat, the rate of one large multi-threaded `ssyrk` (N·P² operations for N rows) and that of the
-hot loop on the store's first rows (10 cells, noise level 1 with clipping), and the medians. Make a store with
-
-    headroom sample spectra --train 100000 --shards 2 --pixels 4096
-    headroom convert spectra/train STORE.zarr
+The *floor* is one large multi-threaded `ssyrk`, N·P² operations for N rows. The *loop* is ``accumulate_rows`` on the
+store's first rows (10 cells, noise level 1 with clipping), when its memory is warm. The *step* is what a user waits
+for: ``accumulate_moments`` on the worker of ``headroom run``, from a store on disk to the moments of every fold and
+cell on disk, with the defaults of the configuration. The worker is new and its memory fresh.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
-import statistics
 import time
+from pathlib import Path
 
 import numpy as np
+from measure import count_repeats, measure_script, median, warm_up
+from samples import Sample
 from scipy.linalg.blas import ssyrk
+from table import Row
 
-from pipeline import NoiseDraw, SpectraStore
+from cluster import connect_local
+from pipeline import AccumulationPlan, NoiseDraw, SpectraStore, accumulate_moments, plan_accumulation
 from pipeline.bins import BinGrid
-from pipeline.config import REFERENCE_EDGES
-from pipeline.hotloop import CellRows, LoopSettings, Workspace, accumulate_rows, available_threads
+from pipeline.config import REFERENCE_EDGES, ComputeConfig
+from pipeline.folds import plan_folds
+from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads
+from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS, STREAM_TRAIN
+from pipeline.workspace import Workspace
 
 FLOOR_ROWS = 8192
+LOOP_ROWS = 32768
+NOISES_ROWS, NOISES_SEEDS = 30_000, 5
+SEED = 42
+#: What the loop, the step and one read for five seeds should reach.
+LOOP_TARGET, STEP_TARGET, NOISES_TARGET = 0.7, 0.7, 1.0
+
+
+def measure_step(sample: Sample, repeats: int | None) -> list[Row]:
+    """Return the rows of the whole step and of the bare loop, each over the `ssyrk` rate measured beside it."""
+    store, pixels = sample.train_store, sample.pixels
+    warm_up(store)
+    floors: list[float] = []
+    loops: list[float] = []
+    steps: list[float] = []
+    wanted = 1
+    while len(steps) < wanted:
+        floors.append(measure_script("accumulate.py", "floor", store).facts["rate"])
+        loops.append(measure_script("accumulate.py", "loop", store, "--rows", LOOP_ROWS).facts["rate"])
+        folder = sample.scratch("step")
+        steps.append(
+            measure_script("accumulate.py", "step", store, "--rows", sample.rows, "--folder", folder).facts["seconds"]
+        )
+        wanted = count_repeats(repeats, steps[0])
+    sample.scratch("step")
+    rates = [sample.rows * pixels**2 / seconds for seconds in steps]
+    floor = f"ssyrk {median(floors) / 1e9:,.0f} Gflop/s"
+    n = f"median of {len(steps)}"
+    return [
+        Row(
+            f"accumulate step, {sample.size}, store to moments on disk",
+            f"{median(steps):.1f} s, {median(rates) / 1e9:,.0f} Gflop/s ({n})",
+            floor,
+            median([rate / floor for rate, floor in zip(rates, floors, strict=True)]),
+            STEP_TARGET,
+            "≥",
+        ),
+        Row(
+            f"its bare loop, {min(LOOP_ROWS, sample.rows):,} × {pixels:,}",
+            f"{median(loops) / 1e9:,.0f} Gflop/s ({n})",
+            floor,
+            median([rate / floor for rate, floor in zip(loops, floors, strict=True)]),
+            LOOP_TARGET,
+            "≥",
+        ),
+    ]
+
+
+def measure_noises(sample: Sample, repeats: int | None) -> list[Row]:
+    """Return the row of several noise draws in one read against one read for each."""
+    rows = min(NOISES_ROWS, sample.rows)
+    warm_up(sample.train_store)
+    together: list[float] = []
+    apart: list[float] = []
+    wanted = 1
+    while len(together) < wanted:
+        for draws_per_pass, seconds in ((NOISES_SEEDS, together), (1, apart)):
+            words = ["--rows", rows, "--seeds", NOISES_SEEDS, "--draws-per-pass", draws_per_pass]
+            folder = sample.scratch("noises")
+            seconds.append(
+                measure_script("accumulate.py", "step", sample.train_store, *words, "--folder", folder).facts["seconds"]
+            )
+        wanted = count_repeats(repeats, together[0])
+    sample.scratch("noises")
+    return [
+        Row(
+            f"{NOISES_SEEDS} noise seeds in one pass, {rows:,} × {sample.pixels:,}",
+            f"{median(together):.1f} s (median of {len(together)})",
+            f"{NOISES_SEEDS} passes {median(apart):.1f} s",
+            median([a / b for a, b in zip(together, apart, strict=True)]),
+            NOISES_TARGET,
+        )
+    ]
+
+
+def plan_first_rows(store: SpectraStore, rows: int, compute: ComputeConfig) -> AccumulationPlan:
+    """Return the plan of a store's first rows, cut as a store of that size would be."""
+    plan = plan_accumulation(store, BinGrid(REFERENCE_EDGES), compute)
+    if rows >= store.n_spectra:
+        return plan
+    folds = plan_folds([rows], compute.folds)
+    return dataclasses.replace(plan, folds=folds, partitions=plan_partitions(folds, compute.partition_rows))
 
 
 def first_rows(store: SpectraStore, n: int) -> CellRows:
     grid = BinGrid(REFERENCE_EDGES)
-    columns = {name: values[:n] for name, values in store.columns.items()}
+    columns = store.read_columns((*grid.columns, *LABELS), 0, n)
     labels = np.column_stack([columns[label] for label in LABELS])
     return CellRows(0, grid.cells(columns), grid.n_cells, labels, LABELS, store.mean_flux, labels.mean(axis=0))
 
 
-def measure_floor(x: np.ndarray, total: np.ndarray) -> float:
-    started = time.perf_counter()
-    ssyrk(1.0, x.T, beta=1, c=total, lower=1, overwrite_c=1)
-    return x.shape[0] * x.shape[1] ** 2 / (time.perf_counter() - started)
+class Floor:
+    """One large `ssyrk` on warm memory."""
+
+    def __init__(self, n_pixels: int) -> None:
+        self._x = np.random.default_rng(0).standard_normal((FLOOR_ROWS, n_pixels), dtype=np.float32)
+        self._total = np.zeros((n_pixels, n_pixels), np.float32, order="F")
+        self.measure(1)
+
+    def measure(self, times: int = 3) -> float:
+        """Return the best rate in flop/s."""
+        best = np.inf
+        for _ in range(times):
+            started = time.perf_counter()
+            ssyrk(1.0, self._x.T, beta=1, c=self._total, lower=1, overwrite_c=1)
+            best = min(best, time.perf_counter() - started)
+        return float(FLOOR_ROWS * self._x.shape[1] ** 2 / best)
+
+
+class Loop:
+    """The hot loop over a store's first rows, on warm memory."""
+
+    def __init__(self, store: SpectraStore, rows: int) -> None:
+        self._store, self._rows = store, first_rows(store, min(rows, store.n_spectra))
+        self._settings, self._workspace = LoopSettings(threads=available_threads()), Workspace()
+        self.measure()  # compiles, and touches the memory
+
+    def measure(self) -> float:
+        """Return the rate in flop/s."""
+        draws = [NoiseDraw(1.0, SEED, STREAM_TRAIN)]
+        started = time.perf_counter()
+        accumulate_rows(self._store, self._rows, draws, self._settings, workspace=self._workspace)
+        return len(self._rows.cells) * self._store.n_pixels**2 / (time.perf_counter() - started)
+
+
+def run_step(plan: AccumulationPlan, seeds: int, draws_per_pass: int, folder: Path) -> float:
+    """Run the step on a new worker, as ``headroom run`` does; return its seconds, without the cluster's start."""
+    draws = [NoiseDraw(1.0, SEED + k, STREAM_TRAIN) for k in range(seeds)]
+    with connect_local() as client:
+        client.wait_for_workers(1)
+        started = time.perf_counter()
+        accumulate_moments(plan, draws, folder, client=client, draws_per_pass=draws_per_pass)
+        return time.perf_counter() - started
+
+
+def compare(store: SpectraStore, rows: int, repeats: int) -> None:
+    """Print floor and loop by turns in one process: quick, for work on the loop."""
+    floor, loop = Floor(store.n_pixels), Loop(store, rows)
+    print(f"{rows:,} × {store.n_pixels:,}, one-minute load {os.getloadavg()[0]:.1f}")
+    floors, rates = [], []
+    for _ in range(repeats):
+        floors.append(floor.measure())
+        rates.append(loop.measure())
+        print(f"  ssyrk {floors[-1] / 1e9:6.0f}  loop {rates[-1] / 1e9:6.0f} Gflop/s  {rates[-1] / floors[-1]:.2f}")
+    ratio = median([rate / floor for rate, floor in zip(rates, floors, strict=True)])
+    print(f"medians: ssyrk {median(floors) / 1e9:.0f}, loop {median(rates) / 1e9:.0f}, {ratio:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["all", "floor", "loop", "step"])
     parser.add_argument("store")
-    parser.add_argument("--rows", type=int, default=32768)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=LOOP_ROWS)
+    parser.add_argument("--repeats", type=int, default=5, help="with all")
+    parser.add_argument("--folder", type=Path, help="with step: where the moments go, a folder that does not exist")
+    parser.add_argument("--seeds", type=int, default=1, help="with step")
+    parser.add_argument("--draws-per-pass", type=int, default=1, help="with step")
+    parser.add_argument("--folds", type=int, default=ComputeConfig().folds, help="with step")
     options = parser.parse_args()
     store = SpectraStore.open(options.store)
-    n, p = min(options.rows, store.n_spectra), store.n_pixels
-    x = np.random.default_rng(0).standard_normal((FLOOR_ROWS, p), dtype=np.float32)
-    total = np.zeros((p, p), np.float32, order="F")
-    rows, draws = first_rows(store, n), [NoiseDraw(1.0, 42, STREAM_TRAIN)]
-    settings, workspace = LoopSettings(threads=available_threads()), Workspace()
-    measure_floor(x, total)
-    accumulate_rows(store, rows, draws, settings, workspace=workspace)  # compiles, and touches the memory
-    print(f"{n:,} × {p:,}, {settings.threads} threads, one-minute load {os.getloadavg()[0]:.1f}")
-    floors, rates = [], []
-    for _ in range(options.repeats):
-        floors.append(max(measure_floor(x, total) for _ in range(3)))
-        started = time.perf_counter()
-        accumulate_rows(store, rows, draws, settings, workspace=workspace)
-        rates.append(n * p**2 / (time.perf_counter() - started))
-        print(f"  ssyrk {floors[-1] / 1e9:6.0f}  loop {rates[-1] / 1e9:6.0f} Gflop/s  {rates[-1] / floors[-1]:.2f}")
-    ratio = statistics.median(rate / floor for rate, floor in zip(rates, floors, strict=True))
-    print(
-        f"medians: ssyrk {statistics.median(floors) / 1e9:.0f}, loop {statistics.median(rates) / 1e9:.0f}, {ratio:.2f}"
-    )
+    if options.what == "all":
+        compare(store, min(options.rows, store.n_spectra), options.repeats)
+    elif options.what == "floor":
+        print(json.dumps({"rate": Floor(store.n_pixels).measure()}))
+    elif options.what == "loop":
+        print(json.dumps({"rate": Loop(store, options.rows).measure()}))
+    else:
+        if options.folder is None or options.folder.exists():
+            parser.error("step needs --folder, and a folder that does not exist yet")
+        plan = plan_first_rows(store, options.rows, ComputeConfig(folds=options.folds))
+        seconds = run_step(plan, options.seeds, options.draws_per_pass, options.folder)
+        print(json.dumps({"seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.scores import Bootstrap, HeadroomScore, score_headroom
 from pipeline.shards import find_shards
-from pipeline.store import SpectraStore, open_spectra
+from pipeline.store import SpectraStore
+from pipeline.store_dataset import open_spectra
+from pipeline.store_set import JoinedStores, open_stores
 
 __all__ = [
     "STREAM_TEST",
@@ -38,6 +40,7 @@ __all__ = [
     "HeadroomError",
     "HeadroomScore",
     "InputError",
+    "JoinedStores",
     "Moments",
     "MomentsFolder",
     "NoiseDraw",
@@ -52,6 +55,7 @@ __all__ = [
     "find_shards",
     "load_config",
     "open_spectra",
+    "open_stores",
     "pixel_scale",
     "plan_accumulation",
     "predict_store",

@@ -1,18 +1,15 @@
-"""One pass over a store: Dask tasks over partitions, checkpoints, merged moments per (fold, cell).
+"""One pass over a store: tasks over partitions, checkpoints, merged moments per (fold, cell).
 
-A task gets a store's path and a row range, never an array; it writes its moments to one file and returns a few
-numbers. Finished files are skipped on resume. The driver merges a fold's partitions in partition order, so the
-bits depend on the plan alone: not on the number of workers, on retries or on the order of arrival.
+A task gets paths and a row range, never an array; it leaves its moments on disk and returns a few numbers. Finished
+checkpoints are skipped on resume. The driver merges a fold's partitions in partition order, so the bits depend on the
+plan alone: not on the number of workers, on retries or on the order of arrival.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,24 +25,23 @@ from pipeline.checkpoints import (
     find_finished,
     merge_finished_folds,
     merge_fold,
-    partition_file,
+    partition_folder,
 )
-from pipeline.errors import InputError, ResourceError
-from pipeline.hotloop import CellRows, LoopSettings, Workspace, accumulate_rows, available_threads
-from pipeline.moments_file import write_moments
+from pipeline.errors import InputError
+from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads
+from pipeline.memory import available_memory
+from pipeline.moments_files import write_moments
 from pipeline.noise import NoiseDraw
 from pipeline.partitions import Partition
 from pipeline.progress import Progress, SilentProgress
-from pipeline.store import SpectraStore
+from pipeline.store_set import AnyStore, open_stores
+from pipeline.tasks import Task, run_tasks
+from pipeline.workspace import process_workspace, release_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["accumulate_moments", "lost_workers_told"]
-
-# A worker may have many threads, but a plan's memory is that of one partition at a time.
-_ONE_PARTITION_AT_A_TIME = threading.Lock()
-_WORKSPACE = Workspace()
+__all__ = ["accumulate_moments"]
 
 
 def accumulate_moments(
@@ -90,11 +86,28 @@ def accumulate_moments(
     folders = [Path(folder) / draw.name for draw in draws]
     for path, draw in zip(folders, draws, strict=True):
         claim_folder(path, plan, draw)
-    tasks = list(_plan_tasks(plan, draws, folders, draws_per_pass))
-    left = sum(task.partition.n_spectra * len(task.draws) for task in tasks)
-    if left:
-        with report.step("accumulate", left) as advance:
-            _run_tasks(tasks, plan, client, advance)
+    tasks = [
+        Task(
+            key=(
+                f"accumulate fold {one.partition.fold}",
+                one.key,
+                os.path.dirname(one.folders[0]),
+                one.partition.index,
+            ),
+            argument=one,
+            size=one.partition.n_spectra * len(one.draws),
+        )
+        for one in _plan_partition_tasks(plan, draws, folders, draws_per_pass)
+    ]
+    if tasks:
+        with report.step("accumulate", sum(task.size for task in tasks)) as advance:
+            try:
+                for task, _ in run_tasks(client, _accumulate_partition, tasks, "accumulating", advance):
+                    for checkpoint in task.argument.folders:
+                        merge_fold(plan, Path(checkpoint).parent, task.argument.partition.fold)
+            finally:
+                if client is None:
+                    release_workspace()
     for path in folders:
         merge_finished_folds(plan, path)
     return [
@@ -102,11 +115,17 @@ def accumulate_moments(
     ]
 
 
+def _name_task(task: _PartitionTask) -> Task[_PartitionTask]:
+    part = task.partition
+    key = (f"accumulate fold {part.fold}", task.key, os.path.dirname(task.folders[0]), part.index)
+    return Task(key, task, part.n_spectra * len(task.draws))
+
+
 @dataclass(frozen=True)
-class _Task:
+class _PartitionTask:
     """All that a worker needs: small, whatever the number of partitions, and lost with no worker."""
 
-    store: str
+    stores: tuple[str, ...]
     fingerprint: str
     key: str
     edges: tuple[tuple[str, tuple[float, ...]], ...]
@@ -116,12 +135,12 @@ class _Task:
     run_rows: int
     partition: Partition
     draws: tuple[NoiseDraw, ...]
-    files: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
-def _plan_tasks(
+def _plan_partition_tasks(
     plan: AccumulationPlan, draws: Sequence[NoiseDraw], folders: Sequence[Path], draws_per_pass: int
-) -> Iterator[_Task]:
+) -> Iterator[_PartitionTask]:
     """Yield what is not on disk yet, partition by partition; draws that share a read go together."""
     done = {path: find_finished(plan, path) for path in folders}
     for first in range(0, len(draws), draws_per_pass):
@@ -129,9 +148,9 @@ def _plan_tasks(
         for partition in plan.partitions:
             missing = [(draw, path) for draw, path in group if partition.index not in done[path]]
             if missing:
-                files = tuple(str(partition_file(path, partition.index)) for _, path in missing)
-                yield _Task(
-                    store=plan.store,
+                checkpoints = tuple(str(partition_folder(path, partition.index)) for _, path in missing)
+                yield _PartitionTask(
+                    stores=plan.stores,
                     fingerprint=plan.fingerprint,
                     key=plan.key,
                     edges=plan.edges,
@@ -141,74 +160,19 @@ def _plan_tasks(
                     run_rows=plan.run_rows,
                     partition=partition,
                     draws=tuple(draw for draw, _ in missing),
-                    files=files,
+                    folders=checkpoints,
                 )
 
 
-def _run_tasks(
-    tasks: Sequence[_Task], plan: AccumulationPlan, client: Client | None, advance: Callable[[int], None]
-) -> None:
-    if client is None:
-        try:
-            for task in tasks:
-                _accumulate_partition(task, advance)
-                _merge_folds_of(task, plan)
-        finally:
-            _WORKSPACE.clear()
-        return
-    from distributed import as_completed
-
-    by_key = {
-        (f"accumulate fold {task.partition.fold}", task.key, os.path.dirname(task.files[0]), task.partition.index): task
-        for task in tasks
-    }
-    with lost_workers_told("accumulating"):
-        futures = [client.submit(_accumulate_partition, task, key=key) for key, task in by_key.items()]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                task = by_key[future.key]
-                advance(task.partition.n_spectra * len(task.draws))
-                _merge_folds_of(task, plan)
-        finally:
-            if client.status == "running":
-                client.cancel(futures, force=True)
-
-
-@contextmanager
-def lost_workers_told(doing: str) -> Iterator[None]:
-    """Turn what Dask raises when workers or the scheduler are gone into an error that says what to do.
-
-    Raises
-    ------
-    ResourceError
-        Finished partitions are on disk, so running again goes on from there.
-    """
-    from distributed import KilledWorker
-    from distributed.comm.core import CommClosedError
-
-    try:
-        yield
-    except KilledWorker as error:
-        raise ResourceError(
-            f"workers died again and again while {doing} ({error}); give them more memory "
-            "(`headroom plan` says how much) and run again: finished partitions are kept"
-        ) from error
-    except (CancelledError, CommClosedError, TimeoutError) as error:
-        raise ResourceError(
-            f"the cluster was lost while {doing} ({type(error).__name__}: {error}); "
-            "run again: finished partitions are kept"
-        ) from error
-
-
-def _accumulate_partition(task: _Task, advance: Callable[[int], None] | None = None) -> float:
+def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -> float:
     """Compute and write the moments of one partition for its draws; return seconds. The body of a Dask task."""
-    with _ONE_PARTITION_AT_A_TIME:
+    with process_workspace() as workspace:
         started = time.perf_counter()
-        store = _open_store(task.store, task.fingerprint)
+        store = _open_stores(task.stores, task.fingerprint)
         grid = BinGrid(dict(task.edges))
         part = task.partition
-        columns = {name: store.columns[name][part.start : part.stop] for name in {*grid.columns, *task.labels}}
+        # Of these rows only: a worker's memory must not grow with the spectra that other tasks read.
+        columns = store.read_columns(sorted({*grid.columns, *task.labels}), part.start, part.stop)
         rows = CellRows(
             start=part.start,
             cells=grid.cells(columns),
@@ -219,26 +183,25 @@ def _accumulate_partition(task: _Task, advance: Callable[[int], None] | None = N
             y_origin=np.asarray(task.y_origin),
         )
         settings = LoopSettings(task.precision, task.run_rows, available_threads())
+        done = 0
 
-        def tell(count: int) -> None:
-            if advance is not None:
-                advance(count * len(task.draws))
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count * len(task.draws)
+            report(done)
 
-        moments = accumulate_rows(store, rows, task.draws, settings, tell, _WORKSPACE)
-        for cells, draw, file in zip(moments, task.draws, task.files, strict=True):
+        moments = accumulate_rows(store, rows, task.draws, settings, advance, workspace)
+        for cells, draw, folder in zip(moments, task.draws, task.folders, strict=True):
             facts = {"key": task.key, "store": task.fingerprint, "draw": vars(draw), "rows": [part.start, part.stop]}
-            write_moments(Path(file), cells, facts)
+            write_moments(Path(folder), cells, facts, settings.threads)
         return time.perf_counter() - started
 
 
 @lru_cache(maxsize=2)
-def _open_store(path: str, fingerprint: str) -> SpectraStore:
-    store = SpectraStore.open(path)
+def _open_stores(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
+    store = open_stores(paths)
     if store.fingerprint != fingerprint:
-        raise InputError(f"store {path} changed since the plan was made; run again")
+        raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
+    # What is larger than memory is never found in the page cache by the next pass, and only pushes out the rest.
+    store.direct_reads = store.pixel_bytes > available_memory() // 2
     return store
-
-
-def _merge_folds_of(task: _Task, plan: AccumulationPlan) -> None:
-    for file in task.files:
-        merge_fold(plan, Path(file).parent, task.partition.fold)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -105,6 +105,21 @@ class BinGrid:
         """Return a bin in words, for example ``bin 3 (Mid, Poor)``."""
         return f"bin {bin_number} ({', '.join(self.bin_names[bin_number])})"
 
+    def require_columns(self, present: Collection[str]) -> None:
+        """Check that the grid's columns are among those present.
+
+        Raises
+        ------
+        InputError
+            If one is missing; the message names the nearest one.
+        """
+        for column in self.columns:
+            if column not in present:
+                raise InputError(
+                    f"bins use the column {column!r}, which these spectra do not have"
+                    f"{did_you_mean(column, present)}; present: {', '.join(present)}"
+                )
+
     def assign(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.int64]:
         """Assign every spectrum to its bin.
 
@@ -123,14 +138,10 @@ class BinGrid:
         InputError
             If a column of the grid is missing; the message names the nearest one.
         """
+        self.require_columns(columns)
         number: NDArray[np.int64] | None = None
         inside: NDArray[np.bool_] | None = None
         for column, edges in self.edges.items():
-            if column not in columns:
-                raise InputError(
-                    f"bins use the column {column!r}, which these spectra do not have"
-                    f"{did_you_mean(column, columns)}; present: {', '.join(columns)}"
-                )
             values = np.asarray(columns[column], dtype=np.float64)
             index = np.searchsorted(np.asarray(edges, dtype=np.float64), values, side="right") - 1
             index = np.where(values == edges[-1], len(edges) - 2, index)

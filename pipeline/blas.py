@@ -87,7 +87,7 @@ def factorise_and_solve(system: NDArray[np.float64], target: NDArray[np.float64]
     Parameters
     ----------
     system
-        Fortran-ordered (P, P); only the lower triangle is read, and it becomes the factor.
+        C-ordered (P, P); only the lower triangle is read, and it becomes the factor.
     target
         Fortran-ordered (P, Q); becomes the solution.
 
@@ -96,9 +96,10 @@ def factorise_and_solve(system: NDArray[np.float64], target: NDArray[np.float64]
     int
         0, or the order of the first minor that is not positive definite; then ``target`` is untouched.
     """
+    # LAPACK is column-major: "upper" there is "lower" here.
     info = ctypes.c_int(0)
     n, q = _integers(*target.shape)
-    _routine("dpotrf", 5)(b"L", n, system.ctypes.data, n, ctypes.byref(info))
+    _routine("dpotrf", 5)(b"U", n, system.ctypes.data, n, ctypes.byref(info))
     if info.value == 0:
-        _routine("dpotrs", 8)(b"L", n, q, system.ctypes.data, n, target.ctypes.data, n, ctypes.byref(info))
+        _routine("dpotrs", 8)(b"U", n, q, system.ctypes.data, n, target.ctypes.data, n, ctypes.byref(info))
     return info.value

@@ -1,13 +1,14 @@
 """What a pass over a store computes and how it is cut; and the files that its finished parts leave.
 
-A finished partition is one file, a finished fold one file; each is whole or absent and names the plan it belongs to.
-Whatever was killed, running again skips what is there.
+A finished partition is one folder, a finished fold one folder; each is whole or absent and names the plan it belongs
+to. Whatever was killed, running again skips what is there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,19 +20,14 @@ from pipeline import schema
 from pipeline.bins import BinGrid
 from pipeline.config import ComputeConfig, content_hash
 from pipeline.errors import InputError
+from pipeline.files import remove_leftovers, replacing
+from pipeline.files_direct import aligned_buffer
 from pipeline.folds import plan_folds
-from pipeline.moments import Moments
-from pipeline.moments_file import (
-    TEMPORARY_SUFFIX,
-    merge_moments_files,
-    read_cell,
-    read_moments_header,
-    replacing,
-    write_moments,
-)
+from pipeline.moments import Moments, MomentsSum
+from pipeline.moments_files import SavedMoments, write_moments
 from pipeline.noise import NOISE_ALGORITHM, NoiseDraw
 from pipeline.partitions import Partition, plan_partitions
-from pipeline.store import SpectraStore
+from pipeline.store_set import AnyStore
 
 __all__ = [
     "AccumulationPlan",
@@ -41,12 +37,12 @@ __all__ = [
     "is_finished",
     "merge_finished_folds",
     "merge_fold",
-    "partition_file",
+    "partition_folder",
     "plan_accumulation",
 ]
 
 #: Raised when the same inputs would give other moments.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 KEY_FILE = "key.json"
 
 
@@ -56,16 +52,16 @@ class AccumulationPlan:
 
     Attributes
     ----------
-    store
-        Path of the store.
+    stores
+        Paths of the stores, in the order of their rows.
     fingerprint
-        The store's fingerprint: other contents are another plan.
+        The fingerprint of all that they hold: other contents are another plan.
     edges
         Bin edges by column, as items so that the plan can be hashed.
     labels
         Labels accumulated, all in one pass.
     y_origin
-        Origins of the labels: their means over the store.
+        Origins of the labels: their means over all rows.
     precision, run_rows
         See :class:`pipeline.hotloop.LoopSettings`.
     folds
@@ -74,7 +70,7 @@ class AccumulationPlan:
         Row ranges of the tasks.
     """
 
-    store: str
+    stores: tuple[str, ...]
     fingerprint: str
     edges: tuple[tuple[str, tuple[float, ...]], ...]
     labels: tuple[str, ...]
@@ -97,7 +93,7 @@ class AccumulationPlan:
     @cached_property
     def key(self) -> str:
         """Identifies everything that decides the bits, besides the noise draw."""
-        facts = {name: value for name, value in vars(self).items() if name not in ("store", "partitions", "grid")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("stores", "partitions", "grid")}
         cuts = [(part.start, part.stop) for part in self.partitions]
         return content_hash([ALGORITHM_VERSION, NOISE_ALGORITHM, facts, cuts])
 
@@ -107,12 +103,12 @@ class AccumulationPlan:
 
 
 def plan_accumulation(
-    store: SpectraStore, grid: BinGrid, compute: ComputeConfig, precision: str = "float32"
+    store: AnyStore, grid: BinGrid, compute: ComputeConfig, precision: str = "float32"
 ) -> AccumulationPlan:
-    """Cut a store into folds and partitions; a function of the store and the settings alone."""
+    """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
     folds = plan_folds(store.shard_lengths, compute.folds)
     return AccumulationPlan(
-        store=str(store.path),
+        stores=tuple(map(str, store.paths)),
         fingerprint=store.fingerprint,
         edges=tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items()),
         labels=schema.LABELS,
@@ -126,46 +122,38 @@ def plan_accumulation(
 
 @dataclass(frozen=True)
 class MomentsFolder:
-    """The finished moments of one noise draw: a file for each fold, in it a value for each cell."""
+    """The finished moments of one noise draw: a folder for each fold, in it a value for each cell."""
 
     folder: Path
     draw: NoiseDraw
     n_folds: int
     n_cells: int
 
+    def open(self, fold: int) -> SavedMoments:
+        """Open the moments of a fold; the outside is the last cell."""
+        return SavedMoments.open(_fold_folder(self.folder, fold))
+
     def read(self, fold: int, cell: int) -> Moments:
-        """Read the moments of one fold and cell; the outside is the last cell."""
-        return read_cell(_fold_file(self.folder, fold), cell)
+        """Read the moments of one fold and cell."""
+        return self.open(fold).read(cell)
 
-    def iter_prefixes(self) -> Iterator[list[Moments]]:
-        """Yield the moments of each cell over the first fold, the first two, … all; one list, updated in place."""
-        sums = [self.read(0, cell) for cell in range(self.n_cells)]
-        yield sums
-        for fold in range(1, self.n_folds):
-            # Cell by cell, so that one sum more than there are cells is held, not twice as many.
-            for cell in range(self.n_cells):
-                sums[cell] = sums[cell] + self.read(fold, cell)
-            yield sums
-
-    def total(self) -> list[Moments]:
-        """Return the moments of each cell over all folds, added in fold order."""
-        files = [_fold_file(self.folder, fold) for fold in range(self.n_folds)]
-        return merge_moments_files(files, self.n_cells)
+    def total(self, cell: int) -> Moments:
+        """Return the moments of one cell over all folds, added in fold order, in float64."""
+        return Moments.merge(self.read(fold, cell) for fold in range(self.n_folds))
 
 
-def partition_file(folder: Path, index: int) -> Path:
+def partition_folder(folder: Path, index: int) -> Path:
     """Return the checkpoint of a partition."""
-    return folder / f"partition-{index:06d}.npz"
+    return folder / f"partition-{index:06d}"
 
 
-def _fold_file(folder: Path, fold: int) -> Path:
-    return folder / f"fold-{fold:03d}.npz"
+def _fold_folder(folder: Path, fold: int) -> Path:
+    return folder / f"fold-{fold:03d}"
 
 
 def claim_folder(folder: Path, plan: AccumulationPlan, draw: NoiseDraw) -> None:
     """Take a folder for a plan, or refuse it if it holds another plan's moments."""
-    for orphan in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        orphan.unlink(missing_ok=True)  # of a run that was killed while it wrote
+    remove_leftovers(folder)
     key_file = folder / KEY_FILE
     facts = {"key": plan.key, "store": plan.fingerprint, "draw": vars(draw)}
     if key_file.exists():
@@ -188,8 +176,8 @@ def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
     """Return the partitions whose moments, or whose fold's, are on disk."""
     finished = set()
     for part in plan.partitions:
-        for file in (_fold_file(folder, part.fold), partition_file(folder, part.index)):
-            if file.exists() and _belongs(file, plan):
+        for checkpoint in (_fold_folder(folder, part.fold), partition_folder(folder, part.index)):
+            if checkpoint.exists() and _belongs(checkpoint, plan):
                 finished.add(part.index)
     return finished
 
@@ -199,10 +187,10 @@ def is_finished(plan: AccumulationPlan, folder: Path) -> bool:
     return len(find_finished(plan, folder)) == len(plan.partitions)
 
 
-def _belongs(file: Path, plan: AccumulationPlan) -> bool:
+def _belongs(checkpoint: Path, plan: AccumulationPlan) -> bool:
     """Whether a checkpoint is whole and of this plan; anything else is computed again and replaced."""
     try:
-        return bool(read_moments_header(file).get("key") == plan.key)
+        return bool(SavedMoments.open(checkpoint).header.get("key") == plan.key)
     except InputError:
         return False
 
@@ -214,21 +202,29 @@ def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
 
 
 def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
-    """Merge a fold's partitions into its file once all are there, then delete them. Safe to repeat."""
-    target = _fold_file(folder, fold)
-    files = [partition_file(folder, part.index) for part in plan.fold_partitions(fold)]
-    if target.exists() and _belongs(target, plan):
-        for file in files:
-            file.unlink(missing_ok=True)
-        return
-    if not all(file.exists() for file in files):
-        return
-    if len(files) == 1:
-        os.replace(files[0], target)
-        return
-    facts = read_moments_header(files[0])
-    start, stop = plan.folds[fold]
-    cells = merge_moments_files(files, plan.grid.n_cells)
-    write_moments(target, cells, facts | {"rows": [start, stop]})
-    for file in files:
-        file.unlink(missing_ok=True)
+    """Merge a fold's partitions once all are there, then delete them. Safe to repeat; holds one cell at a time."""
+    target = _fold_folder(folder, fold)
+    checkpoints = [partition_folder(folder, part.index) for part in plan.fold_partitions(fold)]
+    if not (target.exists() and _belongs(target, plan)):
+        if not all(checkpoint.exists() for checkpoint in checkpoints):
+            return
+        if len(checkpoints) == 1:
+            shutil.rmtree(target, ignore_errors=True)  # of another version, or damaged
+            os.replace(checkpoints[0], target)
+            return
+        parts = [SavedMoments.open(checkpoint) for checkpoint in checkpoints]
+        start, stop = plan.folds[fold]
+        write_moments(target, _merge_cells(parts), parts[0].header | {"rows": [start, stop]})
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
+    """Yield the sum over all parts, cell by cell; the next one takes the place of the last."""
+    some = parts[0].read(0).gram
+    memory, content = np.empty(some.shape), aligned_buffer(some.nbytes)
+    for cell in range(parts[0].n_cells):
+        total = MomentsSum(memory)
+        for part in parts:
+            total.add(part.read(cell, content))
+        yield total.moments

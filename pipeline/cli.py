@@ -44,23 +44,35 @@ def cli() -> None:
 @click.option("--pixels", default=1024, show_default=True, help="Pixels per spectrum.")
 @click.option("--seed", default=0, show_default=True, help="Seed of labels and noise.")
 @click.option("--grid", type=click.Path(path_type=Path), help="Model spectra to interpolate (NPZ or HDF5).")
+@click.option("--only", multiple=True, metavar="NAME", help="Write this file alone: train/shard_K or test; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def sample(directory: Path, workers: int | None, overwrite: bool, quiet: bool, **spec: Any) -> None:
+def sample(
+    directory: Path, only: tuple[str, ...], workers: int | None, overwrite: bool, quiet: bool, **spec: Any
+) -> None:
     """Simulate shards in the pfsspec layout, to try everything without real data.
 
     The spectra are a stand-in: a compact physical model with the real line list, no synthesis code.
 
+    Every file is the same, bit for bit, whether it is written with the others or with --only, which takes K from 0: a
+    million spectra can be simulated, converted and deleted shard by shard on a small disk.
+
     \b
     Example:
       headroom sample spectra/ --train 40000 --pixels 512
+      headroom sample spectra/ --train 1000000 --shards 40 --pixels 4096 --only train/shard_0
     """
     from pipeline.plan import format_bytes
     from pipeline.simulate import SampleSpec, write_sample
 
     summary = write_sample(
-        directory, SampleSpec(**spec), workers=workers, overwrite=overwrite, progress=choose_progress(quiet=quiet)
+        directory,
+        SampleSpec(**spec),
+        only=only,
+        workers=workers,
+        overwrite=overwrite,
+        progress=choose_progress(quiet=quiet),
     )
     low, median, high = summary.snr[0], summary.snr[2], summary.snr[4]
     click.echo(
@@ -78,7 +90,8 @@ def sample(directory: Path, workers: int | None, overwrite: bool, quiet: bool, *
 def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
     """Check shards or stores and say what is inside.
 
-    PATHS are shards, folders of shards, globs, a shard_index.txt, or stores; every pixel is read once.
+    PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs; every pixel
+    is read once.
 
     \b
     Example:
@@ -114,19 +127,30 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
     show_default=True,
     help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
 )
+@click.option(
+    "--delete-source",
+    "delete_sources",
+    is_flag=True,
+    help="Delete every shard once the finished store was compared with it, pixel by pixel.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -> None:
     """Convert HDF5 shards to one Zarr store; run it again to resume.
 
+    With --delete-source a shard is deleted once all its pixels and columns were found in the finished store, bit for
+    bit; at the first difference this shard and all later ones stay. What a store does not keep (text columns, edges
+    of pixels) goes with the file. The same command continues an interrupted deletion.
+
     \b
     Example:
       headroom convert spectra/train/shard_index.txt train.zarr
+      headroom convert spectra/train/shard_3 train_3.zarr --delete-source
     """
     from pipeline.convert import convert_shards
+    from pipeline.convert_delete import find_sources
     from pipeline.plan import format_bytes
-    from pipeline.shards import find_shards
 
-    found = find_shards(shards, Path.cwd())
+    found = find_sources(shards, Path.cwd(), store)
     made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")

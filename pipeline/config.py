@@ -60,7 +60,7 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Where the spectra are. Entries: shard files, folders, globs, a ``shard_index.txt`` or one store."""
+    """Where the spectra are. Entries: shard files, folders, globs or a ``shard_index.txt``; or stores, likewise."""
 
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
@@ -147,11 +147,13 @@ class BootstrapConfig(_Section):
 
 
 class ComputeConfig(_Section):
-    """How the pass is cut. These are part of the plan: the same values give the same bits on any cluster."""
+    """How the pass is cut. The first three are part of the plan: the same values give the same bits on any cluster."""
 
-    folds: Annotated[int, Field(ge=2)] = 5
-    partition_rows: Annotated[int, Field(ge=64)] = 65536
+    folds: Annotated[int, Field(ge=1)] = 5
+    partition_rows: Annotated[int, Field(ge=64)] = 262_144
     run_rows: Annotated[int, Field(ge=64)] = 2048
+    #: Noise draws share a read of the spectra while a worker stays within this; it changes no bits.
+    sharing_gib: Annotated[float, Field(gt=0)] = 3.0
 
 
 class ExperimentConfig(_Section):

@@ -12,16 +12,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from pipeline import schema
+from pipeline.convert_delete import delete_sources as delete_verified
+from pipeline.convert_delete import open_thinned, require_deletable
 from pipeline.convert_finish import build_manifest, put_in_place, read_records, verify_sample
 from pipeline.convert_pixels import DROPPABLE
-from pipeline.convert_ranges import ConversionPlan, convert_disk_errors, read_json
-from pipeline.convert_sources import read_sources, source_key
+from pipeline.convert_ranges import ConversionPlan, RangeWriter, convert_disk_errors, read_json
+from pipeline.convert_sources import ConversionSettings, read_sources, source_key
 from pipeline.convert_verify import find_changed, record_stamps, verify_sources
 from pipeline.convert_work import claim_work, is_work_of, lock_work, remove_work
 from pipeline.convert_workers import run_tasks
@@ -30,7 +33,7 @@ from pipeline.memory import available_cores
 from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardInfo
 from pipeline.store import SpectraStore
-from pipeline.store_layout import StoreLayout, create_store, plan_layout
+from pipeline.store_layout import StoreLayout, create_store
 
 __all__ = ["convert_shards"]
 
@@ -47,6 +50,7 @@ def convert_shards(
     shard_rows: int | None = None,
     overwrite: bool = False,
     nonfinite: Literal["refuse", "drop"] = "refuse",
+    delete_sources: bool = False,
     progress: Progress | None = None,
 ) -> SpectraStore:
     """Convert HDF5 shards to one store, in the order given.
@@ -65,7 +69,7 @@ def convert_shards(
     store
         Folder to create. Work happens in ``<store>.partial`` beside it.
     workers
-        Processes, by default one per processor; 1 converts in this process. Each holds one range of one variable in
+        Processes, this one included, by default one per processor. Each holds one range of one variable in
         memory (128 MiB at the default sizes) and about as much again while compressing it.
     chunk_rows, shard_rows
         Spectra per chunk and per Zarr shard, see :func:`pipeline.store_layout.plan_layout`.
@@ -75,14 +79,18 @@ def convert_shards(
         ``"refuse"`` spectra with NaN or infinite pixels, all-zero flux or errors, or negative errors, or ``"drop"``
         them and list them in the manifest. An error (or noisy flux) that is NaN in the first or last pixel takes its
         neighbour's value either way.
+    delete_sources
+        Once the store is complete and in place, compare every shard with it, pixel by pixel, and delete the shard if
+        all is the same; one after the other. Afterwards, only what the store keeps of them is left. Where a run was
+        killed in between, the next one accepts the shards that are gone and goes on with the rest.
     progress
         Who watches.
 
     Raises
     ------
     InputError
-        If shards are broken or disagree, changed since the store was made, or the target is something else;
-        ConfigError for wrong settings.
+        If shards are broken or disagree, changed since the store was made, may not be deleted or differ from the
+        store (they stay then), or the target is something else; ConfigError for wrong settings.
     ResourceError
         If the disk is full or cannot be written; finished ranges are kept.
     """
@@ -90,10 +98,29 @@ def convert_shards(
     workers = _count_workers(workers)
     if nonfinite not in ("refuse", "drop"):
         raise ConfigError(f"nonfinite must be 'refuse' or 'drop', found {nonfinite!r}")
-    infos = read_sources([Path(shard) for shard in shards])
-    n_spectra = sum(info.n_spectra for info in infos)
-    layout = plan_layout(n_spectra, infos[0].n_pixels, chunk_rows, shard_rows)
-    settings = {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": nonfinite}
+    shards = [Path(shard) for shard in shards]
+    if delete_sources:
+        require_deletable(shards)
+    wanted = ConversionSettings(chunk_rows, shard_rows, nonfinite)
+    made = None if overwrite else open_thinned(store, shards, wanted)
+    if made is None:
+        made = _convert(shards, store, wanted, workers, overwrite, progress)
+    if delete_sources:
+        delete_verified(made, shards, workers, progress)
+    return made
+
+
+def _convert(
+    shards: Sequence[Path],
+    store: Path,
+    wanted: ConversionSettings,
+    workers: int,
+    overwrite: bool,
+    progress: Progress,
+) -> SpectraStore:
+    infos = read_sources(shards)
+    layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
+    settings = wanted.describe(layout)
     key = source_key(infos, settings)
     work = store.with_name(store.name + ".partial")
     plan = _plan_conversion(infos, layout, work, key)
@@ -109,7 +136,7 @@ def convert_shards(
         if finished is not None:
             raise InputError(f"store {store} was just made by another conversion, of shards that changed; run again")
         claim_work(work, _describe_conversion(key, settings, infos), overwrite)
-        if nonfinite == "drop":
+        if wanted.nonfinite == "drop":
             plan, dropped = _plan_without_faults(plan, workers, progress)
         else:
             dropped = [{} for _ in infos]
@@ -251,7 +278,7 @@ def _watch(
         )
         if pending < total:
             advance(total - pending)
-        for record in run_tasks(plan, method, tasks, workers):
+        for record in run_tasks(partial(RangeWriter, plan), method, tasks, workers):
             advance(record["stop"] - record["start"])
             yield record
 

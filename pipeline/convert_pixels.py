@@ -51,21 +51,18 @@ def cast_rows(
     """
     repaired, faults = 0, []
     step = max(1, _TILE_VALUES // source.shape[1])
-    rounded = np.empty((min(step, len(source)), source.shape[1]))
+    clipped = np.empty((min(step, len(source)), source.shape[1])) if sums is not None else None
     for first in range(0, len(source), step):
         tile, cast = source[first : first + step], out[first : first + step]
         if variable in ("error", "noisy"):
             repaired += _repair_edges(tile)
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(cast, tile, casting="same_kind")
-            back = rounded[: len(cast)]
-            np.copyto(back, cast)
-            row_sums = back.sum(axis=1)
-        for row in _suspects(variable, cast, row_sums):
+        for row in _suspects(variable, cast):
             faults.append(_describe_fault(variable, tile[row], cast[row], first + row))
-        if sums is not None:
+        if clipped is not None:
             # The clean flux of the noise model is max(flux, 0): a pixel that is never positive is 0 there, exactly.
-            sums += np.maximum(back, 0, out=back).sum(axis=0)
+            sums += np.maximum(cast, 0, out=clipped[: len(cast)]).sum(axis=0)
     return repaired, faults
 
 
@@ -80,9 +77,13 @@ def _repair_edges(tile: np.ndarray) -> int:
     return repaired
 
 
-def _suspects(variable: str, cast: np.ndarray, row_sums: np.ndarray) -> list[int]:
-    # a float64 sum of float32 values is finite exactly where all of them are
+def _suspects(variable: str, cast: np.ndarray) -> list[int]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        row_sums = cast.sum(axis=1)
+    # a float32 sum is not finite where a value is not, and where large ones add up: those are looked at again
     suspicious = ~np.isfinite(row_sums)
+    for row in np.flatnonzero(suspicious):
+        suspicious[row] = not np.isfinite(cast[row]).all()
     if variable == "error":
         suspicious |= cast.min(axis=1) < 0
     if variable in ("flux", "error"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,38 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.shard_table import TAKEN_NAMES
 from pipeline.shards import ShardInfo, read_shard_info
+from pipeline.store_layout import StoreLayout, plan_layout
 from pipeline.store_manifest import SourceRecord
 
-__all__ = ["merge_columns", "read_sources", "record_source", "source_key"]
+__all__ = [
+    "ConversionSettings",
+    "have_same_wavelengths",
+    "merge_columns",
+    "read_sources",
+    "record_source",
+    "source_key",
+    "store_column_name",
+]
 
 #: Relative difference of wavelengths that is rounding, not another grid.
 _SAME_WAVELENGTH: Final = 1e-9
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What shapes a store besides its shards; sizes that are None follow from the data."""
+
+    chunk_rows: int | None
+    shard_rows: int | None
+    nonfinite: str
+
+    def plan_layout(self, n_spectra: int, n_pixels: int) -> StoreLayout:
+        """Return the layout of a store of all the shards' spectra."""
+        return plan_layout(n_spectra, n_pixels, self.chunk_rows, self.shard_rows)
+
+    def describe(self, layout: StoreLayout) -> dict[str, Any]:
+        """Return what the manifest records of them."""
+        return {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": self.nonfinite}
 
 
 def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
@@ -77,13 +104,23 @@ def merge_columns(infos: Sequence[ShardInfo], dropped: Sequence[Sequence[int]]) 
         values = np.concatenate(parts)
         if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and np.isnan(values).all()):
             continue
-        merged[f"params_{name}" if name in TAKEN_NAMES else name] = values
+        merged[store_column_name(name)] = values
     merged["shard"] = np.repeat(np.arange(len(infos), dtype=np.int32), [int(keep.sum()) for keep in keeps])
     merged["row"] = np.concatenate([np.flatnonzero(keep) for keep in keeps]).astype(np.int64)
     return merged
 
 
-def source_key(infos: Sequence[ShardInfo], settings: Mapping[str, Any]) -> str:
+def store_column_name(name: str) -> str:
+    """Return what a store calls a shard's column: the store's own names are taken."""
+    return f"params_{name}" if name in TAKEN_NAMES else name
+
+
+def have_same_wavelengths(first: np.ndarray, other: np.ndarray) -> bool:
+    """Tell whether two wavelength grids, each (P,), are one but for rounding."""
+    return not (np.abs(first - other) > _SAME_WAVELENGTH * np.abs(first)).any()
+
+
+def source_key(infos: Sequence[ShardInfo | SourceRecord], settings: Mapping[str, Any]) -> str:
     """Return a digest of sources and settings, which says which conversion this is.
 
     Sources enter by fingerprint and size, which a change of some rows in place may leave as they are: whether a

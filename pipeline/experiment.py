@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,24 +21,26 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.accumulate import accumulate_moments, lost_workers_told
+from pipeline.accumulate import accumulate_moments
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import AccumulationPlan, MomentsFolder, is_finished, plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError, ResourceError
+from pipeline.files import remove_leftovers, replacing
 from pipeline.locks import exclusive
 from pipeline.memory import available_memory, peak_memory
 from pipeline.models import ALGORITHM_VERSION as MODELS_VERSION
-from pipeline.models import ExpertModels, TooFewSpectraError, read_models, solve_experts, write_models
-from pipeline.moments_file import TEMPORARY_SUFFIX, replacing
+from pipeline.models import read_models, write_models
 from pipeline.noise import NoiseDraw
-from pipeline.plan import ExperimentPlan, plan_run, solve_threads
+from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.predictions import STORED_LEVEL, predict_store
 from pipeline.progress import Progress, SilentProgress
 from pipeline.provenance import describe_environment
 from pipeline.results import PREDICTIONS_FILE, RunResults, read_results
+from pipeline.solve import solve_folders
 from pipeline.spectra_sets import SpectraSets, check_headers, open_spectra_sets, read_headers
 from pipeline.summary import RESULTS_VERSION, ScoredDraw, results_hold, write_tables
+from pipeline.tasks import workers_limits, workers_peak
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -95,7 +97,7 @@ def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | Non
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    train, test = read_headers(config.data)
+    train, test = read_headers(config)
     check_headers(train, test, config)
     return plan_run(
         train.shard_lengths,
@@ -176,10 +178,10 @@ def _run_steps(
         draws_per_pass=plan.draws_per_pass,
         progress=run.progress,
     )
-    run.worker_peak = _workers_peak(client)
     clock = run.finish_step("accumulate", clock, skipped=all_there)
     made = dict(run.products)
-    files = _solve(run, accumulation, moments)
+    files = _solve(run, accumulation, moments, plan.solve_threads, client)
+    run.worker_peak = workers_peak(client) if client is not None else 0
     clock = run.finish_step("solve", clock, skipped=run.products == made)
     made_of = [RESULTS_VERSION, {name: run.products[name] for name in files}, sets.test.fingerprint]
     key = content_hash([*made_of, config.to_dict(), list(config.bins)])
@@ -219,8 +221,8 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def _open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> _Run:
     """Read what a run folder holds already; the caller holds its lock."""
-    for orphan in [*folder.glob(f".*{TEMPORARY_SUFFIX}"), *folder.glob(f"models/.*{TEMPORARY_SUFFIX}")]:
-        orphan.unlink(missing_ok=True)
+    remove_leftovers(folder)
+    remove_leftovers(folder / "models")
     products: dict[str, str] = {}
     if (folder / PRODUCTS_FILE).exists():
         try:
@@ -231,49 +233,28 @@ def _open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> _Ru
 
 
 def _worker_limits(client: Client | None) -> list[int]:
-    if client is None:
-        return [available_memory()]
-    with lost_workers_told("waiting for the first worker"):
-        client.wait_for_workers(1, timeout=300)
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return [int(worker["memory_limit"] or available_memory()) for worker in workers]
+    limits = [None] if client is None else workers_limits(client)
+    return [limit or available_memory() for limit in limits]
 
 
-def _workers_peak(client: Client | None) -> int:
-    """Return the summed peak memory of all workers in bytes, 0 if there are none."""
-    if client is None:
-        return 0
-    with lost_workers_told("asking workers for their peak memory"):
-        return sum(client.run(peak_memory).values())
-
-
-def _solve(run: _Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder]) -> list[str]:
+def _solve(
+    run: _Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], threads: int, client: Client | None
+) -> list[str]:
     """Solve the models of every draw for every prefix of the folds; return the products' names."""
     settings = run.config.ridge.model_dump(mode="json")
     names = [f"models/{one.draw.name}.npz" for one in moments]
     keys = [content_hash([MODELS_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
     left = [k for k in range(len(names)) if not run.is_made(names[k], keys[k])]
     if left:
-        n_models = (run.grid.n_bins + 1) * sum(moments[k].n_folds for k in left)
-        with run.progress.step("solve", n_models, "models") as advance:
-            for k in left:
-                models = _solve_draw(run, moments[k], advance)
-                write_models(run.folder / names[k], models, {"key": keys[k]})
-                run.record(names[k], keys[k])
+        folders = [moments[k] for k in left]
+        solved = solve_folders(
+            folders, run.config.ridge, run.grid, threads=threads, client=client, progress=run.progress
+        )
+        for place, models in solved:
+            name, key = names[left[place]], keys[left[place]]
+            write_models(run.folder / name, models, {"key": key})
+            run.record(name, key)
     return names
-
-
-def _solve_draw(run: _Run, moments: MomentsFolder, advance: Callable[[int], None]) -> list[ExpertModels]:
-    models: list[ExpertModels] = []
-    for k, cells in enumerate(moments.iter_prefixes(), start=1):
-        try:
-            models.append(solve_experts(cells, run.config.ridge, run.grid, solve_threads()))
-        except TooFewSpectraError:
-            # A short prefix may starve a bin: the learning curve starts later. The whole set must not.
-            if k == moments.n_folds:
-                raise
-        advance(run.grid.n_bins + 1)
-    return models
 
 
 def _score(run: _Run, sets: SpectraSets, draws: Sequence[NoiseDraw], files: Sequence[str]) -> list[ScoredDraw]:

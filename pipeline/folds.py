@@ -25,7 +25,7 @@ def plan_folds(shard_lengths: Sequence[int], n_folds: int) -> tuple[tuple[int, i
     shard_lengths
         Spectra in each shard, in the store's order.
     n_folds
-        Folds wanted, at least 2.
+        Folds wanted, at least 1.
 
     Returns
     -------
@@ -39,8 +39,8 @@ def plan_folds(shard_lengths: Sequence[int], n_folds: int) -> tuple[tuple[int, i
     """
     lengths = np.asarray([length for length in shard_lengths if length > 0], dtype=np.int64)
     total = int(lengths.sum())
-    if n_folds < 2 or total < n_folds:
-        raise ConfigError(f"at least 2 folds and one spectrum in each are required; {total} spectra, {n_folds} folds")
+    if n_folds < 1 or total < n_folds:
+        raise ConfigError(f"at least 1 fold and one spectrum in each are required; {total} spectra, {n_folds} folds")
     ends = np.cumsum(lengths)
     if len(lengths) >= n_folds:
         return _group_shards(ends, n_folds)

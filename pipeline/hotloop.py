@@ -21,17 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, Run, SpectraReader, StoppedError, Workspace
+from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, Run, SpectraReader, StoppedError
 from pipeline.memory import available_cores
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
 from pipeline.tiles import TileLayout, add_gram, padded_stride
+from pipeline.workspace import Workspace
 
 __all__ = [
     "CellRows",
     "LoopSettings",
     "SpectraReader",
-    "Workspace",
     "accumulate_rows",
     "available_threads",
     "loop_memory",
@@ -88,56 +88,67 @@ def accumulate_rows(
     list of list of Moments
         For each draw, the moments of each cell; ``gram`` in the precision of the products.
     """
-    memory = workspace or Workspace()
     layout = TileLayout(reader.n_pixels)
-    tiles = memory.take("tiles", (len(draws), rows.n_cells, *layout.shape), settings.dtype)
-    tiles.fill(0)
-    sums = [_DrawSums(rows, own) for own in tiles]
-    filling = Filling(reader, rows, draws, settings, memory)
+    n_buffers = len(draws) * rows.n_cells + settings.spare_buffers
+    block = ((reader.chunk_rows, reader.n_pixels), np.float32)
+    # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
+    tiles, pool, *blocks = (workspace or Workspace()).lease(
+        ((len(draws), rows.n_cells, *layout.shape), settings.dtype),
+        ((n_buffers, settings.run_rows, padded_stride(reader.n_pixels)), settings.dtype),
+        block,
+        block,
+    )
+    filling = Filling(reader, rows, draws, settings, pool, (blocks[0], blocks[1]))
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
         ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,
     ):
+        # The tiles are zeroed while the first buffers fill.
+        sums = [_DrawSums(rows, own, gram_threads) for own in tiles]
 
         def consume(queue: SimpleQueue[Run | None]) -> None:
             try:
                 while (run := queue.get()) is not None:
-                    sums[run.draw].add(run, filling.rows_of(run), gram_threads)
+                    sums[run.draw].add(run, filling.rows_of(run))
                     filling.free.put(run.buffer)
             finally:
                 filling.free.put(None)  # should this half fail, the other must not wait for its buffers
 
         jobs = [halves.submit(filling.run, advance), *(halves.submit(consume, queue) for queue in filling.full)]
         # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
-        errors = [error for error in (job.exception() for job in jobs) if error is not None]
-        for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
-            raise error
-    return [own.moments() for own in sums]
+        failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
+            raise failure
+        return [own.moments() for own in sums]
 
 
 class _DrawSums:
     """Accumulators of one noise draw, owned by the running task."""
 
-    def __init__(self, rows: CellRows, tiles: NDArray[Any]) -> None:
-        self._rows, self._tiles = rows, tiles
+    def __init__(self, rows: CellRows, tiles: NDArray[Any], executor: Executor) -> None:
+        self._rows, self._tiles, self._executor = rows, tiles, executor
         n_pixels = len(rows.x_origin)
         self._layout = TileLayout(n_pixels)
         centred = rows.y - rows.y_origin
         self._y = [centred[rows.cells == cell] for cell in range(rows.n_cells)]
         self._x_sums = np.zeros((rows.n_cells, n_pixels))
         self._crosses = np.zeros((rows.n_cells, n_pixels, len(rows.labels)))
+        self._zeroed = [executor.submit(own.fill, 0) for own in tiles]
 
-    def add(self, run: Run, x: NDArray[Any], executor: Executor) -> None:
+    def add(self, run: Run, x: NDArray[Any]) -> None:
         y = self._y[run.cell][run.first : run.first + run.count]
         # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
         beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
-        thin = executor.submit(np.matmul, x.T, beside)
-        add_gram(x, self._tiles[run.cell], self._layout, executor)
+        thin = self._executor.submit(np.matmul, x.T, beside)
+        self._zeroed[run.cell].result()
+        add_gram(x, self._tiles[run.cell], self._layout, self._executor)
         self._crosses[run.cell] += thin.result()[:, :-1]
         self._x_sums[run.cell] += thin.result()[:, -1]
 
     def moments(self) -> list[Moments]:
+        for zeroed in self._zeroed:
+            zeroed.result()
         return [
             Moments(
                 count=len(y),

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.noise import NoiseDraw, stream_key
 from pipeline.normals import normals_of_row
-from pipeline.tiles import padded_stride
 
-__all__ = ["CellRows", "Filling", "LoopSettings", "Run", "SpectraReader", "StoppedError", "Workspace"]
+__all__ = ["CellRows", "Filling", "LoopSettings", "Run", "SpectraReader", "StoppedError"]
 
 #: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
 _WAITING_BUFFERS = 1
@@ -31,7 +30,10 @@ class SpectraReader(Protocol):
 
     @property
     def chunk_rows(self) -> int:
-        """Rows that are decoded together."""
+        """Rows that are decoded together, at most."""
+
+    def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
 
     def read_rows(
         self, variable: str, start: int, stop: int, out: NDArray[np.float32] | None = None
@@ -61,29 +63,6 @@ class LoopSettings:
     def spare_buffers(self) -> int:
         """Buffers beyond one for every draw and cell."""
         return self.consumers * (1 + _WAITING_BUFFERS)
-
-
-class Workspace:
-    """Large arrays that one partition leaves to the next: the first touch of fresh memory is slow.
-
-    Not for two loops at once.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[np.uint8]] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return an array of any content; it is the same memory for the same name."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < size:
-            self._buffers.pop(name, None)
-            buffer = self._buffers[name] = np.empty(size, np.uint8)
-        return buffer[:size].view(dtype).reshape(shape)
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._buffers.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,22 +119,19 @@ class Filling:
         rows: CellRows,
         draws: Sequence[NoiseDraw],
         settings: LoopSettings,
-        memory: Workspace,
+        pool: NDArray[Any],
+        blocks: tuple[NDArray[np.float32], NDArray[np.float32]],
     ) -> None:
         self._reader, self._rows, self._draws, self._run_rows = reader, rows, draws, settings.run_rows
-        n_buffers = len(draws) * rows.n_cells + settings.spare_buffers
-        # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
-        shape = (n_buffers, settings.run_rows, padded_stride(reader.n_pixels))
-        self._pool = memory.take("pool", shape, settings.dtype)
+        self._pool, self._blocks = pool, blocks
         self.free: SimpleQueue[int | None] = SimpleQueue()
         self.full: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(settings.consumers)]
-        for buffer in range(n_buffers):
+        for buffer in range(len(pool)):
             self.free.put(buffer)
         self._open = np.full((len(draws), rows.n_cells), -1)
         self._seen = np.zeros(rows.n_cells, np.int64)
         self._origin = rows.x_origin.astype(settings.dtype)
         self._keys = [stream_key(draw) for draw in draws]
-        self._memory = memory
         self._helpers = max(1, settings.threads // 3)
 
     def rows_of(self, run: Run) -> NDArray[Any]:
@@ -178,12 +154,9 @@ class Filling:
 
     def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
-        chunk, first = self._reader.chunk_rows, self._rows.start
-        end = first + len(self._rows.cells)
-        shape = (chunk, self._reader.n_pixels)
-        flux, error = (self._memory.take(name, shape, np.dtype(np.float32)) for name in ("flux", "error"))
-        for start in range(first - first % chunk, end, chunk):
-            a, b = max(start, first), min(start + chunk, end)
+        first = self._rows.start
+        flux, error = self._blocks
+        for a, b in self._reader.iter_blocks(first, first + len(self._rows.cells)):
             waiting = helpers.submit(self._reader.read_rows, "error", a, b, error[: b - a])
             self._reader.read_rows("flux", a, b, flux[: b - a])
             waiting.result()

@@ -18,7 +18,8 @@ from pipeline.config import REFERENCE_EDGES
 from pipeline.errors import HeadroomError, InputError
 from pipeline.progress import Progress, SilentProgress
 from pipeline.shards import ShardReader, find_shards, read_shard_info
-from pipeline.store import SpectraStore, is_store
+from pipeline.store import SpectraStore
+from pipeline.store_set import find_stores
 
 __all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
 
@@ -58,12 +59,12 @@ def inspect_path(
     bins: Mapping[str, Sequence[float]] = REFERENCE_EDGES,
     progress: Progress | None = None,
 ) -> list[Inspection]:
-    """Inspect a store, or every shard that a file, folder, glob or index names.
+    """Inspect every store that a path, folder or glob names, or every shard that a file, folder, glob or index does.
 
     Parameters
     ----------
     path
-        A store, or anything :func:`pipeline.shards.find_shards` takes.
+        Anything :func:`pipeline.store_set.find_stores` or :func:`pipeline.shards.find_shards` takes.
     bins
         Edges by column, half-open with the last edge closed.
     progress
@@ -76,12 +77,13 @@ def inspect_path(
         contents, so that the next path is inspected all the same.
     """
     progress = progress or SilentProgress()
-    if is_store(path):
-        return [_inspect_safely(Path(path), _inspect_store, bins, progress)]
     try:
-        shards = find_shards([path], Path())
+        stores = find_stores([path])
+        shards = () if stores else find_shards([path], Path())
     except InputError as error:
         return [Inspection(Path(path), problem=str(error))]
+    if stores:
+        return [_inspect_safely(store, _inspect_store, bins, progress) for store in stores]
     return [_inspect_safely(shard, _inspect_shard, bins, progress) for shard in shards]
 
 

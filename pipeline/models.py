@@ -17,17 +17,26 @@ from threadpoolctl import threadpool_limits
 from pipeline.bins import BinGrid
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
-from pipeline.moments import Moments
-from pipeline.moments_file import replacing
+from pipeline.files import replacing
+from pipeline.moments import Moments, PixelSums
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import resolve_alpha
 
-__all__ = ["ExpertModels", "TooFewSpectraError", "read_models", "solve_experts", "write_models"]
+__all__ = [
+    "ExpertModels",
+    "TooFewSpectraError",
+    "join_models",
+    "read_models",
+    "require_enough_spectra",
+    "shared_scale",
+    "solve_experts",
+    "write_models",
+]
 
 FORMAT = "headroom-models"
 FORMAT_VERSION = 1
 #: Raised when the same moments and settings would give other models.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 _ARRAYS = (
     "global_weights",
     "global_intercepts",
@@ -104,7 +113,7 @@ class ExpertModels:
 
 
 def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, threads: int = 1) -> ExpertModels:
-    """Solve the global model and one expert for each bin.
+    """Solve the global model and one expert for each bin, from moments in memory.
 
     Parameters
     ----------
@@ -116,8 +125,8 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, t
     grid
         The bins, for naming them.
     threads
-        Models solved side by side, each by BLAS on one thread: more are faster, need more memory (two dense
-        matrices each), and change no bit.
+        Models solved side by side, each by BLAS on one thread: more are faster, need more memory (a dense matrix
+        each), and change no bit.
 
     Returns
     -------
@@ -128,39 +137,59 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, t
     TooFewSpectraError
         If a bin has fewer than ``ridge.min_spectra`` training spectra; the message names it.
     """
-    for number, cell in enumerate(cells[:-1]):
-        if cell.count < ridge.min_spectra:
-            raise TooFewSpectraError(
-                f"{grid.describe(number)} has {cell.count} training spectra, at least {ridge.min_spectra} are "
-                "required for an expert (ridge.min_spectra); widen the bin or add spectra"
-            )
+    require_enough_spectra([cell.count for cell in cells[:-1]], ridge, grid)
     whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
+    shared = shared_scale(whole.pixel_sums, ridge)
     alpha = resolve_alpha(ridge.alpha, whole.count)
-    shared_scale = pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.n_pixels)
 
     def solve(cell: Moments) -> RidgePath:
         own = ridge.standardize == "per_expert" and cell is not whole
-        return solve_ridge_path(cell, alpha, pixel_scale(cell) if own else shared_scale)
+        return solve_ridge_path(cell, alpha, pixel_scale(cell) if own else shared)
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads, "solve") as executor:
         of_global, *experts = executor.map(solve, [whole, *cells[:-1]])
+    return join_models(of_global, experts, grid)
+
+
+def require_enough_spectra(counts: Sequence[int], ridge: RidgeConfig, grid: BinGrid) -> None:
+    """Refuse bins with fewer than ``ridge.min_spectra`` training spectra.
+
+    Raises
+    ------
+    TooFewSpectraError
+        The message names the first such bin.
+    """
+    for number, count in enumerate(counts):
+        if count < ridge.min_spectra:
+            raise TooFewSpectraError(
+                f"{grid.describe(number)} has {count} training spectra, at least {ridge.min_spectra} are "
+                "required for an expert (ridge.min_spectra); widen the bin or add spectra"
+            )
+
+
+def shared_scale(whole: PixelSums, ridge: RidgeConfig) -> NDArray[np.float64]:
+    """Return what the pixels are divided by, shape (P,): of the spectra that train the global model, or ones."""
+    return pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.x_sum.size)
+
+
+def join_models(of_global: RidgePath, experts: Sequence[RidgePath], grid: BinGrid) -> ExpertModels:
+    """Return one set of models from the solutions for the first penalty of each path."""
     return ExpertModels(
-        labels=whole.labels,
+        labels=of_global.labels,
         global_weights=of_global.weights[0],
         global_intercepts=of_global.intercepts[0],
         expert_weights=np.stack([expert.weights[0] for expert in experts]),
         expert_intercepts=np.stack([expert.intercepts[0] for expert in experts]),
-        global_alpha=alpha,
-        expert_alphas=np.full(len(experts), alpha),
-        global_count=whole.count,
-        expert_counts=np.array([cell.count for cell in cells[:-1]]),
-        warnings=_scarcity_warnings(cells, grid),
+        global_alpha=float(of_global.alphas[0]),
+        expert_alphas=np.array([expert.alphas[0] for expert in experts]),
+        global_count=of_global.count,
+        expert_counts=np.array([expert.count for expert in experts]),
+        warnings=_scarcity_warnings([expert.count for expert in experts], of_global.weights.shape[1], grid),
     )
 
 
-def _scarcity_warnings(cells: Sequence[Moments], grid: BinGrid) -> tuple[str, ...]:
-    n_pixels = cells[0].n_pixels
-    scarce = [f"{grid.describe(k)}: {cell.count:,}" for k, cell in enumerate(cells[:-1]) if cell.count < 2 * n_pixels]
+def _scarcity_warnings(counts: Sequence[int], n_pixels: int, grid: BinGrid) -> tuple[str, ...]:
+    scarce = [f"{grid.describe(k)}: {count:,}" for k, count in enumerate(counts) if count < 2 * n_pixels]
     if not scarce:
         return ()
     return (

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipeline.errors import InputError
+from pipeline.moments_pixels import PixelSums, require_spectra
 from pipeline.tiles import TileLayout, add_gram
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "MomentsSum", "PixelSums"]
 
 FloatArray = NDArray[np.float64]
 
@@ -144,39 +145,60 @@ class Moments:
         return TileLayout(self.n_pixels)
 
     @property
+    def pixel_sums(self) -> PixelSums:
+        """What is known of every pixel by itself."""
+        return PixelSums(self.count, self.x_sum, self.layout.diagonal(self.gram), self.x_origin, self.epsilon)
+
+    @property
     def x_mean(self) -> FloatArray:
         """Mean pixels, shape (P,), origin included."""
-        self._require_spectra()
-        return self.x_origin + self.x_sum / self.count
+        return self.pixel_sums.x_mean
 
     @property
     def y_mean(self) -> FloatArray:
         """Mean labels, shape (Q,), origin included."""
-        self._require_spectra()
+        require_spectra(self.count)
         return self.y_origin + self.y_sum / self.count
 
     @property
     def x_variance(self) -> FloatArray:
         """Population variance of every pixel, shape (P,), never negative."""
-        self._require_spectra()
-        mean = self.x_sum / self.count
-        return np.maximum(self.layout.diagonal(self.gram) / self.count - mean * mean, 0.0)
+        return self.pixel_sums.x_variance
 
-    def covariance_sums(self) -> tuple[FloatArray, FloatArray]:
-        """Return centred sums of products.
+    def covariance_sums(
+        self, scale: FloatArray | None = None, out: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return centred sums of products, of pixels divided by ``scale``.
+
+        Parameters
+        ----------
+        scale
+            d, shape (P,), > 0; ones by default.
+        out
+            C-ordered memory (P, P) for C; what it holds above the diagonal is of no meaning. By default C is fresh
+            memory, with zeros there.
 
         Returns
         -------
-        C : (P, P), Fortran-ordered
-            ``S − ssᵀ/n``, lower triangle only (zeros above), flux².
+        C : (P, P)
+            ``D(S − ssᵀ/n)D`` with ``D = diag(1/d)``, lower triangle only, flux² (1 where scaled).
         C_xy : (P, Q)
-            ``U − stᵀ/n``.
+            ``D(U − stᵀ/n)``.
         """
-        self._require_spectra()
-        gram = self.layout.unpack_lower(self.gram)
-        for j in range(self.n_pixels):
-            gram[j:, j] -= self.x_sum[j:] * (self.x_sum[j] / self.count)
-        return gram, self.cross - np.outer(self.x_sum, self.y_sum) / self.count
+        require_spectra(self.count)
+        gram = np.zeros((self.n_pixels, self.n_pixels)) if out is None else out
+        shrink = np.ones(self.n_pixels) if scale is None else 1 / scale
+        x_mean = self.x_sum / self.count
+        for rows, columns, block in self.layout.lower_strips(self.gram):
+            part = gram[rows, columns]
+            np.multiply(self.x_sum[rows, None], -x_mean[columns], out=part)
+            part += block
+            part *= shrink[columns]
+            part *= shrink[rows, None]
+            if columns.stop == rows.stop:
+                corner = gram[rows, rows]
+                corner[:] = np.tril(corner)
+        return gram, (self.cross - np.outer(self.x_sum, self.y_sum) / self.count) * shrink[:, None]
 
     def squared_error(self, weights: FloatArray, intercepts: FloatArray) -> FloatArray:
         """Return Σ(y − xᵀw − b)² over the spectra, for every label, from the moments alone.
@@ -216,18 +238,10 @@ class Moments:
         InputError
             If there is nothing to merge, or origins, pixels or labels differ; the message says where.
         """
-        iterator = iter(parts)
-        first = next(iterator, None)
-        if first is None:
-            raise InputError("cannot merge no moments at all; give at least one")
-        count, epsilon = first.count, first.epsilon
-        sums = [np.array(part, dtype=np.float64) for part in first._sums()]
-        for part in iterator:
-            first._require_same_frame(part)
-            count, epsilon = count + part.count, max(epsilon, part.epsilon)
-            for total, addend in zip(sums, part._sums(), strict=True):
-                total += addend
-        return replace(first._with(count, sums), epsilon=epsilon)
+        total = MomentsSum()
+        for part in parts:
+            total.add(part)
+        return total.moments
 
     def remove(self, other: Moments) -> Moments:
         """Return the moments without a subset that they contain.
@@ -262,10 +276,6 @@ class Moments:
         x_sum, gram, y_sum, cross, y_gram = sums
         return replace(self, count=count, x_sum=x_sum, gram=gram, y_sum=y_sum, cross=cross, y_gram=y_gram)
 
-    def _require_spectra(self) -> None:
-        if self.count < 1:
-            raise InputError("moments of no spectra have no mean; accumulate at least one spectrum first")
-
     def _require_same_frame(self, other: Moments) -> None:
         if self.n_pixels != other.n_pixels:
             raise InputError(
@@ -284,3 +294,57 @@ class Moments:
                     f"cannot merge moments with different {name} (max |Δ| = {difference[worst]:.3g} at {unit} "
                     f"{worst}); accumulate both from one store"
                 )
+
+
+class MomentsSum:
+    """A sum that grows in place, in float64: for its owner alone, and for no longer than its memory lives.
+
+    Parameters
+    ----------
+    gram
+        Memory for the tiles of the sum, float64 and of the tiles' shape; fresh memory by default.
+    """
+
+    def __init__(self, gram: FloatArray | None = None) -> None:
+        self._gram = gram
+        self._moments: Moments | None = None
+
+    @property
+    def moments(self) -> Moments:
+        """The sum so far; its Gram matrix changes with the next part.
+
+        Raises
+        ------
+        InputError
+            If nothing was added yet.
+        """
+        if self._moments is None:
+            raise InputError("cannot merge no moments at all; give at least one")
+        return self._moments
+
+    def add(self, part: Moments) -> None:
+        """Add the moments of a disjoint set; the order of the parts fixes the last bits.
+
+        Raises
+        ------
+        InputError
+            If origins, pixels or labels differ; the message says where.
+        """
+        if self._moments is None:
+            if self._gram is None:
+                self._gram = np.empty(part.gram.shape)
+            self._gram[...] = part.gram
+            small = [np.array(one, dtype=np.float64) for one in part._sums() if one is not part.gram]
+            self._moments = part._with(part.count, [small[0], self._gram, *small[1:]])
+            return
+        before = self._moments
+        before._require_same_frame(part)
+        x_sum, gram, y_sum, cross, y_gram = (
+            total if total is before.gram else total + addend
+            for total, addend in zip(before._sums(), part._sums(), strict=True)
+        )
+        gram += part.gram
+        self._moments = replace(
+            before._with(before.count + part.count, [x_sum, gram, y_sum, cross, y_gram]),
+            epsilon=max(before.epsilon, part.epsilon),
+        )

@@ -19,15 +19,21 @@ from pipeline.hotloop import LoopSettings, available_threads, loop_memory
 from pipeline.memory import available_memory
 from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS
+from pipeline.solve import solve_memory
 from pipeline.tiles import TileLayout
 
-__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run", "solve_threads"]
+__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
 
 #: A process that has imported everything and opened a store, measured, with some air.
 PROCESS_BYTES = 640 * 2**20
 #: Dask pauses a worker at 0.8 of its limit; the plan stays well below.
 MEMORY_SHARE = 0.7
-_COLUMN_BYTES = 8 * 24  # a store's per-spectrum columns
+#: Of each spectrum, in this process: one column, and one store's part of it where several make a set. Measured: 8.
+_COLUMN_BYTES = 16
+#: Of each spectrum, in this process while it converts shards: their columns, twice. Measured: 400 with 24 columns.
+_CONVERT_BYTES = 480
+#: Of each row of a worker's partition, besides 8 for each column of the bins; and its labels for each noise draw.
+_ROW_BYTES, _ROW_DRAW_BYTES = 80, 8 * len(LABELS)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,10 @@ class ExperimentPlan:
         Peak of one worker.
     worker_limit
         What a worker may use.
+    solve_threads
+        Models that a worker solves side by side.
     driver_memory
-        Peak of the process that merges, solves and scores.
+        Peak of the process that converts, merges and scores.
     moments_disk
         Bytes of moments the run folder will hold, the largest fold's partitions included.
     store_disk
@@ -68,6 +76,7 @@ class ExperimentPlan:
     n_workers: int
     worker_memory: int
     worker_limit: int
+    solve_threads: int
     driver_memory: int
     moments_disk: int
     store_disk: int
@@ -100,8 +109,8 @@ class ExperimentPlan:
         free_memory = available_memory()
         if self.driver_memory > free_memory:
             raise ResourceError(
-                f"solving needs {format_bytes(self.driver_memory)} in this process but {format_bytes(free_memory)} are "
-                "free; use fewer bins, or a machine with more memory"
+                f"converting, merging and scoring need {format_bytes(self.driver_memory)} in this process but "
+                f"{format_bytes(free_memory)} are free; use a machine with more memory"
             )
         needs = [("moments", self.moments_disk, folder, "choose another --out, or use fewer seeds or compute.folds")]
         if stores is not None:
@@ -175,12 +184,19 @@ def plan_run(
     n_draws = len(config.seeds) * len(config.noise.levels)
     n_spectra = folds[-1][1]
     limit = min(worker_limits)
-    fixed = PROCESS_BYTES + _COLUMN_BYTES * n_spectra
-    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
-    fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= limit * MEMORY_SHARE]
+    rows = max(part.n_spectra for part in partitions)
+    fixed = PROCESS_BYTES + rows * (_ROW_BYTES + 8 * len(config.bins))
+    of_draws = [
+        loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) + k * rows * _ROW_DRAW_BYTES
+        for k in range(1, n_draws + 1)
+    ]
+    allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
+    fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
     draws_per_pass = max(fitting, default=1)
     layout = TileLayout(n_pixels)
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
+    # As many models side by side as fit into what the pass needs anyway.
+    threads = max(1, min(available_threads(), of_draws[draws_per_pass - 1] // solve_memory(n_pixels, 1)))
     largest = max(Counter(part.fold for part in partitions).values())
     return ExperimentPlan(
         n_spectra=n_spectra,
@@ -191,20 +207,19 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + of_draws[draws_per_pass - 1],
+        worker_memory=fixed + max(of_draws[draws_per_pass - 1], solve_memory(n_pixels, threads)),
+        solve_threads=threads,
         worker_limit=limit,
-        # Sums of all cells, the global one, one being read and one being added; for every model that is being
-        # solved a dense system and a temporary of its size.
-        driver_memory=fixed + (n_cells + 3) * merged + 2 * solve_threads() * n_pixels * n_pixels * 8,
+        # Folds of several partitions are merged here, cell by cell.
+        driver_memory=PROCESS_BYTES
+        + max(
+            _COLUMN_BYTES * n_spectra + (merged + partial if largest > 1 else 0),
+            _CONVERT_BYTES * n_spectra if store_disk else 0,
+        ),
         moments_disk=n_cells * (n_draws * len(folds) * merged + draws_per_pass * largest * partial),
         store_disk=store_disk,
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )
-
-
-def solve_threads() -> int:
-    """Return how many models are solved side by side: each holds dense matrices, so a few at most."""
-    return min(4, available_threads())
 
 
 def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:

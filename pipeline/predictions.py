@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import InputError
 from pipeline.models import ExpertModels
 from pipeline.noise import NoiseDraw, add_noise, draw_noise
-from pipeline.store import SpectraStore
+from pipeline.store_set import AnyStore
 
 __all__ = ["STORED_LEVEL", "predict_store", "read_noisy_rows"]
 
@@ -21,7 +21,7 @@ _BLOCK_ROWS = 1024
 
 
 def read_noisy_rows(
-    store: SpectraStore, start: int, stop: int, draw: NoiseDraw | None, precision: str = "float32"
+    store: AnyStore, start: int, stop: int, draw: NoiseDraw | None, precision: str = "float32"
 ) -> NDArray[np.floating]:
     """Read spectra with exactly the noise that the pipeline trains and tests with.
 
@@ -30,9 +30,9 @@ def read_noisy_rows(
     Parameters
     ----------
     store
-        The store.
+        The store, or several as one.
     start, stop
-        Rows.
+        Absolute rows, which count through all stores.
     draw
         The noise draw (training spectra use ``STREAM_TRAIN``, test spectra ``STREAM_TEST``); None reads the
         store's own ``noisy`` array.
@@ -51,7 +51,8 @@ def read_noisy_rows(
     """
     if draw is None:
         if not store.has_noisy:
-            raise InputError(f"store {store.path} holds no pre-drawn 'noisy' array; give a noise draw")
+            paths = ", ".join(map(str, store.paths))
+            raise InputError(f"store {paths} holds no pre-drawn 'noisy' array; give a noise draw")
         return np.asarray(np.maximum(store.read_rows("noisy", start, stop), 0), dtype=precision)
     flux = store.read_rows("flux", start, stop).astype(precision)
     if draw.level == 0:
@@ -61,7 +62,7 @@ def read_noisy_rows(
 
 
 def predict_store(
-    store: SpectraStore,
+    store: AnyStore,
     models: Sequence[ExpertModels],
     target: str,
     draw: NoiseDraw | None,

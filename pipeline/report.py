@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.errors import ResourceError
 from pipeline.figures.views import conclusion, headline, symbol
-from pipeline.moments_file import replacing
+from pipeline.files import replacing
 from pipeline.report_tables import (
     list_bins,
     list_files,

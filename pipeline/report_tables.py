@@ -168,7 +168,7 @@ def list_stores(results: RunResults) -> Table:
     for part, store in (results.metadata.get("stores") or {}).items():
         spans = store.get("wavelength_range")
         entries = {
-            "store": store.get("path"),
+            "stores": ", ".join(store.get("paths") or ()) or None,
             "fingerprint": store.get("fingerprint"),
             "spectra": None if store.get("n_spectra") is None else f"{store['n_spectra']:,}",
             "pixels": store.get("n_pixels"),

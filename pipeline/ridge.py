@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 
 from pipeline.blas import factorise_and_solve
 from pipeline.errors import InputError, SingularGramError
-from pipeline.moments import Moments
+from pipeline.moments import Moments, PixelSums
 
 __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
 
@@ -49,7 +49,7 @@ class RidgePath:
         return np.asarray(pixels @ self.weights[alpha_index] + self.intercepts[alpha_index])
 
 
-def pixel_scale(moments: Moments) -> FloatArray:
+def pixel_scale(moments: Moments | PixelSums) -> FloatArray:
     """Return the population standard deviation of every pixel, 1 where a pixel is constant.
 
     This is the ``scale_`` of scikit-learn's ``StandardScaler`` fitted on the same spectra. A pixel counts as
@@ -65,18 +65,21 @@ def pixel_scale(moments: Moments) -> FloatArray:
     FloatArray
         Shape (P,), flux units, all > 0.
     """
-    variance = moments.x_variance
-    offset = moments.x_sum / moments.count
+    sums = moments.pixel_sums if isinstance(moments, Moments) else moments
+    variance = sums.x_variance
+    offset = sums.x_sum / sums.count
     # scikit-learn's bound for float64 data, and the cancellation error of S/n − (s/n)² about the origin.
-    rounding = moments.count * np.finfo(np.float64).eps
-    sklearn_bound = rounding * variance + (rounding * moments.x_mean) ** 2
-    bound = np.maximum(sklearn_bound, _CANCELLATION * moments.epsilon * offset**2)
+    rounding = sums.count * np.finfo(np.float64).eps
+    sklearn_bound = rounding * variance + (rounding * sums.x_mean) ** 2
+    bound = np.maximum(sklearn_bound, _CANCELLATION * sums.epsilon * offset**2)
     scale = np.sqrt(variance)
     scale[variance <= bound] = 1.0
     return np.asarray(scale)
 
 
-def solve_ridge_path(moments: Moments, alphas: ArrayLike, scale: ArrayLike | None = None) -> RidgePath:
+def solve_ridge_path(
+    moments: Moments, alphas: ArrayLike, scale: ArrayLike | None = None, memory: FloatArray | None = None
+) -> RidgePath:
     """Solve ridge regression for several penalties from sufficient statistics.
 
     Minimises ``Σ(y − b − w'ᵀ(x − m)/d)² + α‖w'‖²`` (a sum over spectra, not a mean; ``b`` is not penalised)
@@ -91,6 +94,8 @@ def solve_ridge_path(moments: Moments, alphas: ArrayLike, scale: ArrayLike | Non
         Penalties, shape (A,) or a number, each finite and >= 0.
     scale
         d, shape (P,), all > 0: what the pixels are divided by (see :func:`pixel_scale`); ones by default.
+    memory
+        C-ordered float64 (P, P) to work in, of any content; fresh memory by default, which costs more than filling it.
 
     Returns
     -------
@@ -112,38 +117,37 @@ def solve_ridge_path(moments: Moments, alphas: ArrayLike, scale: ArrayLike | Non
         raise InputError(f"penalties must be finite and not negative, found {path.tolist()}")
     if d.shape != (moments.n_pixels,) or not (d > 0).all():
         raise InputError(f"the scale must be {moments.n_pixels} positive numbers, found shape {d.shape}")
-    system, target = moments.covariance_sums()
-    system /= d
-    system /= d[:, None]
-    target /= d[:, None]
     weights = np.empty((path.size, moments.n_pixels, len(moments.labels)))
+    system = np.empty((moments.n_pixels, moments.n_pixels)) if memory is None else memory
     for k, alpha in enumerate(path):
-        # The last penalty may consume the system: at 7200 pixels a copy is 400 MB.
-        owned = system if k == path.size - 1 else system.copy(order="F")
-        weights[k] = _solve_one(owned, target, float(alpha)) / d[:, None]
+        # The factorisation overwrites the system: filling it again costs less memory than a copy, and as little time.
+        _, target = moments.covariance_sums(d, out=system)
+        solution = _solve_one(system, target, float(alpha))
+        if solution is None:
+            raise SingularGramError(_singular_message(moments, d, float(alpha)))
+        weights[k] = solution / d[:, None]
     intercepts = moments.y_mean - np.einsum("p,apq->aq", moments.x_mean, weights)
     return RidgePath(path, weights, intercepts, moments.labels, moments.count)
 
 
-def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArray:
-    """Solve ``(system + αI) w = target``, overwriting the lower triangle of ``system``."""
+def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArray | None:
+    """Solve ``(system + αI) w = target``, overwriting the lower triangle of ``system``; None if it is singular."""
     diagonal = np.einsum("ii->i", system)
     largest = float(diagonal.max())
     diagonal += alpha
-    original = system.copy(order="F") if alpha == 0 else None
     solution = np.array(target, order="F")
     failed = factorise_and_solve(system, solution)
     smallest_pivot = 0.0 if failed else float(np.diagonal(system).min()) ** 2
     if smallest_pivot <= len(system) * np.finfo(np.float64).eps * max(largest, np.finfo(np.float64).tiny):
-        raise SingularGramError(_singular_message(original, alpha, largest, len(target)))
+        return None
     return solution
 
 
-def _singular_message(system: FloatArray | None, alpha: float, largest: float, n_pixels: int) -> str:
+def _singular_message(moments: Moments, scale: FloatArray, alpha: float) -> str:
     """Name the smallest penalty that lifts every eigenvalue above rounding error."""
-    top = largest * n_pixels
-    if system is not None:
-        top = float(eigh(system, lower=True, eigvals_only=True, subset_by_index=[n_pixels - 1, n_pixels - 1])[0])
+    system, _ = moments.covariance_sums(scale)
+    n_pixels = len(system)
+    top = float(eigh(system, lower=True, eigvals_only=True, subset_by_index=[n_pixels - 1, n_pixels - 1])[0])
     smallest = max(2 * n_pixels * np.finfo(np.float64).eps * top, np.finfo(np.float64).tiny)
     return (
         f"alpha = {alpha:g} leaves the ridge system of {n_pixels} pixels without a unique solution "

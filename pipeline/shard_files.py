@@ -13,9 +13,9 @@ from pathlib import Path
 from pipeline.errors import InputError
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 
-__all__ = ["find_shards", "natural_key"]
+__all__ = ["HDF5_SUFFIXES", "find_shards", "natural_key"]
 
-_HDF5_SUFFIXES = (".h5", ".hdf5")
+HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
 def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
@@ -91,7 +91,7 @@ def _expand_folder(folder: Path, pattern: str) -> list[Path]:
     if (folder / SHARD_FILE_NAME).is_file():
         return [folder / SHARD_FILE_NAME]
     shards = _sorted(entry / SHARD_FILE_NAME for entry in folder.iterdir() if (entry / SHARD_FILE_NAME).is_file())
-    shards = shards or _sorted(entry for entry in folder.iterdir() if entry.suffix in _HDF5_SUFFIXES)
+    shards = shards or _sorted(entry for entry in folder.iterdir() if entry.suffix in HDF5_SUFFIXES)
     if not shards:
         raise InputError(
             f"folder {folder} (named by {pattern!r}) holds no shard: a {SHARD_FILE_NAME}, folders with one, *.h5 "

@@ -5,8 +5,8 @@ Whatever can be wrong is looked for in headers and labels first, before hours of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from pipeline.convert import convert_shards
 from pipeline.errors import InputError
 from pipeline.progress import Progress
 from pipeline.shards import ShardInfo, find_shards, read_shard_info
-from pipeline.store import SpectraStore, is_store
+from pipeline.store import is_store
 from pipeline.store_layout import plan_layout
+from pipeline.store_set import AnyStore, find_stores, open_stores
+
+Blocks = Iterator[tuple[int, Mapping[str, NDArray[Any]]]]
 
 __all__ = ["SetHeader", "SpectraSets", "check_headers", "open_spectra_sets", "read_headers"]
 
@@ -41,8 +44,11 @@ class SetHeader:
         Spectra in each shard.
     wavelength
         Shape (P,), Å.
-    columns
-        Per-spectrum columns, each (N,).
+    column_names
+        Names of the per-spectrum columns.
+    iter_columns
+        Given names, yields (first row, columns) for one block of rows after the other, so that checks need no memory
+        for each spectrum; of shards, only the columns that the checks are about.
     chunk_rows
         Spectra that the store decodes together, or will.
     unconverted_bytes
@@ -55,7 +61,8 @@ class SetHeader:
     name: str
     shard_lengths: tuple[int, ...]
     wavelength: NDArray[np.float64]
-    columns: Mapping[str, NDArray[Any]]
+    column_names: tuple[str, ...]
+    iter_columns: Callable[[Sequence[str]], Blocks]
     chunk_rows: int
     unconverted_bytes: int = 0
     flagged_pixels: int = 0
@@ -66,33 +73,49 @@ class SetHeader:
         return sum(self.shard_lengths)
 
     @classmethod
-    def of_store(cls, role: str, store: SpectraStore) -> SetHeader:
-        """Describe a store."""
+    def of_store(cls, role: str, store: AnyStore) -> SetHeader:
+        """Describe a store, or several as one."""
         return cls(
             role,
-            store.path.name,
+            store.name,
             store.shard_lengths,
             store.wavelength,
-            store.columns,
+            tuple(store.columns),
+            store.iter_columns,
             store.chunk_rows,
-            flagged_pixels=int(store.manifest.counts.get("flagged_pixels", 0)),
+            flagged_pixels=store.flagged_pixels,
         )
 
     @classmethod
-    def of_shards(cls, role: str, infos: Sequence[ShardInfo], store: Path) -> SetHeader:
-        """Describe shards that are to become ``store``; whether they fit together is the conversion's to check."""
-        lengths = tuple(info.n_spectra for info in infos)
-        n_pixels = infos[0].n_pixels
-        shared = [name for name in infos[0].columns if all(name in info.columns for info in infos)]
-        arrays = 3 if any(info.has_noisy for info in infos) else 2
+    def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
+        """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
+        wanted = {"id", *schema.LABELS, *config.bins}
+        slim: list[ShardInfo] = []
+        names: tuple[str, ...] = ()
+        for shard in shards:
+            info = read_shard_info(shard)
+            names = tuple(name for name in names if name in info.columns) if slim else tuple(info.columns)
+            # One shard's other columns at a time: a survey's are too many to be held for checks of a few.
+            slim.append(replace(info, columns={name: info.columns[name] for name in wanted & set(info.columns)}))
+        first, lengths = slim[0], tuple(info.n_spectra for info in slim)
+        arrays = 3 if any(info.has_noisy for info in slim) else 2
+        made = is_store(_store_path(role, [info.fingerprint for info in slim], config.data))
+
+        def iter_columns(names: Sequence[str]) -> Blocks:
+            start = 0
+            for info in slim:
+                yield start, {name: info.columns[name] for name in names}
+                start += info.n_spectra
+
         return cls(
             role,
-            infos[0].path.parent.name if len(infos) == 1 else f"{len(infos)} shards",
+            first.path.parent.name if len(slim) == 1 else f"{len(slim)} shards",
             lengths,
-            infos[0].wavelength,
-            {name: np.concatenate([info.columns[name] for info in infos]) for name in shared},
-            plan_layout(max(sum(lengths), 1), n_pixels, None, None).chunk_rows,
-            0 if is_store(store) else sum(lengths) * n_pixels * arrays * 4,
+            first.wavelength,
+            names,
+            iter_columns,
+            plan_layout(max(sum(lengths), 1), first.n_pixels, None, None).chunk_rows,
+            0 if made else sum(lengths) * first.n_pixels * arrays * 4,
         )
 
 
@@ -100,8 +123,8 @@ class SetHeader:
 class SpectraSets:
     """The stores of an experiment."""
 
-    train: SpectraStore
-    test: SpectraStore
+    train: AnyStore
+    test: AnyStore
 
     @property
     def headers(self) -> tuple[SetHeader, SetHeader]:
@@ -109,7 +132,7 @@ class SpectraSets:
         return SetHeader.of_store("train", self.train), SetHeader.of_store("test", self.test)
 
 
-def read_headers(data: DataConfig) -> tuple[SetHeader, SetHeader]:
+def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
     """Describe train and test from stores, or from the headers of shards; converts nothing.
 
     Raises
@@ -118,13 +141,11 @@ def read_headers(data: DataConfig) -> tuple[SetHeader, SetHeader]:
         If a source is missing or broken.
     """
     headers = []
-    for role, sources in (("train", data.train), ("test", data.test)):
-        found = _find_sources(role, sources)
-        if isinstance(found, Path):
-            headers.append(SetHeader.of_store(role, SpectraStore.open(found)))
+    for role, sources in (("train", config.data.train), ("test", config.data.test)):
+        if stores := _find_stores(role, sources):
+            headers.append(SetHeader.of_store(role, open_stores(stores)))
         else:
-            infos = [read_shard_info(shard) for shard in found]
-            headers.append(SetHeader.of_shards(role, infos, _store_path(role, infos, data)))
+            headers.append(SetHeader.of_shards(role, find_shards(sources, Path.cwd()), config))
     return headers[0], headers[1]
 
 
@@ -163,33 +184,28 @@ def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None 
     )
 
 
-def _find_sources(role: str, sources: Sequence[str]) -> Path | tuple[Path, ...]:
-    """Return the one store, or the shards, that a configuration names."""
-    if len(sources) == 1 and is_store(sources[0]):
-        return Path(sources[0])
-    for source in sources:
-        if is_store(source):
-            raise InputError(
-                f"data.{role}: {source} is a store; give one store alone, or shards alone to be converted together"
-            )
-    return find_shards(sources, Path.cwd())
+def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
+    """Return the stores that a configuration names; none if it names shards."""
+    try:
+        return find_stores(sources)
+    except InputError as error:
+        raise InputError(f"data.{role}: {error}") from None
 
 
-def _store_path(role: str, infos: Sequence[ShardInfo], data: DataConfig) -> Path:
+def _store_path(role: str, fingerprints: Sequence[str], data: DataConfig) -> Path:
     # Other shards get another store, and experiments on the same shards share one; the fingerprints only sample the
     # pixels, so conversion compares the rest where a shard's time stamp changed.
-    key = content_hash([[info.fingerprint for info in infos], data.nonfinite])
-    return Path(data.stores) / f"{role}-{key}.zarr"
+    return Path(data.stores) / f"{role}-{content_hash([list(fingerprints), data.nonfinite])}.zarr"
 
 
 def _open_or_convert(
     role: str, sources: Sequence[str], data: DataConfig, progress: Progress, workers: int | None
-) -> SpectraStore:
-    found = _find_sources(role, sources)
-    if isinstance(found, Path):
-        return SpectraStore.open(found)
-    path = _store_path(role, [read_shard_info(shard) for shard in found], data)
-    return convert_shards(found, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
+) -> AnyStore:
+    if stores := _find_stores(role, sources):
+        return open_stores(stores)
+    shards = find_shards(sources, Path.cwd())
+    path = _store_path(role, [read_shard_info(shard).fingerprint for shard in shards], data)
+    return convert_shards(shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
 
 
 def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:
@@ -211,12 +227,16 @@ def _require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
     """Refuse test spectra that the models are trained on: the same id and the same labels."""
     identity = ["id", *schema.LABELS]
     for header in (train, test):
-        ids = header.columns.get("id")
-        if ids is None or not np.issubdtype(ids.dtype, np.number) or not np.isfinite(ids).any():
+        if not _has_ids(header):
             return [f"{header.name} has no usable ids, so whether test spectra also occur in train was not checked"]
-    of_train = pd.DataFrame({name: train.columns[name] for name in identity}).drop_duplicates(identity)
-    of_test = pd.DataFrame({name: test.columns[name] for name in identity})
-    shared = of_test.reset_index(names="test_row").merge(of_train.reset_index(names="train_row"), on=identity)
+    of_test = pd.concat([_frame(start, columns, "test_row") for start, columns in test.iter_columns(identity)])
+    ids = np.unique(of_test["id"])
+    found = []
+    for start, columns in train.iter_columns(identity):
+        of_train = _frame(start, columns, "train_row")
+        of_train = of_train[np.isin(of_train["id"], ids)]
+        found.append(of_test.merge(of_train, on=identity).drop_duplicates("test_row"))
+    shared = pd.concat(found).sort_values(["test_row", "train_row"]).drop_duplicates("test_row")
     if len(shared):
         first = shared.iloc[0]
         raise InputError(
@@ -227,25 +247,27 @@ def _require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
     return []
 
 
+def _has_ids(header: SetHeader) -> bool:
+    return "id" in header.column_names and any(
+        np.issubdtype(columns["id"].dtype, np.number) and np.isfinite(columns["id"]).any()
+        for _, columns in header.iter_columns(["id"])
+    )
+
+
+def _frame(start: int, columns: Mapping[str, NDArray[Any]], row: str) -> pd.DataFrame:
+    rows = np.arange(start, start + len(columns["id"]))
+    return pd.DataFrame({**columns, row: rows})
+
+
 def _require_scorable(train: SetHeader, test: SetHeader, grid: BinGrid, config: ExperimentConfig) -> list[str]:
     """Check that experts can be trained and headroom scored; warn of bins without enough test spectra."""
-    counts = {}
+    counts, covered = {}, {}
     for header in (train, test):
-        bins = grid.assign(header.columns)
-        if not (bins != OUTSIDE).any():
-            found = ", ".join(
-                f"{column} {np.nanmin(header.columns[column]):g} … {np.nanmax(header.columns[column]):g}"
-                for column in grid.columns
-            )
-            raise InputError(
-                f"no {header.role} spectrum lies in any bin: the spectra of {header.name} span {found}; "
-                "move the edges of `bins` there"
-            )
-        counts[header.role] = np.bincount(bins[bins != OUTSIDE], minlength=grid.n_bins)
-        covered = np.asarray(header.columns[config.target])[bins != OUTSIDE]
-    if covered.size < 2 or np.ptp(covered) == 0:
+        counts[header.role], covered[header.role] = _count_bins(header, grid, config.target)
+    n_covered, spread = covered["test"]
+    if n_covered < 2 or spread == 0:
         raise InputError(
-            f"R² needs at least two test spectra in bins with different {config.target}, found {covered.size} in "
+            f"R² needs at least two test spectra in bins with different {config.target}, found {n_covered} in "
             f"{test.name}; give a larger test set"
         )
     starved = np.flatnonzero(counts["train"] < config.ridge.min_spectra)
@@ -259,3 +281,27 @@ def _require_scorable(train: SetHeader, test: SetHeader, grid: BinGrid, config: 
         )
     few = [grid.describe(int(k)) for k in np.flatnonzero(counts["test"] < 2)]
     return [f"no R² for bins with fewer than 2 test spectra: {', '.join(few)}"] if few else []
+
+
+def _count_bins(header: SetHeader, grid: BinGrid, target: str) -> tuple[NDArray[np.int64], tuple[int, float]]:
+    """Return the spectra in each bin, and of all that lie in one their number and the range of the target."""
+    grid.require_columns(header.column_names)
+    counts = np.zeros(grid.n_bins, np.int64)
+    low, high = np.inf, -np.inf
+    lows, highs = np.full(len(grid.columns), np.nan), np.full(len(grid.columns), np.nan)
+    for _, columns in header.iter_columns(sorted({*grid.columns, target})):
+        bins = grid.assign(columns)
+        inside = bins != OUTSIDE
+        counts += np.bincount(bins[inside], minlength=grid.n_bins)
+        covered = columns[target][inside].astype(np.float64)
+        low, high = covered.min(initial=low), covered.max(initial=high)
+        values = np.column_stack([columns[column] for column in grid.columns]).astype(np.float64)
+        lows, highs = np.fmin(lows, np.fmin.reduce(values)), np.fmax(highs, np.fmax.reduce(values))
+    if not counts.any():
+        spans = zip(grid.columns, lows, highs, strict=True)
+        found = ", ".join(f"{column} {least:g} … {most:g}" for column, least, most in spans)
+        raise InputError(
+            f"no {header.role} spectrum lies in any bin: the spectra of {header.name} span {found}; "
+            "move the edges of `bins` there"
+        )
+    return counts, (int(counts.sum()), float(high - low))

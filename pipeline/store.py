@@ -1,4 +1,4 @@
-"""The store: a million spectra as Zarr v3, opened eagerly by rows or lazily as an xarray Dataset.
+"""The store: a million spectra as Zarr v3, read by rows and by columns; nothing of either is kept.
 
 A store that opens is complete: every chunk file is there in its recorded size. A chunk that is damaged, or
 lost later, is an error that names the rows and never a number.
@@ -7,24 +7,20 @@ lost later, is an error that names the rows and never a number.
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline import schema
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import InputError, did_you_mean
 from pipeline.store_chunks import ChunkError, read_chunk_rows
+from pipeline.store_columns import LazyColumns
 from pipeline.store_layout import MANIFEST_GROUP, StoreLayout, open_group
-from pipeline.store_manifest import Manifest, digest_array
+from pipeline.store_manifest import Manifest, SourceRecord, digest_array
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-__all__ = ["SpectraStore", "is_store", "open_spectra"]
+__all__ = ["SpectraStore", "is_store"]
 
 
 def is_store(path: Path | str) -> bool:
@@ -48,15 +44,23 @@ class SpectraStore:
         (P,) float64, Å, strictly increasing.
     mean_flux
         (P,) float64, mean clean spectrum, the origin of all moments.
+    column_rows
+        Rows of a column that are decoded together; all of them in stores of old.
+    direct_reads
+        Whether pixels are read past the page cache: for stores that are larger than memory. False until set.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray, column_rows: int
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.wavelength = wavelength
         self.mean_flux = mean_flux
+        self.column_rows = column_rows
         self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
         self.fingerprint: str = manifest.fingerprint
+        self.direct_reads = False
 
     @classmethod
     def open(cls, path: Path | str) -> SpectraStore:
@@ -76,9 +80,10 @@ class SpectraStore:
             wavelength = _read_vector(group, "wavelength")
             mean_flux = _read_vector(group, schema.STORE_ORIGIN)
             layouts = [_describe_array(group, variable) for variable in manifest.variables]
+            column_rows = _count_chunk_rows(group, "row")
         except (KeyError, ValueError, OSError, TypeError) as error:
             raise _damaged(path, f"its arrays cannot be read ({error})") from error
-        store = cls(path, manifest, wavelength, mean_flux)
+        store = cls(path, manifest, wavelength, mean_flux, column_rows)
         if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
             raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
         if any(layout != store.layout for layout in layouts):
@@ -92,6 +97,16 @@ class SpectraStore:
     def __repr__(self) -> str:
         shape = f"{self.n_spectra:,} × {self.n_pixels}"
         return f"SpectraStore({str(self.path)!r}, {shape}, {self.fingerprint[:12]})"
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.path.name
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders it is read from: its own."""
+        return (self.path,)
 
     @property
     def n_spectra(self) -> int:
@@ -124,6 +139,21 @@ class SpectraStore:
         return "noisy" in self.variables
 
     @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """What is known of the source shards, in order."""
+        return self.manifest.sources
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all pixel arrays on disk."""
+        return sum(sum(sizes) for part in self.manifest.ranges for sizes in part.file_bytes.values())
+
+    @property
+    def flagged_pixels(self) -> int:
+        """Pixels that a mask flags."""
+        return int(self.manifest.counts.get("flagged_pixels", 0))
+
+    @property
     def shard_lengths(self) -> tuple[int, ...]:
         """Spectra in the store from each source shard, in order; they add up to ``n_spectra``."""
         return tuple(source.n_kept for source in self.manifest.sources)
@@ -138,22 +168,55 @@ class SpectraStore:
         """Names of the source shards, in order."""
         return tuple(source.name for source in self.manifest.sources)
 
-    @cached_property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """Per-spectrum columns by name, each (N,): labels, ``shard``, ``row`` and all other numbers; read
-        once."""
-        columns = {}
-        try:
-            group = open_group(self.path)
-            for name, digest in self.manifest.columns.items():
-                columns[name] = _read_vector(group, name)
-                if digest_array(columns[name]) != digest:
-                    raise ValueError("it differs from the manifest")
-        except (KeyError, ValueError, OSError) as error:
-            raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
-        for values in columns.values():
-            values.flags.writeable = False
-        return columns
+    @property
+    def columns(self) -> LazyColumns:
+        """Per-spectrum columns by name, each (N,) and read-only: labels, ``shard``, ``row`` and all other numbers.
+
+        A column is read, and compared with the manifest, every time it is asked for; keep what you need again.
+        """
+        return LazyColumns(tuple(self.manifest.columns), self._read_column)
+
+    def read_columns(self, names: Sequence[str], start: int, stop: int) -> dict[str, np.ndarray]:
+        """Read spectra ``start`` to ``stop`` (exclusive) of some columns, in memory for these rows only.
+
+        The checksums of the chunks are compared, the manifest's digests of whole columns are not.
+
+        Parameters
+        ----------
+        names
+            Some of :attr:`columns`.
+        start, stop
+            Rows, ``0 <= start <= stop <= n_spectra``.
+
+        Returns
+        -------
+        dict
+            One array of shape (stop − start,) for each name.
+
+        Raises
+        ------
+        InputError
+            If there is no such column, or a chunk is missing or damaged; the message names the store and the column.
+        """
+        self._require_range(start, stop)
+        group = open_group(self.path)
+        return {name: self._read_values(group, name, start, stop) for name in names}
+
+    def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield (first row, columns) for one block of rows after the other, cut as the columns' chunks are.
+
+        Raises
+        ------
+        InputError
+            See :meth:`read_columns`.
+        """
+        for start in range(0, self.n_spectra, self.column_rows):
+            yield start, self.read_columns(names, start, min(start + self.column_rows, self.n_spectra))
+
+    def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
+        for first in range(start - start % self.chunk_rows, stop, self.chunk_rows):
+            yield max(first, start), min(first + self.chunk_rows, stop)
 
     def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array.
@@ -182,8 +245,7 @@ class SpectraStore:
         """
         if variable not in self.variables:
             raise InputError(f"store {self.path} has no {variable!r}, only {', '.join(self.variables)}")
-        if not 0 <= start <= stop <= self.n_spectra:
-            raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
+        self._require_range(start, stop)
         dtype = np.dtype(np.uint8 if variable == "mask" else np.float32)
         if out is None:
             out = np.empty((stop - start, self.n_pixels), dtype)
@@ -192,10 +254,42 @@ class SpectraStore:
             found = f"{out.dtype} {out.shape}"
             raise ValueError(f"out must be C-ordered {dtype} (≥ {stop - start}, {self.n_pixels}), is {found}")
         try:
-            read_chunk_rows(self.path / variable, self.layout, start, stop, rows)
+            read_chunk_rows(self.path / variable, self.layout, start, stop, rows, direct=self.direct_reads)
         except ChunkError as error:
             raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
         return rows
+
+    def _read_column(self, name: str) -> np.ndarray:
+        values = self._read_values(open_group(self.path), name, 0, self.n_spectra)
+        if digest_array(values) != self.manifest.columns[name]:
+            raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
+        return values
+
+    def _read_values(self, group: Any, name: str, start: int, stop: int) -> np.ndarray:
+        if name not in self.manifest.columns:
+            raise InputError(
+                f"store {self.path} has no column {name!r}{did_you_mean(name, self.manifest.columns)}; present: "
+                f"{', '.join(self.manifest.columns)}"
+            )
+        try:
+            array = group[name]
+            rows = array.chunks[0]
+            values = np.empty(stop - start, array.dtype)
+            # Chunk by chunk: zarr would hold several beside the result.
+            for number in range(start // rows, -(-stop // rows)):
+                if not (self.path / name / "c" / str(number)).is_file():
+                    # zarr would take fill values for it
+                    raise ValueError(f"its chunk c/{number} is missing")
+                first, end = max(start, number * rows), min(stop, (number + 1) * rows)
+                values[first - start : end - start] = array[first:end]
+        except (KeyError, ValueError, OSError, TypeError) as error:
+            raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
+        values.flags.writeable = False
+        return values
+
+    def _require_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_spectra:
+            raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
 
     def _require_files(self) -> None:
         """Refuse a store that lacks a chunk file, or has one of another size than was written."""
@@ -208,58 +302,6 @@ class SpectraStore:
                     if found != size:
                         state = "is missing" if found is None else f"has {found} bytes instead of {size}"
                         raise _damaged(self.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
-
-
-def open_spectra(path: Path | str, *, chunks: str | int | Mapping[str, int] | None = "store") -> xr.Dataset:
-    """Open a store as a lazy xarray Dataset with dims (spectrum, wavelength).
-
-    Pixel arrays stay on disk; the coordinates along ``spectrum`` (labels, ``snr``, ``shard``, ``row``, ...)
-    are in memory, so that selecting by them is plain indexing. ``xarray.open_zarr(path, consolidated=False)``
-    works too, but does not check that the store is complete.
-
-    Parameters
-    ----------
-    path
-        A store written by :func:`pipeline.convert.convert_shards`.
-    chunks
-        ``"store"``: Dask chunks of whole Zarr shards (of chunks where there are none). An integer: that many
-        spectra, a multiple of the store's chunks. A mapping: as in xarray. None: no Dask, rows are read when
-        indexed.
-
-    Raises
-    ------
-    InputError
-        If the store does not open, see :meth:`SpectraStore.open`; ConfigError for chunks that cut the
-        store's.
-    """
-    import xarray as xr
-
-    store = SpectraStore.open(path)
-    sizes: Mapping[str, int] | None
-    if chunks == "store":
-        chunks = store.layout.file_rows
-    if isinstance(chunks, int):
-        if chunks < 1 or chunks % store.chunk_rows:
-            raise ConfigError(
-                f"chunks must be a multiple of the store's {store.chunk_rows} spectra, found {chunks}; other sizes "
-                "would decode chunks twice"
-            )
-        sizes = {schema.DIM_SPECTRUM: chunks, schema.DIM_WAVELENGTH: -1}
-    elif isinstance(chunks, str):
-        raise ConfigError(f"chunks must be 'store', an integer, a mapping or None, found {chunks!r}")
-    else:
-        sizes = chunks
-    dataset: xr.Dataset = xr.open_zarr(store.path, consolidated=False, chunks=None)
-    in_memory = {name: (schema.DIM_SPECTRUM, values, dataset[name].attrs) for name, values in store.columns.items()}
-    dataset = dataset.assign_coords(in_memory)
-    dataset[schema.STORE_ORIGIN].load()
-    if sizes is None:
-        return dataset
-    with warnings.catch_warnings():
-        # the chunks asked for are multiples of the store's, whatever xarray prefers
-        warnings.filterwarnings("ignore", message="The specified chunks separate")
-        lazy: xr.Dataset = dataset.assign({name: dataset[name].chunk(sizes) for name in store.variables})
-        return lazy
 
 
 def _reopen(path: str, fingerprint: str) -> SpectraStore:
@@ -313,6 +355,10 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _read_vector(group: Any, name: str) -> np.ndarray:
     return np.asarray(group[name][...])
+
+
+def _count_chunk_rows(group: Any, name: str) -> int:
+    return int(group[name].chunks[0])
 
 
 def _describe_array(group: Any, variable: str) -> StoreLayout:

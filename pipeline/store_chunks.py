@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
+from pipeline.files_direct import BLOCK, aligned_buffer, open_direct
 from pipeline.store_layout import COMPRESSION_LEVEL, StoreLayout
 
 __all__ = ["ChunkError", "read_chunk_rows", "write_chunks"]
@@ -41,14 +42,16 @@ class _Scratch(threading.local):
     def take(self, name: str, size: int) -> np.ndarray:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < size:
-            buffer = self._buffers[name] = np.empty(size, np.uint8)
+            buffer = self._buffers[name] = aligned_buffer(size)
         return buffer[:size]
 
 
 _scratch = _Scratch()
 
 
-def read_chunk_rows(folder: Path, layout: StoreLayout, start: int, stop: int, out: np.ndarray) -> None:
+def read_chunk_rows(
+    folder: Path, layout: StoreLayout, start: int, stop: int, out: np.ndarray, *, direct: bool = False
+) -> None:
     """Fill ``out`` with rows ``start`` to ``stop`` of the array in ``folder``.
 
     Parameters
@@ -57,6 +60,8 @@ def read_chunk_rows(folder: Path, layout: StoreLayout, start: int, stop: int, ou
         The array's folder.
     out
         Shape (stop − start, P), C-ordered, of the array's dtype.
+    direct
+        Read past the page cache, where the file system can.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def read_chunk_rows(folder: Path, layout: StoreLayout, start: int, stop: int, ou
     for name, first, end in layout.iter_files(start, stop):
         low, high = max(start, first), min(stop, end)
         try:
-            handle = os.open(folder / name, os.O_RDONLY)
+            handle = (open_direct if direct else os.open)(folder / name, os.O_RDONLY)
         except OSError as error:
             raise ChunkError(f"{folder.name}/{name} cannot be opened: {error.strerror}") from error
         try:
@@ -112,7 +117,7 @@ def _write_file(handle: int, layout: StoreLayout, n_chunks: int, chunks: Iterato
     for number in range(n_chunks):
         chunk = next(chunks)
         assert chunk.shape == (layout.chunk_rows, layout.n_pixels), (chunk.shape, layout)
-        encoded = blosc.compress(chunk, b"lz4", COMPRESSION_LEVEL, blosc.BITSHUFFLE)
+        encoded = blosc.compress(chunk, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE)
         size = _write_all(handle, encoded, _checksum(encoded))
         index[number] = offset, size
         offset += size
@@ -170,9 +175,14 @@ def _read_index(handle: int, name: str, layout: StoreLayout) -> np.ndarray:
 
 def _read_checked(handle: int, name: str, offset: int, size: int) -> np.ndarray:
     """Read bytes that end in their crc32c, and return them without it."""
-    buffer = _scratch.take("encoded", size)
-    if size <= _CRC_BYTES or os.preadv(handle, [buffer.data], offset) != size:
+    # From block to block, as reading past the page cache requires.
+    first = offset // BLOCK * BLOCK
+    end = -(-(offset + size) // BLOCK) * BLOCK
+    blocks = _scratch.take("encoded", end - first)
+    found = os.preadv(handle, [blocks.data], first) if size > _CRC_BYTES else 0
+    if found < offset + size - first:
         raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
+    buffer = blocks[offset - first : offset - first + size]
     content = buffer[:-_CRC_BYTES]
     if google_crc32c.value(content) != int(buffer[-_CRC_BYTES:].view("<u4")[0]):
         raise ChunkError(f"{name} does not match its checksum (crc32c of {size} bytes at {offset})")

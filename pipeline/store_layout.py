@@ -36,6 +36,8 @@ MANIFEST_GROUP: Final = "manifest"
 
 _CHUNK_BYTES: Final = 16 << 20
 _CHUNKS_PER_RANGE: Final = 8
+#: Rows of a column's chunk: a task reads the columns of its own rows, half a MiB each, not of all.
+_COLUMN_CHUNK_ROWS: Final = 65_536
 #: What every chunk is compressed with; :mod:`pipeline.store_chunks` encodes by it and zarr's metadata says so.
 COMPRESSION_LEVEL: Final = 5
 #: zarr's own concurrency, small because several workers use it at once.
@@ -167,7 +169,7 @@ def _write_vector(
         root.create_array(
             name,
             data=values,
-            chunks=(max(1, len(values)),),
+            chunks=(max(1, min(len(values), _COLUMN_CHUNK_ROWS)),),
             compressors=_compressors(values.dtype.itemsize),
             fill_value=np.nan if values.dtype.kind == "f" else None,
             dimension_names=dims,
@@ -177,4 +179,4 @@ def _write_vector(
 
 
 def _compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:
-    return BloscCodec(typesize=itemsize, cname="lz4", clevel=COMPRESSION_LEVEL, shuffle="bitshuffle"), Crc32cCodec()
+    return BloscCodec(typesize=itemsize, cname="lz4", clevel=COMPRESSION_LEVEL, shuffle="shuffle"), Crc32cCodec()

@@ -120,5 +120,5 @@ def digest_rows(rows: np.ndarray, first_row: int) -> int:
 def digest_array(values: np.ndarray) -> str:
     """Return the sha256 of an array's dtype, shape and values."""
     digest = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(np.ascontiguousarray(values).data)  # no copy: columns may be long
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from pipeline import schema
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.decision import Estimate, decide, evaluate_hypotheses
+from pipeline.files import replacing
 from pipeline.models import ExpertModels
-from pipeline.moments_file import replacing
 from pipeline.noise import NoiseDraw
 from pipeline.provenance import hash_file
 from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, mean_over_seeds, score_headrooms
 from pipeline.spectra_sets import SpectraSets
-from pipeline.store import SpectraStore
+from pipeline.store_set import AnyStore
 
 __all__ = ["RESULTS_VERSION", "ScoredDraw", "results_hold", "write_tables"]
 
@@ -156,21 +156,30 @@ def _bin_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: Bin
 def _sample_table(sets: SpectraSets, grid: BinGrid) -> pd.DataFrame:
     """Count train and test spectra on a fine grid over (at most two of) the bin columns."""
     columns = grid.columns[:2]
-    edges = []
-    for column in columns:
-        both = np.concatenate([sets.train.columns[column], sets.test.columns[column], grid.edges[column]])
-        edges.append(np.linspace(np.nanmin(both), np.nanmax(both), _SAMPLE_CELLS + 1))
+    low = np.array([min(grid.edges[column]) for column in columns], np.float64)
+    high = np.array([max(grid.edges[column]) for column in columns], np.float64)
+    for store in (sets.train, sets.test):
+        for values in _iter_values(store, columns):
+            low, high = np.fmin(low, np.fmin.reduce(values)), np.fmax(high, np.fmax.reduce(values))
+    edges = [np.linspace(*span, _SAMPLE_CELLS + 1) for span in zip(low, high, strict=True)]
     counts = {}
     for role, store in (("n_train", sets.train), ("n_test", sets.test)):
-        values = np.column_stack([store.columns[column] for column in columns])
-        finite = np.isfinite(values).all(axis=1)
-        counts[role] = np.histogramdd(values[finite], bins=edges)[0].astype(np.int64).ravel()
+        count = np.zeros(_SAMPLE_CELLS ** len(columns), np.int64)
+        for values in _iter_values(store, columns):
+            count += np.histogramdd(values[np.isfinite(values).all(axis=1)], bins=edges)[0].astype(np.int64).ravel()
+        counts[role] = count
     lower = np.meshgrid(*(edge[:-1] for edge in edges), indexing="ij")
     upper = np.meshgrid(*(edge[1:] for edge in edges), indexing="ij")
     table: dict[str, Any] = {}
     for column, low, high in zip(columns, lower, upper, strict=True):
         table |= {f"{column}_low": low.ravel(), f"{column}_high": high.ravel()}
     return pd.DataFrame(table | counts)
+
+
+def _iter_values(store: AnyStore, columns: Sequence[str]) -> Iterator[NDArray[np.float64]]:
+    """Yield some columns in blocks of rows, each (n, columns)."""
+    for _, block in store.iter_columns(columns):
+        yield np.column_stack([block[column] for column in columns]).astype(np.float64)
 
 
 def _estimates(scores: Sequence[Score], confidence: float) -> dict[str, Estimate]:
@@ -290,20 +299,20 @@ def _metadata(config: ExperimentConfig, grid: BinGrid, sets: SpectraSets, facts:
     }
 
 
-def _is_simulated(store: SpectraStore) -> bool:
-    return any(schema.SIMULATED_REMARK in source.remarks for source in store.manifest.sources)
+def _is_simulated(store: AnyStore) -> bool:
+    return any(schema.SIMULATED_REMARK in source.remarks for source in store.sources)
 
 
-def _describe_store(store: SpectraStore, grid: BinGrid) -> dict[str, Any]:
-    bins = grid.assign(store.columns)
+def _describe_store(store: AnyStore, grid: BinGrid) -> dict[str, Any]:
+    covered = sum(int((grid.assign(block) != OUTSIDE).sum()) for _, block in store.iter_columns(grid.columns))
     return {
-        "path": str(store.path),
+        "paths": [str(path) for path in store.paths],
         "fingerprint": store.fingerprint,
         "n_spectra": store.n_spectra,
         "n_pixels": store.n_pixels,
         "wavelength_range": [float(store.wavelength[0]), float(store.wavelength[-1])],
-        "sources": [vars(source) for source in store.manifest.sources],
-        "coverage": float((bins != OUTSIDE).mean()),
+        "sources": [vars(source) for source in store.sources],
+        "coverage": covered / store.n_spectra,
         "has_noisy": store.has_noisy,
     }
 

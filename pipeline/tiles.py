@@ -10,6 +10,7 @@ number of threads; a multi-threaded ``syrk`` does not promise that (OpenBLAS ``d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ __all__ = ["TileLayout", "add_gram", "padded_stride"]
 #: Larger tiles are closer to BLAS' peak, smaller ones store less above the diagonal and balance better.
 _LARGEST_TILE = 2048
 _TILE_MULTIPLE = 16
+_STRIP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,24 @@ class TileLayout:
             tile[: block.shape[0], : block.shape[1]] = np.tril(block) if i == j else block
         return tiles
 
-    def unpack_lower(self, tiles: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the lower triangle as a dense, Fortran-ordered float64 matrix (P, P), zeros above.
+    def lower_strips(self, tiles: NDArray[Any]) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
+        """Yield (rows, columns, numbers) that cover the lower triangle once, in pieces that fit the processor's cache.
 
-        This is the layout LAPACK factorises in place.
+        On the diagonal a strip's columns end where its rows do; what is above the diagonal there is zero.
         """
-        matrix = np.zeros((self.n_pixels, self.n_pixels), dtype=np.float64, order="F")
         for tile, (i, j) in zip(tiles, self.pairs, strict=True):
             rows, columns = self.span(i), self.span(j)
-            matrix[rows, columns] = tile[: rows.stop - rows.start, : columns.stop - columns.start]
-        return matrix
+            for first in range(rows.start, rows.stop, _STRIP_ROWS):
+                last = min(first + _STRIP_ROWS, rows.stop)
+                end = last if i == j else columns.stop
+                block = tile[first - rows.start : last - rows.start, : end - columns.start]
+                yield slice(first, last), slice(columns.start, end), block
 
     def unpack(self, tiles: NDArray[Any]) -> NDArray[np.float64]:
         """Return the whole symmetric matrix, dense float64 (P, P)."""
-        lower = self.unpack_lower(tiles)
+        lower = np.zeros((self.n_pixels, self.n_pixels))
+        for rows, columns, block in self.lower_strips(tiles):
+            lower[rows, columns] = block
         return np.asarray(lower + np.tril(lower, -1).T)
 
     def diagonal(self, tiles: NDArray[Any]) -> NDArray[np.float64]:

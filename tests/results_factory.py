@@ -245,7 +245,7 @@ class _Writer:
             "interval_names": {name: list(names) for name, names in self.grid.interval_names.items()},
             "stores": {
                 "train": {
-                    "path": "/scratch/stores/train",
+                    "paths": ["/scratch/stores/train_0.zarr", "/scratch/stores/train_1.zarr"],
                     "fingerprint": "a1b2c3d4e5f60718",
                     "n_spectra": self.run.n_train,
                     **store,
@@ -253,7 +253,7 @@ class _Writer:
                     "coverage": 0.79,
                 },
                 "test": {
-                    "path": "/scratch/stores/test",
+                    "paths": ["/scratch/stores/test.zarr"],
                     "fingerprint": "18f7e6d5c4b3a291",
                     "n_spectra": self.run.n_test,
                     **store,

@@ -25,7 +25,10 @@ LAYERS: list[set[str]] = [
         "memory",
         "locks",
         "provenance",
-        "moments_file",
+        "files",
+        "workspace",
+        "tasks",
+        "moments_files",
         "results",
         "shards",
         "inspection",
@@ -34,14 +37,14 @@ LAYERS: list[set[str]] = [
         "simulate",
     },
     {"hotloop", "models", "predictions", "checkpoints"},
-    {"accumulate", "plan", "spectra_sets", "summary", "figures", "report"},
+    {"accumulate", "solve", "plan", "spectra_sets", "summary", "figures", "report"},
     {"experiment"},
     {"cli", "__init__", "__main__"},
 ]
 #: Foreign libraries that one room only may know, at run time.
 OWNERS = {
     "h5py": {"shards", "simulate"},
-    "distributed": {"accumulate"},
+    "distributed": {"tasks"},
     "dask": set(),
     "zarr": {"store", "convert"},
     "xarray": {"store"},

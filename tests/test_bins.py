@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline.bins import OUTSIDE, BinGrid, assign_bins
 from pipeline.errors import ConfigError, InputError
-from pipeline.store import SpectraStore, open_spectra
+from pipeline.store import SpectraStore
+from pipeline.store_dataset import open_spectra
 
 REFERENCE = {"T_eff": [3750, 4500, 5250, 6000], "M_H": [-2.0, -1.0, 0.0, 0.5]}
 

@@ -87,7 +87,7 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"precision": "float16"}, "precision"),
         ({"data": {"train": ["x"]}}, r"'data\.test' is required"),
         ({"data": {"train": [], "test": ["x"]}}, r"data\.train"),
-        ({"compute": {"folds": 1}}, r"compute\.folds"),
+        ({"compute": {"folds": 0}}, r"compute\.folds"),
     ],
 )
 def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:

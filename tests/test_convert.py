@@ -24,12 +24,14 @@ from shard_factory import make_frame, make_pixels, write_shard
 import pipeline.convert
 import pipeline.convert_finish
 import pipeline.convert_ranges
+import pipeline.convert_read
 from pipeline.convert import convert_shards
 from pipeline.convert_pixels import cast_rows
 from pipeline.convert_ranges import RangeWriter
+from pipeline.convert_read import RowSource
 from pipeline.convert_work import lock_work, remove_work
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.shards import read_shard_info
+from pipeline.shards import ShardReader, read_shard_info
 from pipeline.store import SpectraStore
 
 P = 16
@@ -362,22 +364,38 @@ def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal
     assert tree(store.path) == tree(whole.path)
 
 
-def test_convert__killed_worker_is_a_resource_error(tmp_path: Path) -> None:
+def test_convert__killed_worker_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_shard(tmp_path / "train" / "dataset.h5", 3000, P)
+    original, killed = RangeWriter.convert_range, threading.Event()
 
     def kill_one() -> None:
-        wait_for(lambda: list((tmp_path / "store.partial" / "ranges").glob("*.json")))
-        for pid in children_of(os.getpid()):
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-                return
+        def find() -> list[int]:
+            return [pid for pid in children_of(os.getpid()) if b"spawn_main" in read_command(pid)]
+
+        wait_for(find)
+        os.kill(find()[0], signal.SIGKILL)
+        killed.set()
+
+    def convert_then_wait(self: RangeWriter, start: int) -> dict[str, Any]:
+        record = original(self, start)  # this process is a worker too, and would be done before the other one starts
+        assert killed.wait(30)
+        return record
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    with pytest.raises(ResourceError, match=r"worker process .* was killed.*--workers 1"):
-        convert_shards([shard], tmp_path / "store", workers=2, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(RangeWriter, "convert_range", convert_then_wait)
+        with pytest.raises(ResourceError, match=r"worker process .* was killed.*--workers 1"):
+            convert_shards([shard], tmp_path / "store", workers=2, **SMALL)
     thread.join()
     assert convert_shards([shard], tmp_path / "store", workers=1, **SMALL).n_spectra == 3000
+
+
+def read_command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_convert__one_conversion_at_a_time(shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,6 +549,84 @@ def test_convert__edges_of_noisy_are_repaired_like_errors(tmp_path: Path) -> Non
     np.testing.assert_array_equal(store.read_rows("noisy", 0, 40), expected)
     assert store.manifest.counts["repaired_noisy_pixels"] == 41
     assert store.manifest.counts["repaired_error_pixels"] == 40
+
+
+# --- rows read past HDF5 -----------------------------------------------------------------------------
+
+
+LAYOUTS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "whole rows": (True, {"chunks": (8, P)}),
+    "one chunk, padded": (True, {"chunks": (48, P)}),
+    "contiguous": (True, {"chunks": None}),
+    "narrow chunks": (False, {"chunks": (8, 4)}),
+    "compressed": (False, {"storage": {"compression": "gzip"}}),
+    "checksums": (False, {"storage": {"fletcher32": True}}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_plain, options = LAYOUTS[layout]
+    mask = np.zeros((40, P), np.int64)
+    mask[11, 3], mask[30, 0] = 1, -(2**40)
+    arrays = {"mask": mask}
+    if layout == "one chunk, padded":
+        options = {"chunks": None, "arrays": arrays}
+        shard = write_shard(tmp_path / "dataset.h5", **options)
+        with h5py.File(shard, "a") as file:
+            for name in ("flux", "error", "mask"):
+                values = file[f"dataset/arrays/{name}/value"][:]
+                del file[f"dataset/arrays/{name}/value"]
+                kept = file.create_dataset(
+                    f"dataset/arrays/{name}/value", data=values, chunks=(48, P), maxshape=(None, P)
+                )
+                assert kept.id.get_num_chunks() == 1
+    else:
+        shard = write_shard(tmp_path / "dataset.h5", arrays=arrays, **options)
+    with ShardReader(shard) as reader:
+        expected = {name: reader.read_rows(name, 0, 40).copy() for name in ("flux", "error", "mask")}
+    through_hdf5: list[str] = []
+    read_rows = ShardReader.read_rows
+    monkeypatch.setattr(
+        ShardReader, "read_rows", lambda self, name, *given: through_hdf5.append(name) or read_rows(self, name, *given)
+    )
+    monkeypatch.setattr(pipeline.convert_read, "_TILE_BYTES", 3 * 8 * P)
+    block = np.empty((40, P))
+    with RowSource(shard) as source:
+        for name, rows in expected.items():
+            assert source.tile_rows(name, 20) == (3 if is_plain else 20)
+            for start, stop in ((0, 40), (3, 4), (5, 29), (39, 40), (7, 7)):
+                np.testing.assert_array_equal(source.read_rows(name, start, stop, block), rows[start:stop])
+    assert bool(through_hdf5) != is_plain
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f4", "<f2"])
+def test_row_source__leaves_other_numbers_to_hdf5(tmp_path: Path, dtype: str) -> None:
+    flux = make_pixels(40, P)[0].astype(dtype)
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux})
+    with RowSource(shard) as source:
+        np.testing.assert_array_equal(source.read_rows("flux", 2, 9, np.empty((7, P))), flux[2:9].astype(float))
+
+
+def test_row_source__leaves_a_user_block_and_other_files_to_hdf5(tmp_path: Path) -> None:
+    with (
+        h5py.File(tmp_path / "dataset.h5", "w", userblock_size=512) as file,
+        h5py.File(tmp_path / "b.h5", "w") as other,
+    ):
+        file["dataset/arrays/flux/value"] = make_pixels(40, P)[0]
+        other["error"] = make_pixels(40, P)[1]
+        file["dataset/arrays/error/value"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "error")
+    with RowSource(tmp_path / "dataset.h5") as source:
+        for name, expected in zip(("flux", "error"), make_pixels(40, P), strict=True):
+            np.testing.assert_array_equal(source.read_rows(name, 2, 9, np.empty((7, P))), expected[2:9])
+
+
+def test_row_source__a_short_read_is_left_to_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write_shard(tmp_path / "dataset.h5")
+    monkeypatch.setattr(os, "preadv", lambda *_: 5)
+    with RowSource(shard) as source:
+        np.testing.assert_array_equal(source.read_rows("flux", 0, 40, np.empty((40, P))), make_pixels(40, P)[0])
+        assert not source.read_rows("mask", 0, 40, np.empty((40, P))).any()
 
 
 # --- shards that disagree ----------------------------------------------------------------------------

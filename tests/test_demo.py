@@ -14,7 +14,16 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import BinGrid, ExperimentConfig, NoiseDraw, SpectraStore, read_noisy_rows, read_results, run_experiment
+from pipeline import (
+    BinGrid,
+    ExperimentConfig,
+    NoiseDraw,
+    SpectraStore,
+    open_stores,
+    read_noisy_rows,
+    read_results,
+    run_experiment,
+)
 from pipeline.schema import STREAM_TRAIN
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +73,7 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
         results = run_experiment(config, tmp_path)
     else:
         results = read_results(folder)
-    stores = [SpectraStore.open(results.metadata["stores"][role]["path"]) for role in ("train", "test")]
+    stores = [open_stores(results.metadata["stores"][role]["paths"]) for role in ("train", "test")]
     worst, worst_r2 = 0.0, 0.0
     for seed in config.seeds:
         predicted, r2 = fit_with_scikit_learn(*stores, config, seed, precision)

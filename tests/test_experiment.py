@@ -367,6 +367,32 @@ def test_plan_shares_reads_as_memory_allows_and_refuses_what_cannot_fit(
         roomy.require_fit(tmp_path / "not" / "there")
 
 
+@pytest.mark.parametrize(("pixels", "bound"), [(4096, 4), (7200, 9)])
+def test_planned_memory_is_bounded_and_flat_in_the_number_of_spectra(
+    config: ExperimentConfig, pixels: int, bound: float
+) -> None:
+    """The reference experiment: five seeds, nine bins, on a machine with memory to spare."""
+    reference = changed(config, seeds=[1, 2, 3, 4, 5], compute={})
+    few, many = (plan_run([n // 4] * 4, pixels, reference, [2**36]) for n in (50_000, 400_000))
+    assert few.n_draws == 5
+    assert many.worker_memory + many.driver_memory < bound * 2**30
+    assert few.worker_memory + few.driver_memory > 0.95 * (many.worker_memory + many.driver_memory)
+
+
+def test_measured_memory_is_below_the_planned_one(
+    config: ExperimentConfig, train_store: SpectraStore, test_store: SpectraStore, tmp_path: Path
+) -> None:
+    """Driver and worker as a user runs them; at this size most of it is the processes themselves."""
+    content = changed(config, data={"train": [str(train_store.path)], "test": [str(test_store.path)]}).to_dict()
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    subprocess.run([*command, "--quiet"], check=True, capture_output=True)
+    metadata = read_results(tmp_path / "run").metadata
+    worker, both = metadata["worker_peak_memory_bytes"], metadata["peak_memory_bytes"]
+    assert 0 < worker <= metadata["plan"]["memory_per_worker_bytes"]
+    assert 0 < both - worker <= metadata["plan"]["driver_memory_bytes"]
+
+
 def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path, tmp_path: Path) -> None:
     data = {"train": [str(sample / "train")], "test": [str(sample / "test")], "stores": str(tmp_path / "stores")}
     plan = plan_experiment(changed(config, data=data), [2**33])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,9 @@ class Failing:
     def __init__(self, store: SpectraStore, row: int) -> None:
         self._store, self._row = store, row
         self.n_pixels, self.chunk_rows = store.n_pixels, store.chunk_rows
+
+    def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        return self._store.iter_blocks(start, stop)
 
     def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         if stop > self._row:

@@ -296,6 +296,7 @@ def test_report__states_protocol_warnings_configuration_and_provenance(full: tup
         metadata["git_commit"],
         metadata["config_hash"],
         metadata["stores"]["test"]["fingerprint"],
+        *metadata["stores"]["train"]["paths"],
         *(source["name"] for source in metadata["stores"]["train"]["sources"]),
         metadata["hashes"]["results.csv"],
         metadata["command"],
@@ -350,7 +351,7 @@ def test_markdown__links_to_figures_that_exist(full: tuple[RunResults, str, _Pag
 
 
 def test_report__hostile_names_stay_text(tmp_path: Path) -> None:
-    store = {"path": HOSTILE, "fingerprint": "f", "n_spectra": 10, "sources": [HOSTILE]}
+    store = {"paths": [HOSTILE], "fingerprint": "f", "n_spectra": 10, "sources": [HOSTILE]}
     metadata: dict[str, Any] = {
         "stores": {"train": store, "test": store},
         "config_source": HOSTILE,

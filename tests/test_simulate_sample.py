@@ -18,9 +18,11 @@ import pytest
 
 import pipeline.simulate.sample as sample_module
 import pipeline.simulate.shard as shard_module
+from pipeline.cli import main
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.progress import LogProgress
 from pipeline.schema import SHARD_ERROR, SHARD_FLUX, SHARD_MASK, SHARD_NOISY, SHARD_WAVE, SHARD_WAVE_EDGES
+from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, SampleSummary, write_sample
 from pipeline.simulate.spectra import SpectrumModel, plan_wavelengths
 
@@ -318,3 +320,64 @@ def test_a_sample_from_a_grid_names_it_and_counts_clipped_labels(tmp_path: Path)
     np.savez(tmp_path / "grid.npz", wave=wave, flux=flux**1.1, teff=nodes[:, 0], logg=nodes[:, 1], mh=nodes[:, 2])
     with pytest.raises(InputError, match="belongs to another sample"):
         write_sample(tmp_path / "one", spec, workers=1)
+
+
+# --- a part of a sample ----------------------------------------------------------------------------------
+
+
+def test_only__files_are_those_of_the_whole_sample(sample: SampleSummary, tmp_path: Path) -> None:
+    one = write_sample(tmp_path / "one", SPEC, only=["train/shard_1"], workers=1)
+    assert _files(one.directory) == ["README.txt", "train/shard_1/dataset.h5", "train/shard_index.txt"]
+    assert _arrays(one.train_files[0]) == _arrays(sample.train_files[1])
+    assert one.train_files[0].read_bytes() == sample.train_files[1].read_bytes()
+    assert (one.train, one.test, one.test_file, one.kept) == (300, 0, None, 0)
+    assert one.bytes == one.train_files[0].stat().st_size
+    assert find_shards([one.directory / "train"], tmp_path) == one.train_files
+    assert "train/shard_1, out of 4 files" in (one.directory / "README.txt").read_text()
+    assert '"shards": 3' in (one.directory / "README.txt").read_text()
+
+
+def test_only__parts_make_up_the_whole_in_any_order(sample: SampleSummary, tmp_path: Path) -> None:
+    write_sample(tmp_path, SPEC, only=["test", "train/shard_2"], workers=2)
+    assert (tmp_path / "train" / "shard_index.txt").read_text().splitlines()[1:] == ["shard_2"]
+    again = write_sample(tmp_path, SPEC, only=["train/shard_0/", "test"], workers=1)
+    assert (again.kept, again.test, again.test_file) == (1, 270, tmp_path / "test" / "dataset.h5")
+    assert (tmp_path / "train" / "shard_index.txt").read_text().splitlines()[1:] == ["shard_0", "shard_2"]
+    whole = write_sample(tmp_path, SPEC, workers=1)
+    assert whole.kept == 3
+    for name in _files(sample.directory):
+        assert (tmp_path / name).read_bytes() == (sample.directory / name).read_bytes(), name
+
+
+def test_only__shard_by_shard_with_deletion(tmp_path: Path) -> None:
+    for k in range(3):
+        write_sample(tmp_path, SPEC, only=[f"train/shard_{k}"], workers=1)
+        assert (tmp_path / "train" / "shard_index.txt").read_text().splitlines()[1:] == [f"shard_{k}"]
+        (tmp_path / "train" / f"shard_{k}" / "dataset.h5").unlink()
+    write_sample(tmp_path, SPEC, only=["test"], workers=1)
+    assert _files(tmp_path) == ["README.txt", "test/dataset.h5"]
+
+
+def test_only__overwriting_leaves_no_file_of_the_other_sample(tmp_path: Path) -> None:
+    small = SampleSpec(train=20, shards=2, test=5, pixels=16)
+    write_sample(tmp_path, small, workers=1)
+    with pytest.raises(InputError, match="belongs to another sample"):
+        write_sample(tmp_path, replace(small, seed=3), only=["train/shard_1"], workers=1)
+    write_sample(tmp_path, replace(small, seed=3), only=["train/shard_1"], workers=1, overwrite=True)
+    assert _files(tmp_path) == ["README.txt", "train/shard_1/dataset.h5", "train/shard_index.txt"]
+
+
+@pytest.mark.parametrize("name", ["train/shard_3", "shard_0", "tests", "", "train"])
+def test_only__raise_on_a_file_that_the_sample_lacks(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"'test' or 'train/shard_0' to 'train/shard_2', found"):
+        write_sample(tmp_path / "new", SPEC, only=[name], workers=1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_only__on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--train", "40", "--shards", "2", "--test", "5", "--pixels", "16", "--workers", "1", "--quiet"]
+    main(["sample", str(tmp_path), *settings, "--only", "train/shard_1"])
+    assert "20 training and 0 test spectra" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(tmp_path), *settings, "--only", "train/shard_2"])
+    assert "did you mean 'train/shard_" in capsys.readouterr().err

@@ -20,7 +20,8 @@ from shard_factory import make_frame, make_pixels, write_shard
 
 from pipeline.convert import convert_shards
 from pipeline.errors import ConfigError, InputError
-from pipeline.store import SpectraStore, open_spectra
+from pipeline.store import SpectraStore
+from pipeline.store_dataset import open_spectra
 from pipeline.store_layout import StoreLayout, plan_layout
 from pipeline.store_manifest import digest_rows
 
@@ -93,8 +94,10 @@ def test_read_rows__equals_the_shards_and_zarr(path: Path, variable: str) -> Non
     assert whole.dtype == (np.uint8 if variable == "mask" else np.float32)
 
 
-def test_read_rows__any_range_into_a_buffer(path: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_read_rows__any_range_into_a_buffer(path: Path, direct: bool) -> None:
     store, flux = SpectraStore.open(path), expected("flux")
+    store.direct_reads = direct
 
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, N), st.integers(0, N))
@@ -136,10 +139,12 @@ def chunk_files(store: Path, variable: str) -> list[Path]:
     return sorted((store / variable / "c").glob("*/0"), key=lambda file: int(file.parent.name))
 
 
-def test_read_rows__every_flipped_byte_is_an_error(copy: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_read_rows__every_flipped_byte_is_an_error(copy: Path, direct: bool) -> None:
     file = chunk_files(copy, "flux")[-1]
     content = file.read_bytes()
     store = SpectraStore.open(copy)
+    store.direct_reads = direct
     first = (len(chunk_files(copy, "flux")) - 1) * store.layout.file_rows
     positions = [0, 5, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 60).tolist()]
     message = rf"{re.escape(str(copy))} is damaged: rows {first} to {N - 1} of 'flux' cannot be read"
@@ -231,7 +236,7 @@ def test_open__raise_on_changed_vectors(copy: Path) -> None:
     columns = SpectraStore.open(copy)
     zarr.open_array(copy / "log_g", mode="r+")[3] = 2.5
     with pytest.raises(InputError, match="column 'log_g' cannot be read"):
-        _ = columns.columns
+        _ = columns.columns["log_g"]
     zarr.open_array(copy / "mean_flux", mode="r+")[3] = 2.5
     with pytest.raises(InputError, match="mean spectrum differ"):
         SpectraStore.open(copy)

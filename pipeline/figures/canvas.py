@@ -23,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.decision import Estimate
-from pipeline.moments_file import replacing
+from pipeline.files import replacing
 
 __all__ = [
     "BLUES",

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from pipeline.progress import Advance, Progress, SilentProgress
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.simulate.grid import open_grid
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
-from pipeline.simulate.spec import SampleSpec, plan_sample
+from pipeline.simulate.spec import SampleSpec, plan_sample, select_plans
 from pipeline.simulate.spectra import SpectrumModel, plan_wavelengths
 
 __all__ = ["SampleSummary", "write_sample"]
@@ -53,6 +53,10 @@ Noise      `error` is photon noise of star and sky, OH emission lines and read-o
 Test       test/dataset.h5 also holds `noisy` = max(flux + error * normal, 0), drawn once (noise level 1; the
            first and last pixel use their neighbour's error).
 Made from  {spec}
+{part}"""
+_PART_TEXT = """\
+Part       a part of that sample, {names}, out of {total} files; each is the same, bit for bit, as in the
+           whole sample.
 """
 _MODEL_TEXT = """a one-layer model: Planck continuum, H- opacity, lines by Saha and Boltzmann with damping wings,
            an invented forest of weak metal lines, Paschen lines, TiO and CN bands; normalised to a median of 1
@@ -63,7 +67,7 @@ _GRID_TEXT = """interpolated in the user's grid of model spectra (principal comp
 
 @dataclass(frozen=True)
 class SampleSummary:
-    """What :func:`write_sample` left behind.
+    """What :func:`write_sample` left behind; of a part of a sample, the part that was asked for.
 
     ``snr`` holds the quantiles 0, 5, 50, 95 and 100 % of the signal-to-noise ratio; ``clipped_labels`` the stars that
     a grid's hull moved; ``kept`` the files that were already there.
@@ -72,7 +76,7 @@ class SampleSummary:
     directory: Path
     shard_index: Path
     train_files: tuple[Path, ...]
-    test_file: Path
+    test_file: Path | None
     train: int
     test: int
     pixels: int
@@ -86,6 +90,7 @@ def write_sample(
     directory: Path,
     spec: SampleSpec,
     *,
+    only: Sequence[str] = (),
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -98,6 +103,10 @@ def write_sample(
         Receives ``train/shard_index.txt``, ``train/shard_k/dataset.h5``, ``test/dataset.h5`` and ``README.txt``.
     spec
         What to simulate.
+    only
+        Write these files alone, each named by its folder (``train/shard_3``, ``test``) and the same bit for bit as in
+        the whole sample, so that a large sample fits on a small disk shard by shard. The index lists the training
+        shards that are there. Empty for all.
     workers
         Processes, one per shard at a time; by default as many as there are cores. 1 works in this process.
     overwrite
@@ -108,7 +117,8 @@ def write_sample(
     Raises
     ------
     InputError
-        If ``directory`` holds files of another specification, or the grid does not serve.
+        If ``directory`` holds files of another specification, or the grid does not serve; ConfigError if ``only``
+        names what the sample does not have.
     ResourceError
         If the disk cannot hold the sample, or writing fails.
     """
@@ -117,7 +127,8 @@ def write_sample(
     progress = progress or SilentProgress()
     directory = Path(directory)
     plans = plan_sample(directory, spec)
-    missing, stale = _check_directory(directory, plans, overwrite=overwrite)
+    wanted = select_plans(directory, plans, only)
+    missing, stale = _check_directory(directory, plans, wanted, overwrite=overwrite)
     _check_disk(directory, missing)
     if missing:
         source = _open_source(spec)
@@ -130,13 +141,13 @@ def write_sample(
             _write_shards(missing, source, _count_workers(workers, len(missing)), advance)
     with _writing(directory):
         _write_texts(directory, spec, plans)
-    return _summarise(directory, spec, plans, kept=len(plans) - len(missing))
+    return _summarise(directory, spec, wanted, kept=len(wanted) - len(missing))
 
 
 def _check_directory(
-    directory: Path, plans: tuple[ShardPlan, ...], *, overwrite: bool
+    directory: Path, plans: tuple[ShardPlan, ...], wanted: tuple[ShardPlan, ...], *, overwrite: bool
 ) -> tuple[list[ShardPlan], list[Path]]:
-    """Return the shards still to write and the simulated files that the sample no longer has."""
+    """Return the shards still to write, and the simulated files of other samples that these do not replace."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: a folder is required, found a file; choose another name")
     expected = {plan.path: plan for plan in plans}
@@ -158,7 +169,8 @@ def _check_directory(
                 f"{path}: belongs to another sample ({_name_differences(record.fingerprint, expected.get(path))}); "
                 "choose another folder or allow overwriting"
             )
-    return [plan for plan in plans if plan.path not in finished], [p for p in replaced if p not in expected]
+    missing = [plan for plan in wanted if plan.path not in finished]
+    return missing, [path for path in replaced if path not in {plan.path for plan in missing}]
 
 
 def _name_differences(found: dict[str, Any], plan: ShardPlan | None) -> str:
@@ -280,17 +292,23 @@ def _writing(directory: Path) -> Iterator[None]:
 
 
 def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]) -> None:
-    """Write the README and, last of all, the index of the training shards."""
+    """Write the README and, last of all, the index of the training shards that are there."""
     made_from = json.dumps({name: value for name, value in plans[0].fingerprint.items() if name != "part"})
+    present = [plan for plan in plans if plan.path.exists()]
+    names = [str(plan.path.parent.relative_to(directory)) for plan in present]
     readme = _README.format(
         spectra=_MODEL_TEXT if spec.grid is None else _GRID_TEXT,
         clipping="" if spec.grid is None else "\n           (0 in a grid), moved onto the grid's hull where outside it",
         spec=made_from,
+        part="" if len(present) == len(plans) else _PART_TEXT.format(names=", ".join(names), total=len(plans)),
     )
-    index = ["# Simulated spectra (headroom sample): a stand-in for pfsspec shards, see README.txt"]
-    index += [plan.path.parent.name for plan in plans if not plan.noisy]
+    shards = [plan.path.parent.name for plan in present if not plan.noisy]
     _replace_text(directory / "README.txt", readme)
-    _replace_text(directory / "train" / SHARD_INDEX_NAME, "\n".join(index) + "\n")
+    if shards:  # an index that lists nothing is an error to its readers
+        header = "# Simulated spectra (headroom sample): a stand-in for pfsspec shards, see README.txt"
+        _replace_text(directory / "train" / SHARD_INDEX_NAME, "\n".join([header, *shards]) + "\n")
+    else:
+        (directory / "train" / SHARD_INDEX_NAME).unlink(missing_ok=True)
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -312,9 +330,9 @@ def _summarise(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...], 
         directory=directory,
         shard_index=directory / "train" / SHARD_INDEX_NAME,
         train_files=tuple(plan.path for plan in plans if not plan.noisy),
-        test_file=plans[-1].path,
-        train=spec.train,
-        test=spec.test,
+        test_file=next((plan.path for plan in plans if plan.noisy), None),
+        train=sum(plan.rows for plan in plans if not plan.noisy),
+        test=sum(plan.rows for plan in plans if plan.noisy),
         pixels=spec.pixels,
         bytes=sum(plan.path.stat().st_size for plan in plans),
         snr=(float(smallest), float(low), float(median), float(high), float(largest)),

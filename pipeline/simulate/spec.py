@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schema import SHARD_FILE_NAME
 from pipeline.simulate.grid import fingerprint_grid
 from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan
 from pipeline.simulate.spectra import NORMALISATION_RANGE, plan_wavelengths
 
-__all__ = ["SampleSpec", "plan_sample"]
+__all__ = ["SampleSpec", "plan_sample", "select_plans"]
 
 #: Raise when the model's numbers change: old shards are then refused instead of mixed with new ones.
 MODEL_VERSION: Final = 1
@@ -102,3 +103,23 @@ def plan_sample(directory: Path, spec: SampleSpec) -> tuple[ShardPlan, ...]:
         for shard in range(spec.shards)
     ]
     return (*train, plan(directory / "test", 0, spec.train, spec.train + spec.test))
+
+
+def select_plans(directory: Path, plans: tuple[ShardPlan, ...], only: Sequence[str]) -> tuple[ShardPlan, ...]:
+    """Return the plans of the files that ``only`` names by their folders, in order; all where it names none.
+
+    Raises
+    ------
+    ConfigError
+        If the sample has no such file.
+    """
+    known = {plan.path.parent.relative_to(directory).as_posix(): plan for plan in plans}
+    named = [name.strip("/") for name in only]
+    for name in named:
+        if name not in known:
+            last = len(plans) - 2
+            raise ConfigError(
+                f"--only must name a file of the sample, 'test' or 'train/shard_0' to 'train/shard_{last}', found "
+                f"{name!r}{did_you_mean(name, known)}; correct it, or the number of --shards"
+            )
+    return tuple(plan for name, plan in known.items() if name in named or not named)

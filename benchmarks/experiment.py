@@ -1,0 +1,84 @@
+"""``headroom run`` as a command, timed and watched: from stores to report.html, one seed, ten models."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from measure import Measured, measure, warm_up
+from samples import HEADROOM, SHARDS, Sample
+
+from cluster import LocalProfile
+from pipeline import load_config, read_results
+from pipeline.config import ComputeConfig
+from pipeline.experiment import plan_experiment
+
+__all__ = ["Experiment", "RunFacts", "run_experiment"]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run: what it took, and R² of the covered test spectra by the global model and the oracle."""
+
+    measured: Measured
+    r2: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The comparison's experiment on a whole sample, or on the first of its shards."""
+
+    sample: Sample
+    whole: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Training spectra."""
+        return self.sample.rows if self.whole else self.sample.rows // SHARDS
+
+    @property
+    def train_store(self) -> Path:
+        """The training store, made if needed."""
+        return self.sample.train_store if self.whole else self.sample.first_store
+
+    @property
+    def train_shards(self) -> Path:
+        """The folder of the same spectra as shards."""
+        return self.sample.train_shards if self.whole else self.sample.first_shard
+
+    @cached_property
+    def config_file(self) -> Path:
+        """The configuration: as few folds as it may have, since a peer has none."""
+        fewest = next(rule.ge for rule in ComputeConfig.model_fields["folds"].metadata if hasattr(rule, "ge"))
+        content: dict[str, Any] = {
+            "data": {"train": str(self.train_store), "test": str(self.sample.test_store)},
+            "noise": {"levels": [1.0], "test": "drawn"},
+            # Small samples have bins of a few spectra; at full size the bound is far away.
+            "ridge": {"alpha": {"per_spectrum": 0.1}, "min_spectra": 2},
+            "seeds": [42],
+            "compute": {"folds": fewest},
+        }
+        path = self.sample.folder / f"experiment-{self.rows}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return path
+
+    def project_memory(self) -> int:
+        """Return what ``headroom plan`` says that driver and worker need together, in bytes."""
+        plan = plan_experiment(load_config(self.config_file), [LocalProfile().resolved_memory()])
+        return plan.driver_memory + plan.worker_memory
+
+
+@cache
+def run_experiment(experiment: Experiment, repeat: int) -> RunFacts:
+    """Run the command in a new folder; a repeat that was measured before is not measured again."""
+    if repeat == 0:
+        warm_up(experiment.train_store)
+    out = experiment.sample.scratch("run")
+    measured = measure([*HEADROOM, "run", experiment.config_file, "--out", out, "--quiet"])
+    overall = read_results(out).overall.query("scope == 'covered'").iloc[0]
+    shutil.rmtree(out)
+    return RunFacts(measured, (float(overall["r2_global"]), float(overall["r2_oracle"])))

@@ -1,0 +1,97 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.errors import ResourceError
+
+__all__ = ["TEMPORARY_SUFFIX", "remove_leftovers", "replacing", "replacing_folder"]
+
+#: Files and folders of this ending are halves that a killed run left; whoever owns their folder may delete them.
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` for a file that replaces it when the block succeeds.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; the message names the path, and nothing is left behind.
+    """
+    temporary = _temporary_name(path)
+    with _disk_errors_told(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path, is_good: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give a new folder beside ``path`` that takes its place when the block succeeds.
+
+    Parameters
+    ----------
+    path
+        The folder to be made.
+    is_good
+        Whether a folder that is there already may stay. Several processes may make the same folder at once; the first
+        one wins, and what it made is as good as what the others would put there.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; the message names the path, and nothing is left behind.
+    """
+    temporary = _temporary_name(path)
+    with _disk_errors_told(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists() and not is_good(path):
+                discarded = _temporary_name(path)
+                os.replace(path, discarded)
+                shutil.rmtree(discarded, ignore_errors=True)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                # A folder never replaces one that holds files: another process was faster.
+                if not (path.is_dir() and is_good(path)):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the halves that a killed run left in a folder; only its owner may call this."""
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+
+
+@contextmanager
+def _disk_errors_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free space" if full else f"{error.strerror or error}; make it writable"
+        raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error

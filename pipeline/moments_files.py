@@ -1,0 +1,239 @@
+"""Moments on disk: one folder for the cells of a partition or fold, written whole or not at all.
+
+=================  =====================================================================================
+``moments.json``   facts, the spectra of every cell, and the checksum (crc32c) of every Gram matrix
+``sums.npz``       what is small, for all K cells: x_sum, x_squares (K, P), y_sum, cross, y_gram, origins
+``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell
+=================  =====================================================================================
+
+Nothing is pickled. Gram matrices have files of their own, so that they are written side by side and read one at a
+time. Nothing is flushed to the disk at once: should the machine lose power, the
+checksums tell what is damaged, and it is computed again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.files import replacing_folder
+from pipeline.files_direct import BLOCK, read_file, write_file
+from pipeline.moments import Moments, PixelSums
+
+__all__ = ["FORMAT_VERSION", "SavedMoments", "write_moments"]
+
+FORMAT = "headroom-moments"
+FORMAT_VERSION = 2
+_FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
+_SUMS = ("x_sum", "y_sum", "cross", "y_gram")
+
+
+def write_moments(folder: Path, cells: Iterable[Moments], header: dict[str, Any], threads: int = 1) -> None:
+    """Write the moments of all cells to one folder, atomically.
+
+    Parameters
+    ----------
+    folder
+        The folder; replaced if it exists and holds moments of another ``header["key"]``, or none.
+    cells
+        Moments of each cell, with common origins. One thread takes them one at a time, so they may share memory.
+    header
+        JSON-able facts to keep with them, such as the key of the computation.
+    threads
+        Gram matrices written side by side.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+
+    def holds_the_same(found: Path) -> bool:
+        try:
+            return SavedMoments.open(found).header.get("key") == header.get("key")
+        except InputError:
+            return False
+
+    def write(place: tuple[int, Moments]) -> tuple[int, Moments, PixelSums]:
+        number, cell = place
+        pixel_sums = cell.pixel_sums
+        return _write_gram(_gram_file(temporary, number), cell.gram), cell, pixel_sums
+
+    with replacing_folder(folder, holds_the_same) as temporary, ThreadPoolExecutor(threads, "write") as executor:
+        written = list(executor.map(write, enumerate(cells)) if threads > 1 else map(write, enumerate(cells)))
+        some = written[0][1]
+        sums = {name: np.stack([getattr(cell, name) for _, cell, _ in written]) for name in _SUMS}
+        sums["x_squares"] = np.stack([pixel_sums.x_squares for _, _, pixel_sums in written])
+        origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
+        np.savez(temporary / _SUMS_FILE, allow_pickle=False, **sums, **origins)
+        facts = {
+            **header,
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "labels": list(some.labels),
+            "counts": [cell.count for _, cell, _ in written],
+            "epsilon": max(cell.epsilon for _, cell, _ in written),
+            "gram_crc32c": [checksum for checksum, _, _ in written],
+        }
+        (temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedMoments:
+    """Moments of the cells of a partition or fold; Gram matrices stay on disk until they are read.
+
+    Attributes
+    ----------
+    folder
+        Where they are.
+    header
+        What was recorded with them.
+    """
+
+    folder: Path
+    header: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> SavedMoments:
+        """Read what was recorded with the moments, and check that all files are there.
+
+        Raises
+        ------
+        InputError
+            If the folder is missing, incomplete or of another version.
+        """
+        try:
+            facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"moments {folder}: no such folder; run the accumulation again") from None
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, error) from None
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
+            found = f"{facts.get('format')} version {facts.get('version')}" if isinstance(facts, dict) else "no facts"
+            raise InputError(
+                f"moments {folder}: {FORMAT} version {FORMAT_VERSION} is required, found {found}; accumulate again"
+            )
+        saved = cls(folder, facts)
+        for file in [folder / _SUMS_FILE, *(_gram_file(folder, cell) for cell in range(saved.n_cells))]:
+            if not file.is_file():
+                raise _damaged(folder, f"{file.name} is missing")
+        return saved
+
+    @property
+    def counts(self) -> list[int]:
+        """Spectra of each cell."""
+        return [int(count) for count in self.header["counts"]]
+
+    @property
+    def n_cells(self) -> int:
+        """K + 1: the bins and the outside."""
+        return len(self.header["counts"])
+
+    def pixel_sums(self) -> list[PixelSums]:
+        """Return what is known of each cell's pixels one by one; reads no Gram matrix."""
+        with self._sums() as sums:
+            x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
+        epsilon = float(self.header["epsilon"])
+        return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
+
+    def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
+        """Return the moments of one cell, in the precision they were saved in.
+
+        Parameters
+        ----------
+        cell
+            The outside is the last one.
+        out
+            Memory for the Gram matrix; fresh memory by default, which costs more than the reading.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or damaged: every byte is checked.
+        """
+        gram = self._read_gram(cell, out)
+        with self._sums() as sums:
+            arrays = {name: sums[name][cell] for name in _SUMS}
+            x_origin, y_origin = sums["x_origin"], sums["y_origin"]
+        return Moments(
+            count=self.counts[cell],
+            gram=gram,
+            **arrays,
+            x_origin=x_origin,
+            y_origin=y_origin,
+            labels=tuple(self.header["labels"]),
+            epsilon=float(self.header["epsilon"]),
+        )
+
+    @contextmanager
+    def _sums(self) -> Iterator[Any]:
+        try:
+            with np.load(self.folder / _SUMS_FILE, allow_pickle=False) as archive:
+                yield archive
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+
+    def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
+        path = _gram_file(self.folder, cell)
+        try:
+            with open(path, "rb") as stream:
+                shape, dtype = _read_npy_header(stream)
+                start = stream.tell()
+            size = math.prod(shape) * dtype.itemsize
+            content = np.empty(size, np.uint8) if out is None else out[:size]
+            if path.stat().st_size != start + size or content.size != size:
+                raise ValueError(f"it should hold {size} bytes of numbers")
+            read_file(path, start, content)
+            if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
+                raise ValueError("it does not match its checksum")
+        except (OSError, ValueError) as error:
+            raise _damaged(self.folder, f"{path.name}: {error}") from None
+        return content.view(dtype).reshape(shape)
+
+
+def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if npy.read_magic(stream) != (1, 0):
+        raise ValueError("it is no .npy file of version 1.0")
+    shape, column_major, dtype = npy.read_array_header_1_0(stream)
+    if column_major or dtype not in (np.float32, np.float64):
+        raise ValueError(f"row-major float32 or float64 is required, found {dtype}")
+    return shape, dtype
+
+
+def _gram_file(folder: Path, cell: int) -> Path:
+    return folder / f"gram-{cell:03d}.npy"
+
+
+def _write_gram(path: Path, gram: NDArray[Any]) -> int:
+    """Write the tiles of one cell; return their crc32c."""
+    head = io.BytesIO()
+    npy.write_array_header_1_0(head, npy.header_data_from_array_1_0(gram))
+    content = gram.reshape(-1).view(np.uint8)
+    write_file(path, _pad_header(head.getvalue()), content)
+    return int(google_crc32c.value(content))
+
+
+def _pad_header(header: bytes) -> bytes:
+    """Fill a .npy header of version 1.0 with blanks, as its format allows, so that the numbers begin at a block."""
+    size = -(-len(header) // BLOCK) * BLOCK
+    text = header[10:].rstrip()
+    return header[:8] + struct.pack("<H", size - 10) + text.ljust(size - 11) + b"\n"
+
+
+def _damaged(folder: Path, what: object) -> InputError:
+    return InputError(f"moments {folder}: damaged ({what}); delete that folder and run again to recompute it")

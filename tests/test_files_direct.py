@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import files_direct
+from pipeline.files_direct import BLOCK, aligned_buffer, read_file, write_file
+
+HEAD = b"head".ljust(BLOCK, b".")
+
+
+def numbers(size: int, offset: int = 0) -> np.ndarray:
+    memory = aligned_buffer(size + offset)[offset:]
+    memory[:] = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    return memory
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 2**20, 2**20 + 1, 3 * 2**20 - 7])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_round_trip_at_any_size_and_address(tmp_path: Path, size: int, offset: int) -> None:
+    content = numbers(size, offset)
+    write_file(tmp_path / "f", HEAD, content)
+    assert (tmp_path / "f").read_bytes() == HEAD + content.tobytes()
+    found = aligned_buffer(size + offset)[offset:]
+    read_file(tmp_path / "f", BLOCK, found)
+    np.testing.assert_array_equal(found, content)
+
+
+@pytest.mark.parametrize("where", ["open", "write", "preadv"])
+def test_file_systems_without_direct_access_work_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """As a memory file system that refuses to open, and a disk that wants larger blocks."""
+    original = getattr(os, where)
+    direct = {"open": os.O_DIRECT}.get(where, 0)
+    refused = []
+
+    def refuse(*arguments: object) -> object:
+        if where == "open" and not int(arguments[1]) & direct:  # type: ignore[call-overload]
+            return original(*arguments)
+        if where != "open":
+            import fcntl
+
+            if not fcntl.fcntl(arguments[0], fcntl.F_GETFL) & os.O_DIRECT:  # type: ignore[call-overload]
+                return original(*arguments)
+        refused.append(where)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    content = numbers(2**20 + 5)
+    monkeypatch.setattr(files_direct.os, where, refuse)
+    write_file(tmp_path / "f", HEAD, content)
+    found = aligned_buffer(content.size)
+    read_file(tmp_path / "f", BLOCK, found)
+    np.testing.assert_array_equal(found, content)
+    assert refused
+
+
+def test_read__raise_on_a_file_that_ends_early(tmp_path: Path) -> None:
+    write_file(tmp_path / "f", HEAD, numbers(2**20))
+    with pytest.raises(ValueError, match="ends 4096 bytes early"):
+        read_file(tmp_path / "f", BLOCK, aligned_buffer(2**20 + BLOCK))
+
+
+def test_write__raise_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files_direct.os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_file(tmp_path / "f", HEAD, numbers(2**20))

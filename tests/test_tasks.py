@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import LocalProfile, connect_local
+from pipeline.errors import ResourceError
+from pipeline.tasks import Task, run_tasks
+
+
+def count_to(argument: int, report: Callable[[int], None]) -> int:
+    for done in range(1, argument + 1):
+        time.sleep(0.1)
+        report(done)
+    return argument
+
+
+def die_once(marker: str, report: Callable[[int], None]) -> int:
+    for done in range(1, 6):
+        time.sleep(0.1)
+        report(done)
+    if not Path(marker).exists():
+        Path(marker).touch()
+        time.sleep(0.3)  # the report must be on its way
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def always_die(_: int, report: Callable[[int], None]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_progress_comes_while_a_task_runs_and_adds_up() -> None:
+    tasks = [Task(("count", k), 12, 12) for k in range(2)]
+    heard: list[tuple[int, int]] = []
+    finished: list[int] = []
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+        for _, result in run_tasks(client, count_to, tasks, "counting", lambda n: heard.append((n, len(finished)))):
+            finished.append(result)
+    assert finished == [12, 12]
+    assert sum(n for n, _ in heard) == 24
+    assert sum(1 for _, at in heard if at == 0) >= 3, "several reports came before the first task was done"
+
+
+def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
+    heard: list[int] = []
+    tasks = [Task(("die", 0), str(tmp_path / "died"), 5)]
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+        assert [r for _, r in run_tasks(client, die_once, tasks, "dying", heard.append)] == [1]
+    assert (tmp_path / "died").exists()
+    assert sum(heard) == 5
+    assert min(heard) > 0
+
+
+def test_run__raise_when_workers_die_again_and_again() -> None:
+    with (
+        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+        pytest.raises(ResourceError, match=r"died again and again while testing.*run again"),
+    ):
+        list(run_tasks(client, always_die, [Task(("die", 0), 0, 1)], "testing", lambda _: None))
+
+
+def test_tasks_run_here_without_a_client() -> None:
+    heard: list[int] = []
+    tasks = [Task(("count", k), k, k) for k in (1, 3)]
+    assert [r for _, r in run_tasks(None, count_to, tasks, "counting", heard.append)] == [1, 3]
+    assert sum(heard) == 4
