@@ -14,14 +14,14 @@ _NUMBER = r"([\d.]+)"
 
 def measure_conversion(sample: Sample, repeats: int | None) -> list[Row]:
     """Return conversion against the slower of reading and writing alone, and against naive Dask."""
-    shards = sample.first_shard  # a quarter of the sample, as long enough
+    shards = sample.train_shards
     folder = sample.scratch("convert")
     folder.mkdir()
     words = ["--repeats", repeats or 5, "--out", folder]
     output = measure_script("convert.py", shards, *words).output
     folder.rmdir()
     found = read_medians(output)
-    size = f"{sample.rows // 4:,} × {sample.pixels:,}"
+    size = sample.size
     measured = f"{found['convert']:.1f} k spectra/s (median of {repeats or 5})"
     return [
         Row(

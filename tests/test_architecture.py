@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -171,3 +174,25 @@ def test_imports_are_declared() -> None:
             top = name.split(".")[0]
             if top not in {"pipeline", "cluster", "__future__", *__import__("sys").stdlib_module_names}:
                 assert top in modules, f"{path.name} imports {top}, which pyproject.toml does not list"
+
+
+def test_lazy_names_live_where_the_type_checker_sees_them() -> None:
+    import pipeline
+
+    tree = ast.parse((ROOT / "pipeline" / "__init__.py").read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    stated = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert pipeline._HOMES == stated
+    assert sorted(stated) == sorted(pipeline.__all__)
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name) is getattr(importlib.import_module(stated[name]), name)
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        pipeline.no_such_name  # noqa: B018
+
+
+def test_importing_the_package_imports_no_library() -> None:
+    code = "import sys, pipeline; print(sorted({'numpy', 'dask', 'zarr', 'pandas', 'numba'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
