@@ -28,6 +28,7 @@ from pipeline.moments_files import SavedMoments, write_moments
 from pipeline.noise import NOISE_ALGORITHM, NoiseDraw
 from pipeline.partitions import Partition, plan_partitions
 from pipeline.store_set import AnyStore
+from pipeline.tiles import TileLayout
 
 __all__ = [
     "AccumulationPlan",
@@ -221,8 +222,8 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
 
 def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
     """Yield the sum over all parts, cell by cell; the next one takes the place of the last."""
-    some = parts[0].read(0).gram
-    memory, content = np.empty(some.shape), aligned_buffer(some.nbytes)
+    layout = TileLayout(parts[0].pixel_sums()[0].x_sum.size)
+    memory, content = np.empty(layout.shape), aligned_buffer(layout.nbytes(np.float64))
     for cell in range(parts[0].n_cells):
         total = MomentsSum(memory)
         for part in parts:

@@ -72,7 +72,14 @@ def run_tasks(
     doing
         What is being done, for messages: "accumulating".
     advance
-        Called with newly finished units, which add up to the sizes of the tasks.
+        Called with newly finished units, which add up to the sizes of the tasks; always in the caller's thread.
+
+    Yields
+    ------
+    Task
+        A finished one, in order of arrival.
+    Result
+        What the function returned for it.
 
     Raises
     ------

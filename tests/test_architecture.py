@@ -184,7 +184,7 @@ def test_lazy_names_live_where_the_type_checker_sees_them() -> None:
     stated = {
         alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert pipeline._HOMES == stated
+    assert stated == pipeline._HOMES
     assert sorted(stated) == sorted(pipeline.__all__)
     for name in pipeline.__all__:
         assert getattr(pipeline, name) is getattr(importlib.import_module(stated[name]), name)
