@@ -134,6 +134,7 @@ class _PartitionTask:
     precision: str
     run_rows: int
     partition: Partition
+    is_only_pass: bool
     draws: tuple[NoiseDraw, ...]
     folders: tuple[str, ...]
 
@@ -159,6 +160,7 @@ def _plan_partition_tasks(
                     precision=plan.precision,
                     run_rows=plan.run_rows,
                     partition=partition,
+                    is_only_pass=len(draws) <= draws_per_pass,
                     draws=tuple(draw for draw, _ in missing),
                     folders=checkpoints,
                 )
@@ -168,7 +170,7 @@ def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -
     """Compute and write the moments of one partition for its draws; return seconds. The body of a Dask task."""
     with process_workspace() as workspace:
         started = time.perf_counter()
-        store = _open_stores(task.stores, task.fingerprint)
+        store = _open_stores(task.stores, task.fingerprint, task.is_only_pass)
         grid = BinGrid(dict(task.edges))
         part = task.partition
         # Of these rows only: a worker's memory must not grow with the spectra that other tasks read.
@@ -198,10 +200,10 @@ def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -
 
 
 @lru_cache(maxsize=2)
-def _open_stores(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
+def _open_stores(paths: tuple[str, ...], fingerprint: str, is_only_pass: bool) -> AnyStore:
     store = open_stores(paths)
     if store.fingerprint != fingerprint:
         raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
-    # What is larger than memory is never found in the page cache by the next pass, and only pushes out the rest.
-    store.direct_reads = store.pixel_bytes > available_memory() // 2
+    # What is read once, or is larger than memory, is never found in the page cache by a next pass.
+    store.direct_reads = is_only_pass or store.pixel_bytes > available_memory() // 2
     return store

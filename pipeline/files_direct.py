@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "aligned_buffer", "open_direct", "read_file", "write_file"]
+__all__ = ["BLOCK", "BlockFile", "aligned_buffer", "open_direct", "read_file", "write_file"]
 
 #: A multiple of every disk's block; what the caller wants to be read directly should begin at a multiple of it.
 BLOCK = 4096
@@ -39,6 +42,68 @@ def open_direct(path: Path, flags: int, mode: int = 0o666) -> int:
         if error.errno != errno.EINVAL or not _O_DIRECT:
             raise
         return os.open(path, flags, mode)
+
+
+class BlockFile:
+    """A file read in whole blocks; a context manager.
+
+    Parameters
+    ----------
+    path
+        The file.
+    direct
+        Take from the page cache what happens to be there, and read the rest past it. False reads everything through it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, direct: bool) -> None:
+        self._handle = os.open(path, os.O_RDONLY)
+        try:
+            self._direct = open_direct(path, os.O_RDONLY) if direct else -1
+        except BaseException:
+            os.close(self._handle)
+            raise
+        self.size = os.fstat(self._handle).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._handle)
+        if self._direct >= 0:
+            os.close(self._direct)
+
+    def read(self, start: int, out: NDArray[np.uint8], wanted: int) -> int:
+        """Fill ``out`` from ``start`` on; return how many bytes there were.
+
+        Parameters
+        ----------
+        start
+            A multiple of :data:`BLOCK`.
+        out
+            Whole blocks, from :func:`aligned_buffer`.
+        wanted
+            Bytes that the caller needs; the last block may reach past the end of the file.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        """
+        if self._direct < 0:
+            return os.preadv(self._handle, [out.data], start)
+        # Not on every system; and an error where the page cache holds nothing, or the file system does not say.
+        with suppress(OSError, AttributeError):
+            found = os.preadv(self._handle, [out.data], start, os.RWF_NOWAIT)
+            if found >= wanted:
+                return found
+        return os.preadv(self._direct, [out.data], start)
 
 
 def write_file(path: Path, head: bytes, content: NDArray[np.uint8]) -> None:

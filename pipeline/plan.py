@@ -197,7 +197,11 @@ def plan_run(
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
     # As many models side by side as fit into what the pass needs anyway.
     threads = max(1, min(available_threads(), of_draws[draws_per_pass - 1] // solve_memory(n_pixels, 1)))
-    largest = max(Counter(part.fold for part in partitions).values())
+    parts_of_folds = Counter(part.fold for part in partitions).values()
+    largest = max(parts_of_folds)
+    # A fold of one partition stays as it was accumulated; others are merged in float64, while their parts are there.
+    of_folds = sum(merged if count > 1 else partial for count in parts_of_folds)
+    of_parts = largest * partial if largest > 1 else 0
     return ExperimentPlan(
         n_spectra=n_spectra,
         n_pixels=n_pixels,
@@ -216,7 +220,7 @@ def plan_run(
             _COLUMN_BYTES * n_spectra + (merged + partial if largest > 1 else 0),
             _CONVERT_BYTES * n_spectra if store_disk else 0,
         ),
-        moments_disk=n_cells * (n_draws * len(folds) * merged + draws_per_pass * largest * partial),
+        moments_disk=n_cells * (n_draws * of_folds + draws_per_pass * of_parts),
         store_disk=store_disk,
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )

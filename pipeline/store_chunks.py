@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
-from pipeline.files_direct import BLOCK, aligned_buffer, open_direct
+from pipeline.files_direct import BLOCK, BlockFile, aligned_buffer
 from pipeline.store_layout import COMPRESSION_LEVEL, StoreLayout
 
 __all__ = ["ChunkError", "read_chunk_rows", "write_chunks"]
@@ -61,7 +61,7 @@ def read_chunk_rows(
     out
         Shape (stop − start, P), C-ordered, of the array's dtype.
     direct
-        Read past the page cache, where the file system can.
+        Read what the page cache does not hold past it, where the system can.
 
     Raises
     ------
@@ -71,15 +71,14 @@ def read_chunk_rows(
     for name, first, end in layout.iter_files(start, stop):
         low, high = max(start, first), min(stop, end)
         try:
-            handle = (open_direct if direct else os.open)(folder / name, os.O_RDONLY)
+            file = BlockFile(folder / name, direct=direct)
         except OSError as error:
             raise ChunkError(f"{folder.name}/{name} cannot be opened: {error.strerror}") from error
         try:
-            _read_file(handle, f"{folder.name}/{name}", layout, first, low, out[low - start : high - start])
+            with file:
+                _read_file(file, f"{folder.name}/{name}", layout, first, low, out[low - start : high - start])
         except OSError as error:
             raise ChunkError(f"{folder.name}/{name} cannot be read: {error.strerror}") from error
-        finally:
-            os.close(handle)
 
 
 def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator[np.ndarray]) -> list[int]:
@@ -139,16 +138,16 @@ def _write_all(handle: int, *parts: bytes) -> int:
     return total
 
 
-def _read_file(handle: int, name: str, layout: StoreLayout, first: int, low: int, out: np.ndarray) -> None:
+def _read_file(file: BlockFile, name: str, layout: StoreLayout, first: int, low: int, out: np.ndarray) -> None:
     """Read rows ``low`` onwards from the file whose first row is ``first``."""
-    entries = _read_index(handle, name, layout)
+    entries = _read_index(file, name, layout)
     high = low + len(out)
     for number in range((low - first) // layout.chunk_rows, -(-(high - first) // layout.chunk_rows)):
         chunk_first = first + number * layout.chunk_rows
         offset, size = entries[number]
         if offset == _ABSENT:
             raise ChunkError(f"{name} lacks the chunk of rows from {chunk_first}")
-        encoded = _read_checked(handle, name, int(offset), int(size))
+        encoded = _read_checked(file, name, int(offset), int(size))
         rows = slice(max(low, chunk_first), min(high, chunk_first + layout.chunk_rows))
         target = out[rows.start - low : rows.stop - low]
         chunk_bytes = layout.chunk_rows * layout.n_pixels * out.dtype.itemsize
@@ -161,26 +160,26 @@ def _read_file(handle: int, name: str, layout: StoreLayout, first: int, low: int
         target[:] = chunk[rows.start - chunk_first : rows.stop - chunk_first]
 
 
-def _read_index(handle: int, name: str, layout: StoreLayout) -> np.ndarray:
+def _read_index(file: BlockFile, name: str, layout: StoreLayout) -> np.ndarray:
     """Offsets and sizes of the chunks in one file, shape (chunks, 2): the index that ends a Zarr shard."""
-    size = os.fstat(handle).st_size
+    size = file.size
     if not layout.shard_rows:
         return np.array([[0, size]], np.uint64)
     length = layout.shard_rows // layout.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
     if size < length:
         raise ChunkError(f"{name} is cut off ({size} bytes)")
-    index = _read_checked(handle, name, size - length, length)
+    index = _read_checked(file, name, size - length, length)
     return index.copy().view("<u8").reshape(-1, 2)
 
 
-def _read_checked(handle: int, name: str, offset: int, size: int) -> np.ndarray:
+def _read_checked(file: BlockFile, name: str, offset: int, size: int) -> np.ndarray:
     """Read bytes that end in their crc32c, and return them without it."""
     # From block to block, as reading past the page cache requires.
     first = offset // BLOCK * BLOCK
     end = -(-(offset + size) // BLOCK) * BLOCK
     blocks = _scratch.take("encoded", end - first)
-    found = os.preadv(handle, [blocks.data], first) if size > _CRC_BYTES else 0
-    if found < offset + size - first:
+    wanted = offset + size - first
+    if size <= _CRC_BYTES or file.read(first, blocks, wanted) < wanted:
         raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
     buffer = blocks[offset - first : offset - first + size]
     content = buffer[:-_CRC_BYTES]

@@ -379,6 +379,17 @@ def test_planned_memory_is_bounded_and_flat_in_the_number_of_spectra(
     assert few.worker_memory + few.driver_memory > 0.95 * (many.worker_memory + many.driver_memory)
 
 
+@pytest.mark.parametrize("partition_rows", [262_144, 100])
+def test_moments_on_disk_are_what_was_planned(config: ExperimentConfig, tmp_path: Path, partition_rows: int) -> None:
+    cut = changed(config, seeds=[1, 2], compute={"partition_rows": partition_rows})
+    run_experiment(cut, tmp_path)
+    found = sum(file.stat().st_size for file in (tmp_path / "moments").rglob("gram-*.npy"))
+    planned = plan_experiment(cut, [2**34]).moments_disk
+    headers = 4096 * len(list((tmp_path / "moments").rglob("gram-*.npy")))
+    assert found - headers <= planned
+    assert planned < 3 * (found - headers)
+
+
 def test_measured_memory_is_below_the_planned_one(
     config: ExperimentConfig, train_store: SpectraStore, test_store: SpectraStore, tmp_path: Path
 ) -> None:

@@ -59,6 +59,32 @@ def test_file_systems_without_direct_access_work_too(
     assert refused
 
 
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("cache", ["as it is", "says nothing", "holds half"])
+def test_block_file_gives_the_same_bytes_from_cache_and_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, cache: str
+) -> None:
+    content = numbers(5 * BLOCK + 100)
+    (tmp_path / "f").write_bytes(content.tobytes())
+    original = os.preadv
+
+    def answer(handle: int, buffers: list[memoryview], start: int, flags: int = 0) -> int:
+        if flags and cache == "says nothing":
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        if flags and cache == "holds half":
+            return original(handle, [buffers[0][:BLOCK]], start)
+        return original(handle, buffers, start)
+
+    monkeypatch.setattr(files_direct.os, "preadv", answer)
+    with files_direct.BlockFile(tmp_path / "f", direct=direct) as file:
+        assert file.size == content.size
+        blocks = aligned_buffer(5 * BLOCK)
+        blocks[:] = 0
+        assert file.read(BLOCK, blocks, 4 * BLOCK + 100) >= 4 * BLOCK + 100
+        np.testing.assert_array_equal(blocks[: 4 * BLOCK + 100], content[BLOCK:])
+        assert file.read(8 * BLOCK, blocks, 1) == 0
+
+
 def test_read__raise_on_a_file_that_ends_early(tmp_path: Path) -> None:
     write_file(tmp_path / "f", HEAD, numbers(2**20))
     with pytest.raises(ValueError, match="ends 4096 bytes early"):
