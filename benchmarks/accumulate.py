@@ -38,7 +38,7 @@ from pipeline.workspace import Workspace
 
 FLOOR_ROWS = 8192
 LOOP_ROWS = 32768
-NOISES_ROWS, NOISES_SEEDS = 30_000, 5
+NOISES_ROWS, NOISES_SEEDS = 20_000, 5
 SEED = 42
 #: What the loop, the step and one read for five seeds should reach.
 LOOP_TARGET, STEP_TARGET, NOISES_TARGET = 0.7, 0.7, 1.0
