@@ -119,7 +119,8 @@ class ExperimentPlan:
             existing = next(path for path in (where, *where.absolute().parents) if path.exists())
             free = shutil.disk_usage(existing).free
             # What an interrupted run has written already is part of what the plan needs.
-            written = sum(file.stat().st_size for file in where.rglob("*.npz")) if what == "moments" else 0
+            files = (where / "moments").rglob("*") if what == "moments" else ()
+            written = sum(file.stat().st_size for file in files if file.is_file())
             if needed - written > free:
                 raise ResourceError(
                     f"the run's {what} need {format_bytes(needed - written)} in {where} but {format_bytes(free)} "

@@ -379,6 +379,19 @@ def test_planned_memory_is_bounded_and_flat_in_the_number_of_spectra(
     assert few.worker_memory + few.driver_memory > 0.95 * (many.worker_memory + many.driver_memory)
 
 
+def test_what_an_interrupted_run_has_written_is_not_asked_for_again(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_experiment(config, tmp_path)
+    plan = plan_experiment(config, [2**34])
+    written = sum(file.stat().st_size for file in (tmp_path / "moments").rglob("gram-*.npy"))
+    usage = type("usage", (), {"free": max(plan.moments_disk - written, 0) + 1})
+    monkeypatch.setattr("pipeline.plan.shutil.disk_usage", lambda _: usage)
+    plan.require_fit(tmp_path)
+    with pytest.raises(ResourceError, match="the run's moments need"):
+        plan.require_fit(tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize("partition_rows", [262_144, 100])
 def test_moments_on_disk_are_what_was_planned(config: ExperimentConfig, tmp_path: Path, partition_rows: int) -> None:
     cut = changed(config, seeds=[1, 2], compute={"partition_rows": partition_rows})
