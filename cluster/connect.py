@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError
-from pipeline.memory import available_cores
+from pipeline.memory import available_cores, available_memory
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -44,9 +44,7 @@ class LocalProfile:
 
     def resolved_memory(self) -> int:
         """Return the memory limit of one worker in bytes."""
-        import psutil
-
-        return self.memory_limit or int(psutil.virtual_memory().available * 0.9 / self.workers)
+        return self.memory_limit or int(available_memory() * 0.9 / self.workers)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One pass over a store: tasks over partitions, checkpoints, merged moments per (fold, cell).
 
-A task gets paths and a row range, never an array; it leaves its moments on disk and returns a few numbers. Finished
+A task gets paths and a row range, never an array; it leaves its moments on disk and returns nothing. Finished
 checkpoints are skipped on resume. The driver merges a fold's partitions in partition order, so the bits depend on the
 plan alone: not on the number of workers, on retries or on the order of arrival.
 """
@@ -8,7 +8,6 @@ plan alone: not on the number of workers, on retries or on the order of arrival.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +35,7 @@ from pipeline.partitions import Partition
 from pipeline.progress import Progress, SilentProgress
 from pipeline.store_set import AnyStore, open_stores
 from pipeline.tasks import Task, run_tasks
-from pipeline.workspace import process_workspace, release_workspace
+from pipeline.workspace import process_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -86,28 +85,12 @@ def accumulate_moments(
     folders = [Path(folder) / draw.name for draw in draws]
     for path, draw in zip(folders, draws, strict=True):
         claim_folder(path, plan, draw)
-    tasks = [
-        Task(
-            key=(
-                f"accumulate fold {one.partition.fold}",
-                one.key,
-                os.path.dirname(one.folders[0]),
-                one.partition.index,
-            ),
-            argument=one,
-            size=one.partition.n_spectra * len(one.draws),
-        )
-        for one in _plan_partition_tasks(plan, draws, folders, draws_per_pass)
-    ]
+    tasks = [_name_task(one) for one in _plan_partition_tasks(plan, draws, folders, draws_per_pass)]
     if tasks:
         with report.step("accumulate", sum(task.size for task in tasks)) as advance:
-            try:
-                for task, _ in run_tasks(client, _accumulate_partition, tasks, "accumulating", advance):
-                    for checkpoint in task.argument.folders:
-                        merge_fold(plan, Path(checkpoint).parent, task.argument.partition.fold)
-            finally:
-                if client is None:
-                    release_workspace()
+            for task, _ in run_tasks(client, _accumulate_partition, tasks, "accumulating", advance):
+                for checkpoint in task.argument.folders:
+                    merge_fold(plan, Path(checkpoint).parent, task.argument.partition.fold)
     for path in folders:
         merge_finished_folds(plan, path)
     return [
@@ -166,10 +149,9 @@ def _plan_partition_tasks(
                 )
 
 
-def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -> float:
-    """Compute and write the moments of one partition for its draws; return seconds. The body of a Dask task."""
+def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -> None:
+    """Compute and write the moments of one partition for its draws. The body of a Dask task."""
     with process_workspace() as workspace:
-        started = time.perf_counter()
         store = _open_stores(task.stores, task.fingerprint, task.is_only_pass)
         grid = BinGrid(dict(task.edges))
         part = task.partition
@@ -196,7 +178,6 @@ def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -
         for cells, draw, folder in zip(moments, task.draws, task.folders, strict=True):
             facts = {"key": task.key, "store": task.fingerprint, "draw": vars(draw), "rows": [part.start, part.stop]}
             write_moments(Path(folder), cells, facts, settings.threads)
-        return time.perf_counter() - started
 
 
 @lru_cache(maxsize=2)

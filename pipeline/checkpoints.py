@@ -178,7 +178,7 @@ def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
     finished = set()
     for part in plan.partitions:
         for checkpoint in (_fold_folder(folder, part.fold), partition_folder(folder, part.index)):
-            if checkpoint.exists() and _belongs(checkpoint, plan):
+            if SavedMoments.holds(checkpoint, plan.key):  # anything else is computed again and replaced
                 finished.add(part.index)
     return finished
 
@@ -186,14 +186,6 @@ def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
 def is_finished(plan: AccumulationPlan, folder: Path) -> bool:
     """Whether a draw's moments are all on disk."""
     return len(find_finished(plan, folder)) == len(plan.partitions)
-
-
-def _belongs(checkpoint: Path, plan: AccumulationPlan) -> bool:
-    """Whether a checkpoint is whole and of this plan; anything else is computed again and replaced."""
-    try:
-        return bool(SavedMoments.open(checkpoint).header.get("key") == plan.key)
-    except InputError:
-        return False
 
 
 def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
@@ -206,7 +198,7 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
     """Merge a fold's partitions once all are there, then delete them. Safe to repeat; holds one cell at a time."""
     target = _fold_folder(folder, fold)
     checkpoints = [partition_folder(folder, part.index) for part in plan.fold_partitions(fold)]
-    if not (target.exists() and _belongs(target, plan)):
+    if not SavedMoments.holds(target, plan.key):
         if not all(checkpoint.exists() for checkpoint in checkpoints):
             return
         if len(checkpoints) == 1:

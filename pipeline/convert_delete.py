@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,7 +166,7 @@ def delete_sources(store: SpectraStore, shards: Sequence[Path], workers: int, pr
         require_deletable([shards[k] for k in left])
         _settle_on_disk(store.path)
         plan = _plan_verification(store, shards, left, work)
-        bounds = _bounds(store)
+        bounds = list(accumulate(store.shard_lengths, initial=0))
         step = store.layout.range_rows
         tasks = [
             (k, low, min(low + step, bounds[k + 1])) for k in left for low in range(bounds[k], bounds[k + 1], step)
@@ -191,7 +192,7 @@ def _plan_verification(store: SpectraStore, shards: Sequence[Path], left: Sequen
         lengths=tuple(source.n_spectra for source in sources),
         stamps=tuple((source.size, source.mtime_ns) for source in sources),
         has_mask=tuple(False for _ in sources),
-        dropped=tuple(tuple(sorted(row for rows in source.dropped.values() for row in rows)) for source in sources),
+        dropped=tuple(source.dropped_rows for source in sources),
         layout=store.layout,
         variables=tuple(variable for variable in store.variables if variable != "mask"),
         work=work,
@@ -242,14 +243,6 @@ def _delete(store: SpectraStore, plan: ConversionPlan, k: int) -> int:
 def _read_journal(store: Path) -> dict[str, Any]:
     journal: dict[str, Any] = (read_json(store / _JOURNAL) or {}).get("attributes", {})
     return journal
-
-
-def _bounds(store: SpectraStore) -> list[int]:
-    """First row of every shard in the store, and the end."""
-    bounds = [0]
-    for length in store.shard_lengths:
-        bounds.append(bounds[-1] + length)
-    return bounds
 
 
 def _settle_on_disk(store: Path) -> None:

@@ -50,9 +50,7 @@ def verify_sources(store: SpectraStore, plan: ConversionPlan, changed: Sequence[
     InputError
         Naming the shard and the first row that differs.
     """
-    dropped = tuple(
-        tuple(sorted(row for rows in source.dropped.values() for row in rows)) for source in store.manifest.sources
-    )
+    dropped = tuple(source.dropped_rows for source in store.manifest.sources)
     plan = replace(plan, layout=store.layout, dropped=dropped)
     total = sum(plan.lengths[shard] - len(dropped[shard]) for shard in changed)
     with ExitStack() as stack, progress.step("compare changed shards", total) as advance:

@@ -103,7 +103,7 @@ class BlockFile:
             found = os.preadv(self._handle, [out.data], start, os.RWF_NOWAIT)
             if found >= wanted:
                 return found
-        return os.preadv(self._direct, [out.data], start)
+        return _pread(self._direct, start, out)
 
 
 def write_file(path: Path, head: bytes, content: NDArray[np.uint8]) -> None:
@@ -173,16 +173,20 @@ def _write_all(handle: int, content: NDArray[np.uint8]) -> None:
             view = view[os.write(handle, view) :]
 
 
+def _pread(handle: int, start: int, out: NDArray[np.uint8]) -> int:
+    try:
+        return os.preadv(handle, [out.data], start)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _end_direct(handle)
+        return os.preadv(handle, [out.data], start)
+
+
 def _read_all(handle: int, start: int, out: NDArray[np.uint8]) -> None:
     done = 0
     while done < out.size:
-        try:
-            count = os.preadv(handle, [out[done:].data], start + done)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _end_direct(handle)
-            count = os.preadv(handle, [out[done:].data], start + done)
+        count = _pread(handle, start + done, out[done:])
         if count == 0:
             raise ValueError(f"it ends {out.size - done} bytes early")
         done += count

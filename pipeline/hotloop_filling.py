@@ -175,7 +175,7 @@ class Filling:
             part = slice(begin, end)
             for draw in range(len(self._draws)):
                 targets = self._open_buffers(draw, cells[part])
-                rows = (self._rows.start + start + begin, cells[part], targets, slots[part])
+                rows = (self._rows.start + start + begin, targets, slots[part])
                 self._scatter_rows(draw, flux[part], error[part], rows, helpers)
             self._seen += np.bincount(cells[part], minlength=self._rows.n_cells)
             if slots[end - 1] == self._run_rows - 1:
@@ -203,29 +203,16 @@ class Filling:
     def _scatter_rows(
         self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
     ) -> None:
-        first, _, targets, slots = rows
-        level = self._pool.dtype.type(self._draws[draw].level)
+        first, targets, slots = rows
+        level, key = self._pool.dtype.type(self._draws[draw].level), self._keys[draw]
         size = -(-len(flux) // self._helpers)
-        parts = [slice(a, a + size) for a in range(0, len(flux), size)]
-        jobs = [
-            helpers.submit(
-                _scatter_noisy, flux[part], error[part], level, self._keys[draw], first + part.start,
-                self._origin, targets[part], slots[part], self._pool,
-            )
-            for part in parts[1:]
+        parts = [
+            (flux[a : a + size], error[a : a + size], level, key, first + a, self._origin, targets[a : a + size],
+             slots[a : a + size], self._pool)
+            for a in range(0, len(flux), size)
         ]  # fmt: skip
-        part = parts[0]
-        _scatter_noisy(
-            flux[part],
-            error[part],
-            level,
-            self._keys[draw],
-            first,
-            self._origin,
-            targets[part],
-            slots[part],
-            self._pool,
-        )
+        jobs = [helpers.submit(_scatter_noisy, *part) for part in parts[1:]]
+        _scatter_noisy(*parts[0])
         for job in jobs:
             job.result()
 

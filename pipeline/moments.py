@@ -334,17 +334,17 @@ class MomentsSum:
             if self._gram is None:
                 self._gram = np.empty(part.gram.shape)
             self._gram[...] = part.gram
-            small = [np.array(one, dtype=np.float64) for one in part._sums() if one is not part.gram]
-            self._moments = part._with(part.count, [small[0], self._gram, *small[1:]])
+            self._moments = replace(part, gram=self._gram)
             return
         before = self._moments
         before._require_same_frame(part)
-        x_sum, gram, y_sum, cross, y_gram = (
-            total if total is before.gram else total + addend
-            for total, addend in zip(before._sums(), part._sums(), strict=True)
-        )
-        gram += part.gram
+        before.gram[...] += part.gram
         self._moments = replace(
-            before._with(before.count + part.count, [x_sum, gram, y_sum, cross, y_gram]),
+            before,
+            count=before.count + part.count,
+            x_sum=before.x_sum + part.x_sum,
+            y_sum=before.y_sum + part.y_sum,
+            cross=before.cross + part.cross,
+            y_gram=before.y_gram + part.y_gram,
             epsilon=max(before.epsilon, part.epsilon),
         )

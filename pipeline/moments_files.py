@@ -7,8 +7,7 @@
 =================  =====================================================================================
 
 Nothing is pickled. Gram matrices have files of their own, so that they are written side by side and read one at a
-time. Nothing is flushed to the disk at once: should the machine lose power, the
-checksums tell what is damaged, and it is computed again.
+time. Nothing is flushed to the disk at once: should the machine lose power, the checksums tell what is damaged.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,13 @@ def write_moments(folder: Path, cells: Iterable[Moments], header: dict[str, Any]
         If the disk is full or not writable; nothing is left behind.
     """
 
-    def holds_the_same(found: Path) -> bool:
-        try:
-            return SavedMoments.open(found).header.get("key") == header.get("key")
-        except InputError:
-            return False
-
     def write(place: tuple[int, Moments]) -> tuple[int, Moments, PixelSums]:
         number, cell = place
         pixel_sums = cell.pixel_sums
         return _write_gram(_gram_file(temporary, number), cell.gram), cell, pixel_sums
 
-    with replacing_folder(folder, holds_the_same) as temporary, ThreadPoolExecutor(threads, "write") as executor:
+    same = partial(SavedMoments.holds, key=header.get("key"))
+    with replacing_folder(folder, same) as temporary, ThreadPoolExecutor(threads, "write") as executor:
         written = list(executor.map(write, enumerate(cells)) if threads > 1 else map(write, enumerate(cells)))
         some = written[0][1]
         sums = {name: np.stack([getattr(cell, name) for _, cell, _ in written]) for name in _SUMS}
@@ -133,6 +128,14 @@ class SavedMoments:
             if not file.is_file():
                 raise _damaged(folder, f"{file.name} is missing")
         return saved
+
+    @classmethod
+    def holds(cls, folder: Path, key: str | None) -> bool:
+        """Whether a folder holds whole moments of the computation of this key."""
+        try:
+            return bool(cls.open(folder).header.get("key") == key)
+        except InputError:
+            return False
 
     @property
     def counts(self) -> list[int]:

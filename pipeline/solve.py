@@ -22,12 +22,13 @@ from pipeline.config import RidgeConfig
 from pipeline.hotloop import available_threads
 from pipeline.models import ExpertModels, TooFewSpectraError, join_models, require_enough_spectra, shared_scale
 from pipeline.moments import MomentsSum, PixelSums
+from pipeline.moments_files import SavedMoments
 from pipeline.progress import Progress, SilentProgress
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import resolve_alpha
 from pipeline.tasks import Task, run_tasks
 from pipeline.tiles import TileLayout
-from pipeline.workspace import process_workspace, release_workspace
+from pipeline.workspace import process_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -84,12 +85,8 @@ def solve_folders(
         for k, one in enumerate(folders)
     ]
     with report.step("solve", sum(task.size for task in tasks), "models") as advance:
-        try:
-            for task, models in run_tasks(client, _solve_draw, tasks, "solving", advance):
-                yield task.key[-1], models
-        finally:
-            if client is None:
-                release_workspace()
+        for task, models in run_tasks(client, _solve_draw, tasks, "solving", advance):
+            yield task.key[-1], models
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,8 @@ def _solve_draw(task: _DrawTask, report: Callable[[int], None]) -> list[ExpertMo
     """Solve all models of one noise draw. The body of a Dask task."""
     n_bins, threads = task.grid.n_bins, min(task.threads, available_threads())
     trained_on = range(task.moments.n_cells if task.ridge.train_on == "all" else n_bins)
-    prefixes = _plan_prefixes(task, trained_on)
+    folds = [task.moments.open(fold) for fold in range(task.moments.n_folds)]
+    prefixes = _plan_prefixes(task, folds, trained_on)
     done = 0
 
     def solve(cells: Sequence[int]) -> list[RidgePath]:
@@ -130,7 +128,7 @@ def _solve_draw(task: _DrawTask, report: Callable[[int], None]) -> list[ExpertMo
         memory = idle.get()
         try:
             paths = []
-            for path in _solve_prefixes(task, cells, prefixes, memory):
+            for path in _solve_prefixes(task, folds, cells, prefixes, memory):
                 paths.append(path)
                 done += 1
                 report(done)
@@ -155,36 +153,39 @@ def _solve_draw(task: _DrawTask, report: Callable[[int], None]) -> list[ExpertMo
     return [join_models(of_global[k], [path[k] for path in experts], task.grid) for k in range(len(prefixes))]
 
 
-def _plan_prefixes(task: _DrawTask, trained_on: Sequence[int]) -> list[_Prefix]:
+def _plan_prefixes(task: _DrawTask, folds: Sequence[SavedMoments], trained_on: Sequence[int]) -> list[_Prefix]:
     """Return the prefixes that have enough spectra in every bin; the whole set must."""
     cells: list[PixelSums] = []
     prefixes = []
-    for fold in range(task.moments.n_folds):
-        of_fold = task.moments.open(fold).pixel_sums()
+    for n_folds, saved in enumerate(folds, start=1):
+        of_fold = saved.pixel_sums()
         cells = [PixelSums.merge(pair) for pair in zip(cells, of_fold, strict=True)] if cells else of_fold
         try:
             require_enough_spectra([cells[k].count for k in range(task.grid.n_bins)], task.ridge, task.grid)
         except TooFewSpectraError:
             # A short prefix may starve a bin: the learning curve starts later.
-            if fold == task.moments.n_folds - 1:
+            if n_folds == len(folds):
                 raise
             continue
         whole = PixelSums.merge([cells[k] for k in trained_on])
         alpha = resolve_alpha(task.ridge.alpha, whole.count)
-        prefixes.append(_Prefix(fold + 1, alpha, shared_scale(whole, task.ridge)))
+        prefixes.append(_Prefix(n_folds, alpha, shared_scale(whole, task.ridge)))
     return prefixes
 
 
 def _solve_prefixes(
-    task: _DrawTask, cells: Sequence[int], prefixes: Sequence[_Prefix], memory: _Memory
+    task: _DrawTask,
+    folds: Sequence[SavedMoments],
+    cells: Sequence[int],
+    prefixes: Sequence[_Prefix],
+    memory: _Memory,
 ) -> Iterator[RidgePath]:
     """Yield the model of some cells together, for every prefix."""
     total = MomentsSum(memory.total)
     n_folds = 0
     own_scale = task.ridge.standardize == "per_expert" and len(cells) == 1
     for prefix in prefixes:
-        for fold in range(n_folds, prefix.n_folds):
-            saved = task.moments.open(fold)
+        for saved in folds[n_folds : prefix.n_folds]:
             for cell in cells:
                 total.add(saved.read(cell, memory.content))
         n_folds = prefix.n_folds

@@ -35,6 +35,11 @@ class SourceRecord:
     mtime_ns: int = 0
 
     @property
+    def dropped_rows(self) -> tuple[int, ...]:
+        """Rows that were left out, for whatever reason, in order."""
+        return tuple(sorted(row for rows in self.dropped.values() for row in rows))
+
+    @property
     def n_kept(self) -> int:
         """Spectra that entered the store."""
         return self.n_spectra - sum(len(rows) for rows in self.dropped.values())

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from pipeline.errors import ResourceError
 from pipeline.memory import peak_memory
+from pipeline.workspace import release_workspace
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Task", "lost_workers_told", "run_tasks", "workers_limits", "workers_peak"]
+__all__ = ["Task", "run_tasks", "workers_limits", "workers_peak"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -96,16 +97,19 @@ def run_tasks(
             advance(newly)
 
     if client is None:
-        for task in tasks:
-            result = function(task.argument, lambda done, key=task.key: show(key, done))  # type: ignore[misc]
-            show(task.key, task.size)
-            yield task, result
+        try:
+            for task in tasks:
+                result = function(task.argument, lambda done, key=task.key: show(key, done))  # type: ignore[misc]
+                show(task.key, task.size)
+                yield task, result
+        finally:
+            release_workspace()  # this process has other things to do than the next task
         return
     by_key = {task.key: task for task in tasks}
     topic = f"headroom-{uuid.uuid4().hex}"
     # Reports and results come in threads of the client's: they wait here for this one, where callers may block.
     inbox: SimpleQueue[Future[Any] | _Event] = SimpleQueue()
-    with lost_workers_told(doing):
+    with _lost_workers_told(doing):
         client.subscribe_topic(topic, inbox.put)
         futures = [
             client.submit(_run_on_worker, function, task.argument, topic, task.key, key=task.key, pure=False)
@@ -161,7 +165,7 @@ def _run_on_worker(function: Callable[[Any, Report], Any], argument: Any, topic:
 
 
 @contextmanager
-def lost_workers_told(doing: str) -> Iterator[None]:
+def _lost_workers_told(doing: str) -> Iterator[None]:
     """Turn what Dask raises when workers or the scheduler are gone into an error that says what to do.
 
     Raises
@@ -187,7 +191,7 @@ def lost_workers_told(doing: str) -> Iterator[None]:
 
 def workers_limits(client: Client) -> list[int | None]:
     """Return the memory limit of every worker in bytes, None where it has none; waits for the first worker."""
-    with lost_workers_told("waiting for the first worker"):
+    with _lost_workers_told("waiting for the first worker"):
         client.wait_for_workers(1, timeout=300)
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return [int(worker["memory_limit"]) if worker["memory_limit"] else None for worker in workers]
@@ -195,5 +199,5 @@ def workers_limits(client: Client) -> list[int | None]:
 
 def workers_peak(client: Client) -> int:
     """Return the summed peak memory of all workers in bytes."""
-    with lost_workers_told("asking workers for their peak memory"):
+    with _lost_workers_told("asking workers for their peak memory"):
         return sum(client.run(peak_memory).values())

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Workspace", "process_workspace", "release_workspace"]
+from pipeline.files_direct import BLOCK, aligned_buffer
 
-_ALIGNMENT = 4096
+__all__ = ["Workspace", "process_workspace", "release_workspace"]
 
 
 class Workspace:
@@ -31,13 +31,12 @@ class Workspace:
         """Return arrays of the given shapes and types, of any content; they are valid until the next call."""
         types = [np.dtype(dtype) for _, dtype in requests]
         sizes = [math.prod(shape) * dtype.itemsize for (shape, _), dtype in zip(requests, types, strict=True)]
-        starts = np.cumsum([0, *(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]).tolist()
-        if self._block.size < starts[-1] + _ALIGNMENT:
+        starts = np.cumsum([0, *(-(-size // BLOCK) * BLOCK for size in sizes)]).tolist()
+        if self._block.size < starts[-1]:
             self.clear()
-            self._block = np.empty(starts[-1] + _ALIGNMENT, np.uint8)
-        first = -self._block.ctypes.data % _ALIGNMENT
+            self._block = aligned_buffer(starts[-1])
         return [
-            self._block[first + start : first + start + size].view(dtype).reshape(shape)
+            self._block[start : start + size].view(dtype).reshape(shape)
             for start, size, dtype, (shape, _) in zip(starts, sizes, types, requests, strict=False)
         ]
 
