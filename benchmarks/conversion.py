@@ -33,6 +33,12 @@ def measure_conversion(sample: Sample, repeats: int | None) -> list[Row]:
             "≥",
         ),
         Row(
+            f"the same against writing alone, past the page cache, {size}",
+            measured,
+            f"{found['direct']:.1f} k/s",
+            found["convert"] / found["direct"],
+        ),
+        Row(
             f"the same against naive Dask, {size}",
             measured,
             f"{found['naive']:.1f} k/s",
@@ -46,7 +52,7 @@ def measure_conversion(sample: Sample, repeats: int | None) -> list[Row]:
 def read_medians(output: str) -> dict[str, float]:
     """Return the figures of the line of medians that ``convert.py`` prints last."""
     line = next((line for line in output.splitlines() if line.startswith("medians:")), "")
-    patterns = {name: rf"\b{name} {_NUMBER} k/s" for name in ("convert", "read", "write", "naive")}
+    patterns = {name: rf"\b{name} {_NUMBER} k/s" for name in ("convert", "read", "write", "direct", "naive")}
     patterns |= {"of the floor": rf"of the floor {_NUMBER}", "× naive": rf"× naive {_NUMBER}"}
     found = {name: re.search(pattern, line) for name, pattern in patterns.items()}
     if not all(found.values()):

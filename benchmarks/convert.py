@@ -7,11 +7,14 @@ processes; the honest figure on a shared machine) in brackets:
 
 * ``convert``: :func:`pipeline.convert_shards`, from the call to the finished store, start of the workers included;
 * ``read``: floor (a), every pixel array read once with ``read_direct`` into one reused buffer per process;
-* ``write``: floor (b), the store's own compress-and-write functions on data that are in memory already;
+* ``write``: floor (b), the store's own compress-and-write functions on data that are in memory already, but written
+  through the page cache, as ordinary programs do;
+* ``direct``: the same past the page cache, as a conversion writes where it can: what would be left of a conversion if
+  reading, casting, checking, summing and digesting cost nothing;
 * ``naive``: ``dask.array.from_array(dataset, chunks=dataset.chunks).astype(float32).to_zarr(...)``, as threads.
 
-The ratios are of wall times and of CPU times: convert to the slower floor (1 is unreachable), and to the naive way.
-The shards are read once before, so that no repeat pays for a cold disk. Make shards with
+The ratios are of wall times and of CPU times: convert to the slower of the floors (a) and (b), and to the naive way.
+The shards are read before each of them, so that none pays for a cold disk. Make shards with
 
     headroom sample spectra --train 100000 --shards 2 --pixels 4096
 """
@@ -35,8 +38,9 @@ from typing import Any
 import h5py
 import numpy as np
 import psutil
+from measure import warm_up
 
-from pipeline import convert_shards, find_shards
+from pipeline import convert_shards, files_direct, find_shards
 from pipeline.convert_ranges import keep_freed_memory
 from pipeline.shard_layout import PIXEL_PATHS
 from pipeline.shards import ShardReader, read_shard_info
@@ -105,9 +109,13 @@ class Writer:
                 write_chunks(self.target / variable, self.layout, start, iter(chunks))
 
 
-def run_writer(shard: Path, layout: StoreLayout, target: Path, starts: list[int], ready: Any, answers: Any) -> None:
+def run_writer(
+    shard: Path, layout: StoreLayout, target: Path, starts: list[int], direct: bool, ready: Any, answers: Any
+) -> None:
     from numcodecs import blosc
 
+    if not direct:
+        files_direct._O_DIRECT = 0
     blosc.set_nthreads(1)  # as in the workers of a conversion
     writer = Writer(shard, layout, target)
     ready.wait()
@@ -212,23 +220,27 @@ def main() -> None:
         f"{n:,} × {n_pixels:,}: {', '.join(infos[0].variables)}, {size / 2**30:.1f} GiB, {options.workers} processes, "
         f"one-minute load {os.getloadavg()[0]:.1f}"
     )
-    run_together([(run_reader, (shards, k, options.workers)) for k in range(options.workers)])  # warms the page cache
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(dir=options.out) as folder:
         for _ in range(options.repeats):
+            warm_up(Path(options.shards))
             wall, cpu, peak = run_watched(convert, shards, Path(folder) / "ours", options.workers)
-            readers = [(run_reader, (shards, k, options.workers)) for k in range(options.workers)]
-            read = run_together(readers)
-            target = Path(folder) / "floor"
-            writers = [
-                (run_writer, (shards[k % len(shards)], layout, target, starts[k :: options.workers]))
-                for k in range(options.workers)
-            ]
-            write = run_together(writers)
-            shutil.rmtree(target)
+            warm_up(Path(options.shards))
+            read = run_together([(run_reader, (shards, k, options.workers)) for k in range(options.workers)])
             row = {"convert": wall, "convert cpu": cpu, "peak": peak, "read": read[0], "read cpu": read[1]}
-            row |= {"write": write[0], "write cpu": write[1]}
+            for name in ("write", "direct"):
+                target = Path(folder) / "floor"
+                writers = [
+                    (
+                        run_writer,
+                        (shards[k % len(shards)], layout, target, starts[k :: options.workers], name == "direct"),
+                    )
+                    for k in range(options.workers)
+                ]
+                row[name], row[f"{name} cpu"] = run_together(writers)
+                shutil.rmtree(target)
             if not options.no_naive:
+                warm_up(Path(options.shards))
                 row["naive"], row["naive cpu"], row["naive peak"] = run_watched(
                     convert_naively, shards, Path(folder) / "naive", options.workers
                 )
@@ -238,7 +250,7 @@ def main() -> None:
 
 
 def describe(row: dict[str, float], n: int) -> str:
-    names = [name for name in ("convert", "read", "write", "naive") if name in row]
+    names = [name for name in ("convert", "read", "write", "direct", "naive") if name in row]
     parts = [f"{name} {n / row[name] / 1e3:.1f} k/s ({1e6 * row[name + ' cpu'] / n:.0f} µs)" for name in names]
     floors = [max(row["read" + kind], row["write" + kind]) / row["convert" + kind] for kind in ("", " cpu")]
     parts.append(f"of the floor {floors[0]:.2f} (CPU {floors[1]:.2f})")

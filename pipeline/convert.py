@@ -142,7 +142,7 @@ def _convert(
             dropped = [{} for _ in infos]
         _convert_ranges(plan, workers, progress)
         build_manifest(plan, infos, dropped, settings)
-        verify_sample(plan)
+        verify_sample(plan, workers)
         put_in_place(plan, store)
     return SpectraStore.open(store)
 

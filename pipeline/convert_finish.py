@@ -7,6 +7,8 @@ import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,8 +115,8 @@ def build_manifest(
     return manifest
 
 
-def verify_sample(plan: ConversionPlan) -> None:
-    """Open the new store and compare a fixed sample of its rows, bit for bit, with the shards.
+def verify_sample(plan: ConversionPlan, workers: int) -> None:
+    """Open the new store and compare a fixed sample of its rows, bit for bit, with the shards, in some threads.
 
     Raises
     ------
@@ -123,21 +125,27 @@ def verify_sample(plan: ConversionPlan) -> None:
         keep what it is given.
     """
     store = SpectraStore.open(plan.store)
+    store.direct_reads = True  # what lies on the disk, not what the page cache remembers of it
     shards, source_rows = store.columns["shard"], store.columns["row"]
     sample = np.unique(np.linspace(0, store.n_spectra - 1, min(_SAMPLE_ROWS, store.n_spectra)).astype(int))
-    for shard in np.unique(shards[sample]):
-        with ShardReader(plan.shards[shard]) as reader:
-            for row in sample[shards[sample] == shard]:
-                source = int(source_rows[row])
-                for variable in plan.variables:
-                    expected = np.empty((1, store.n_pixels), np.float32)
-                    cast_rows(variable, reader.read_rows(variable, source, source + 1), expected)
-                    if not np.array_equal(store.read_rows(variable, row, row + 1), expected):
-                        raise InputError(
-                            f"{reader.name}: {variable} of row {source} differs from row {row} of the new store; "
-                            "the shard changed while it was converted, or the disk is failing: delete "
-                            f"{plan.work} and run again"
-                        )
+
+    def compare(place: tuple[int, str]) -> None:
+        row, variable = place
+        reader, source = readers[shards[row]], int(source_rows[row])
+        expected = np.empty((1, store.n_pixels), np.float32)
+        cast_rows(variable, reader.read_rows(variable, source, source + 1), expected)
+        if not np.array_equal(store.read_rows(variable, row, row + 1), expected):
+            raise InputError(
+                f"{reader.name}: {variable} of row {source} differs from row {row} of the new store; the shard changed "
+                f"while it was converted, or the disk is failing: delete {plan.work} and run again"
+            )
+
+    with ExitStack() as stack:
+        readers = {
+            shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in np.unique(shards[sample]).tolist()
+        }
+        with ThreadPoolExecutor(workers, "verify") as threads:
+            list(threads.map(compare, itertools.product(sample.tolist(), plan.variables)))
     plan.require_unchanged(range(len(plan.shards)))
 
 

@@ -154,7 +154,7 @@ class RangeWriter:
             if any(plan.has_mask[shard] for shard in readers):
                 record["flagged"] = self._count_flagged(readers, start, stop)
             if record["flagged"]:
-                self._write(record, "mask", self._iter_masks(readers, start, stop))
+                self._write(record, "mask", self._iter_masks(readers, record))
             plan.require_unchanged(readers)
             record["flux_sums"] = base64.b64encode(sums.astype("<f8").tobytes()).decode()
             write_json(plan.record_path(start), record)
@@ -181,18 +181,12 @@ class RangeWriter:
         return record
 
     def _write(self, record: dict[str, Any], variable: str, chunks: Iterator[np.ndarray]) -> None:
-        """Write a variable's chunks and record its digest and file sizes."""
-        plan, start, stop = self.plan, record["start"], record["stop"]
-        digests: list[int] = []
-
-        def digested() -> Iterator[np.ndarray]:
-            for first, chunk in zip(range(start, stop, plan.layout.chunk_rows), chunks, strict=True):
-                digests.append(digest_rows(chunk[: stop - first], first))
-                yield chunk
-
+        """Write a variable's chunks, which add to its digest as they are made; record digest and file sizes."""
+        plan, start = self.plan, record["start"]
+        record["digests"][variable] = 0
         folder = plan.store / variable
-        record["file_bytes"][variable] = write_chunks(folder, plan.layout, start, digested())
-        record["digests"][variable] = f"{sum(digests) % 2**64:016x}"
+        record["file_bytes"][variable] = write_chunks(folder, plan.layout, start, chunks)
+        record["digests"][variable] = f"{record['digests'][variable] % 2**64:016x}"
 
     def _iter_blocks(
         self, readers: Mapping[int, RowSource], variable: str, start: int, stop: int
@@ -217,14 +211,17 @@ class RangeWriter:
                 if faults:
                     raise _refuse(faults[0], variable, self.plan.shards[shard], first)
                 record["repaired"][variable] = record["repaired"].get(variable, 0) + repaired
+                record["digests"][variable] += digest_rows(target, row)  # while they are in the processor's cache
             yield self._chunk
 
-    def _iter_masks(self, readers: Mapping[int, RowSource], start: int, stop: int) -> Iterator[np.ndarray]:
-        for low, high in self._iter_bounds(start, stop):
+    def _iter_masks(self, readers: Mapping[int, RowSource], record: dict[str, Any]) -> Iterator[np.ndarray]:
+        for low, high in self._iter_bounds(record["start"], record["stop"]):
             self._mask_chunk[high - low :] = fill_value("mask")
             for shard, first, last, row in self._iter_blocks(readers, "mask", low, high):
                 flags = readers[shard].read_rows("mask", first, last, self._block) if self.plan.has_mask[shard] else 0
-                self._mask_chunk[row - low : row - low + last - first] = flags
+                target = self._mask_chunk[row - low : row - low + last - first]
+                target[:] = flags
+                record["digests"]["mask"] += digest_rows(target, row)
             yield self._mask_chunk
 
     def _count_flagged(self, readers: Mapping[int, RowSource], start: int, stop: int) -> int:

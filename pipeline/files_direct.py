@@ -8,8 +8,12 @@ Where that cannot be had (other systems, memory file systems, odd addresses) the
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +22,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "BlockFile", "aligned_buffer", "open_direct", "read_file", "write_file"]
+__all__ = ["BLOCK", "BlockFile", "BlockWriter", "aligned_buffer", "open_direct", "read_file", "write_file"]
 
 #: A multiple of every disk's block; what the caller wants to be read directly should begin at a multiple of it.
 BLOCK = 4096
 _MEMORY_ALIGNMENT = 512
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _SMALL = 2**20
+_PAGE = mmap.PAGESIZE
+#: The same number on every architecture that Linux has had since (but for Alpha).
+_CACHESTAT_NUMBER = 451
+_CACHESTAT = ctypes.CDLL(None).syscall if sys.platform == "linux" else None
 
 
 def aligned_buffer(size: int) -> NDArray[np.uint8]:
@@ -96,14 +104,73 @@ class BlockFile:
         OSError
             If the file cannot be read.
         """
-        if self._direct < 0:
+        if self._direct < 0 or _is_cached(self._handle, start, wanted):
             return os.preadv(self._handle, [out.data], start)
-        # Not on every system; and an error where the page cache holds nothing, or the file system does not say.
-        with suppress(OSError, AttributeError):
-            found = os.preadv(self._handle, [out.data], start, os.RWF_NOWAIT)
-            if found >= wanted:
-                return found
         return _pread(self._direct, start, out)
+
+
+class BlockWriter:
+    """A new file written piece by piece, by a thread of its own; a context manager.
+
+    Parameters
+    ----------
+    path
+        The file; truncated if it exists.
+    staging
+        Whole blocks, from :func:`aligned_buffer`: pieces are gathered in one half of it while the other is written.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or fails, at whatever call that shows.
+    """
+
+    def __init__(self, path: Path, staging: NDArray[np.uint8]) -> None:
+        half = staging.size // (2 * BLOCK) * BLOCK
+        self._open, self._other, self._filled = staging[:half], staging[half : 2 * half], 0
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait()
+            if kind is None:
+                whole = self._filled // BLOCK * BLOCK
+                self._write_blocks(self._open[:whole])
+                _end_direct(self._handle)
+                _write_all(self._handle, self._open[whole : self._filled])
+        finally:
+            self._thread.shutdown()
+            os.close(self._handle)
+
+    def write(self, piece: bytes) -> None:
+        """Append bytes to the file."""
+        content = np.frombuffer(piece, np.uint8)
+        while content.size:
+            taken = min(content.size, self._open.size - self._filled)
+            self._open[self._filled : self._filled + taken] = content[:taken]
+            self._filled, content = self._filled + taken, content[taken:]
+            if self._filled == self._open.size:
+                self._wait()
+                self._written = self._thread.submit(self._write_blocks, self._open)
+                self._open, self._other, self._filled = self._other, self._open, 0
+
+    def _wait(self) -> None:
+        """Wait until the other half is on the disk."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _write_blocks(self, content: NDArray[np.uint8]) -> None:
+        if content.size >= _SMALL:
+            _begin_direct(self._handle)
+        _write_all(self._handle, content)
 
 
 def write_file(path: Path, head: bytes, content: NDArray[np.uint8]) -> None:
@@ -153,6 +220,14 @@ def _can_go_direct(memory: NDArray[np.uint8]) -> bool:
     return bool(_O_DIRECT) and memory.size >= _SMALL and memory.ctypes.data % _MEMORY_ALIGNMENT == 0
 
 
+def _begin_direct(handle: int) -> None:
+    if _O_DIRECT:
+        import fcntl
+
+        with suppress(OSError):  # the file system cannot: the ordinary way
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | _O_DIRECT)
+
+
 def _end_direct(handle: int) -> None:
     """Go on in the ordinary way: what is left is no multiple of a block, or the disk wants larger ones."""
     if _O_DIRECT:
@@ -171,6 +246,28 @@ def _write_all(handle: int, content: NDArray[np.uint8]) -> None:
                 raise
             _end_direct(handle)  # raises next time if that was not the reason
             view = view[os.write(handle, view) :]
+
+
+class _CacheRange(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_uint64), ("size", ctypes.c_uint64)]
+
+
+class _CacheStatus(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")]
+
+
+def _is_cached(handle: int, start: int, size: int) -> bool:
+    """Whether the page cache holds all of a file's bytes from ``start`` on; False where the system does not tell.
+
+    Linux 6.5 and later: ``cachestat``. Trying to read without waiting (``RWF_NOWAIT``) is no substitute: where nothing
+    is cached it starts to read ahead, so that everything is read twice.
+    """
+    if _CACHESTAT is None or size <= 0:
+        return False
+    wanted, found = _CacheRange(start, size), _CacheStatus()
+    if _CACHESTAT(_CACHESTAT_NUMBER, handle, ctypes.byref(wanted), ctypes.byref(found), 0):
+        return False
+    return bool(found.cached >= -(-(start % _PAGE + size) // _PAGE))
 
 
 def _pread(handle: int, start: int, out: NDArray[np.uint8]) -> int:

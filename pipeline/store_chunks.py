@@ -19,7 +19,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
-from pipeline.files_direct import BLOCK, BlockFile, aligned_buffer
+from pipeline.files_direct import BLOCK, BlockFile, BlockWriter, aligned_buffer
 from pipeline.store_layout import COMPRESSION_LEVEL, StoreLayout
 
 __all__ = ["ChunkError", "read_chunk_rows", "write_chunks"]
@@ -27,6 +27,8 @@ __all__ = ["ChunkError", "read_chunk_rows", "write_chunks"]
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _ABSENT = (1 << 64) - 1
+#: Twice the bytes that are written at a time, which hold a whole chunk, so that compression never waits for the disk.
+_STAGING_BYTES = 32 << 20
 
 
 class ChunkError(Exception):
@@ -103,39 +105,31 @@ def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator
         path.parent.mkdir(parents=True, exist_ok=True)
         # unique on every host; what a killed run leaves is removed before a conversion goes on
         temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-        with open(temporary, "wb", buffering=0) as file:
-            _write_file(file.fileno(), layout, -(-(end - first) // layout.chunk_rows), chunks)
+        with BlockWriter(temporary, _scratch.take("written", _STAGING_BYTES)) as file:
+            _write_file(file, layout, -(-(end - first) // layout.chunk_rows), chunks)
         os.replace(temporary, path)
         sizes.append(path.stat().st_size)
     return sizes
 
 
-def _write_file(handle: int, layout: StoreLayout, n_chunks: int, chunks: Iterator[np.ndarray]) -> None:
+def _write_file(file: BlockWriter, layout: StoreLayout, n_chunks: int, chunks: Iterator[np.ndarray]) -> None:
     index = np.full((layout.file_rows // layout.chunk_rows, 2), _ABSENT, "<u8")
     offset = 0
     for number in range(n_chunks):
         chunk = next(chunks)
         assert chunk.shape == (layout.chunk_rows, layout.n_pixels), (chunk.shape, layout)
         encoded = blosc.compress(chunk, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE)
-        size = _write_all(handle, encoded, _checksum(encoded))
-        index[number] = offset, size
-        offset += size
+        file.write(encoded)
+        file.write(_checksum(encoded))
+        index[number] = offset, len(encoded) + _CRC_BYTES
+        offset += len(encoded) + _CRC_BYTES
     if layout.shard_rows:
-        _write_all(handle, index.tobytes(), _checksum(index.tobytes()))
+        file.write(index.tobytes())
+        file.write(_checksum(index.tobytes()))
 
 
 def _checksum(content: bytes) -> bytes:
     return struct.pack("<I", google_crc32c.value(content))
-
-
-def _write_all(handle: int, *parts: bytes) -> int:
-    total = 0
-    for part in parts:
-        view = memoryview(part)
-        while view:
-            written = os.write(handle, view)
-            view, total = view[written:], total + written
-    return total
 
 
 def _read_file(file: BlockFile, name: str, layout: StoreLayout, first: int, low: int, out: np.ndarray) -> None:

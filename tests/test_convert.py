@@ -694,7 +694,7 @@ def test_convert__raise_when_writing_fails(
 
     def write_some(handle: int, content: Any) -> int:
         count[0] += 1
-        if count[0] > 30:
+        if count[0] > 9:
             raise OSError(code, os.strerror(code))
         return write(handle, content)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import files_direct
-from pipeline.files_direct import BLOCK, aligned_buffer, read_file, write_file
+from pipeline.files_direct import BLOCK, BlockFile, BlockWriter, aligned_buffer, read_file, write_file
 
 HEAD = b"head".ljust(BLOCK, b".")
 
@@ -60,22 +60,14 @@ def test_file_systems_without_direct_access_work_too(
 
 
 @pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("cache", ["as it is", "says nothing", "holds half"])
+@pytest.mark.parametrize("cached", [None, False, True])
 def test_block_file_gives_the_same_bytes_from_cache_and_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, cache: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, cached: bool | None
 ) -> None:
     content = numbers(5 * BLOCK + 100)
     (tmp_path / "f").write_bytes(content.tobytes())
-    original = os.preadv
-
-    def answer(handle: int, buffers: list[memoryview], start: int, flags: int = 0) -> int:
-        if flags and cache == "says nothing":
-            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        if flags and cache == "holds half":
-            return original(handle, [buffers[0][:BLOCK]], start)
-        return original(handle, buffers, start)
-
-    monkeypatch.setattr(files_direct.os, "preadv", answer)
+    if cached is not None:
+        monkeypatch.setattr(files_direct, "_is_cached", lambda *_: cached)
     with files_direct.BlockFile(tmp_path / "f", direct=direct) as file:
         assert file.size == content.size
         blocks = aligned_buffer(5 * BLOCK)
@@ -98,3 +90,49 @@ def test_write__raise_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(files_direct.os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         write_file(tmp_path / "f", HEAD, numbers(2**20))
+
+
+@pytest.mark.parametrize("staging", [2 * BLOCK, 2**21, 2**23])
+@pytest.mark.parametrize("sizes", [[], [0], [1], [BLOCK], [5, 2**20, 3 * 2**20 + 1, 7], [2**20] * 9])
+def test_written_piece_by_piece(tmp_path: Path, staging: int, sizes: list[int]) -> None:
+    pieces = [numbers(size).tobytes() for size in sizes]
+    with BlockWriter(tmp_path / "f", aligned_buffer(staging)) as file:
+        for piece in pieces:
+            file.write(piece)
+    assert (tmp_path / "f").read_bytes() == b"".join(pieces)
+
+
+def test_an_error_of_the_writing_thread_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files_direct.os, "write", fail)
+    with pytest.raises(OSError, match="No space left"), BlockWriter(tmp_path / "f", aligned_buffer(2**21)) as file:
+        file.write(numbers(3 * 2**20).tobytes())
+
+
+def test_what_the_page_cache_holds_is_taken_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = numbers(2**21 + 5)
+    (tmp_path / "f").write_bytes(content.tobytes())
+    if not files_direct._is_cached(os.open(tmp_path / "f", os.O_RDONLY), 0, content.size):
+        pytest.skip("the system does not tell what its page cache holds, or has no room for it")
+    monkeypatch.setattr(files_direct, "_pread", lambda *_: pytest.fail("read past the page cache"))
+    out = aligned_buffer(2**21 + BLOCK)
+    with BlockFile(tmp_path / "f", direct=True) as file:
+        assert file.read(0, out, content.size) == content.size
+    np.testing.assert_array_equal(out[: content.size], content)
+
+
+def test_what_is_not_in_the_page_cache_is_not_brought_there(tmp_path: Path) -> None:
+    content = numbers(2**22)
+    (tmp_path / "f").write_bytes(content.tobytes())
+    with open(tmp_path / "f", "rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if files_direct._is_cached(stream.fileno(), 0, 2**20):
+            pytest.skip("a file system in memory")
+        out = aligned_buffer(2**20)
+        with BlockFile(tmp_path / "f", direct=True) as file:
+            assert file.read(2**20, out, 2**20) == 2**20
+        np.testing.assert_array_equal(out, content[2**20 : 2**21])
+        assert not files_direct._is_cached(stream.fileno(), 2**20, 2**20)
