@@ -1,6 +1,6 @@
 """One pass over a store: tasks over partitions, checkpoints, merged moments per (fold, cell).
 
-A task gets paths and a row range, never an array; it leaves its moments on disk and returns nothing. Finished
+A task gets paths and row ranges, never an array; it leaves its moments on disk and returns nothing. Finished
 checkpoints are skipped on resume. The driver merges a fold's partitions in partition order, so the bits depend on the
 plan alone: not on the number of workers, on retries or on the order of arrival.
 """
@@ -8,11 +8,14 @@ plan alone: not on the number of workers, on retries or on the order of arrival.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -27,20 +30,24 @@ from pipeline.checkpoints import (
     partition_folder,
 )
 from pipeline.errors import InputError
-from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads
+from pipeline.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
 from pipeline.memory import available_memory
-from pipeline.moments_files import write_moments
+from pipeline.moments import Moments
+from pipeline.moments_files import MomentsWriter, SavedMoments
 from pipeline.noise import NoiseDraw
 from pipeline.partitions import Partition
 from pipeline.progress import Progress, SilentProgress
 from pipeline.store_set import AnyStore, open_stores
-from pipeline.tasks import Task, run_tasks
+from pipeline.tasks import Task, count_workers, run_tasks
 from pipeline.workspace import process_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["accumulate_moments"]
+
+#: Tasks for each of several workers: few enough to run on without a pause, enough to keep all at work to the end.
+_STRETCHES_PER_WORKER: Final = 4
 
 
 def accumulate_moments(
@@ -85,12 +92,14 @@ def accumulate_moments(
     folders = [Path(folder) / draw.name for draw in draws]
     for path, draw in zip(folders, draws, strict=True):
         claim_folder(path, plan, draw)
-    tasks = [_name_task(one) for one in _plan_partition_tasks(plan, draws, folders, draws_per_pass)]
-    if tasks:
+    pieces = list(_plan_pieces(plan, draws, folders, draws_per_pass))
+    if pieces:
+        tasks = [_name_task(plan, task) for task in _plan_stretches(plan, pieces, count_workers(client))]
         with report.step("accumulate", sum(task.size for task in tasks)) as advance:
-            for task, _ in run_tasks(client, _accumulate_partition, tasks, "accumulating", advance):
-                for checkpoint in task.argument.folders:
-                    merge_fold(plan, Path(checkpoint).parent, task.argument.partition.fold)
+            for task, _ in run_tasks(client, _accumulate_stretch, tasks, "accumulating", advance):
+                for piece in task.argument.pieces:
+                    for checkpoint in piece.folders:
+                        merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
     for path in folders:
         merge_finished_folds(plan, path)
     return [
@@ -98,15 +107,18 @@ def accumulate_moments(
     ]
 
 
-def _name_task(task: _PartitionTask) -> Task[_PartitionTask]:
-    part = task.partition
-    key = (f"accumulate fold {part.fold}", task.key, os.path.dirname(task.folders[0]), part.index)
-    return Task(key, task, part.n_spectra * len(task.draws))
+@dataclass(frozen=True)
+class _Piece:
+    """A partition, the draws whose moments of it are not on disk yet, and their checkpoints."""
+
+    partition: Partition
+    draws: tuple[NoiseDraw, ...]
+    folders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _PartitionTask:
-    """All that a worker needs: small, whatever the number of partitions, and lost with no worker."""
+class _Stretch:
+    """All that a worker needs for pieces that follow each other without a pause: small, and lost with no worker."""
 
     stores: tuple[str, ...]
     fingerprint: str
@@ -116,15 +128,18 @@ class _PartitionTask:
     y_origin: tuple[float, ...]
     precision: str
     run_rows: int
-    partition: Partition
     is_only_pass: bool
-    draws: tuple[NoiseDraw, ...]
-    folders: tuple[str, ...]
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Rows, counted for each draw."""
+        return sum(piece.partition.n_spectra * len(piece.draws) for piece in self.pieces)
 
 
-def _plan_partition_tasks(
+def _plan_pieces(
     plan: AccumulationPlan, draws: Sequence[NoiseDraw], folders: Sequence[Path], draws_per_pass: int
-) -> Iterator[_PartitionTask]:
+) -> Iterator[_Piece]:
     """Yield what is not on disk yet, partition by partition; draws that share a read go together."""
     done = {path: find_finished(plan, path) for path in folders}
     for first in range(0, len(draws), draws_per_pass):
@@ -133,51 +148,111 @@ def _plan_partition_tasks(
             missing = [(draw, path) for draw, path in group if partition.index not in done[path]]
             if missing:
                 checkpoints = tuple(str(partition_folder(path, partition.index)) for _, path in missing)
-                yield _PartitionTask(
-                    stores=plan.stores,
-                    fingerprint=plan.fingerprint,
-                    key=plan.key,
-                    edges=plan.edges,
-                    labels=plan.labels,
-                    y_origin=plan.y_origin,
-                    precision=plan.precision,
-                    run_rows=plan.run_rows,
-                    partition=partition,
-                    is_only_pass=len(draws) <= draws_per_pass,
-                    draws=tuple(draw for draw, _ in missing),
-                    folders=checkpoints,
-                )
+                yield _Piece(partition, tuple(draw for draw, _ in missing), checkpoints)
 
 
-def _accumulate_partition(task: _PartitionTask, report: Callable[[int], None]) -> None:
-    """Compute and write the moments of one partition for its draws. The body of a Dask task."""
-    with process_workspace() as workspace:
-        store = _open_stores(task.stores, task.fingerprint, task.is_only_pass)
-        grid = BinGrid(dict(task.edges))
-        part = task.partition
-        # Of these rows only: a worker's memory must not grow with the spectra that other tasks read.
-        columns = store.read_columns(sorted({*grid.columns, *task.labels}), part.start, part.stop)
-        rows = CellRows(
-            start=part.start,
-            cells=grid.cells(columns),
-            n_cells=grid.n_cells,
-            y=np.column_stack([columns[label] for label in task.labels]).astype(np.float64),
-            labels=task.labels,
-            x_origin=store.mean_flux,
-            y_origin=np.asarray(task.y_origin),
-        )
-        settings = LoopSettings(task.precision, task.run_rows, available_threads())
-        done = 0
+def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
+    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else a few for each.
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count * len(task.draws)
-            report(done)
+    How pieces are divided changes no bits, and a piece is a checkpoint wherever it is. Folds of several pieces end
+    their task: the pieces are merged and deleted before the next fold takes more of the disk.
+    """
+    longest = len(pieces) if n_workers == 1 else max(1, len(pieces) // (_STRETCHES_PER_WORKER * n_workers))
+    is_merged = len(plan.partitions) > len(plan.folds)
+    for _, same in groupby(pieces, key=lambda piece: (piece.draws, is_merged and piece.partition.fold)):
+        group = list(same)
+        for first in range(0, len(group), longest):
+            yield _Stretch(
+                stores=plan.stores,
+                fingerprint=plan.fingerprint,
+                key=plan.key,
+                edges=plan.edges,
+                labels=plan.labels,
+                y_origin=plan.y_origin,
+                precision=plan.precision,
+                run_rows=plan.run_rows,
+                is_only_pass=len({piece.draws for piece in pieces}) == 1,
+                pieces=tuple(group[first : first + longest]),
+            )
 
-        moments = accumulate_rows(store, rows, task.draws, settings, advance, workspace)
-        for cells, draw, folder in zip(moments, task.draws, task.folders, strict=True):
-            facts = {"key": task.key, "store": task.fingerprint, "draw": vars(draw), "rows": [part.start, part.stop]}
-            write_moments(Path(folder), cells, facts, settings.threads)
+
+def _name_task(plan: AccumulationPlan, stretch: _Stretch) -> Task[_Stretch]:
+    first, last = stretch.pieces[0].partition, stretch.pieces[-1].partition
+    folds = f"fold {first.fold}" if first.fold == last.fold else f"folds {first.fold}-{last.fold}"
+    key = (f"accumulate {folds}", plan.key, os.path.dirname(stretch.pieces[0].folders[0]), first.index)
+    return Task(key, stretch, stretch.size)
+
+
+def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> None:
+    """Compute and write the moments of a stretch's pieces for its draws. The body of a Dask task."""
+    # A worker that takes over from a lost one goes on where that one was.
+    pieces = [
+        piece
+        for piece in stretch.pieces
+        if not all(SavedMoments.holds(Path(folder), stretch.key) for folder in piece.folders)
+    ]
+    if not pieces:
+        return
+    draws, done = pieces[0].draws, stretch.size - sum(p.partition.n_spectra * len(p.draws) for p in pieces)
+    store = _open_stores(stretch.stores, stretch.fingerprint, stretch.is_only_pass)
+    grid = BinGrid(dict(stretch.edges))
+    settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count * len(draws)
+        report(done)
+
+    with process_workspace() as workspace, _Checkpoints(stretch, pieces, grid.n_cells) as checkpoints:
+        parts = (_read_rows(stretch, store, grid, piece.partition) for piece in pieces)
+        accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
+
+
+def _read_rows(stretch: _Stretch, store: AnyStore, grid: BinGrid, part: Partition) -> CellRows:
+    """Read cells and labels of these rows only: a worker's memory must not grow with the spectra of other tasks."""
+    columns = store.read_columns(sorted({*grid.columns, *stretch.labels}), part.start, part.stop)
+    return CellRows(
+        start=part.start,
+        cells=grid.cells(columns),
+        n_cells=grid.n_cells,
+        y=np.column_stack([columns[label] for label in stretch.labels]).astype(np.float64),
+        labels=stretch.labels,
+        x_origin=store.mean_flux,
+        y_origin=np.asarray(stretch.y_origin),
+    )
+
+
+class _Checkpoints:
+    """The folders that a stretch's pieces become, each when its last cell is there; a context manager."""
+
+    def __init__(self, stretch: _Stretch, pieces: Sequence[_Piece], n_cells: int) -> None:
+        self._stretch, self._pieces, self._n_cells = stretch, pieces, n_cells
+        self._writers: dict[tuple[int, int], MomentsWriter] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+    def write(self, number: int, draw: int, cell: int, moments: Moments) -> None:
+        """Write a cell's moments of a piece and a draw, given by their places; several threads may."""
+        with self._lock:
+            if (number, draw) not in self._writers:
+                piece, stretch = self._pieces[number], self._stretch
+                rows = [piece.partition.start, piece.partition.stop]
+                facts = {
+                    "key": stretch.key,
+                    "store": stretch.fingerprint,
+                    "draw": vars(piece.draws[draw]),
+                    "rows": rows,
+                }
+                self._writers[number, draw] = MomentsWriter(Path(piece.folders[draw]), self._n_cells, facts)
+        self._writers[number, draw].write(cell, moments)
 
 
 @lru_cache(maxsize=2)

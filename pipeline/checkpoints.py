@@ -207,7 +207,7 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
             return
         parts = [SavedMoments.open(checkpoint) for checkpoint in checkpoints]
         start, stop = plan.folds[fold]
-        write_moments(target, _merge_cells(parts), parts[0].header | {"rows": [start, stop]})
+        write_moments(target, _merge_cells(parts), parts[0].n_cells, parts[0].header | {"rows": [start, stop]})
     for checkpoint in checkpoints:
         shutil.rmtree(checkpoint, ignore_errors=True)
 

@@ -151,7 +151,7 @@ class ComputeConfig(_Section):
 
     folds: Annotated[int, Field(ge=1)] = 5
     partition_rows: Annotated[int, Field(ge=64)] = 262_144
-    run_rows: Annotated[int, Field(ge=64)] = 2048
+    run_rows: Annotated[int, Field(ge=64)] = 1024
     #: Noise draws share a read of the spectra while a worker stays within this; it changes no bits.
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
 

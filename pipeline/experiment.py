@@ -312,7 +312,7 @@ def _facts(run: _Run, plan: ExperimentPlan, begun: datetime, command: str | None
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,
             "moments_disk_bytes": plan.moments_disk,
-            "tasks": plan.n_tasks,
+            "pieces": plan.n_pieces,
             "passes": plan.n_passes,
             "gram_flops": plan.flops,
         },

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import ResourceError
 
-__all__ = ["TEMPORARY_SUFFIX", "remove_leftovers", "replacing", "replacing_folder"]
+__all__ = ["TEMPORARY_SUFFIX", "disk_errors_told", "remove_leftovers", "replacing", "replacing_folder"]
 
 #: Files and folders of this ending are halves that a killed run left; whoever owns their folder may delete them.
 TEMPORARY_SUFFIX = ".tmp"
@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         If the disk is full or not writable; the message names the path, and nothing is left behind.
     """
     temporary = _temporary_name(path)
-    with _disk_errors_told(path):
+    with disk_errors_told(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -56,7 +56,7 @@ def replacing_folder(path: Path, is_good: Callable[[Path], bool]) -> Iterator[Pa
         If the disk is full or not writable; the message names the path, and nothing is left behind.
     """
     temporary = _temporary_name(path)
-    with _disk_errors_told(path):
+    with disk_errors_told(path):
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -88,7 +88,8 @@ def _temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def _disk_errors_told(path: Path) -> Iterator[None]:
+def disk_errors_told(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing below ``path`` into a ResourceError that names it."""
     try:
         yield
     except OSError as error:

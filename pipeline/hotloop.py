@@ -12,16 +12,16 @@ draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, Run, SpectraReader, StoppedError
+from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, PartEnd, Run, SpectraReader, StoppedError
 from pipeline.memory import available_cores
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
@@ -32,6 +32,7 @@ __all__ = [
     "CellRows",
     "LoopSettings",
     "SpectraReader",
+    "accumulate_parts",
     "accumulate_rows",
     "available_threads",
     "loop_memory",
@@ -70,16 +71,10 @@ def accumulate_rows(
 
     Parameters
     ----------
-    reader
-        The store.
+    reader, draws, settings, advance
+        See :func:`accumulate_parts`.
     rows
         Cells and labels of the rows.
-    draws
-        Noise draws; each costs its own accumulators, none a second read.
-    settings
-        Precision, blocks, threads.
-    advance
-        Called with the number of rows after each block.
     workspace
         Where the large arrays live, for use again; the moments returned live there too, until the next call.
 
@@ -88,79 +83,152 @@ def accumulate_rows(
     list of list of Moments
         For each draw, the moments of each cell; ``gram`` in the precision of the products.
     """
+    found: dict[tuple[int, int], Moments] = {}
+
+    def keep(_: int, draw: int, cell: int, moments: Moments) -> None:
+        found[draw, cell] = moments
+
+    accumulate_parts(reader, [rows], rows.n_cells, draws, settings, keep, advance, workspace)
+    return [[found[draw, cell] for cell in range(rows.n_cells)] for draw in range(len(draws))]
+
+
+def accumulate_parts(
+    reader: SpectraReader,
+    parts: Iterable[CellRows],
+    n_cells: int,
+    draws: Sequence[NoiseDraw],
+    settings: LoopSettings,
+    keep: Callable[[int, int, int, Moments], None],
+    advance: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None,
+) -> None:
+    """Accumulate the moments of several parts of the rows, one after the other without a pause, in one read.
+
+    While a part's last runs are summed and its moments kept, the next part's rows are read.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    parts
+        Cells and labels of each part's rows; taken one by one, when the rows are read.
+    n_cells
+        Cells of all parts.
+    draws
+        Noise draws; each costs its own accumulators, none a second read.
+    settings
+        Precision, blocks, threads.
+    keep
+        Called in some thread, for several cells at once, with a part's number, a draw's, a cell's, and the finished
+        moments; they are valid until it returns.
+    advance
+        Called with the number of rows after each block.
+    workspace
+        Where the large arrays live, for use again.
+
+    Raises
+    ------
+    Exception
+        The first that the store or ``keep`` raised; all threads have ended then.
+    """
     layout = TileLayout(reader.n_pixels)
-    n_buffers = len(draws) * rows.n_cells + settings.spare_buffers
+    n_buffers = len(draws) * n_cells + settings.spare_buffers
     block = ((reader.chunk_rows, reader.n_pixels), np.float32)
     # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
     tiles, pool, *blocks = (workspace or Workspace()).lease(
-        ((len(draws), rows.n_cells, *layout.shape), settings.dtype),
+        ((len(draws), n_cells, *layout.shape), settings.dtype),
         ((n_buffers, settings.run_rows, padded_stride(reader.n_pixels)), settings.dtype),
         block,
         block,
     )
-    filling = Filling(reader, rows, draws, settings, pool, (blocks[0], blocks[1]))
+    filling = Filling(reader, parts, n_cells, draws, settings, pool, (blocks[0], blocks[1]))
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
+        ThreadPoolExecutor(settings.threads, "keep") as keep_threads,
         ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,
     ):
         # The tiles are zeroed while the first buffers fill.
-        sums = [_DrawSums(rows, own, gram_threads) for own in tiles]
+        sums = [
+            [_CellSum(cell, own[cell], layout, gram_threads) for cell in range(n_cells)] for own in tiles
+        ]  # fmt: skip
 
-        def consume(queue: SimpleQueue[Run | None]) -> None:
+        def keep_part(end: PartEnd, consumer: int) -> None:
+            for draw, cell in np.ndindex(len(draws), n_cells):
+                if filling.consumer_of(draw, cell) == consumer:
+                    sums[draw][cell].finish(end.rows, keep_threads, partial(keep, end.number, draw, cell))
+
+        def consume(consumer: int) -> None:
             try:
-                while (run := queue.get()) is not None:
-                    sums[run.draw].add(run, filling.rows_of(run))
-                    filling.free.put(run.buffer)
+                while (news := filling.full[consumer].get()) is not None:
+                    if isinstance(news, PartEnd):
+                        keep_part(news, consumer)
+                    else:
+                        sums[news.draw][news.cell].add(news, filling.rows_of(news))
+                        filling.free.put(news.buffer)
             finally:
                 filling.free.put(None)  # should this half fail, the other must not wait for its buffers
 
-        jobs = [halves.submit(filling.run, advance), *(halves.submit(consume, queue) for queue in filling.full)]
+        jobs = [halves.submit(filling.run, advance)]
+        jobs += [halves.submit(consume, consumer) for consumer in range(settings.consumers)]
         # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
         failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
+        failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]
         for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
             raise failure
-        return [own.moments() for own in sums]
 
 
-class _DrawSums:
-    """Accumulators of one noise draw, owned by the running task."""
+class _CellSum:
+    """Accumulators of one draw and cell, owned by one consumer: those of one part after the other."""
 
-    def __init__(self, rows: CellRows, tiles: NDArray[Any], executor: Executor) -> None:
-        self._rows, self._tiles, self._executor = rows, tiles, executor
-        n_pixels = len(rows.x_origin)
-        self._layout = TileLayout(n_pixels)
-        centred = rows.y - rows.y_origin
-        self._y = [centred[rows.cells == cell] for cell in range(rows.n_cells)]
-        self._x_sums = np.zeros((rows.n_cells, n_pixels))
-        self._crosses = np.zeros((rows.n_cells, n_pixels, len(rows.labels)))
-        self._zeroed = [executor.submit(own.fill, 0) for own in tiles]
+    def __init__(self, cell: int, tiles: NDArray[Any], layout: TileLayout, executor: Executor) -> None:
+        self._cell, self._tiles, self._layout, self._executor = cell, tiles, layout, executor
+        self._rows: CellRows | None = None
+        self._is_used = False
+        self._free: Future[Any] = executor.submit(tiles.fill, 0)
 
     def add(self, run: Run, x: NDArray[Any]) -> None:
-        y = self._y[run.cell][run.first : run.first + run.count]
+        """Add the rows of a run."""
+        self._begin(run.rows)
+        y = run.rows.centred_y[self._cell][run.first : run.first + run.count]
         # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
         beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
         thin = self._executor.submit(np.matmul, x.T, beside)
-        self._zeroed[run.cell].result()
-        add_gram(x, self._tiles[run.cell], self._layout, self._executor)
-        self._crosses[run.cell] += thin.result()[:, :-1]
-        self._x_sums[run.cell] += thin.result()[:, -1]
+        self._free.result()
+        add_gram(x, self._tiles, self._layout, self._executor)
+        self._cross += thin.result()[:, :-1]
+        self._x_sum += thin.result()[:, -1]
 
-    def moments(self) -> list[Moments]:
-        for zeroed in self._zeroed:
-            zeroed.result()
-        return [
-            Moments(
-                count=len(y),
-                x_sum=self._x_sums[cell],
-                gram=self._tiles[cell],
-                y_sum=y.sum(axis=0),
-                cross=self._crosses[cell],
-                y_gram=y.T @ y,
-                x_origin=self._rows.x_origin,
-                y_origin=self._rows.y_origin,
-                labels=self._rows.labels,
-                epsilon=float(np.finfo(self._tiles[cell].dtype).eps),
-            )
-            for cell, y in enumerate(self._y)
-        ]
+    def finish(self, rows: CellRows, executor: Executor, keep: Callable[[Moments], None]) -> None:
+        """Let ``keep`` have the moments of a part, in another thread; the tiles are its own until it returns."""
+        self._begin(rows)
+        y = rows.centred_y[self._cell]
+        moments = Moments(
+            count=len(y),
+            x_sum=self._x_sum,
+            gram=self._tiles,
+            y_sum=y.sum(axis=0),
+            cross=self._cross,
+            y_gram=y.T @ y,
+            x_origin=rows.x_origin,
+            y_origin=rows.y_origin,
+            labels=rows.labels,
+            epsilon=float(np.finfo(self._tiles.dtype).eps),
+        )
+        self._free.result()
+        self._free = executor.submit(keep, moments)
+        self._rows = None
+
+    def failure(self) -> BaseException | None:
+        """Wait for what is under way, and return what it raised."""
+        return self._free.exception()
+
+    def _begin(self, rows: CellRows) -> None:
+        if self._rows is rows:
+            return
+        if self._is_used:  # by an earlier part, whose moments must be kept first
+            self._free.result()
+            self._tiles[:] = 0
+        self._rows, self._is_used = rows, True
+        n_pixels = len(rows.x_origin)
+        self._x_sum, self._cross = np.zeros(n_pixels), np.zeros((n_pixels, len(rows.labels)))

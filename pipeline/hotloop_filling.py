@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.noise import NoiseDraw, stream_key
 from pipeline.normals import normals_of_row
 
-__all__ = ["CellRows", "Filling", "LoopSettings", "Run", "SpectraReader", "StoppedError"]
+__all__ = ["CellRows", "Filling", "LoopSettings", "PartEnd", "Run", "SpectraReader", "StoppedError"]
 
 #: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
 _WAITING_BUFFERS = 1
@@ -46,7 +47,7 @@ class LoopSettings:
     """How the loop cuts its work; ``precision`` and ``run_rows`` decide the bits, ``threads`` the speed."""
 
     precision: str = "float32"
-    run_rows: int = 2048
+    run_rows: int = 1024
     threads: int = 1
 
     @property
@@ -94,6 +95,12 @@ class CellRows:
     x_origin: NDArray[np.float64]
     y_origin: NDArray[np.float64]
 
+    @cached_property
+    def centred_y(self) -> list[NDArray[np.float64]]:
+        """Labels of each cell's rows, in order, less their origin."""
+        centred = self.y - self.y_origin
+        return [centred[self.cells == cell] for cell in range(self.n_cells)]
+
 
 class StoppedError(RuntimeError):
     """The other half failed; its error is the one to show."""
@@ -101,8 +108,9 @@ class StoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive rows of one cell, noisy and centred, in one buffer."""
+    """Consecutive rows of one cell of a part, noisy and centred, in one buffer."""
 
+    rows: CellRows
     draw: int
     cell: int
     first: int
@@ -110,29 +118,44 @@ class Run:
     buffer: int
 
 
+@dataclass(frozen=True)
+class PartEnd:
+    """Comes after a part's last run, to every consumer."""
+
+    number: int
+    rows: CellRows
+
+
 class Filling:
-    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own."""
+    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own.
+
+    Parts follow each other without a pause: the next one's rows are read while the last one's are summed.
+    """
 
     def __init__(
         self,
         reader: SpectraReader,
-        rows: CellRows,
+        parts: Iterable[CellRows],
+        n_cells: int,
         draws: Sequence[NoiseDraw],
         settings: LoopSettings,
         pool: NDArray[Any],
         blocks: tuple[NDArray[np.float32], NDArray[np.float32]],
     ) -> None:
-        self._reader, self._rows, self._draws, self._run_rows = reader, rows, draws, settings.run_rows
-        self._pool, self._blocks = pool, blocks
+        self._reader, self._parts, self._draws, self._run_rows = reader, parts, draws, settings.run_rows
+        self._pool, self._blocks, self._dtype = pool, blocks, settings.dtype
         self.free: SimpleQueue[int | None] = SimpleQueue()
-        self.full: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(settings.consumers)]
+        self.full: list[SimpleQueue[Run | PartEnd | None]] = [SimpleQueue() for _ in range(settings.consumers)]
         for buffer in range(len(pool)):
             self.free.put(buffer)
-        self._open = np.full((len(draws), rows.n_cells), -1)
-        self._seen = np.zeros(rows.n_cells, np.int64)
-        self._origin = rows.x_origin.astype(settings.dtype)
+        self._open = np.full((len(draws), n_cells), -1)
+        self._seen = np.zeros(n_cells, np.int64)
         self._keys = [stream_key(draw) for draw in draws]
         self._helpers = max(1, settings.threads // 3)
+
+    def consumer_of(self, draw: int, cell: int) -> int:
+        """Return whose runs these are, always the same one's: a cell's runs are summed in the order of its rows."""
+        return (draw * self._open.shape[1] + cell) % len(self.full)
 
     def rows_of(self, run: Run) -> NDArray[Any]:
         """Return the rows of a run, (count, P), padded."""
@@ -142,15 +165,23 @@ class Filling:
         """Fill buffers until the rows end; the queues of full ones always end with None."""
         try:
             with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
-                for start, flux, error in self._read_blocks(helpers):
-                    self._scatter_block(start, flux, error, helpers)
-                    if advance is not None:
-                        advance(len(flux))
-            for draw, cell in np.argwhere(self._open >= 0):
-                self._hand_over(int(draw), int(cell))
+                for number, rows in enumerate(self._parts):
+                    self._fill_part(rows, helpers, advance)
+                    for queue in self.full:
+                        queue.put(PartEnd(number, rows))
         finally:
             for queue in self.full:
                 queue.put(None)
+
+    def _fill_part(self, rows: CellRows, helpers: Executor, advance: Callable[[int], None] | None) -> None:
+        self._rows, self._origin = rows, rows.x_origin.astype(self._dtype)
+        self._seen[:] = 0
+        for start, flux, error in self._read_blocks(helpers):
+            self._scatter_block(start, flux, error, helpers)
+            if advance is not None:
+                advance(len(flux))
+        for draw, cell in np.argwhere(self._open >= 0):
+            self._hand_over(int(draw), int(cell))
 
     def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
@@ -220,9 +251,8 @@ class Filling:
         """Give a cell's open buffer to the summing half."""
         seen = int(self._seen[cell])
         count = (seen - 1) % self._run_rows + 1
-        run = Run(draw, cell, seen - count, count, int(self._open[draw, cell]))
-        # Always the same consumer for a cell: its runs are summed in the order of its rows.
-        self.full[(draw * self._rows.n_cells + cell) % len(self.full)].put(run)
+        run = Run(self._rows, draw, cell, seen - count, count, int(self._open[draw, cell]))
+        self.full[self.consumer_of(draw, cell)].put(run)
         self._open[draw, cell] = -1
 
 

@@ -16,11 +16,11 @@ import io
 import json
 import math
 import struct
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.files import replacing_folder
+from pipeline.files import disk_errors_told, replacing_folder
 from pipeline.files_direct import BLOCK, read_file, write_file
 from pipeline.moments import Moments, PixelSums
 
-__all__ = ["FORMAT_VERSION", "SavedMoments", "write_moments"]
+__all__ = ["FORMAT_VERSION", "MomentsWriter", "SavedMoments", "write_moments"]
 
 FORMAT = "headroom-moments"
 FORMAT_VERSION = 2
@@ -43,49 +43,92 @@ _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")
 
 
-def write_moments(folder: Path, cells: Iterable[Moments], header: dict[str, Any], threads: int = 1) -> None:
-    """Write the moments of all cells to one folder, atomically.
+class MomentsWriter:
+    """Writes the moments of all cells to one folder, cell by cell in any order; the folder appears when it is whole.
+
+    Several threads may write at once.
 
     Parameters
     ----------
     folder
         The folder; replaced if it exists and holds moments of another ``header["key"]``, or none.
-    cells
-        Moments of each cell, with common origins. One thread takes them one at a time, so they may share memory.
+    n_cells
+        How many cells there will be, with common origins.
     header
         JSON-able facts to keep with them, such as the key of the computation.
-    threads
-        Gram matrices written side by side.
 
     Raises
     ------
     ResourceError
-        If the disk is full or not writable; nothing is left behind.
+        If the disk is full or not writable, at whatever call that shows; :meth:`discard` leaves nothing behind.
     """
 
-    def write(place: tuple[int, Moments]) -> tuple[int, Moments, PixelSums]:
-        number, cell = place
-        pixel_sums = cell.pixel_sums
-        return _write_gram(_gram_file(temporary, number), cell.gram), cell, pixel_sums
+    def __init__(self, folder: Path, n_cells: int, header: dict[str, Any]) -> None:
+        self._folder, self._header = folder, header
+        self._cells: list[_WrittenCell | None] = [None] * n_cells
+        self._lock = threading.Lock()
+        self._replacing = replacing_folder(folder, partial(SavedMoments.holds, key=header.get("key")))
+        self._temporary = self._replacing.__enter__()
 
-    same = partial(SavedMoments.holds, key=header.get("key"))
-    with replacing_folder(folder, same) as temporary, ThreadPoolExecutor(threads, "write") as executor:
-        written = list(executor.map(write, enumerate(cells)) if threads > 1 else map(write, enumerate(cells)))
-        some = written[0][1]
-        sums = {name: np.stack([getattr(cell, name) for _, cell, _ in written]) for name in _SUMS}
-        sums["x_squares"] = np.stack([pixel_sums.x_squares for _, _, pixel_sums in written])
-        origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
-        np.savez(temporary / _SUMS_FILE, allow_pickle=False, **sums, **origins)
-        facts = {
-            **header,
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "labels": list(some.labels),
-            "counts": [cell.count for _, cell, _ in written],
-            "epsilon": max(cell.epsilon for _, cell, _ in written),
-            "gram_crc32c": [checksum for checksum, _, _ in written],
-        }
-        (temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+    def write(self, cell: int, moments: Moments) -> None:
+        """Write one cell; the last one finishes the folder. The moments are not needed afterwards."""
+        with disk_errors_told(self._folder):
+            checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
+        small = replace(moments, gram=moments.gram[:0])
+        written = _WrittenCell(small, moments.pixel_sums.x_squares, checksum)
+        with self._lock:
+            self._cells[cell] = written
+            cells = [one for one in self._cells if one is not None]
+            if len(cells) == len(self._cells):
+                self._finish(cells)
+
+    def discard(self) -> None:
+        """Delete what was written of a folder that is not whole."""
+        with self._lock:
+            if None in self._cells:
+                self._replacing.__exit__(GeneratorExit, GeneratorExit(), None)
+                self._cells = []
+
+    def _finish(self, cells: list[_WrittenCell]) -> None:
+        some = cells[0].moments
+        with disk_errors_told(self._folder):
+            sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
+            sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
+            origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
+            np.savez(self._temporary / _SUMS_FILE, allow_pickle=False, **sums, **origins)
+            facts = {
+                **self._header,
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "labels": list(some.labels),
+                "counts": [cell.moments.count for cell in cells],
+                "epsilon": max(cell.moments.epsilon for cell in cells),
+                "gram_crc32c": [cell.checksum for cell in cells],
+            }
+            (self._temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        self._replacing.__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class _WrittenCell:
+    """What is left to write of a cell whose Gram matrix is on disk."""
+
+    moments: Moments
+    x_squares: NDArray[np.float64]
+    checksum: int
+
+
+def write_moments(folder: Path, cells: Iterable[Moments], n_cells: int, header: dict[str, Any]) -> None:
+    """Write the moments of all cells to one folder, atomically, one after the other: they may share memory.
+
+    See :class:`MomentsWriter` for parameters and errors; nothing is left behind if something fails.
+    """
+    writer = MomentsWriter(folder, n_cells, header)
+    try:
+        for cell, moments in enumerate(cells):
+            writer.write(cell, moments)
+    finally:
+        writer.discard()
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,8 +32,8 @@ MEMORY_SHARE = 0.7
 _COLUMN_BYTES = 16
 #: Of each spectrum, in this process while it converts shards: their columns, twice. Measured: 400 with 24 columns.
 _CONVERT_BYTES = 480
-#: Of each row of a worker's partition, besides 8 for each column of the bins; and its labels for each noise draw.
-_ROW_BYTES, _ROW_DRAW_BYTES = 80, 8 * len(LABELS)
+#: Of each row of a worker's partition, besides 8 for each column of the bins.
+_ROW_BYTES = 80 + 8 * len(LABELS)
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ExperimentPlan:
         Noise draws: seeds × levels.
     draws_per_pass
         Draws that share one read of the spectra, as memory allows.
-    n_passes, n_tasks
-        Reads of the store, and Dask tasks.
+    n_passes, n_pieces
+        Reads of the store, and pieces of work: each is a checkpoint, and a worker takes several as one task.
     worker_memory
         Peak of one worker.
     worker_limit
@@ -88,8 +88,8 @@ class ExperimentPlan:
         return -(-self.n_draws // self.draws_per_pass)
 
     @property
-    def n_tasks(self) -> int:
-        """Dask tasks."""
+    def n_pieces(self) -> int:
+        """A piece for each partition and read."""
         return self.n_passes * self.n_partitions
 
     def require_fit(self, folder: Path, stores: Path | None = None) -> None:
@@ -134,7 +134,7 @@ class ExperimentPlan:
             f"noise draws          {self.n_draws} in {self.n_passes} pass{'es' if self.n_passes > 1 else ''} "
             f"over the store ({self.draws_per_pass} share a read)",
             f"cells × folds        {self.n_cells} × {self.n_folds}",
-            f"tasks                {self.n_tasks} ({self.n_partitions} partitions), {self.n_workers} worker"
+            f"pieces of work       {self.n_pieces} ({self.n_partitions} partitions), {self.n_workers} worker"
             f"{'s' if self.n_workers > 1 else ''}",
             f"memory per worker    {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}",
             f"memory of the driver {format_bytes(self.driver_memory)}",
@@ -186,11 +186,9 @@ def plan_run(
     n_spectra = folds[-1][1]
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
-    fixed = PROCESS_BYTES + rows * (_ROW_BYTES + 8 * len(config.bins))
-    of_draws = [
-        loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) + k * rows * _ROW_DRAW_BYTES
-        for k in range(1, n_draws + 1)
-    ]
+    # A partition's columns are needed until its last run is summed; the next one is begun by then.
+    fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
+    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
     draws_per_pass = max(fitting, default=1)

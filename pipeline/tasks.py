@@ -22,7 +22,7 @@ from pipeline.workspace import release_workspace
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Task", "run_tasks", "workers_limits", "workers_peak"]
+__all__ = ["Task", "count_workers", "run_tasks", "workers_limits", "workers_peak"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -187,6 +187,11 @@ def _lost_workers_told(doing: str) -> Iterator[None]:
         raise ResourceError(
             f"the cluster was lost while {doing} ({type(error).__name__}: {error}); run again: finished work is kept"
         ) from error
+
+
+def count_workers(client: Client | None) -> int:
+    """Return how many workers there are; this process counts as one where there is no client."""
+    return 1 if client is None else len(workers_limits(client))
 
 
 def workers_limits(client: Client) -> list[int | None]:

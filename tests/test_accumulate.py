@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -146,14 +145,15 @@ sys.path.insert(0, {tests!r})
 from pipeline import accumulate
 from pipeline.accumulate import accumulate_moments
 from pipeline.checkpoints import plan_accumulation
+from pipeline.moments_files import MomentsWriter
 from pipeline.store import SpectraStore
 from test_accumulate import COMPUTE, DRAWS, REFERENCE_EDGES, BinGrid
-original = accumulate.write_moments
+original = MomentsWriter._finish
 def slow(*arguments):
     original(*arguments)
     print("written", flush=True)
     time.sleep(0.3)
-accumulate.write_moments = slow
+MomentsWriter._finish = slow
 plan = plan_accumulation(SpectraStore.open({store!r}), BinGrid(REFERENCE_EDGES), COMPUTE)
 accumulate_moments(plan, DRAWS, Path({folder!r}))
 """
@@ -178,8 +178,8 @@ def test_a_killed_and_resumed_run_changes_no_bit(
         process.stdout.close()
     assert list(tmp_path.rglob("gram-*.npy")), "something was kept"
     computed = []
-    original = accumulate.accumulate_rows
-    monkeypatch.setattr(accumulate, "accumulate_rows", lambda *a: (computed.append(a[1].start), original(*a))[1])
+    original = accumulate._read_rows
+    monkeypatch.setattr(accumulate, "_read_rows", lambda *a: (computed.append(a[3].start), original(*a))[1])
     found = accumulate_moments(plan, DRAWS, tmp_path)
     require_identical(found, reference)
     assert 0 < len(computed) < len(plan.partitions) * len(DRAWS), "finished partitions are not computed again"
@@ -252,8 +252,21 @@ def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
     assert replace(plan, stores=("elsewhere",)).key == plan.key
 
 
-def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path) -> None:
-    tasks = list(accumulate._plan_partition_tasks(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
-    assert len(tasks) == len(plan.partitions)
-    assert max(len(pickle.dumps(task)) for task in tasks) < 1000
-    assert json.dumps([task.partition.index for task in tasks]) == json.dumps(list(range(len(tasks))))
+@pytest.mark.parametrize(("n_workers", "n_tasks"), [(1, 1), (2, 8), (100, 8)])
+def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path, n_workers: int, n_tasks: int) -> None:
+    whole = replace(plan, partitions=tuple(replace(part, fold=part.index) for part in plan.partitions))
+    whole = replace(whole, folds=tuple((part.start, part.stop) for part in plan.partitions))
+    pieces = list(accumulate._plan_pieces(whole, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
+    assert [piece.partition for piece in pieces] == list(whole.partitions)
+    tasks = list(accumulate._plan_stretches(whole, pieces, n_workers))
+    assert [piece for task in tasks for piece in task.pieces] == pieces
+    assert len(pieces) == 8
+    assert len(tasks) == n_tasks
+    assert max(len(pickle.dumps(task)) for task in tasks) < 1000 + 500 * len(tasks[0].pieces)
+
+
+def test_a_task_ends_where_a_fold_is_merged(plan: AccumulationPlan, tmp_path: Path) -> None:
+    pieces = list(accumulate._plan_pieces(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 1))
+    tasks = list(accumulate._plan_stretches(plan, pieces, 1))
+    assert len(tasks) == len(plan.folds) * len(DRAWS)
+    assert all(len({(piece.partition.fold, piece.draws) for piece in task.pieces}) == 1 for task in tasks)

@@ -147,7 +147,7 @@ def test_another_penalty_needs_no_other_pass(
     config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_experiment(config, tmp_path)
-    monkeypatch.setattr("pipeline.accumulate.accumulate_rows", None)  # a second pass would fail
+    monkeypatch.setattr("pipeline.accumulate.accumulate_parts", None)  # a second pass would fail
     second = run_experiment(changed(config, ridge={"alpha": 5.0}), tmp_path)
     assert second.overall["alpha_global"].unique().tolist() == [5.0]
     assert [step["skipped"] for step in second.metadata["steps"]] == [True, True, False, False]
@@ -423,7 +423,7 @@ def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path,
     assert plan.n_spectra == 1600
     assert plan.store_disk == 48 * 4 * (1600 * 2 + 400 * 3)
     assert not (tmp_path / "stores").exists()
-    assert plan.n_tasks == plan_experiment(config, [2**33]).n_tasks
+    assert plan.n_pieces == plan_experiment(config, [2**33]).n_pieces
 
 
 def test_measured_peak_stays_below_the_plan(config: ExperimentConfig, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES
 from pipeline.errors import InputError
-from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads, loop_memory
+from pipeline.hotloop import CellRows, LoopSettings, accumulate_parts, accumulate_rows, available_threads, loop_memory
 from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
 from pipeline.predictions import read_noisy_rows
@@ -67,6 +69,33 @@ def test_bits_depend_on_neither_threads_nor_company(train_store: SpectraStore) -
         for threads in (1, 5):
             [alone] = accumulate_rows(train_store, rows, [draw], replace(SETTINGS, threads=threads))
             assert all(a.identical(b) for a, b in zip(alone, expected, strict=True))
+
+
+def test_parts_in_a_row_have_the_bits_of_each_alone(train_store: SpectraStore) -> None:
+    cuts = [0, 3, 700, 700, 701, train_store.n_spectra]
+    parts = [rows_of(train_store, a, b) for a, b in pairwise(cuts)]
+    found: dict[tuple[int, int, int], Moments] = {}
+
+    def keep(part: int, draw: int, cell: int, moments: Moments) -> None:
+        time.sleep(0.002)  # so that the next part's rows wait for their tiles
+        found[part, draw, cell] = replace(moments, gram=moments.gram.copy())
+
+    accumulate_parts(train_store, iter(parts), 10, DRAWS, SETTINGS, keep)
+    assert len(found) == len(parts) * len(DRAWS) * 10
+    for number, rows in enumerate(parts):
+        for draw, expected in enumerate(accumulate_rows(train_store, rows, DRAWS, SETTINGS)):
+            assert all(found[number, draw, cell].identical(one) for cell, one in enumerate(expected))
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_an_error_in_keeping_ends_the_loop(train_store: SpectraStore, part: int) -> None:
+    def keep(number: int, *_: object) -> None:
+        if number == part:
+            raise OSError("the disk is full")
+
+    parts = [rows_of(train_store, 500 * k, 500 * (k + 1)) for k in range(3)]
+    with pytest.raises(OSError, match="the disk is full"):
+        accumulate_parts(train_store, parts, 10, DRAWS, SETTINGS, keep)
 
 
 def test_progress_counts_every_row(train_store: SpectraStore) -> None:

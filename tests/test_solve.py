@@ -84,7 +84,7 @@ def test_memory_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
             Moments.from_samples(generator.standard_normal((50, pixels)), generator.standard_normal((50, 3)), LABELS)
             for _ in range(GRID.n_cells)
         ]
-        write_moments(tmp_path / f"fold-{fold:03d}", cells, {})
+        write_moments(tmp_path / f"fold-{fold:03d}", cells, GRID.n_cells, {})
     del cells
     folder = MomentsFolder(tmp_path, NoiseDraw(1.0, 1, STREAM_TRAIN), 4, GRID.n_cells)
     tracemalloc.start()

@@ -452,7 +452,7 @@ def test_metadata_and_report_name_every_store(
 
 def test_plan_of_several_stores(in_parts: ExperimentConfig, small_config: ExperimentConfig) -> None:
     ours, theirs = plan_experiment(in_parts, [2**33]), plan_experiment(small_config, [2**33])
-    assert (ours.n_spectra, ours.store_disk, ours.n_tasks) == (1600, 0, theirs.n_tasks)
+    assert (ours.n_spectra, ours.store_disk, ours.n_pieces) == (1600, 0, theirs.n_pieces)
 
 
 def test_run__raise_on_shards_among_stores(
