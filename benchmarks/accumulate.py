@@ -28,6 +28,7 @@ from table import Row
 
 from cluster import connect_local
 from pipeline import AccumulationPlan, NoiseDraw, SpectraStore, accumulate_moments, plan_accumulation
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.folds import plan_folds
@@ -113,7 +114,7 @@ def measure_noises(sample: Sample, repeats: int | None) -> list[Row]:
 
 def plan_first_rows(store: SpectraStore, rows: int, compute: ComputeConfig) -> AccumulationPlan:
     """Return the plan of a store's first rows, cut as a store of that size would be."""
-    plan = plan_accumulation(store, BinGrid(REFERENCE_EDGES), compute)
+    plan = plan_accumulation(store, CellGrid((BinGrid(REFERENCE_EDGES),)), compute)
     if rows >= store.n_spectra:
         return plan
     folds = plan_folds([rows], compute.folds)

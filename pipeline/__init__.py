@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from pipeline.accumulate import accumulate_moments
     from pipeline.bins import BinGrid, assign_bins
     from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
-    from pipeline.config import ExperimentConfig, load_config
+    from pipeline.config import ExperimentConfig
+    from pipeline.config_files import load_config
     from pipeline.convert import convert_shards
     from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError, SingularGramError
+    from pipeline.estimators import BinnedRidge, GramRidge
     from pipeline.experiment import render_run, run_experiment
+    from pipeline.marginal import marginal_moments
     from pipeline.models import ExpertModels, read_models, solve_experts
     from pipeline.moments import Moments
-    from pipeline.noise import NoiseDraw
-    from pipeline.predictions import predict_store, read_noisy_rows
+    from pipeline.moments_contents import MomentsContents, open_moments
+    from pipeline.noise import MarginalNoise, NoiseDraw
+    from pipeline.predictions import predict_marginal, predict_store, read_marginal_rows, read_noisy_rows
     from pipeline.results import RunResults, read_results
     from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
     from pipeline.schema import STREAM_TEST, STREAM_TRAIN
@@ -42,15 +46,19 @@ __all__ = [
     "STREAM_TRAIN",
     "AccumulationPlan",
     "BinGrid",
+    "BinnedRidge",
     "Bootstrap",
     "ConfigError",
     "ExperimentConfig",
     "ExpertModels",
+    "GramRidge",
     "HeadroomError",
     "HeadroomScore",
     "InputError",
     "JoinedStores",
+    "MarginalNoise",
     "Moments",
+    "MomentsContents",
     "MomentsFolder",
     "NoiseDraw",
     "ResourceError",
@@ -63,11 +71,15 @@ __all__ = [
     "convert_shards",
     "find_shards",
     "load_config",
+    "marginal_moments",
+    "open_moments",
     "open_spectra",
     "open_stores",
     "pixel_scale",
     "plan_accumulation",
+    "predict_marginal",
     "predict_store",
+    "read_marginal_rows",
     "read_models",
     "read_noisy_rows",
     "read_results",
@@ -82,15 +94,19 @@ __all__ = [
 _HOMES = {
     "AccumulationPlan": "pipeline.checkpoints",
     "BinGrid": "pipeline.bins",
+    "BinnedRidge": "pipeline.estimators",
     "Bootstrap": "pipeline.scores",
     "ConfigError": "pipeline.errors",
     "ExperimentConfig": "pipeline.config",
     "ExpertModels": "pipeline.models",
+    "GramRidge": "pipeline.estimators",
     "HeadroomError": "pipeline.errors",
     "HeadroomScore": "pipeline.scores",
     "InputError": "pipeline.errors",
     "JoinedStores": "pipeline.store_set",
+    "MarginalNoise": "pipeline.noise",
     "Moments": "pipeline.moments",
+    "MomentsContents": "pipeline.moments_contents",
     "MomentsFolder": "pipeline.checkpoints",
     "NoiseDraw": "pipeline.noise",
     "ResourceError": "pipeline.errors",
@@ -104,12 +120,16 @@ _HOMES = {
     "assign_bins": "pipeline.bins",
     "convert_shards": "pipeline.convert",
     "find_shards": "pipeline.shards",
-    "load_config": "pipeline.config",
+    "load_config": "pipeline.config_files",
+    "marginal_moments": "pipeline.marginal",
+    "open_moments": "pipeline.moments_contents",
     "open_spectra": "pipeline.store_dataset",
     "open_stores": "pipeline.store_set",
     "pixel_scale": "pipeline.ridge",
     "plan_accumulation": "pipeline.checkpoints",
+    "predict_marginal": "pipeline.predictions",
     "predict_store": "pipeline.predictions",
+    "read_marginal_rows": "pipeline.predictions",
     "read_models": "pipeline.models",
     "read_noisy_rows": "pipeline.predictions",
     "read_results": "pipeline.results",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import (
     AccumulationPlan,
@@ -34,7 +35,7 @@ from pipeline.hotloop import CellRows, LoopSettings, accumulate_parts, available
 from pipeline.memory import available_memory
 from pipeline.moments import Moments
 from pipeline.moments_files import MomentsWriter, SavedMoments
-from pipeline.noise import NoiseDraw
+from pipeline.noise import Noise
 from pipeline.partitions import Partition
 from pipeline.progress import Progress, SilentProgress
 from pipeline.store_set import AnyStore, open_stores
@@ -52,7 +53,7 @@ _STRETCHES_PER_WORKER: Final = 4
 
 def accumulate_moments(
     plan: AccumulationPlan,
-    draws: Sequence[NoiseDraw],
+    draws: Sequence[Noise],
     folder: Path,
     *,
     client: Client | None = None,
@@ -103,7 +104,8 @@ def accumulate_moments(
     for path in folders:
         merge_finished_folds(plan, path)
     return [
-        MomentsFolder(path, draw, len(plan.folds), plan.grid.n_cells) for path, draw in zip(folders, draws, strict=True)
+        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells)
+        for path, draw in zip(folders, draws, strict=True)
     ]
 
 
@@ -112,7 +114,7 @@ class _Piece:
     """A partition, the draws whose moments of it are not on disk yet, and their checkpoints."""
 
     partition: Partition
-    draws: tuple[NoiseDraw, ...]
+    draws: tuple[Noise, ...]
     folders: tuple[str, ...]
 
 
@@ -123,7 +125,7 @@ class _Stretch:
     stores: tuple[str, ...]
     fingerprint: str
     key: str
-    edges: tuple[tuple[str, tuple[float, ...]], ...]
+    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
     labels: tuple[str, ...]
     y_origin: tuple[float, ...]
     precision: str
@@ -138,7 +140,7 @@ class _Stretch:
 
 
 def _plan_pieces(
-    plan: AccumulationPlan, draws: Sequence[NoiseDraw], folders: Sequence[Path], draws_per_pass: int
+    plan: AccumulationPlan, draws: Sequence[Noise], folders: Sequence[Path], draws_per_pass: int
 ) -> Iterator[_Piece]:
     """Yield what is not on disk yet, partition by partition; draws that share a read go together."""
     done = {path: find_finished(plan, path) for path in folders}
@@ -166,7 +168,7 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
                 stores=plan.stores,
                 fingerprint=plan.fingerprint,
                 key=plan.key,
-                edges=plan.edges,
+                grids=plan.grids,
                 labels=plan.labels,
                 y_origin=plan.y_origin,
                 precision=plan.precision,
@@ -195,7 +197,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
         return
     draws, done = pieces[0].draws, stretch.size - sum(p.partition.n_spectra * len(p.draws) for p in pieces)
     store = _open_stores(stretch.stores, stretch.fingerprint, stretch.is_only_pass)
-    grid = BinGrid(dict(stretch.edges))
+    grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in stretch.grids))
     settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())
 
     def advance(count: int) -> None:
@@ -208,7 +210,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
         accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
 
 
-def _read_rows(stretch: _Stretch, store: AnyStore, grid: BinGrid, part: Partition) -> CellRows:
+def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
     """Read cells and labels of these rows only: a worker's memory must not grow with the spectra of other tasks."""
     columns = store.read_columns(sorted({*grid.columns, *stretch.labels}), part.start, part.stop)
     return CellRows(

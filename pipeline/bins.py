@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, InputError, did_you_mean
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["OUTSIDE", "BinGrid", "assign_bins"]
+__all__ = ["OUTSIDE", "BinGrid", "NamedBins", "assign_bins"]
 
 #: The bin number of spectra that lie in no bin. As a cell they come last.
 OUTSIDE = -1
@@ -25,6 +25,17 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "T_eff": ("Cool", "Mid", "Hot"),
     "M_H": ("Poor", "Solar", "Rich"),
 }
+
+
+class NamedBins(Protocol):
+    """Numbered bins that can be put in words."""
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins; the outside is not counted."""
+
+    def describe(self, bin_number: int, /) -> str:
+        """Return a bin in words, for example ``bin 3 (Mid, Poor)``."""
 
 
 @dataclass(frozen=True)

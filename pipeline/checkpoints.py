@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import schema
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.config import ComputeConfig, content_hash
 from pipeline.errors import InputError
@@ -25,7 +26,7 @@ from pipeline.files_direct import aligned_buffer
 from pipeline.folds import plan_folds
 from pipeline.moments import Moments, MomentsSum
 from pipeline.moments_files import SavedMoments, write_moments
-from pipeline.noise import NOISE_ALGORITHM, NoiseDraw
+from pipeline.noise import NOISE_ALGORITHM, Noise
 from pipeline.partitions import Partition, plan_partitions
 from pipeline.store_set import AnyStore
 from pipeline.tiles import TileLayout
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 #: Raised when the same inputs would give other moments.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 KEY_FILE = "key.json"
 
 
@@ -57,8 +58,8 @@ class AccumulationPlan:
         Paths of the stores, in the order of their rows.
     fingerprint
         The fingerprint of all that they hold: other contents are another plan.
-    edges
-        Bin edges by column, as items so that the plan can be hashed.
+    grids
+        Edges by column of every grid that cells must tell apart, as items so that the plan can be hashed.
     labels
         Labels accumulated, all in one pass.
     y_origin
@@ -73,7 +74,7 @@ class AccumulationPlan:
 
     stores: tuple[str, ...]
     fingerprint: str
-    edges: tuple[tuple[str, tuple[float, ...]], ...]
+    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
     labels: tuple[str, ...]
     y_origin: tuple[float, ...]
     precision: str
@@ -82,9 +83,9 @@ class AccumulationPlan:
     partitions: tuple[Partition, ...]
 
     @cached_property
-    def grid(self) -> BinGrid:
-        """The bins."""
-        return BinGrid(dict(self.edges))
+    def cells(self) -> CellGrid:
+        """The cells."""
+        return CellGrid(tuple(BinGrid(dict(edges)) for edges in self.grids))
 
     @property
     def n_spectra(self) -> int:
@@ -94,7 +95,7 @@ class AccumulationPlan:
     @cached_property
     def key(self) -> str:
         """Identifies everything that decides the bits, besides the noise draw."""
-        facts = {name: value for name, value in vars(self).items() if name not in ("stores", "partitions", "grid")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("stores", "partitions", "cells")}
         cuts = [(part.start, part.stop) for part in self.partitions]
         return content_hash([ALGORITHM_VERSION, NOISE_ALGORITHM, facts, cuts])
 
@@ -104,14 +105,16 @@ class AccumulationPlan:
 
 
 def plan_accumulation(
-    store: AnyStore, grid: BinGrid, compute: ComputeConfig, precision: str = "float32"
+    store: AnyStore, cells: CellGrid, compute: ComputeConfig, precision: str = "float32"
 ) -> AccumulationPlan:
     """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
     folds = plan_folds(store.shard_lengths, compute.folds)
     return AccumulationPlan(
         stores=tuple(map(str, store.paths)),
         fingerprint=store.fingerprint,
-        edges=tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items()),
+        grids=tuple(
+            tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items()) for grid in cells.grids
+        ),
         labels=schema.LABELS,
         y_origin=tuple(float(np.mean(store.columns[label])) for label in schema.LABELS),
         precision=precision,
@@ -126,7 +129,7 @@ class MomentsFolder:
     """The finished moments of one noise draw: a folder for each fold, in it a value for each cell."""
 
     folder: Path
-    draw: NoiseDraw
+    draw: Noise
     n_folds: int
     n_cells: int
 
@@ -152,7 +155,7 @@ def _fold_folder(folder: Path, fold: int) -> Path:
     return folder / f"fold-{fold:03d}"
 
 
-def claim_folder(folder: Path, plan: AccumulationPlan, draw: NoiseDraw) -> None:
+def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
     """Take a folder for a plan, or refuse it if it holds another plan's moments."""
     remove_leftovers(folder)
     key_file = folder / KEY_FILE

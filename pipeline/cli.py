@@ -1,4 +1,4 @@
-"""The command line: ``headroom sample | inspect | convert | plan | run | report``.
+"""The command line: ``headroom sample | inspect | convert | plan | run | report | moments``.
 
 Only this module prints, and only here errors become exit codes: 0 done, 2 the user's input or configuration,
 3 the environment, 130 Ctrl-C.
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.config import ExperimentConfig, load_config
+from pipeline.config import ExperimentConfig
+from pipeline.config_files import load_config
 from pipeline.errors import HeadroomError, ResourceError
 from pipeline.progress import choose_progress
 
@@ -228,6 +229,33 @@ def report(folder: Path) -> None:
     click.echo(f"report: {page}")
 
 
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Read every Gram matrix and check it against its checksum.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
+    """List the moments of a run: noise draws, folds, cells, spectra, bytes, and whether all are there.
+
+    RUN is a run folder, its moments folder, or the folder of one noise draw. Exit code 2 if anything is damaged.
+
+    \b
+    Example:
+      headroom moments runs/demo --verify
+    """
+    import json
+
+    from pipeline.moments_contents import open_moments
+    from pipeline.moments_listing import render_contents, tabulate_contents
+
+    contents = open_moments(folder)
+    if verify:
+        contents = contents.verify(choose_progress(quiet=quiet))
+    click.echo(json.dumps(tabulate_contents(contents), indent=1) if as_json else render_contents(contents))
+    if contents.problems:
+        sys.exit(2)
+
+
 def _run_folder(config: str, out: Path | None) -> Path:
     return out if out is not None else Path("runs") / Path(config).stem
 
@@ -237,10 +265,13 @@ def _print_table(results: RunResults, config: ExperimentConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.results import NO_SEED
+
     console = Console(width=None if sys.stdout.isatty() else 80)
-    seeds = f"{len(config.seeds)} seed{'s' if len(config.seeds) > 1 else ''}"
     for level in results.summary["levels"]:
-        title = f"{config.target} at noise level {level['noise_level']:g}: R², mean over {seeds}"
+        seeds = set(results.overall.loc[results.overall["noise_level"] == level["noise_level"], "seed"]) - {NO_SEED}
+        over = f", mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else ""
+        title = f"{config.target} at noise level {level['noise_level']:g}: R²{over}"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         table.add_column("spectra", overflow="fold")
         # Fits in 80 columns; numbers are never cut, long names of bins fold.

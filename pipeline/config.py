@@ -1,7 +1,6 @@
 """The experiment's configuration: one YAML file, validated into typed, immutable objects.
 
-An unknown key is an error that names the nearest known one; paths are relative to the file and may
-hold ``${VARIABLES}`` of the environment.
+An unknown key is an error that names the nearest known one. :mod:`pipeline.config_files` reads the file.
 """
 
 from __future__ import annotations
@@ -10,29 +9,24 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import re
-from collections.abc import Iterator, Mapping
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from pipeline import schema
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import did_you_mean
 
 __all__ = [
+    "AlphaSearch",
     "BootstrapConfig",
     "ComputeConfig",
     "DataConfig",
@@ -41,16 +35,18 @@ __all__ = [
     "HypothesesConfig",
     "NoiseConfig",
     "PerSpectrum",
+    "Quantiles",
     "RidgeConfig",
     "content_hash",
-    "load_config",
-    "packaged_configs",
 ]
 
 REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
     "T_eff": (3750.0, 4500.0, 5250.0, 6000.0),
     "M_H": (-2.0, -1.0, 0.0, 0.5),
 }
+
+#: The name of ``bins`` among all binnings: the one that the verdict is about.
+MAIN_BINNING = "bins"
 
 Number = TypeVar("Number", int, float)
 
@@ -75,10 +71,16 @@ class DataConfig(_Section):
 
 
 class NoiseConfig(_Section):
-    """Noise added to the clean flux, in units of its 1σ error; ``test: stored`` prefers a pre-drawn array."""
+    """Noise added to the clean flux, in units of its 1σ error; ``test: stored`` prefers a pre-drawn array.
 
+    ``marginal`` noise is the expectation over all draws, in closed form. Training on it has no seeds: one set of
+    models for each level. ``both`` trains on either; the verdict is about drawn noise, and marginal noise is held
+    against it.
+    """
+
+    mode: Literal["drawn", "marginal", "both"] = "drawn"
     levels: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
-    test: Literal["stored", "drawn"] = "stored"
+    test: Literal["stored", "drawn", "marginal"] = "stored"
 
     @field_validator("levels", mode="before")
     @classmethod
@@ -97,14 +99,52 @@ class PerSpectrum(_Section):
     per_spectrum: float = Field(gt=0)
 
 
+class AlphaSearch(_Section):
+    """A penalty chosen among several by cross-validation over the training folds, never on the test set.
+
+    ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose.
+    """
+
+    search: tuple[Annotated[float, Field(gt=0)], ...]
+    by: Literal["global", "per_expert"] = "global"
+
+    @field_validator("search")
+    @classmethod
+    def _several(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) < 2:
+            raise ValueError(
+                f"a search needs at least two penalties, found {list(value)}; for a fixed one write alpha: 1e5"
+            )
+        return tuple(sorted(_require_distinct(value, "penalties")))
+
+
 def _alpha_kind(value: Any) -> str:
-    return "rule" if isinstance(value, dict | PerSpectrum) else "number"
+    if isinstance(value, dict):
+        return "rule" if any(str(key).startswith("per") for key in value) else "grid"
+    if isinstance(value, AlphaSearch):
+        return "grid"
+    return "rule" if isinstance(value, PerSpectrum) else "number"
 
 
-#: A fixed penalty, or a rule for it.
+#: A fixed penalty, or a rule for it, or several to choose from.
 Alpha = Annotated[
-    Annotated[float, Field(gt=0), Tag("number")] | Annotated[PerSpectrum, Tag("rule")],
+    Annotated[float, Field(gt=0), Tag("number")]
+    | Annotated[PerSpectrum, Tag("rule")]
+    | Annotated[AlphaSearch, Tag("grid")],
     Discriminator(_alpha_kind),
+]
+
+
+class Quantiles(_Section):
+    """Edges that divide the training spectra into equal parts."""
+
+    quantiles: Annotated[int, Field(ge=2, le=100)]
+
+
+#: How a column is cut: by stated edges, or into equal parts.
+Cut = Annotated[
+    Annotated[tuple[float, ...], Tag("edges")] | Annotated[Quantiles, Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, dict | Quantiles) else "edges"),
 ]
 
 
@@ -163,6 +203,10 @@ class ExperimentConfig(_Section):
     target: str = "log_g"
     bins: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(REFERENCE_EDGES), min_length=1)
     bin_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: Other ways to divide the spectra among experts, by name, held against ``bins``; from the same pass.
+    binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
+    #: Hold against them each column of ``bins`` alone, too.
+    ablation: bool = True
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
@@ -195,11 +239,18 @@ class ExperimentConfig(_Section):
     @classmethod
     def _increasing(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         for column, edges in value.items():
-            if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
-                raise ValueError(
-                    f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}; "
-                    f"for example {{T_eff: [3750, 4500, 5250, 6000]}}"
-                )
+            _require_increasing(column, edges)
+        return value
+
+    @field_validator("binnings")
+    @classmethod
+    def _cut(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, cuts in value.items():
+            if not name.strip() or name == MAIN_BINNING:
+                raise ValueError(f"a binning needs a name of its own, found {name!r}; for example {{SNR: …}}")
+            for column, cut in cuts.items():
+                if not isinstance(cut, Quantiles):
+                    _require_increasing(column, cut)
         return value
 
     @model_validator(mode="after")
@@ -208,12 +259,23 @@ class ExperimentConfig(_Section):
             raise ValueError(
                 f"bins may not use the target {self.target!r}: routing by the value to be predicted leaks it"
             )
+        for name, cuts in self.binnings.items():
+            if self.target in cuts:
+                raise ValueError(
+                    f"binnings.{name} may not use the target {self.target!r}: routing by the value to be predicted "
+                    "leaks it"
+                )
         for column, names in self.bin_names.items():
             expected = len(self.bins.get(column, ())) - 1
             if len(names) != expected:
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
+        if isinstance(self.ridge.alpha, AlphaSearch) and self.compute.folds < 2:
+            raise ValueError(
+                f"ridge.alpha.search needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
+                "use compute: {folds: 5}, or a fixed ridge.alpha"
+            )
         n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
         stated = self.hypotheses.lowest_r2_bins if self.hypotheses else None
         if stated is not None and not (stated and set(stated) <= set(range(n_bins))):
@@ -237,6 +299,14 @@ class ExperimentConfig(_Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
+def _require_increasing(column: str, edges: tuple[float, ...]) -> None:
+    if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError(
+            f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}; "
+            f"for example {{T_eff: [3750, 4500, 5250, 6000]}}"
+        )
+
+
 def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:
     if len(set(values)) != len(values):
         raise ValueError(f"{what} must be distinct, found {list(values)}")
@@ -247,132 +317,3 @@ def content_hash(value: Any) -> str:
     """Return 16 hexadecimal digits that identify a JSON-able value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def packaged_configs() -> dict[str, Path]:
-    """Return the configurations that come with the package, by name."""
-    folder = Path(str(resources.files("pipeline"))) / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def load_config(source: str | Path) -> ExperimentConfig:
-    """Read and validate a configuration.
-
-    Parameters
-    ----------
-    source
-        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
-
-    Returns
-    -------
-    ExperimentConfig
-        With absolute data paths.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing or not YAML, a ``${VARIABLE}`` is not set, or a setting is unknown or wrong.
-    """
-    path = Path(source)
-    if not path.exists():
-        packaged = packaged_configs()
-        if str(source) not in packaged:
-            raise ConfigError(
-                f"configuration {str(source)!r}: no such file, and no packaged configuration of that name "
-                f"({', '.join(packaged)}){did_you_mean(str(source), packaged)}"
-            )
-        path = packaged[str(source)]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: cannot be read ({error}); give a YAML text file") from None
-    except RecursionError:
-        raise ConfigError(f"configuration {path}: nested too deeply for a configuration") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
-    # A packaged file has no neighbours: its relative paths are the caller's.
-    base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
-    try:
-        config = ExperimentConfig.model_validate(_expand_data_paths(content, base, path))
-    except ValidationError as error:
-        raise ConfigError(f"configuration {path}: {_describe(error)}") from None
-    return config
-
-
-def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[str, Any]:
-    section = content.get("data")
-    if not isinstance(section, dict):
-        return content
-
-    def expand(text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
-        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
-        return expanded if os.path.isabs(expanded) else str(base / expanded)
-
-    def substitute(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
-        if name not in os.environ:
-            raise ConfigError(
-                f"configuration {path}: the environment variable {name} is not set; "
-                f"set it first, for example: export {name}=/path/to/spectra"
-            )
-        return os.environ[name]
-
-    expanded = dict(section)
-    expanded.setdefault("stores", "stores")
-    for key in ("train", "test", "stores"):
-        value = expanded.get(key)
-        expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
-        if value is None:
-            del expanded[key]
-    return {**content, "data": expanded}
-
-
-def _describe(error: ValidationError) -> str:
-    """Turn pydantic's findings into one line per setting, in the words of the YAML file."""
-    lines = []
-    reported: list[list[str]] = []
-    for finding in error.errors():
-        # The kinds of `alpha` are an implementation detail, no part of the setting's name.
-        location = [str(part) for part in finding["loc"] if part not in ("number", "rule")]
-        if any(earlier[: len(location)] == location for earlier in reported):
-            continue  # a consequence of what is already said about a part of this setting
-        reported.append(location)
-        kind = finding["type"]
-        if kind == "extra_forbidden":
-            known = _known_keys(location[:-1])
-            line = (
-                f"unknown setting {'.'.join(location)!r}{did_you_mean(location[-1], known)}; "
-                f"known here: {', '.join(known)}"
-            )
-        elif kind == "missing":
-            line = f"the setting {'.'.join(location)!r} is required"
-        else:
-            message = finding["msg"].removeprefix("Value error, ")
-            shown = finding.get("input")
-            found = "" if kind == "value_error" else f", found {shown!r}"
-            line = f"{'.'.join(location) or 'settings'}: {message}{found}"
-        lines.append(line)
-    return "; ".join(lines)
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = ExperimentConfig
-    for part in location:
-        fields = {info.alias or name: info.annotation for name, info in model.model_fields.items()}
-        annotation = fields.get(part)
-        sections = [item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
-        if not sections:
-            break
-        model = sections[0]
-    return [info.alias or name for name, info in model.model_fields.items()]
-
-
-def _flatten(annotation: Any) -> Iterator[Any]:
-    """Yield a type and, inside unions and annotations, the types it is made of."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _flatten(part)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
-__all__ = ["plan_folds"]
+__all__ = ["count_in_folds", "plan_folds"]
 
 
 def plan_folds(shard_lengths: Sequence[int], n_folds: int) -> tuple[tuple[int, int], ...]:
@@ -50,6 +51,34 @@ def plan_folds(shard_lengths: Sequence[int], n_folds: int) -> tuple[tuple[int, i
         cuts = start + (length * np.arange(count + 1)) // count
         ranges += [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     return tuple(ranges)
+
+
+def count_in_folds(
+    folds: Sequence[tuple[int, int]], blocks: Iterable[tuple[int, NDArray[np.int64]]], n_bins: int
+) -> NDArray[np.int64]:
+    """Count the spectra of every bin in every fold.
+
+    Parameters
+    ----------
+    folds
+        Row ranges from :func:`plan_folds`.
+    blocks
+        First row, and the bin of each row from there on, negative in none; blocks that cover every row once.
+    n_bins
+        Number of bins K.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Shape (folds, K).
+    """
+    stops = np.array([stop for _, stop in folds])
+    counts = np.zeros((len(folds), n_bins), np.int64)
+    for start, bins in blocks:
+        inside = bins >= 0
+        fold = np.searchsorted(stops, start + np.flatnonzero(inside), side="right")
+        np.add.at(counts, (fold, bins[inside]), 1)
+    return counts
 
 
 def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]:

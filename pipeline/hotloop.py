@@ -1,12 +1,13 @@
 """The hot loop: noisy rows of one partition into moments of every cell. NumPy, numba and BLAS; no Dask.
 
 Two halves run side by side. The *filling* half reads a block of flux and error, and one fused kernel draws the
-noise, adds and clips it, subtracts the origin and writes each row to the open buffer of its cell. A buffer that is
-full goes to the *summing* half, which hands it to BLAS in one long product and gives it back. A fixed stock of
-buffers bounds the memory and makes the faster half wait.
+noise (or integrates it out), adds and clips it, subtracts the origin and writes each row to the open buffer of its
+cell. A buffer that is full goes to the *summing* half, which hands it to BLAS in one long product and gives it back.
+A fixed stock of buffers bounds the memory and makes the faster half wait.
 
 A cell's rows are summed in runs of exactly ``run_rows``, in the order of the rows, so the bits depend on the rows, the
-draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's neighbours.
+draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's neighbours. Variances of noise that is
+integrated out are summed in the same runs, and reach the Gram matrix' diagonal when the part is finished.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.hotloop_filling import CellRows, Filling, LoopSettings, PartEnd, Run, SpectraReader, StoppedError
 from pipeline.memory import available_cores
 from pipeline.moments import Moments
-from pipeline.noise import NoiseDraw
+from pipeline.noise import Noise
 from pipeline.tiles import TileLayout, add_gram, padded_stride
 from pipeline.workspace import Workspace
 
@@ -52,17 +53,19 @@ def loop_memory(
 ) -> int:
     """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
     item = settings.dtype.itemsize
-    sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 1) * 8
-    buffers = n_draws * n_cells + settings.spare_buffers
+    # Beside the tiles: cross sums, pixel sums, and the variances of noise that is integrated out.
+    sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 2) * 8
+    n_buffers = n_draws * n_cells + settings.spare_buffers
+    buffer = settings.run_rows * padded_stride(n_pixels) * item + n_pixels * 8
     # Flux and error of a block, and what decoding a chunk that is only partly wanted needs besides.
     blocks = 4 * chunk_rows * n_pixels * 4
-    return n_draws * n_cells * sums + buffers * settings.run_rows * padded_stride(n_pixels) * item + blocks
+    return n_draws * n_cells * sums + n_buffers * buffer + blocks
 
 
 def accumulate_rows(
     reader: SpectraReader,
     rows: CellRows,
-    draws: Sequence[NoiseDraw],
+    draws: Sequence[Noise],
     settings: LoopSettings,
     advance: Callable[[int], None] | None = None,
     workspace: Workspace | None = None,
@@ -96,7 +99,7 @@ def accumulate_parts(
     reader: SpectraReader,
     parts: Iterable[CellRows],
     n_cells: int,
-    draws: Sequence[NoiseDraw],
+    draws: Sequence[Noise],
     settings: LoopSettings,
     keep: Callable[[int, int, int, Moments], None],
     advance: Callable[[int], None] | None = None,
@@ -115,7 +118,7 @@ def accumulate_parts(
     n_cells
         Cells of all parts.
     draws
-        Noise draws; each costs its own accumulators, none a second read.
+        Noise draws, or noise integrated out; each costs its own accumulators, none a second read.
     settings
         Precision, blocks, threads.
     keep
@@ -135,13 +138,14 @@ def accumulate_parts(
     n_buffers = len(draws) * n_cells + settings.spare_buffers
     block = ((reader.chunk_rows, reader.n_pixels), np.float32)
     # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
-    tiles, pool, *blocks = (workspace or Workspace()).lease(
+    tiles, pool, variances, *blocks = (workspace or Workspace()).lease(
         ((len(draws), n_cells, *layout.shape), settings.dtype),
         ((n_buffers, settings.run_rows, padded_stride(reader.n_pixels)), settings.dtype),
+        ((n_buffers, reader.n_pixels), np.float64),
         block,
         block,
     )
-    filling = Filling(reader, parts, n_cells, draws, settings, pool, (blocks[0], blocks[1]))
+    filling = Filling(reader, parts, n_cells, draws, settings, pool, variances, (blocks[0], blocks[1]))
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
@@ -164,7 +168,7 @@ def accumulate_parts(
                     if isinstance(news, PartEnd):
                         keep_part(news, consumer)
                     else:
-                        sums[news.draw][news.cell].add(news, filling.rows_of(news))
+                        sums[news.draw][news.cell].add(news, filling.rows_of(news), filling.variances_of(news))
                         filling.free.put(news.buffer)
             finally:
                 filling.free.put(None)  # should this half fail, the other must not wait for its buffers
@@ -187,8 +191,8 @@ class _CellSum:
         self._is_used = False
         self._free: Future[Any] = executor.submit(tiles.fill, 0)
 
-    def add(self, run: Run, x: NDArray[Any]) -> None:
-        """Add the rows of a run."""
+    def add(self, run: Run, x: NDArray[Any], variances: NDArray[np.float64] | None) -> None:
+        """Add the rows of a run, and the sums of their variances where they are means."""
         self._begin(run.rows)
         y = run.rows.centred_y[self._cell][run.first : run.first + run.count]
         # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
@@ -198,6 +202,9 @@ class _CellSum:
         add_gram(x, self._tiles, self._layout, self._executor)
         self._cross += thin.result()[:, :-1]
         self._x_sum += thin.result()[:, -1]
+        if variances is not None:
+            self._variances += variances
+            self._is_marginal = True
 
     def finish(self, rows: CellRows, executor: Executor, keep: Callable[[Moments], None]) -> None:
         """Let ``keep`` have the moments of a part, in another thread; the tiles are its own until it returns."""
@@ -216,6 +223,8 @@ class _CellSum:
             epsilon=float(np.finfo(self._tiles.dtype).eps),
         )
         self._free.result()
+        if self._is_marginal:
+            self._layout.add_to_diagonal(self._tiles, self._variances)
         self._free = executor.submit(keep, moments)
         self._rows = None
 
@@ -232,3 +241,4 @@ class _CellSum:
         self._rows, self._is_used = rows, True
         n_pixels = len(rows.x_origin)
         self._x_sum, self._cross = np.zeros(n_pixels), np.zeros((n_pixels, len(rows.labels)))
+        self._variances, self._is_marginal = np.zeros(n_pixels), False

@@ -1,4 +1,8 @@
-"""The filling half of the hot loop: from a store's chunks to full buffers of noisy, centred rows of one cell."""
+"""The filling half of the hot loop: from a store's chunks to full buffers of noisy, centred rows of one cell.
+
+Where noise is integrated out (:mod:`pipeline.marginal`), rows are those of the means, and every buffer has a vector
+beside it: the sums of the pixels' variances.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.noise import NoiseDraw, stream_key
+from pipeline.marginal import correction_polynomials, scatter_marginal
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw, stream_key
 from pipeline.normals import normals_of_row
 
 __all__ = ["CellRows", "Filling", "LoopSettings", "PartEnd", "Run", "SpectraReader", "StoppedError"]
@@ -137,20 +142,21 @@ class Filling:
         reader: SpectraReader,
         parts: Iterable[CellRows],
         n_cells: int,
-        draws: Sequence[NoiseDraw],
+        draws: Sequence[Noise],
         settings: LoopSettings,
         pool: NDArray[Any],
+        variances: NDArray[np.float64],
         blocks: tuple[NDArray[np.float32], NDArray[np.float32]],
     ) -> None:
         self._reader, self._parts, self._draws, self._run_rows = reader, parts, draws, settings.run_rows
-        self._pool, self._blocks, self._dtype = pool, blocks, settings.dtype
+        self._pool, self._variances, self._blocks, self._dtype = pool, variances, blocks, settings.dtype
         self.free: SimpleQueue[int | None] = SimpleQueue()
         self.full: list[SimpleQueue[Run | PartEnd | None]] = [SimpleQueue() for _ in range(settings.consumers)]
         for buffer in range(len(pool)):
             self.free.put(buffer)
         self._open = np.full((len(draws), n_cells), -1)
         self._seen = np.zeros(n_cells, np.int64)
-        self._keys = [stream_key(draw) for draw in draws]
+        self._keys = [stream_key(draw) if isinstance(draw, NoiseDraw) else None for draw in draws]
         self._helpers = max(1, settings.threads // 3)
 
     def consumer_of(self, draw: int, cell: int) -> int:
@@ -160,6 +166,10 @@ class Filling:
     def rows_of(self, run: Run) -> NDArray[Any]:
         """Return the rows of a run, (count, P), padded."""
         return self._pool[run.buffer, : run.count, : self._reader.n_pixels]
+
+    def variances_of(self, run: Run) -> NDArray[np.float64] | None:
+        """Return the sums of a run's variances, (P,); None where noise is drawn."""
+        return self._variances[run.buffer] if isinstance(self._draws[run.draw], MarginalNoise) else None
 
     def run(self, advance: Callable[[int], None] | None) -> None:
         """Fill buffers until the rows end; the queues of full ones always end with None."""
@@ -229,6 +239,8 @@ class Filling:
                 if buffer is None:
                     raise StoppedError("the summing half has stopped")
                 self._open[draw, cell] = buffer
+                if isinstance(self._draws[draw], MarginalNoise):
+                    self._variances[buffer] = 0
         return np.asarray(self._open[draw, cells])
 
     def _scatter_rows(
@@ -236,14 +248,26 @@ class Filling:
     ) -> None:
         first, targets, slots = rows
         level, key = self._pool.dtype.type(self._draws[draw].level), self._keys[draw]
-        size = -(-len(flux) // self._helpers)
-        parts = [
-            (flux[a : a + size], error[a : a + size], level, key, first + a, self._origin, targets[a : a + size],
-             slots[a : a + size], self._pool)
-            for a in range(0, len(flux), size)
-        ]  # fmt: skip
-        jobs = [helpers.submit(_scatter_noisy, *part) for part in parts[1:]]
-        _scatter_noisy(*parts[0])
+        parts: list[tuple[Any, ...]]
+        if key is None:
+            corrections = correction_polynomials(self._dtype.name)
+            n_pixels = flux.shape[1]
+            size = -(-n_pixels // self._helpers)
+            parts = [
+                (scatter_marginal, flux, error, level, corrections, a, min(a + size, n_pixels), self._origin, targets,
+                 slots, self._pool, self._variances)
+                for a in range(0, n_pixels, size)
+            ]  # fmt: skip
+        else:
+            size = -(-len(flux) // self._helpers)
+            parts = [
+                (_scatter_noisy, flux[a : a + size], error[a : a + size], level, key, first + a, self._origin,
+                 targets[a : a + size], slots[a : a + size], self._pool)
+                for a in range(0, len(flux), size)
+            ]  # fmt: skip
+        jobs = [helpers.submit(*part) for part in parts[1:]]
+        scatter, *arguments = parts[0]
+        scatter(*arguments)
         for job in jobs:
             job.result()
 

@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.bins import BinGrid
+from pipeline.bins import NamedBins
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
 from pipeline.files import replacing
+from pipeline.models_search import SolvedSearch
 from pipeline.moments import Moments, PixelSums
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import resolve_alpha
@@ -25,9 +26,11 @@ from pipeline.selection import resolve_alpha
 __all__ = [
     "ExpertModels",
     "TooFewSpectraError",
+    "join_experts",
     "join_models",
     "read_models",
     "require_enough_spectra",
+    "require_searchable",
     "shared_scale",
     "solve_experts",
     "write_models",
@@ -45,6 +48,7 @@ _ARRAYS = (
     "expert_alphas",
     "expert_counts",
 )
+_SEARCH_ARRAYS = ("alphas", "sse", "tss", "chosen", "weights", "intercepts")
 
 
 class TooFewSpectraError(InputError):
@@ -69,6 +73,8 @@ class ExpertModels:
         Training spectra, a number and shape (K,).
     warnings
         What a reader should know, such as bins with few spectra for their pixels.
+    search
+        How the penalties were chosen, where they were; only with the models of all folds.
     """
 
     labels: tuple[str, ...]
@@ -81,11 +87,34 @@ class ExpertModels:
     global_count: int
     expert_counts: NDArray[np.int64]
     warnings: tuple[str, ...] = field(default=())
+    search: SolvedSearch | None = None
 
     @property
     def n_experts(self) -> int:
         """K."""
         return len(self.expert_weights)
+
+    def along_search(self) -> list[ExpertModels]:
+        """Return the models that every model taking the same penalty gives, for each one tried; none without a search.
+
+        They show what a penalty does on other spectra, and had no part in the choice.
+        """
+        tried = self.search
+        if tried is None:
+            return []
+        return [
+            replace(
+                self,
+                global_weights=weights[0],
+                global_intercepts=intercepts[0],
+                expert_weights=weights[1:],
+                expert_intercepts=intercepts[1:],
+                global_alpha=float(alpha),
+                expert_alphas=np.full(self.n_experts, alpha),
+                search=None,
+            )
+            for alpha, weights, intercepts in zip(tried.alphas, tried.weights, tried.intercepts, strict=True)
+        ]
 
     def predict(self, x: ArrayLike, target: str) -> NDArray[np.float64]:
         """Predict one label with every model.
@@ -112,7 +141,7 @@ class ExpertModels:
         return weights, np.concatenate([self.global_intercepts[[q]], self.expert_intercepts[:, q]])
 
 
-def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, threads: int = 1) -> ExpertModels:
+def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: NamedBins, threads: int = 1) -> ExpertModels:
     """Solve the global model and one expert for each bin, from moments in memory.
 
     Parameters
@@ -121,7 +150,7 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, t
         Moments of every bin and, last, of the outside.
     ridge
         Penalty, scaling, and which spectra train the global model. The scaler of ``standardize: global`` is
-        fitted on the spectra that train the global model.
+        fitted on the spectra that train the global model. The penalty may not be a search: that needs folds.
     grid
         The bins, for naming them.
     threads
@@ -151,7 +180,18 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: BinGrid, t
     return join_models(of_global, experts, grid)
 
 
-def require_enough_spectra(counts: Sequence[int], ridge: RidgeConfig, grid: BinGrid) -> None:
+def join_experts(models: Sequence[ExpertModels]) -> ExpertModels:
+    """Return the experts of several sets of models as those of one, with the first one's global model."""
+    return replace(
+        models[0],
+        expert_weights=np.concatenate([one.expert_weights for one in models]),
+        expert_intercepts=np.concatenate([one.expert_intercepts for one in models]),
+        expert_alphas=np.concatenate([one.expert_alphas for one in models]),
+        expert_counts=np.concatenate([one.expert_counts for one in models]),
+    )
+
+
+def require_enough_spectra(counts: Sequence[int], ridge: RidgeConfig, grid: NamedBins) -> None:
     """Refuse bins with fewer than ``ridge.min_spectra`` training spectra.
 
     Raises
@@ -167,12 +207,44 @@ def require_enough_spectra(counts: Sequence[int], ridge: RidgeConfig, grid: BinG
             )
 
 
+def require_searchable(counts: Sequence[Sequence[int]], ridge: RidgeConfig, grid: NamedBins) -> None:
+    """Refuse a search for the penalty that some fold would leave with too few training spectra of a bin.
+
+    Parameters
+    ----------
+    counts
+        Training spectra of each bin in each fold, shape (F, K).
+    ridge, grid
+        See :func:`solve_experts`.
+
+    Raises
+    ------
+    InputError
+        If there is one fold only.
+    TooFewSpectraError
+        The message names the first such bin and fold.
+    """
+    if len(counts) < 2:
+        raise InputError(f"ridge.alpha.search needs at least two folds to choose on, found {len(counts)}; use more")
+    total = np.sum(counts, axis=0)
+    for fold, held_out in enumerate(counts):
+        for number, left in enumerate(total - held_out):
+            if left < ridge.min_spectra:
+                raise TooFewSpectraError(
+                    f"{grid.describe(number)} has {left} training spectra outside fold {fold} of {len(counts)}, at "
+                    f"least {ridge.min_spectra} are required (ridge.min_spectra) to try penalties on that fold; widen "
+                    "the bin, add spectra, change compute.folds, or give a fixed ridge.alpha"
+                )
+
+
 def shared_scale(whole: PixelSums, ridge: RidgeConfig) -> NDArray[np.float64]:
     """Return what the pixels are divided by, shape (P,): of the spectra that train the global model, or ones."""
     return pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.x_sum.size)
 
 
-def join_models(of_global: RidgePath, experts: Sequence[RidgePath], grid: BinGrid) -> ExpertModels:
+def join_models(
+    of_global: RidgePath, experts: Sequence[RidgePath], grid: NamedBins, search: SolvedSearch | None = None
+) -> ExpertModels:
     """Return one set of models from the solutions for the first penalty of each path."""
     return ExpertModels(
         labels=of_global.labels,
@@ -185,10 +257,11 @@ def join_models(of_global: RidgePath, experts: Sequence[RidgePath], grid: BinGri
         global_count=of_global.count,
         expert_counts=np.array([expert.count for expert in experts]),
         warnings=_scarcity_warnings([expert.count for expert in experts], of_global.weights.shape[1], grid),
+        search=search,
     )
 
 
-def _scarcity_warnings(counts: Sequence[int], n_pixels: int, grid: BinGrid) -> tuple[str, ...]:
+def _scarcity_warnings(counts: Sequence[int], n_pixels: int, grid: NamedBins) -> tuple[str, ...]:
     scarce = [f"{grid.describe(k)}: {count:,}" for k, count in enumerate(counts) if count < 2 * n_pixels]
     if not scarce:
         return ()
@@ -211,6 +284,7 @@ def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, A
                 "global_alpha": m.global_alpha,
                 "global_count": m.global_count,
                 "warnings": m.warnings,
+                "search": m.search and {"by": m.search.by, "target": m.search.target},
             }
             for m in models
         ],
@@ -218,6 +292,8 @@ def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, A
     arrays: dict[str, np.ndarray] = {"header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
     for k, m in enumerate(models):
         arrays |= {f"{name}_{k}": getattr(m, name) for name in _ARRAYS}
+        if m.search is not None:
+            arrays |= {f"search_{name}_{k}": getattr(m.search, name) for name in _SEARCH_ARRAYS}
     with replacing(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, allow_pickle=False, **arrays)
 
@@ -242,8 +318,16 @@ def read_models(path: Path) -> list[ExpertModels]:
                     global_count=one["global_count"],
                     warnings=tuple(one["warnings"]),
                     **{name: archive[f"{name}_{k}"] for name in _ARRAYS},
+                    search=_read_search(archive, k, one.get("search")),
                 )
                 for k, one in enumerate(facts["models"])
             ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"models file {path}: cannot be read ({error}); delete it and run again") from None
+
+
+def _read_search(archive: Any, k: int, facts: dict[str, str] | None) -> SolvedSearch | None:
+    if not facts:
+        return None
+    arrays = {name: archive[f"search_{name}_{k}"] for name in _SEARCH_ARRAYS}
+    return SolvedSearch(by=facts["by"], target=facts["target"], **arrays)

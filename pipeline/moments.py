@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -35,7 +35,7 @@ class Moments:
     Attributes
     ----------
     count
-        n, the number of spectra.
+        n, the number of spectra; of weighted samples the sum of their weights, which may be a fraction.
     x_sum
         s, shape (P,), float64, flux units.
     gram
@@ -94,6 +94,7 @@ class Moments:
         *,
         x_origin: ArrayLike | None = None,
         y_origin: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
     ) -> Moments:
         """Compute the moments of samples in memory, in float64.
 
@@ -107,11 +108,14 @@ class Moments:
             Names of the labels; ``label_0`` … by default.
         x_origin, y_origin
             Origins, shapes (P,) and (Q,); zeros by default. Moments merge only if their origins are equal.
+        weights
+            How many copies each sample stands for, shape (N,), each >= 0, not necessarily whole; ones by default. In
+            every sum, n included, a sample then counts that many times.
 
         Raises
         ------
         InputError
-            If shapes disagree or a value is not finite.
+            If shapes disagree, a value is not finite, or a weight is negative.
         """
         pixels = np.asarray(x, dtype=np.float64)
         targets = np.asarray(y, dtype=np.float64)
@@ -129,10 +133,16 @@ class Moments:
             names,
         )
         dx, dy = np.ascontiguousarray(pixels - zero.x_origin), targets - zero.y_origin
-        add_gram(dx, zero.gram, zero.layout)
-        return replace(
-            zero, count=len(dx), x_sum=dx.sum(axis=0), y_sum=dy.sum(axis=0), cross=dx.T @ dy, y_gram=dy.T @ dy
-        )
+        if weights is None:
+            add_gram(dx, zero.gram, zero.layout)
+            count, wx, wy = len(dx), dx, dy
+        else:
+            w = _require_weights(weights, len(dx))
+            wx, wy = dx * w[:, None], dy * w[:, None]
+            _add_weighted_gram(dx, wx, zero.gram, zero.layout)
+            # Declared a whole number, since all but weighted samples are counted.
+            count = cast(int, float(w.sum()))
+        return replace(zero, count=count, x_sum=wx.sum(axis=0), y_sum=wy.sum(axis=0), cross=wx.T @ dy, y_gram=wy.T @ dy)
 
     @property
     def n_pixels(self) -> int:
@@ -294,6 +304,21 @@ class Moments:
                     f"cannot merge moments with different {name} (max |Δ| = {difference[worst]:.3g} at {unit} "
                     f"{worst}); accumulate both from one store"
                 )
+
+
+def _require_weights(weights: ArrayLike, n: int) -> FloatArray:
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not (np.isfinite(w).all() and (w >= 0).all()):
+        raise InputError(f"weights must be {n} finite numbers, none negative; found shape {w.shape}, or other values")
+    return w
+
+
+def _add_weighted_gram(x: FloatArray, weighted: FloatArray, tiles: FloatArray, layout: TileLayout) -> None:
+    """Add ``xᵀ(wx)`` to the tiles. Not ``(√w x)ᵀ(√w x)``: a weight of 2 shall give the bits of two copies."""
+    for tile, (i, j) in zip(tiles, layout.pairs, strict=True):
+        rows, columns = layout.span(i), layout.span(j)
+        block = x[:, rows].T @ weighted[:, columns]
+        tile[: block.shape[0], : block.shape[1]] += np.tril(block) if i == j else block
 
 
 class MomentsSum:

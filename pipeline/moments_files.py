@@ -3,7 +3,7 @@
 =================  =====================================================================================
 ``moments.json``   facts, the spectra of every cell, and the checksum (crc32c) of every Gram matrix
 ``sums.npz``       what is small, for all K cells: x_sum, x_squares (K, P), y_sum, cross, y_gram, origins
-``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell
+``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
 =================  =====================================================================================
 
 Nothing is pickled. Gram matrices have files of their own, so that they are written side by side and read one at a
@@ -34,11 +34,12 @@ from pipeline.errors import InputError
 from pipeline.files import disk_errors_told, replacing_folder
 from pipeline.files_direct import BLOCK, read_file, write_file
 from pipeline.moments import Moments, PixelSums
+from pipeline.tiles import TileLayout
 
 __all__ = ["FORMAT_VERSION", "MomentsWriter", "SavedMoments", "write_moments"]
 
 FORMAT = "headroom-moments"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")
 
@@ -72,8 +73,10 @@ class MomentsWriter:
 
     def write(self, cell: int, moments: Moments) -> None:
         """Write one cell; the last one finishes the folder. The moments are not needed afterwards."""
-        with disk_errors_told(self._folder):
-            checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
+        checksum = None
+        if moments.count:  # cells without spectra are many where binnings are
+            with disk_errors_told(self._folder):
+                checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
         small = replace(moments, gram=moments.gram[:0])
         written = _WrittenCell(small, moments.pixel_sums.x_squares, checksum)
         with self._lock:
@@ -103,6 +106,7 @@ class MomentsWriter:
                 "labels": list(some.labels),
                 "counts": [cell.moments.count for cell in cells],
                 "epsilon": max(cell.moments.epsilon for cell in cells),
+                "gram_dtype": cells[0].moments.gram.dtype.str,
                 "gram_crc32c": [cell.checksum for cell in cells],
             }
             (self._temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
@@ -115,7 +119,7 @@ class _WrittenCell:
 
     moments: Moments
     x_squares: NDArray[np.float64]
-    checksum: int
+    checksum: int | None
 
 
 def write_moments(folder: Path, cells: Iterable[Moments], n_cells: int, header: dict[str, Any]) -> None:
@@ -167,7 +171,8 @@ class SavedMoments:
                 f"moments {folder}: {FORMAT} version {FORMAT_VERSION} is required, found {found}; accumulate again"
             )
         saved = cls(folder, facts)
-        for file in [folder / _SUMS_FILE, *(_gram_file(folder, cell) for cell in range(saved.n_cells))]:
+        grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count)
+        for file in [folder / _SUMS_FILE, *grams]:
             if not file.is_file():
                 raise _damaged(folder, f"{file.name} is missing")
         return saved
@@ -196,6 +201,11 @@ class SavedMoments:
             x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
         return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
+
+    def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+        """Return each cell's spectra, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q); reads no Gram matrix."""
+        with self._sums() as sums:
+            return self.counts, sums["y_sum"], np.diagonal(sums["y_gram"], axis1=1, axis2=2)
 
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
         """Return the moments of one cell, in the precision they were saved in.
@@ -237,6 +247,8 @@ class SavedMoments:
     def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         path = _gram_file(self.folder, cell)
         try:
+            if not self.counts[cell]:
+                return self._empty_gram(out)
             with open(path, "rb") as stream:
                 shape, dtype = _read_npy_header(stream)
                 start = stream.tell()
@@ -250,6 +262,16 @@ class SavedMoments:
         except (OSError, ValueError) as error:
             raise _damaged(self.folder, f"{path.name}: {error}") from None
         return content.view(dtype).reshape(shape)
+
+    def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
+        """Return the tiles of a cell without spectra, which has no file."""
+        with self._sums() as sums:
+            layout = TileLayout(sums["x_origin"].size)
+        dtype = np.dtype(self.header["gram_dtype"])
+        size = layout.nbytes(dtype)
+        gram: NDArray[Any] = (np.empty(size, np.uint8) if out is None else out[:size]).view(dtype).reshape(layout.shape)
+        gram[:] = 0
+        return gram
 
 
 def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -3,7 +3,7 @@
     noisy = max(max(flux, 0) + level · error · ε, 0),   ε ~ N(0, 1) independent per pixel
 
 ε comes from a counter-based generator (:mod:`pipeline.normals`), so any rows can be drawn by any worker in any order.
-The same ε serve every noise level of a seed.
+The same ε serve every noise level of a seed. Or no ε at all: :class:`MarginalNoise` is the expectation over all draws.
 """
 
 from __future__ import annotations
@@ -15,10 +15,21 @@ from numpy.typing import NDArray
 
 from pipeline.normals import fill_normals
 
-__all__ = ["NOISE_ALGORITHM", "NoiseDraw", "add_noise", "draw_noise", "stream_key"]
+__all__ = [
+    "MARGINAL_ALGORITHM",
+    "NOISE_ALGORITHM",
+    "MarginalNoise",
+    "Noise",
+    "NoiseDraw",
+    "add_noise",
+    "draw_noise",
+    "stream_key",
+]
 
 #: Recorded with every result; changes whenever the same seed would give other numbers.
 NOISE_ALGORITHM = "philox4x32-10/box-muller-float32"
+#: The same for noise that is integrated out; changes with the polynomials of :mod:`pipeline.marginal`.
+MARGINAL_ALGORITHM = "closed-form/chebyshev-16-44"
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,26 @@ class NoiseDraw:
     def name(self) -> str:
         """A short name that is safe in paths."""
         return f"seed-{self.seed}_noise-{self.level!r}"
+
+
+@dataclass(frozen=True)
+class MarginalNoise:
+    """Noise of ``level`` × 1σ integrated out, see :mod:`pipeline.marginal`: all draws at once, so there is no seed.
+
+    ``algorithm`` is part of what is recorded with the moments: another one is another computation.
+    """
+
+    level: float
+    algorithm: str = MARGINAL_ALGORITHM
+
+    @property
+    def name(self) -> str:
+        """A short name that is safe in paths."""
+        return f"marginal_noise-{self.level!r}"
+
+
+#: What can be done with the noise of a store.
+Noise = NoiseDraw | MarginalNoise
 
 
 def stream_key(draw: NoiseDraw) -> NDArray[np.uint32]:

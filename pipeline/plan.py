@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.folds import plan_folds
 from pipeline.hotloop import LoopSettings, available_threads, loop_memory
@@ -45,7 +47,7 @@ class ExperimentPlan:
     n_spectra, n_pixels
         Training spectra and pixels.
     n_draws
-        Noise draws: seeds × levels.
+        Noise draws: seeds × levels; where training noise is marginal, the levels alone.
     draws_per_pass
         Draws that share one read of the spectra, as memory allows.
     n_passes, n_pieces
@@ -181,8 +183,15 @@ def plan_run(
     folds = plan_folds(shard_lengths, compute.folds)
     partitions = plan_partitions(folds, compute.partition_rows)
     settings = LoopSettings(config.precision, compute.run_rows)
-    n_cells = BinGrid(config.bins).n_cells
-    n_draws = len(config.seeds) * len(config.noise.levels)
+    n_cells = _count_cells(config)
+    n_draws = (
+        len(config.noise.levels)
+        * {
+            "drawn": len(config.seeds),
+            "marginal": 1,
+            "both": len(config.seeds) + 1,
+        }[config.noise.mode]
+    )
     n_spectra = folds[-1][1]
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
@@ -223,6 +232,20 @@ def plan_run(
         store_disk=store_disk,
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )
+
+
+def _count_cells(config: ExperimentConfig) -> int:
+    """Return how many cells the binnings need, at most: where quantiles lie is known when columns are read."""
+    stated = [BinGrid(config.bins)]
+    times = 1
+    for cuts in config.binnings.values():
+        if any(isinstance(cut, Quantiles) for cut in cuts.values()):
+            times *= 1 + math.prod(
+                cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in cuts.values()
+            )
+        else:
+            stated.append(BinGrid({column: cut for column, cut in cuts.items() if not isinstance(cut, Quantiles)}))
+    return times * CellGrid(tuple(stated)).n_cells
 
 
 def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:

@@ -9,11 +9,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
+from pipeline.marginal import marginal_moments
 from pipeline.models import ExpertModels
-from pipeline.noise import NoiseDraw, add_noise, draw_noise
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw, add_noise, draw_noise
 from pipeline.store_set import AnyStore
 
-__all__ = ["STORED_LEVEL", "predict_store", "read_noisy_rows"]
+__all__ = [
+    "STORED_LEVEL",
+    "predict_marginal",
+    "predict_noisy",
+    "predict_store",
+    "read_marginal_rows",
+    "read_noisy_rows",
+]
 
 #: The noise level at which the ``noisy`` arrays of test files were drawn.
 STORED_LEVEL = 1.0
@@ -61,6 +69,33 @@ def read_noisy_rows(
     return add_noise(flux, error, draw_noise(draw, start, stop, store.n_pixels), draw.level)
 
 
+def read_marginal_rows(
+    store: AnyStore, start: int, stop: int, noise: MarginalNoise
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read what spectra with noise are on average over all draws: mean and variance of every pixel, in float64.
+
+    The counterpart of :func:`read_noisy_rows` for :mod:`pipeline.marginal`: a ridge regression on the means, with the
+    sum of the variances added to the diagonal of its Gram matrix, is what training on marginal noise means.
+
+    Parameters
+    ----------
+    store
+        The store, or several as one.
+    start, stop
+        Absolute rows, which count through all stores.
+    noise
+        The level.
+
+    Returns
+    -------
+    m
+        Means, shape (stop − start, P), flux units, origin not subtracted.
+    v
+        Variances, same shape, flux².
+    """
+    return marginal_moments(store.read_rows("flux", start, stop), store.read_rows("error", start, stop), noise.level)
+
+
 def predict_store(
     store: AnyStore,
     models: Sequence[ExpertModels],
@@ -89,9 +124,7 @@ def predict_store(
     NDArray[np.float64]
         Shape (M, N, 1 + K), label units; the global model first.
     """
-    columns = [one.columns(target) for one in models]
-    weights = np.concatenate([w for w, _ in columns], axis=1)
-    intercepts = np.concatenate([b for _, b in columns])
+    weights, intercepts = _join_columns(models, target)
     predicted = np.empty((store.n_spectra, weights.shape[1]))
     # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
     with threadpool_limits(1, user_api="blas"):
@@ -101,4 +134,69 @@ def predict_store(
             predicted[start:stop] = noisy.astype(np.float64) @ weights + intercepts
             if advance is not None:
                 advance(stop - start)
-    return np.ascontiguousarray(predicted.reshape(store.n_spectra, len(models), -1).transpose(1, 0, 2))
+    return _by_model(predicted, len(models))
+
+
+def predict_marginal(
+    store: AnyStore,
+    models: Sequence[ExpertModels],
+    target: str,
+    noise: MarginalNoise,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Predict a label of every spectrum on average over all draws of its noise, and how the noise scatters it.
+
+    The models are linear and pixels are independent, so with the pixels' means m and variances v::
+
+        E[ŷ] = b + wᵀm      Var[ŷ] = Σ w_p² v_p      E[(y − ŷ)²] = (y − E[ŷ])² + Var[ŷ]
+
+    Parameters
+    ----------
+    store, models, target, advance
+        See :func:`predict_store`; all in float64, whatever the precision of the training.
+    noise
+        The level.
+
+    Returns
+    -------
+    mean
+        Shape (M, N, 1 + K), label units; the global model first.
+    variance
+        Same shape, label units².
+    """
+    weights, intercepts = _join_columns(models, target)
+    mean, variance = np.empty((2, store.n_spectra, weights.shape[1]))
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(0, store.n_spectra, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, store.n_spectra)
+            m, v = read_marginal_rows(store, start, stop, noise)
+            mean[start:stop] = m @ weights + intercepts
+            variance[start:stop] = v @ weights**2
+            if advance is not None:
+                advance(stop - start)
+    return _by_model(mean, len(models)), _by_model(variance, len(models))
+
+
+def predict_noisy(
+    store: AnyStore,
+    models: Sequence[ExpertModels],
+    target: str,
+    noise: Noise | None,
+    precision: str = "float32",
+    advance: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return what :func:`predict_marginal` or, with None for variances, :func:`predict_store` does for this noise."""
+    if isinstance(noise, MarginalNoise):
+        return predict_marginal(store, models, target, noise, advance)
+    return predict_store(store, models, target, noise, precision, advance), None
+
+
+def _join_columns(models: Sequence[ExpertModels], target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the weights (P, M · (1 + K)) and intercepts of all models."""
+    columns = [one.columns(target) for one in models]
+    return np.concatenate([w for w, _ in columns], axis=1), np.concatenate([b for _, b in columns])
+
+
+def _by_model(of_spectra: NDArray[np.float64], n_models: int) -> NDArray[np.float64]:
+    """Return an array (N, M · (1 + K)) as (M, N, 1 + K)."""
+    return np.ascontiguousarray(of_spectra.reshape(len(of_spectra), n_models, -1).transpose(1, 0, 2))

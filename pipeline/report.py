@@ -21,13 +21,16 @@ import yaml
 from pipeline.errors import ResourceError
 from pipeline.figures.views import conclusion, headline, symbol
 from pipeline.files import replacing
+from pipeline.report_search import describe_search
 from pipeline.report_tables import (
+    list_ablation,
     list_bins,
     list_files,
     list_hypotheses,
     list_key_numbers,
     list_learning,
     list_levels,
+    list_marginal,
     list_run,
     list_steps,
     list_stores,
@@ -41,7 +44,7 @@ from pipeline.report_words import (
     explain_levels,
     list_commands,
 )
-from pipeline.results import RunResults
+from pipeline.results import NO_SEED, RunResults
 
 __all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]
 
@@ -108,7 +111,9 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "about_hypotheses": explain_hypotheses(metadata),
         "simulated": bool(metadata.get("simulated")),
         "confidence": f"{results.summary['confidence']:.0%}",
-        "seeds": [str(seed) for seed in results.overall["seed"].unique()],
+        "seeds": [str(seed) for seed in results.overall["seed"].unique() if seed != NO_SEED]
+        or ["none, since no noise was drawn from one"],
+        "is_marginal": (config.get("noise") or {}).get("mode") == "marginal",
         "several_levels": len(levels) > 1,
         "levels": [
             {
@@ -117,6 +122,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
                 "hypotheses": list_hypotheses(entry),
                 "key_numbers": list_key_numbers(results, entry),
                 "bins": list_bins(results, entry),
+                "ablation": list_ablation(results, entry),
                 # The conclusion at the top is about this level, and one page states it once.
                 "sentence": "The conclusion above is about this level."
                 if entry is level
@@ -125,7 +131,10 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
             for entry in levels
         ],
         "noise_levels": list_levels(results),
+        "penalty": describe_search(results),
         "learning": list_learning(results),
+        "marginal": list_marginal(results),
+        "marginal_sentence": (results.summary.get("marginal") or {}).get("sentence") or "",
         "learning_sentence": (results.summary.get("learning") or {}).get("sentence") or "",
         "pictures": _read_pictures(results, figures),
         "warnings": [str(warning) for warning in metadata.get("warnings") or ()],

@@ -16,6 +16,8 @@ from pipeline.decision import Estimate
 from pipeline.figures.views import (
     MERITS,
     bin_views,
+    binning_views,
+    estimate_view,
     has_joint_learning,
     headline,
     learning_points,
@@ -28,12 +30,14 @@ from pipeline.results import RunResults
 __all__ = [
     "MISSING",
     "Table",
+    "list_ablation",
     "list_bins",
     "list_files",
     "list_hypotheses",
     "list_key_numbers",
     "list_learning",
     "list_levels",
+    "list_marginal",
     "list_run",
     "list_steps",
     "list_stores",
@@ -126,6 +130,31 @@ def list_levels(results: RunResults) -> Table:
     return Table("Covered test spectra at every noise level", header, tuple(rows), 2)
 
 
+def list_ablation(results: RunResults, level: Mapping[str, Any]) -> Table:
+    """Return what every binning gains on the spectra that it covers; no rows where there is no other binning."""
+    rows = []
+    for view in binning_views(level):
+        ends = [_number(value, ".0%") for value in (view.share.mean, view.share.low, view.share.high)]
+        rows.append(
+            (
+                view.name,
+                " × ".join(symbol(column) for column in view.columns),
+                str(view.n_bins),
+                _number(view.r2_global.mean),
+                _number(view.r2_oracle.mean),
+                *_estimate_cells("delta_r2", view.delta_r2, several_seeds=_several_seeds(results)),
+                *ends,
+                _number(view.coverage, ".1%"),
+                f"{view.n_test:,}",
+            )
+        )
+    header = (
+        *("Binning", "Columns", "Experts", "R²_global", "R²_oracle", "ΔR²", "± seeds", "low", "high"),
+        *("share", "low", "high", "coverage", "n test"),
+    )
+    return Table(f"Binnings, noise level {level['noise_level']:g}", header, tuple(rows), 2)
+
+
 def list_learning(results: RunResults) -> Table:
     """Return the learning curve of covered test spectra at the headline noise level."""
     rows = []
@@ -141,6 +170,22 @@ def list_learning(results: RunResults) -> Table:
     over_seeds = "mean and interval over seeds" if has_joint_learning(results) else "means over seeds"
     caption = f"Covered test spectra, noise level {headline(results)['noise_level']:g}, {over_seeds}"
     return Table(caption, tuple(header), tuple(rows), 0)
+
+
+def list_marginal(results: RunResults) -> Table:
+    """Return the learning curves of drawn and marginal training noise; no rows where the run has only one of them."""
+    rows = []
+    for name, entry in (("drawn", "learning"), ("marginal", "marginal")):
+        points = (results.summary.get(entry) or {}).get("points") or ()
+        for point in points if results.summary.get("marginal") else ():
+            estimates = {merit: estimate_view(point[merit]) for merit in MERITS}
+            cells = [cell for merit, estimate in estimates.items() for cell in _interval_cells(merit, estimate)]
+            rows.append((name, f"{int(point['n_train']):,}", *cells))
+    header = ["Training noise", "n train"]
+    for title in MERITS.values():
+        header.extend((title, "low", "high"))
+    caption = f"Covered test spectra, noise level {headline(results)['noise_level']:g}, by training noise"
+    return Table(caption, tuple(header), tuple(rows), 1)
 
 
 def list_run(results: RunResults) -> Table:

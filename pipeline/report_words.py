@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.config import DecisionConfig
-from pipeline.figures.views import headline, scope_views, symbol, thresholds
+from pipeline.figures.views import amplification, headline, scope_views, symbol, thresholds
 from pipeline.results import RunResults
 
 __all__ = [
@@ -44,6 +44,16 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "linear model. R² of a bin is relative to the spread of labels within it, so it can be low in "
             "every bin and still be high over all.",
         ),
+        "moe_marginal_noise.png": (
+            "Drawn and marginal training noise",
+            "Where the dashed curve lies above the full one, the number of noisy spectra limits the model, not the "
+            "physics: more draws of the same spectra would help as much as more spectra. Where they meet, it does not.",
+        ),
+        "moe_ablation.png": (
+            "Gain of other divisions",
+            "A share near 100 % with fewer experts says that the columns left out bring little. Each binning is scored "
+            "on the spectra that it covers; where these differ from the topmost one's, so does the global model's R².",
+        ),
         "moe_pred_vs_true.png": (
             "Predicted against true",
             "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "
@@ -54,12 +64,18 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Spectra beyond the lines are in no bin and have no expert. Train and test should look alike; "
             "where they do not, the overall numbers weigh the bins differently.",
         ),
+        "moe_alpha_search.png": (
+            "R² against the penalty",
+            "The solid curve alone decided, on spectra of the training set that the model had not seen. A mark at the "
+            "end of a curve says that a better penalty may lie beyond the grid. Where the dashed curve of the test "
+            "spectra peaks elsewhere, that is no mistake: choosing by it would flatter the result.",
+        ),
         "moe_learning_curve.png": (
             "Gain against the number of training spectra",
             "A curve that still rises at its right end says that more spectra would help that model. Where ΔR² "
             "falls, the global model is catching up; only its level at the right end counts for the decision.",
         ),
-        "moe_noise_levels.png": (
+        "moe_noise_amplification.png": (
             "Gain against the noise level",
             "A decision holds for the noise levels on its side of the thresholds.",
         ),
@@ -72,6 +88,9 @@ TEST_NOISE: Mapping[str, str] = MappingProxyType(
     {
         "stored": "the noisy spectra that came with the test files were used (pre-drawn), the same for every seed.",
         "drawn": "noise was drawn for the test spectra by this run, anew for every seed.",
+        "marginal": "squared errors are expectations over all draws of the test spectra's noise, in closed form: R² "
+        "and ΔR² are those of infinitely many noisy copies of every test spectrum. Predictions that are shown are "
+        "means over the noise, and mean absolute errors have no such form.",
     }
 )
 
@@ -79,7 +98,17 @@ TEST_NOISE: Mapping[str, str] = MappingProxyType(
 def caption_figure(name: str, results: RunResults) -> tuple[str, str]:
     """Return a figure's title and what to look for in it; no caption for a figure that is not ours."""
     title, caption = REPORT_FIGURES.get(name, (Path(name).stem.replace("_", " "), ""))
-    return title, f"{_describe_crossings(results)} {caption}" if name == "moe_noise_levels.png" else caption
+    if name != "moe_noise_amplification.png":
+        return title, caption
+    return title, " ".join([_describe_amplification(results), _describe_crossings(results), caption]).strip()
+
+
+def _describe_amplification(results: RunResults) -> str:
+    """Say how many times ΔR² at noise level 1 is that at 0.2, or at the highest level that at the lowest above 0."""
+    found = amplification(results)
+    if found is None:
+        return ""
+    return f"ΔR² at noise level {found.high:g} is {found.ratio:.1f} times that at {found.low:g}."
 
 
 def _describe_crossings(results: RunResults) -> str:

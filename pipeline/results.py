@@ -5,7 +5,10 @@
     RUN/results.csv             a row per seed × noise level × target × scope
     RUN/per_bin_results.csv     the same per bin
     RUN/learning_curve.csv      the same for growing prefixes of the training folds
+    RUN/ablation.csv            a row per seed × noise level × binning, where there are others than the main one
+    RUN/marginal_learning_curve.csv  as learning_curve.csv, for marginal noise that drawn noise is held against
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
+    RUN/alpha_search.csv        R² of every model and penalty, where the penalty was searched for
     RUN/predictions.parquet     every test spectrum under the global model and every expert
     RUN/summary.json            means over seeds, intervals, hypotheses and the decision
     RUN/metadata.json           configuration, versions, fingerprints, times, peak memory, hashes
@@ -14,7 +17,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,19 @@ import pandas as pd
 from pipeline.errors import InputError
 
 __all__ = [
+    "ABLATION_FILE",
+    "GLOBAL_MODEL",
     "LEARNING_FILE",
+    "MARGINAL_FILE",
     "METADATA_FILE",
+    "NO_SEED",
     "OVERALL_COLUMNS",
     "OVERALL_FILE",
     "PER_BIN_FILE",
     "PREDICTIONS_FILE",
     "SAMPLE_FILE",
+    "SEARCH_COLUMNS",
+    "SEARCH_FILE",
     "SUMMARY_FILE",
     "RunResults",
     "read_results",
@@ -39,10 +48,15 @@ OVERALL_FILE = "results.csv"
 PER_BIN_FILE = "per_bin_results.csv"
 LEARNING_FILE = "learning_curve.csv"
 SAMPLE_FILE = "sample_distribution.csv"
+SEARCH_FILE = "alpha_search.csv"
+ABLATION_FILE = "ablation.csv"
+MARGINAL_FILE = "marginal_learning_curve.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"
 METADATA_FILE = "metadata.json"
 
+#: In place of a seed, where neither training nor test noise was drawn from one.
+NO_SEED = -1
 _MERITS = ("r2_oracle", "r2_global", "delta_r2")
 OVERALL_COLUMNS = (
     "seed",
@@ -54,6 +68,9 @@ OVERALL_COLUMNS = (
     "n_test",
     *(f"{merit}{suffix}" for merit in _MERITS for suffix in ("", "_low", "_high")),
 )
+SEARCH_COLUMNS = ("seed", "noise_level", "target", "model", "alpha", "r2_cv", "chosen", "r2_test")
+#: The global model among the models of a search; experts have the number of their bin.
+GLOBAL_MODEL = "global"
 
 
 @dataclass(frozen=True)
@@ -69,18 +86,24 @@ class RunResults:
     per_bin
         ``per_bin_results.csv``: columns ``seed, noise_level, target, bin``, the interval names
         ``<column>_bin``, ``alpha, n_train, n_test``, the three figures of merit with ``_low``/``_high``,
-        ``mae_oracle, mae_global``; NaN where a bin has too few test spectra to have an R².
+        ``mae_oracle, mae_global``; NaN where a bin has too few test spectra to have an R². Marginal test noise has
+        no absolute errors.
     learning
         ``learning_curve.csv``: as ``overall``, one row more for every prefix of the folds.
     sample
         ``sample_distribution.csv``: ``<column>_low, <column>_high`` for each bin column, ``n_train, n_test``.
     predictions
         Columns ``seed, noise_level, row`` (of the test store), ``bin`` (−1 outside), ``y_true, y_global,
-        y_oracle`` and ``expert_<bin>``, in units of the target.
+        y_oracle`` and ``expert_<bin>``, in units of the target; with marginal test noise these are means over the
+        noise, and ``y_global_std, y_oracle_std, expert_<bin>_std`` their standard deviations. ``seed`` is
+        :data:`NO_SEED` where no noise was drawn from one.
     summary
         ``summary.json``, see :mod:`pipeline.decision`.
     metadata
         ``metadata.json``.
+    alpha_search
+        ``alpha_search.csv``: columns :data:`SEARCH_COLUMNS`; ``model`` is :data:`GLOBAL_MODEL` or the number of a bin,
+        as text, ``r2_test`` that of covered test spectra or of those in the bin. Empty without a search.
     """
 
     folder: Path
@@ -91,6 +114,7 @@ class RunResults:
     predictions: pd.DataFrame
     summary: dict[str, Any]
     metadata: dict[str, Any]
+    alpha_search: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SEARCH_COLUMNS)))
 
 
 def read_results(folder: str | Path) -> RunResults:
@@ -129,6 +153,11 @@ def read_results(folder: str | Path) -> RunResults:
             predictions=pd.read_parquet(run / PREDICTIONS_FILE),
             summary=json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8")),
             metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
+            **_read_search(run / SEARCH_FILE),
         )
     except (ValueError, OSError) as error:
         raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None
+
+
+def _read_search(path: Path) -> dict[str, pd.DataFrame]:
+    return {"alpha_search": pd.read_csv(path, dtype={"model": str})} if path.is_file() else {}

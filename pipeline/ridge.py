@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,11 @@ class RidgePath:
         """Return predicted labels, shape (N, Q), of pixels (N, P)."""
         pixels = np.asarray(x, dtype=np.float64)
         return np.asarray(pixels @ self.weights[alpha_index] + self.intercepts[alpha_index])
+
+    def at(self, alpha_index: int) -> RidgePath:
+        """Return the path of one penalty alone."""
+        one = slice(alpha_index, alpha_index + 1)
+        return replace(self, alphas=self.alphas[one], weights=self.weights[one], intercepts=self.intercepts[one])
 
 
 def pixel_scale(moments: Moments | PixelSums) -> FloatArray:

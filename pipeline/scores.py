@@ -49,7 +49,7 @@ class Score:
     resampled
         The same for every bootstrap resample, shape (R, 3).
     mae_oracle, mae_global
-        Mean absolute errors, label units.
+        Mean absolute errors, label units; NaN where squared errors are expectations over the noise.
     """
 
     n_test: int
@@ -134,10 +134,21 @@ def score_headrooms(
     bins: ArrayLike,
     n_bins: int,
     bootstrap: Bootstrap | None = None,
+    variances: tuple[FloatArray, FloatArray] | None = None,
 ) -> list[HeadroomScore]:
     """Score M sets of models on the same test spectra and the same resamples.
 
     As :func:`score_headroom`, with predictions of shape (M, N); drawing the resamples once is most of the work.
+
+    Parameters
+    ----------
+    y_true, y_global, y_oracle, bins, n_bins, bootstrap
+        See :func:`score_headroom`.
+    variances
+        Where predictions are means over the noise of the test spectra: the variances of the global and of the oracle
+        one, each (M, N), label units². Squared errors are then the expected ones, ``(y − E[ŷ])² + Var[ŷ]``, and so are
+        R² and ΔR²: those of infinitely many noisy copies of the test spectra. The mean absolute errors have no
+        such form, and are NaN.
     """
     settings = bootstrap or Bootstrap()
     truth, of_global, of_oracle = (np.asarray(a, dtype=np.float64) for a in (y_true, y_global, y_oracle))
@@ -154,6 +165,10 @@ def score_headrooms(
         raise InputError("no test spectrum lies in any bin, so there is nothing to score; check the bins' edges")
     strata = [number == k for k in range(n_bins)] + [number < 0]
     terms = _error_terms(truth, of_global, of_oracle)
+    if variances is not None:
+        terms[..., 2] += np.where(number < 0, variances[0], variances[1])
+        terms[..., 3] += variances[0]
+        terms[..., 4:] = np.nan
     sums = [terms[:, members].sum(axis=1) for members in strata]
     # One BLAS thread: the last bits of a product may depend on their number.
     with threadpool_limits(1, user_api="blas"):

@@ -1,31 +1,47 @@
-"""Models for growing training sets, solved where the moments are: one task for each noise draw.
+"""Models for growing training sets, solved where the moments are: one task for each noise and binning.
 
-A thread takes one model at a time: it adds up the folds of its cell, and after each fold solves the ridge system. It
+A thread takes one model at a time: it adds up the folds of its cells, and after each fold solves the ridge system. It
 holds one sum, one Gram matrix on its way in, and one dense system, whatever the number of cells and folds.
+
+Where the penalty is searched for, every model is first tried on each fold, trained on the others; the choice is made
+once, on the whole training set. The learning curve then takes the chosen α in proportion to its spectra, α·n/N for a
+prefix of n of N spectra, so that the penalty of a spectrum, and with it the model, means the same all along the curve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.bins import BinGrid
+from pipeline.binnings import Binning
 from pipeline.checkpoints import MomentsFolder
-from pipeline.config import RidgeConfig
+from pipeline.config import AlphaSearch, RidgeConfig
 from pipeline.hotloop import available_threads
-from pipeline.models import ExpertModels, TooFewSpectraError, join_models, require_enough_spectra, shared_scale
-from pipeline.moments import MomentsSum, PixelSums
+from pipeline.models import (
+    ExpertModels,
+    TooFewSpectraError,
+    join_models,
+    require_enough_spectra,
+    require_searchable,
+    shared_scale,
+)
+from pipeline.models_search import SolvedSearch, choose_penalties
+from pipeline.moments import PixelSums
 from pipeline.moments_files import SavedMoments
 from pipeline.progress import Progress, SilentProgress
-from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
-from pipeline.selection import resolve_alpha
+from pipeline.ridge import RidgePath
+from pipeline.schema import LABELS
+from pipeline.selection import CrossValidation, resolve_alpha
+from pipeline.solve_model import ModelCells, Prefix, SolveMemory, cross_validate_cells, solve_prefixes
 from pipeline.tasks import Task, run_tasks
 from pipeline.tiles import TileLayout
 from pipeline.workspace import process_workspace
@@ -33,7 +49,9 @@ from pipeline.workspace import process_workspace
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["solve_folders", "solve_memory"]
+__all__ = ["SolveJob", "solve_folders", "solve_memory"]
+
+FloatArray = NDArray[np.float64]
 
 
 def solve_memory(n_pixels: int, threads: int) -> int:
@@ -41,25 +59,65 @@ def solve_memory(n_pixels: int, threads: int) -> int:
     return threads * (2 * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8)
 
 
+@dataclass(frozen=True)
+class SolveJob:
+    """The models of one noise and one binning.
+
+    Attributes
+    ----------
+    moments
+        Of the noise.
+    binning
+        Whose experts.
+    ridge
+        Penalty, scaling, and which spectra train the global model; see :func:`pipeline.models.solve_experts`, which
+        gives the same models from moments in memory.
+    covered
+        The cells that ``train_on: covered`` trains the global model on.
+    whole_only
+        Solve for all folds together, not for the first one, the first two, … as well.
+    target
+        The label whose held-out R² decides where ``ridge.alpha`` is a search.
+    threads
+        Models solved side by side, at most; each needs :func:`solve_memory`.
+    """
+
+    moments: MomentsFolder
+    binning: Binning
+    ridge: RidgeConfig
+    covered: tuple[int, ...]
+    whole_only: bool = False
+    target: str = LABELS[0]
+    threads: int = 1
+
+    @property
+    def models(self) -> list[ModelCells]:
+        """The global model, which has most to read and goes first, and every expert."""
+        trained_on = tuple(range(self.moments.n_cells)) if self.ridge.train_on == "all" else self.covered
+        own_scale = self.ridge.standardize == "per_expert"
+        return [ModelCells(trained_on, False), *(ModelCells(cells, own_scale) for cells in self.binning.members)]
+
+    @property
+    def size(self) -> int:
+        """Models to solve, those of a search counted once for each fold."""
+        rounds = 1 if self.whole_only else self.moments.n_folds
+        searched = self.moments.n_folds if isinstance(self.ridge.alpha, AlphaSearch) else 0
+        return (rounds + searched) * (self.binning.n_bins + 1)
+
+    def count_bins(self, counts: Sequence[int]) -> list[int]:
+        """Return the spectra of every bin, from those of every cell."""
+        return [sum(counts[cell] for cell in cells) for cells in self.binning.members]
+
+
 def solve_folders(
-    folders: Sequence[MomentsFolder],
-    ridge: RidgeConfig,
-    grid: BinGrid,
-    *,
-    threads: int = 1,
-    client: Client | None = None,
-    progress: Progress | None = None,
+    jobs: Sequence[SolveJob], *, client: Client | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[int, list[ExpertModels]]]:
-    """Solve the models of every noise draw for the first fold, the first two, … all folds; yield as they are done.
+    """Solve the models of every job for the first fold, the first two, … all folds; yield as they are done.
 
     Parameters
     ----------
-    folders
-        The moments of each draw.
-    ridge, grid
-        See :func:`pipeline.models.solve_experts`, which gives the same models from moments in memory.
-    threads
-        Models that a task solves side by side, at most; each needs :func:`solve_memory`.
+    jobs
+        What to solve.
     client
         A Dask client whose workers solve; None solves here, with the same bits.
     progress
@@ -68,126 +126,128 @@ def solve_folders(
     Yields
     ------
     int
-        Which of the draws.
+        Which of the jobs.
     list of ExpertModels
         One set of models for each number of folds; short prefixes that starve a bin are left out.
 
     Raises
     ------
+    InputError
+        If a penalty is searched for on one fold.
     TooFewSpectraError
-        If a bin has too few spectra in all folds together.
+        If a bin has too few spectra in all folds together, or for a search in all but one.
     SingularGramError
         If a penalty of 0 meets a rank-deficient system.
     """
     report = progress or SilentProgress()
     tasks = [
-        Task(("solve", str(one.folder), k), _DrawTask(one, ridge, grid, threads), (grid.n_bins + 1) * one.n_folds)
-        for k, one in enumerate(folders)
+        Task((f"solve {job.binning.name}", str(job.moments.folder), k), job, job.size) for k, job in enumerate(jobs)
     ]
     with report.step("solve", sum(task.size for task in tasks), "models") as advance:
-        for task, models in run_tasks(client, _solve_draw, tasks, "solving", advance):
+        for task, models in run_tasks(client, _solve_job, tasks, "solving", advance):
             yield task.key[-1], models
 
 
-@dataclass(frozen=True)
-class _DrawTask:
-    moments: MomentsFolder
-    ridge: RidgeConfig
-    grid: BinGrid
-    threads: int
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """What one thread works in."""
-
-    total: NDArray[np.float64]
-    content: NDArray[np.uint8]
-    system: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """The first folds, as a training set: what all of its models share."""
-
-    n_folds: int
-    alpha: float
-    scale: NDArray[np.float64]
-
-
-def _solve_draw(task: _DrawTask, report: Callable[[int], None]) -> list[ExpertModels]:
-    """Solve all models of one noise draw. The body of a Dask task."""
-    n_bins, threads = task.grid.n_bins, min(task.threads, available_threads())
-    trained_on = range(task.moments.n_cells if task.ridge.train_on == "all" else n_bins)
-    folds = [task.moments.open(fold) for fold in range(task.moments.n_folds)]
-    prefixes = _plan_prefixes(task, folds, trained_on)
+def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:
+    """Solve all models of one job. The body of a Dask job."""
+    folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
+    prefixes, models = _plan_prefixes(job, folds), job.models
     done = 0
 
-    def solve(cells: Sequence[int]) -> list[RidgePath]:
+    def solve(model: ModelCells, penalties: Sequence[FloatArray], memory: SolveMemory) -> list[RidgePath]:
         nonlocal done
-        memory = idle.get()
-        try:
-            paths = []
-            for path in _solve_prefixes(task, folds, cells, prefixes, memory):
-                paths.append(path)
-                done += 1
-                report(done)
-            return paths
-        finally:
-            idle.put(memory)  # another model may wait for it, even after an error
+        paths = []
+        for path in solve_prefixes(folds, model, prefixes, penalties, memory):
+            paths.append(path)
+            done += 1
+            report(done)
+        return paths
 
-    layout = TileLayout(prefixes[0].scale.size)
+    if not isinstance(job.ridge.alpha, AlphaSearch):
+        fixed = [np.array([resolve_alpha(job.ridge.alpha, prefix.count)]) for prefix in prefixes]
+        with _solving_threads(prefixes[0].scale.size, job.threads) as run:
+            solved = run(solve, models, [fixed] * len(models))
+        return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
+
+    alphas, scales = np.array(job.ridge.alpha.search), _held_out_scales(job, folds)
+
+    def validate(model: ModelCells, memory: SolveMemory) -> CrossValidation:
+        nonlocal done
+        curve = cross_validate_cells(folds, model, scales, alphas, memory)
+        done += len(folds)
+        report(done)
+        return curve
+
+    with _solving_threads(prefixes[0].scale.size, job.threads) as run:
+        curves = run(validate, models)
+        label = LABELS.index(job.target)
+        chosen = choose_penalties(job.ridge.alpha, curves, label)
+        # The path of the whole set holds the model of the choice: it is not solved once more.
+        shares = [prefix.count / prefixes[-1].count for prefix in prefixes[:-1]]
+        penalties = [[*(np.array([alphas[k] * share]) for share in shares), alphas] for k in chosen]
+        solved = run(solve, models, penalties)
+    search = SolvedSearch.join(job.ridge.alpha, job.target, curves, chosen, [paths[-1] for paths in solved])
+    whole, *rest = (paths[-1].at(k) for paths, k in zip(solved, chosen, strict=True))
+    return [
+        *(join_models(first, others, job.binning) for first, *others in zip(*(p[:-1] for p in solved), strict=True)),
+        join_models(whole, rest, job.binning, search),
+    ]
+
+
+@contextmanager
+def _solving_threads(n_pixels: int, threads: int) -> Iterator[Callable[..., list[Any]]]:
+    """Give a ``map`` whose function gets a :class:`SolveMemory` as well, and runs on several threads."""
+    n_threads, layout = min(threads, available_threads()), TileLayout(n_pixels)
     shapes = [
         (layout.shape, np.float64),
         ((layout.nbytes(np.float64),), np.uint8),
-        ((layout.n_pixels, layout.n_pixels), np.float64),
+        ((n_pixels, n_pixels), np.float64),
     ]
     with process_workspace() as workspace, threadpool_limits(1, user_api="blas"):
-        arrays = workspace.lease(*(threads * shapes))
-        idle: SimpleQueue[_Memory] = SimpleQueue()
-        for k in range(threads):
-            idle.put(_Memory(*arrays[3 * k : 3 * k + 3]))
-        with ThreadPoolExecutor(threads, "solve") as executor:
-            # The global model has most to read: it goes first.
-            of_global, *experts = executor.map(solve, [trained_on, *([cell] for cell in range(n_bins))])
-    return [join_models(of_global[k], [path[k] for path in experts], task.grid) for k in range(len(prefixes))]
+        arrays = workspace.lease(*(n_threads * shapes))
+        idle: SimpleQueue[SolveMemory] = SimpleQueue()
+        for k in range(n_threads):
+            idle.put(SolveMemory(*arrays[3 * k : 3 * k + 3]))
+
+        def lend(function: Callable[..., Any], *arguments: Any) -> Any:
+            memory = idle.get()
+            try:
+                return function(*arguments, memory)
+            finally:
+                idle.put(memory)  # another model may wait for it, even after an error
+
+        with ThreadPoolExecutor(n_threads, "solve") as executor:
+            yield lambda function, *columns: list(executor.map(partial(lend, function), *columns))
 
 
-def _plan_prefixes(task: _DrawTask, folds: Sequence[SavedMoments], trained_on: Sequence[int]) -> list[_Prefix]:
+def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]:
     """Return the prefixes that have enough spectra in every bin; the whole set must."""
     cells: list[PixelSums] = []
     prefixes = []
+    shortest = len(folds) if job.whole_only else 1
     for n_folds, saved in enumerate(folds, start=1):
         of_fold = saved.pixel_sums()
         cells = [PixelSums.merge(pair) for pair in zip(cells, of_fold, strict=True)] if cells else of_fold
+        if n_folds < shortest:
+            continue
         try:
-            require_enough_spectra([cells[k].count for k in range(task.grid.n_bins)], task.ridge, task.grid)
+            require_enough_spectra(job.count_bins([cell.count for cell in cells]), job.ridge, job.binning)
         except TooFewSpectraError:
             # A short prefix may starve a bin: the learning curve starts later.
             if n_folds == len(folds):
                 raise
             continue
-        whole = PixelSums.merge([cells[k] for k in trained_on])
-        alpha = resolve_alpha(task.ridge.alpha, whole.count)
-        prefixes.append(_Prefix(n_folds, alpha, shared_scale(whole, task.ridge)))
+        whole = PixelSums.merge([cells[k] for k in job.models[0].cells])
+        prefixes.append(Prefix(n_folds, whole.count, shared_scale(whole, job.ridge)))
     return prefixes
 
 
-def _solve_prefixes(
-    task: _DrawTask,
-    folds: Sequence[SavedMoments],
-    cells: Sequence[int],
-    prefixes: Sequence[_Prefix],
-    memory: _Memory,
-) -> Iterator[RidgePath]:
-    """Yield the model of some cells together, for every prefix."""
-    total = MomentsSum(memory.total)
-    n_folds = 0
-    own_scale = task.ridge.standardize == "per_expert" and len(cells) == 1
-    for prefix in prefixes:
-        for saved in folds[n_folds : prefix.n_folds]:
-            for cell in cells:
-                total.add(saved.read(cell, memory.content))
-        n_folds = prefix.n_folds
-        scale = pixel_scale(total.moments) if own_scale else prefix.scale
-        yield solve_ridge_path(total.moments, prefix.alpha, scale, memory.system)
+def _held_out_scales(job: SolveJob, folds: Sequence[SavedMoments]) -> list[FloatArray]:
+    """Return the shared scale of the folds without each one, which plays no part in its own trial."""
+    require_searchable([job.count_bins(saved.counts) for saved in folds], job.ridge, job.binning)
+    trained_on = job.models[0].cells
+    of_folds = [PixelSums.merge([sums[k] for k in trained_on]) for sums in (saved.pixel_sums() for saved in folds)]
+    return [
+        shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), job.ridge)
+        for held_out in range(len(folds))
+    ]

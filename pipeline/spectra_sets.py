@@ -15,10 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.binnings import Binning, CellGrid, plan_binnings, quantile_edges
 from pipeline.bins import OUTSIDE, BinGrid
-from pipeline.config import DataConfig, ExperimentConfig, content_hash
+from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
 from pipeline.convert import convert_shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.shards import ShardInfo, find_shards, read_shard_info
 from pipeline.store import is_store
@@ -27,7 +28,7 @@ from pipeline.store_set import AnyStore, find_stores, open_stores
 
 Blocks = Iterator[tuple[int, Mapping[str, NDArray[Any]]]]
 
-__all__ = ["SetHeader", "SpectraSets", "check_headers", "open_spectra_sets", "read_headers"]
+__all__ = ["SetHeader", "SpectraSets", "check_headers", "open_spectra_sets", "read_headers", "resolve_binnings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class SetHeader:
     @classmethod
     def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
         """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
-        wanted = {"id", *schema.LABELS, *config.bins}
+        wanted = {"id", *schema.LABELS, *config.bins, *(column for cuts in config.binnings.values() for column in cuts)}
         slim: list[ShardInfo] = []
         names: tuple[str, ...] = ()
         for shard in shards:
@@ -161,6 +162,9 @@ def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -
     _require_same_wavelengths(train, test)
     grid = BinGrid(config.bins, config.bin_names)
     warnings = _require_scorable(train, test, grid, config)
+    for name, cuts in config.binnings.items():
+        for header in (train, test):
+            _require_columns(header, name, cuts)
     if not config.data.allow_overlap:
         warnings += _require_disjoint(train, test)
     for header in (train, test):
@@ -174,6 +178,67 @@ def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -
             "about 1e-4 from float64; set precision: float64 to be exact"
         )
     return warnings
+
+
+def resolve_binnings(config: ExperimentConfig, sets: SpectraSets) -> tuple[CellGrid, tuple[Binning, ...], list[str]]:
+    """Return the cells and binnings of an experiment, quantiles as edges, and what a reader should know of them.
+
+    A binning whose experts cannot be trained, or that covers no test spectra, is left out with a warning: it must not
+    stop what the main one has to say.
+    """
+    grids = {name: BinGrid(_resolve_cuts(cuts, sets)) for name, cuts in config.binnings.items()}
+    cells, binnings = plan_binnings(BinGrid(config.bins, config.bin_names), grids, ablation=config.ablation)
+    kept, warnings = binnings[:1], []
+    for binning in binnings[1:]:
+        problem = _find_problem(binning, config, sets)
+        if problem:
+            warnings.append(f"the binning {binning.name!r} is left out: {problem}")
+        else:
+            kept.append(binning)
+    return cells, tuple(kept), warnings
+
+
+def _resolve_cuts(cuts: Mapping[str, Any], sets: SpectraSets) -> dict[str, tuple[float, ...]]:
+    edges = {}
+    for column, cut in cuts.items():
+        if isinstance(cut, Quantiles):
+            train, test = (
+                (block[column] for _, block in part.iter_columns([column])) for part in (sets.train, sets.test)
+            )
+            cut = quantile_edges(train, test, cut.quantiles)
+            if len(cut) < 2:
+                raise InputError(f"binnings: all spectra have the same {column!r}, so it cannot be cut; leave it out")
+        edges[column] = cut
+    return edges
+
+
+def _find_problem(binning: Binning, config: ExperimentConfig, sets: SpectraSets) -> str:
+    """Say why a binning cannot be answered, nothing if it can."""
+    counts = {}
+    for role, part in (("train", sets.train), ("test", sets.test)):
+        counts[role] = np.zeros(binning.n_bins, np.int64)
+        for _, columns in part.iter_columns(binning.base.columns):
+            bins = binning.assign(columns)
+            counts[role] += np.bincount(bins[bins != OUTSIDE], minlength=binning.n_bins)
+    starved = int(np.argmin(counts["train"]))
+    if counts["train"][starved] < config.ridge.min_spectra:
+        return (
+            f"{binning.describe(starved)} has {counts['train'][starved]} training spectra, at least "
+            f"{config.ridge.min_spectra} are required for an expert (ridge.min_spectra); move its edges"
+        )
+    if counts["test"].sum() < 2:
+        return "fewer than two test spectra lie in its bins; move its edges"
+    empty = np.flatnonzero(counts["test"] == 0)
+    return f"no test spectrum lies in {binning.describe(int(empty[0]))}; move its edges" if empty.size else ""
+
+
+def _require_columns(header: SetHeader, name: str, cuts: Mapping[str, Any]) -> None:
+    for column in cuts:
+        if column not in header.column_names:
+            raise InputError(
+                f"binnings.{name} uses the column {column!r}, which {header.name} does not have"
+                f"{did_you_mean(column, header.column_names)}; present: {', '.join(header.column_names)}"
+            )
 
 
 def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None = None) -> SpectraSets:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,52 +16,94 @@ from numpy.typing import NDArray
 from pipeline import results as files
 from pipeline import schema
 from pipeline.bins import OUTSIDE, BinGrid
-from pipeline.config import ExperimentConfig, content_hash
+from pipeline.config import AlphaSearch, ExperimentConfig, content_hash
 from pipeline.decision import Estimate, decide, evaluate_hypotheses
 from pipeline.files import replacing
 from pipeline.models import ExpertModels
-from pipeline.noise import NoiseDraw
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, mean_over_seeds, score_headrooms
+from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, score_headrooms
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_set import AnyStore
+from pipeline.summary_ablation import ScoredBinning, summarise_ablation, tabulate_ablation
+from pipeline.summary_learning import compare_learning, estimate_merits, summarise_learning
+from pipeline.summary_sample import tabulate_sample
+from pipeline.summary_search import search_warnings, tabulate_search
 
-__all__ = ["RESULTS_VERSION", "ScoredDraw", "results_hold", "write_tables"]
+__all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
 
 #: Raised when the same models and test spectra would give other tables.
 RESULTS_VERSION = 1
 SCOPES = ("covered", "all")
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
-_SAMPLE_CELLS = 30
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredDraw:
-    """Models of one noise draw and their scores, for every prefix of the training folds."""
+    """Models of one training noise and their scores under one test noise, for every prefix of the training folds.
 
-    draw: NoiseDraw
-    stored_test_noise: bool
+    ``test_noise`` is None where the test files' own noisy spectra were used; ``search`` is what a search for the
+    penalty found (:func:`pipeline.summary_search.tabulate_search`), if there was one.
+    """
+
+    draw: Noise
+    test_noise: Noise | None
     models: Sequence[ExpertModels]
     scores: Sequence[HeadroomScore]
+    search: pd.DataFrame | None = None
+
+    @property
+    def seed(self) -> int:
+        """What the noise was drawn from, of training or else of test spectra; ``NO_SEED`` if none was."""
+        return next((one.seed for one in (self.draw, self.test_noise) if isinstance(one, NoiseDraw)), files.NO_SEED)
+
+    @property
+    def test_noise_name(self) -> str:
+        """``stored``, ``drawn`` or ``marginal``."""
+        if self.test_noise is None:
+            return "stored"
+        return "marginal" if isinstance(self.test_noise, MarginalNoise) else "drawn"
 
     @classmethod
     def score(
         cls,
-        draw: NoiseDraw,
-        stored_test_noise: bool,
+        draw: Noise,
+        test_noise: Noise | None,
         models: Sequence[ExpertModels],
         y_true: NDArray[np.float64],
         bins: NDArray[np.int64],
         predicted: NDArray[np.float64],
         config: ExperimentConfig,
+        variance: NDArray[np.float64] | None = None,
     ) -> ScoredDraw:
-        """Score predictions of shape (models, N, 1 + K), global model first."""
+        """Score predictions of shape (models, N, 1 + K), global model first; means, if they have a variance.
+
+        After those of the models may come those of their search (:meth:`pipeline.models.ExpertModels.along_search`).
+        """
+        n = len(models)
+        predicted, tried = predicted[:n], predicted[n:]
+        variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
         settings = Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
-        of_oracle = predicted[:, np.arange(len(bins)), 1 + np.maximum(bins, 0)]
+        routed = (slice(None), np.arange(len(bins)), 1 + np.maximum(bins, 0))
         n_bins = predicted.shape[2] - 1
-        scores = score_headrooms(y_true, predicted[:, :, 0], of_oracle, bins, n_bins, settings)
-        return cls(draw, stored_test_noise, models, scores)
+        variances = None if variance is None else (variance[:, :, 0], variance[routed])
+        scores = score_headrooms(y_true, predicted[:, :, 0], predicted[routed], bins, n_bins, settings, variances)
+        found = models[-1].search
+        table = None
+        if found is not None:
+            label = models[-1].labels.index(found.target)
+            table = tabulate_search(found, label, y_true, bins, tried, tried_variance)
+        return cls(draw, test_noise, models, scores, table)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRun:
+    """All that a run has scored: the noise that the verdict is about, one held against it, and all binnings."""
+
+    draws: Sequence[ScoredDraw]
+    compared: Sequence[ScoredDraw] = ()
+    binnings: Sequence[ScoredBinning] = ()
 
 
 def write_tables(
@@ -69,20 +111,31 @@ def write_tables(
     config: ExperimentConfig,
     grid: BinGrid,
     sets: SpectraSets,
-    scored: Sequence[ScoredDraw],
+    run: ScoredRun,
     facts: dict[str, Any],
 ) -> None:
     """Write every table of a run folder, each atomically; ``metadata.json`` last, with the others' hashes."""
+    scored = run.draws
     tables = {
         files.OVERALL_FILE: _overall_table(scored, config, last_only=True),
         files.LEARNING_FILE: _overall_table(scored, config, last_only=False),
         files.PER_BIN_FILE: _bin_table(scored, config, grid),
-        files.SAMPLE_FILE: _sample_table(sets, grid),
+        files.SAMPLE_FILE: tabulate_sample(sets, grid),
     }
+    search = config.ridge.alpha if isinstance(config.ridge.alpha, AlphaSearch) else None
+    if search is not None:
+        tables[files.SEARCH_FILE] = _search_table(scored)
+        facts["warnings"] = [*search_warnings(tables[files.SEARCH_FILE], search.by, grid), *facts["warnings"]]
+    if run.compared:
+        tables[files.MARGINAL_FILE] = _overall_table(run.compared, config, last_only=False)
+    if run.binnings:
+        tables[files.ABLATION_FILE] = tabulate_ablation(run.binnings, config)
+    for name in {files.SEARCH_FILE, files.MARGINAL_FILE, files.ABLATION_FILE} - set(tables):
+        (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     for name, table in tables.items():
         with replacing(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")
-    summary = _summary(scored, config, grid)
+    summary = _summary(run, config, grid)
     facts["warnings"] = [*_alpha_warnings(summary["levels"], scored), *facts["warnings"]]
     _write_json(folder / files.SUMMARY_FILE, summary)
     hashes = {name: hash_file(folder / name) for name in [*tables, files.SUMMARY_FILE, files.PREDICTIONS_FILE]}
@@ -116,7 +169,7 @@ def _overall_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, *, la
                 score = one.scores[k].scope(scope)
                 rows.append(
                     {
-                        "seed": one.draw.seed,
+                        "seed": one.seed,
                         "noise_level": one.draw.level,
                         "target": config.target,
                         "scope": scope,
@@ -129,6 +182,11 @@ def _overall_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, *, la
     return pd.DataFrame(rows, columns=list(files.OVERALL_COLUMNS))
 
 
+def _search_table(scored: Sequence[ScoredDraw]) -> pd.DataFrame:
+    parts = [one.search.assign(seed=one.seed, noise_level=one.draw.level) for one in scored if one.search is not None]
+    return pd.concat(parts, ignore_index=True)[list(files.SEARCH_COLUMNS)]
+
+
 def _bin_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGrid) -> pd.DataFrame:
     rows = []
     for one in scored:
@@ -137,7 +195,7 @@ def _bin_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: Bin
             names = dict(zip(grid.columns, grid.bin_names[number], strict=True))
             rows.append(
                 {
-                    "seed": one.draw.seed,
+                    "seed": one.seed,
                     "noise_level": one.draw.level,
                     "target": config.target,
                     "bin": number,
@@ -153,55 +211,26 @@ def _bin_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: Bin
     return pd.DataFrame(rows)
 
 
-def _sample_table(sets: SpectraSets, grid: BinGrid) -> pd.DataFrame:
-    """Count train and test spectra on a fine grid over (at most two of) the bin columns."""
-    columns = grid.columns[:2]
-    low = np.array([min(grid.edges[column]) for column in columns], np.float64)
-    high = np.array([max(grid.edges[column]) for column in columns], np.float64)
-    for store in (sets.train, sets.test):
-        for values in _iter_values(store, columns):
-            low, high = np.fmin(low, np.fmin.reduce(values)), np.fmax(high, np.fmax.reduce(values))
-    edges = [np.linspace(*span, _SAMPLE_CELLS + 1) for span in zip(low, high, strict=True)]
-    counts = {}
-    for role, store in (("n_train", sets.train), ("n_test", sets.test)):
-        count = np.zeros(_SAMPLE_CELLS ** len(columns), np.int64)
-        for values in _iter_values(store, columns):
-            count += np.histogramdd(values[np.isfinite(values).all(axis=1)], bins=edges)[0].astype(np.int64).ravel()
-        counts[role] = count
-    lower = np.meshgrid(*(edge[:-1] for edge in edges), indexing="ij")
-    upper = np.meshgrid(*(edge[1:] for edge in edges), indexing="ij")
-    table: dict[str, Any] = {}
-    for column, low, high in zip(columns, lower, upper, strict=True):
-        table |= {f"{column}_low": low.ravel(), f"{column}_high": high.ravel()}
-    return pd.DataFrame(table | counts)
-
-
-def _iter_values(store: AnyStore, columns: Sequence[str]) -> Iterator[NDArray[np.float64]]:
-    """Yield some columns in blocks of rows, each (n, columns)."""
-    for _, block in store.iter_columns(columns):
-        yield np.column_stack([block[column] for column in columns]).astype(np.float64)
-
-
-def _estimates(scores: Sequence[Score], confidence: float) -> dict[str, Estimate]:
-    mean, std, interval = mean_over_seeds(scores, confidence)
-    return {
-        merit: Estimate(float(mean[k]), float(std[k]), float(interval[k, 0]), float(interval[k, 1]))
-        for k, merit in enumerate(MERITS)
-    }
-
-
-def _summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGrid) -> dict[str, Any]:
-    levels = [_level_summary([one for one in scored if one.draw.level == level], config, grid)
-              for level in config.noise.levels]  # fmt: skip
+def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[str, Any]:
+    levels = [
+        _level_summary(_at_level(run.draws, level), config, grid)
+        | {"ablation": summarise_ablation([one for one in run.binnings if one.draw.draw.level == level], config)}
+        for level in config.noise.levels
+    ]
     headline = 1.0 if 1.0 in config.noise.levels else max(config.noise.levels)
-    at_headline = [one for one in scored if one.draw.level == headline]
+    at_headline, compared = _at_level(run.draws, headline), _at_level(run.compared, headline)
     return {
         "target": config.target,
         "confidence": config.bootstrap.confidence,
         "headline_level": headline,
         "levels": levels,
-        "learning": _learning(at_headline, config),
+        "learning": summarise_learning(at_headline, config),
+        "marginal": compare_learning(at_headline, compared, config) if compared else None,
     }
+
+
+def _at_level(scored: Sequence[ScoredDraw], level: float) -> list[ScoredDraw]:
+    return [one for one in scored if one.draw.level == level]
 
 
 def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGrid) -> dict[str, Any]:
@@ -209,13 +238,13 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
     first = scored[0]
     scopes: dict[str, Any] = {}
     for scope in SCOPES:
-        estimates = _estimates([one.scores[-1].scope(scope) for one in scored], confidence)
+        estimates = estimate_merits([one.scores[-1].scope(scope) for one in scored], confidence)
         scopes[scope] = {
             "n_train": first.models[-1].global_count,
             "n_test": first.scores[-1].scope(scope).n_test,
             **{merit: vars(estimate) for merit, estimate in estimates.items()},
         }
-    of_bins = [_estimates([one.scores[-1].bins[k] for one in scored], confidence) for k in range(grid.n_bins)]
+    of_bins = [estimate_merits([one.scores[-1].bins[k] for one in scored], confidence) for k in range(grid.n_bins)]
     covered = {merit: Estimate(**scopes["covered"][merit]) for merit in MERITS}
     hypotheses = evaluate_hypotheses(
         covered["r2_oracle"],
@@ -226,7 +255,7 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
     )
     return {
         "noise_level": first.draw.level,
-        "test_noise": "stored" if first.stored_test_noise else "drawn",
+        "test_noise": first.test_noise_name,
         "scopes": scopes,
         "bins": [
             {
@@ -234,7 +263,7 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
                 "names": list(grid.bin_names[k]),
                 "n_train": int(first.models[-1].expert_counts[k]),
                 "n_test": first.scores[-1].bins[k].n_test,
-                "alpha": float(first.models[-1].expert_alphas[k]),
+                "alpha": _common([float(one.models[-1].expert_alphas[k]) for one in scored]),
                 **{merit: vars(estimate) for merit, estimate in one.items()},
             }
             for k, one in enumerate(of_bins)
@@ -244,43 +273,24 @@ def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid:
     }
 
 
-def _learning(scored: Sequence[ScoredDraw], config: ExperimentConfig) -> dict[str, Any]:
-    """Return how the figures of merit on covered spectra move with the size of the training set, and say it."""
-    confidence = config.bootstrap.confidence
-    sizes = [model.global_count for model in scored[0].models]
-    estimates = [_estimates([one.scores[k].covered for one in scored], confidence) for k in range(len(sizes))]
-    points = [
-        {"n_train": size, **{merit: vars(estimate) for merit, estimate in point.items()}}
-        for size, point in zip(sizes, estimates, strict=True)
-    ]
-    if len(sizes) < 2:
-        sentence = "The training set has a single usable size, so how the headroom depends on n is not known."
-        return {"sentence": sentence, "points": points}
-    first, before, last = (estimates[k]["delta_r2"] for k in (0, -2, -1))
-    # Pairing removes the test set's own scatter: the question is whether the last step still moves ΔR².
-    steps = np.mean([one.scores[-1].covered.resampled[:, 2] - one.scores[-2].covered.resampled[:, 2]
-                     for one in scored], axis=0)  # fmt: skip
-    low, high = np.nanquantile(steps, [(1 - confidence) / 2, (1 + confidence) / 2])
-    trend, advice = "no longer changes measurably", "."
-    if low > 0:
-        trend, advice = "still grows", ", so more training spectra may show more headroom."
-    elif high < 0:
-        trend, advice = "shrinks", ": with more training spectra the global model catches up."
-    sentence = (
-        f"From {sizes[0]:,} to {sizes[-1]:,} training spectra ΔR² goes from {first.mean:+.4f} to {last.mean:+.4f}; "
-        f"over the last step, from {sizes[-2]:,}, it {trend} ({last.mean - before.mean:+.4f}, {confidence:.0%} "
-        f"interval {low:+.4f} to {high:+.4f}){advice}"
-    )
-    return {"sentence": sentence, "points": points}
+def _common(values: Sequence[float]) -> float:
+    """Return what all values are; NaN where they differ, as penalties do that each seed has chosen."""
+    return values[0] if len(set(values)) == 1 else math.nan
 
 
 def _alpha_warnings(levels: Sequence[dict[str, Any]], scored: Sequence[ScoredDraw]) -> list[str]:
-    """Warn where experts do worse than the global model, which too large a penalty does."""
+    """Warn where experts do worse than the global model, which too large a penalty does, or one for other models."""
     per_spectrum = scored[0].models[-1].global_alpha / scored[0].models[-1].global_count
+    search = scored[0].models[-1].search
+    advice = {
+        None: "a penalty that is too large for the training set does this (α is "
+        f"{per_spectrum:.3g} per training spectrum, the reference run's is 0.1); lower ridge.alpha before you believe "
+        "the verdict",
+        "global": "their penalty is the global model's choice and need not suit them; set ridge.alpha.by: per_expert",
+        "per_expert": "each chose its own penalty, so they may have too few training spectra",
+    }[search.by if search is not None else None]
     return [
-        f"at noise level {level['noise_level']:g} the experts do worse than the global model: a penalty that is too "
-        f"large for the training set does this (α is {per_spectrum:.3g} per training spectrum, the reference run's is "
-        "0.1); lower ridge.alpha before you believe the verdict"
+        f"at noise level {level['noise_level']:g} the experts do worse than the global model: {advice}"
         for level in levels
         if (level["scopes"]["covered"]["delta_r2"]["mean"] or 0) < 0
     ]

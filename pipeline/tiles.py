@@ -105,6 +105,14 @@ class TileLayout:
         parts = [tile.diagonal() for tile, (i, j) in zip(tiles, self.pairs, strict=True) if i == j]
         return np.concatenate(parts)[: self.n_pixels].astype(np.float64)
 
+    def add_to_diagonal(self, tiles: NDArray[Any], values: NDArray[np.float64]) -> None:
+        """Add ``values`` (P,) to the matrix' diagonal, in place: one float64 sum, rounded once to the tiles' type."""
+        for tile, (i, j) in zip(tiles, self.pairs, strict=True):
+            if i == j:
+                own = values[self.span(i)]
+                diagonal = np.arange(len(own))
+                tile[diagonal, diagonal] = tile[diagonal, diagonal] + own
+
     def multiply(self, tiles: NDArray[Any], columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the symmetric matrix times ``columns`` (P, M), without unpacking it; float64 (P, M)."""
         product = np.zeros(columns.shape, dtype=np.float64)
@@ -116,6 +124,17 @@ class TileLayout:
             mirrored = np.tril(block, -1) if i == j else block
             product[others] += mirrored.T @ columns[rows]
         return product
+
+    def quadratic(self, tiles: NDArray[Any], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return ``wᵀSw`` for every column w of ``columns`` (P, M), without unpacking the matrix; float64 (M,)."""
+        total = np.zeros(columns.shape[1])
+        for rows, others, block in self.lower_strips(tiles):
+            part = block.astype(np.float64)
+            # The lower triangle counts twice, for its mirror image; the diagonal does not.
+            total += 2 * np.einsum("rm,rm->m", columns[rows], part @ columns[others])
+            if rows.stop == others.stop:
+                total -= part[:, rows.start - others.start :].diagonal() @ columns[rows] ** 2
+        return total
 
 
 def padded_stride(n_pixels: int) -> int:

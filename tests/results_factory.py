@@ -27,6 +27,8 @@ from pipeline.results import (
     PER_BIN_FILE,
     PREDICTIONS_FILE,
     SAMPLE_FILE,
+    SEARCH_COLUMNS,
+    SEARCH_FILE,
     SUMMARY_FILE,
     RunResults,
     read_results,
@@ -52,6 +54,8 @@ class FakeRun:
     bin_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    marginal: bool = False
+    alphas: tuple[float, ...] = ()
 
 
 def make_results(folder: Path, run: FakeRun | None = None) -> RunResults:
@@ -80,6 +84,8 @@ class _Writer:
         self._write_csv(PER_BIN_FILE, per_bin)
         self._write_csv(LEARNING_FILE, self._learning())
         self._write_csv(SAMPLE_FILE, self._sample())
+        if self.run.alphas:
+            self._write_csv(SEARCH_FILE, self._search())
         self.predictions.to_parquet(self.folder / PREDICTIONS_FILE)
         overall = pd.read_csv(self.folder / OVERALL_FILE)
         self._write_json(SUMMARY_FILE, self._summary(overall, per_bin))
@@ -152,6 +158,20 @@ class _Writer:
                 )
         return pd.DataFrame(table)
 
+    def _search(self) -> pd.DataFrame:
+        """Parabolas in log α, whose tops lie elsewhere for every model and seed; those of the test a little beside."""
+        places = np.log(self.run.alphas)
+        table = []
+        for key, _ in self._groups():
+            for number, model in enumerate(["global", *map(str, range(self.grid.n_bins))]):
+                top = places[(number + key["seed"]) % len(places)]
+                r2 = 0.6 - 0.02 * number - 0.3 * ((places - top) / np.ptp(places)) ** 2
+                test = np.full(len(places), np.nan) if number - 1 in self.run.nan_bins else r2 - 0.02 * (places > top)
+                for k, alpha in enumerate(self.run.alphas):
+                    table.append({**key, "model": model, "alpha": alpha, "r2_cv": r2[k], "chosen": r2[k] == r2.max(),
+                                  "r2_test": test[k]})  # fmt: skip
+        return pd.DataFrame(table, columns=list(SEARCH_COLUMNS))
+
     def _learning(self) -> pd.DataFrame:
         table = []
         for row, fold in product(self._overall(), range(1, 6)):
@@ -191,11 +211,21 @@ class _Writer:
             "levels": levels,
             "headline_level": headline,
             "learning": {"sentence": sentence, "points": self._learning_points(headline)},
+            "marginal": self._marginal(headline) if self.run.marginal else None,
         }
 
     def _learning_points(self, level: float) -> list[dict[str, Any]]:
         frame = pd.DataFrame(self._learning()).query("noise_level == @level and scope == 'covered'")
         return [{"n_train": n_train, **_estimates(rows)} for n_train, rows in frame.groupby("n_train")]
+
+    def _marginal(self, level: float) -> dict[str, Any]:
+        """The learning curve, flatter: what few spectra give is closer to what all give."""
+        points = self._learning_points(level)
+        last = points[-1]
+        for point in points[:-1]:
+            for merit in MERITS:
+                point[merit] = {key: (value + 4 * last[merit][key]) / 5 for key, value in point[merit].items()}
+        return {"sentence": "Marginal noise needs fewer spectra.", "points": points}
 
     def _level(self, level: float, overall: pd.DataFrame, per_bin: pd.DataFrame) -> dict[str, Any]:
         overall = overall[overall["noise_level"] == level]
@@ -223,9 +253,27 @@ class _Writer:
             "test_noise": "stored" if self.run.stored_noise and level == 1 else "drawn",
             "scopes": scopes,
             "bins": bins,
+            "ablation": self._ablation(scopes["covered"]),
             "decision": vars(decide(delta, DecisionConfig(), 0.95)),
             "hypotheses": [hypothesis.to_dict() for hypothesis in hypotheses],
         }
+
+    def _ablation(self, covered: dict[str, Any]) -> list[dict[str, Any]]:
+        """The grid and each of its columns alone, which keep a part of its gain; nothing for a single column."""
+        if len(self.grid.columns) < 2:
+            return []
+        coverage = float((self.bins != OUTSIDE).mean())
+        entries = []
+        for place, (name, size) in enumerate(
+            [("bins", self.grid.n_bins), *zip(self.grid.columns, self.grid.shape, strict=True)]
+        ):
+            part = 0.9**place
+            delta = {key: part * value for key, value in covered["delta_r2"].items()}
+            share = {"mean": part, "std": 0.0, "low": 0.9 * part if place else np.nan, "high": 1.1 * part}
+            facts = {"name": f"{name} only" if place else name, "n_bins": size, "coverage": coverage}
+            facts["columns"] = list(self.grid.columns) if name == "bins" else [name]
+            entries.append({**covered, **facts, "delta_r2": delta, "share": share})
+        return entries
 
     def _metadata(self) -> dict[str, Any]:
         config = ExperimentConfig(
@@ -233,6 +281,7 @@ class _Writer:
             bins={column: list(edges) for column, edges in self.run.edges.items()},
             seeds=list(self.run.seeds),
             noise={"levels": list(self.run.levels)},
+            ridge={"alpha": {"search": self.run.alphas, "by": "per_expert"} if self.run.alphas else 1e5},
         )
         store = {"n_pixels": 4096, "wavelength_range": [7100.0, 8850.0]}
         covered = float((self.bins != OUTSIDE).mean())

@@ -18,6 +18,7 @@ from distributed import Future
 from cluster import LocalProfile, connect_local
 from pipeline import accumulate
 from pipeline.accumulate import accumulate_moments
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
@@ -31,12 +32,13 @@ from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
 
 COMPUTE = ComputeConfig(folds=3, partition_rows=250, run_rows=128)
+CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
 DRAWS = [NoiseDraw(1.0, 42, 0), NoiseDraw(1.0, 7, 0)]
 
 
 @pytest.fixture(scope="module")
 def plan(train_store: SpectraStore) -> AccumulationPlan:
-    return plan_accumulation(train_store, BinGrid(REFERENCE_EDGES), COMPUTE)
+    return plan_accumulation(train_store, CELLS, COMPUTE)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,12 @@ def require_identical(found: list[MomentsFolder], expected: list[MomentsFolder])
 def test_fold_moments_are_those_of_their_rows(
     plan: AccumulationPlan, reference: list[MomentsFolder], train_store: SpectraStore
 ) -> None:
-    cells = plan.grid.cells(train_store.columns)
+    cells = plan.cells.cells(train_store.columns)
     y = np.column_stack([train_store.columns[label] for label in LABELS])
     for one in reference:
         for fold, (start, stop) in enumerate(plan.folds):
             noisy = read_noisy_rows(train_store, start, stop, one.draw)
-            for cell in range(plan.grid.n_cells):
+            for cell in range(plan.cells.n_cells):
                 members = cells[start:stop] == cell
                 found = one.read(fold, cell)
                 expected = Moments.from_samples(
@@ -90,7 +92,7 @@ def test_another_store_chunking_changes_no_bit(
 ) -> None:
     shards = find_shards([sample / "train"], sample)
     store = convert_shards(shards, tmp_path / "other.zarr", workers=1, chunk_rows=64, shard_rows=192)
-    other = plan_accumulation(store, BinGrid(REFERENCE_EDGES), COMPUTE)
+    other = plan_accumulation(store, CELLS, COMPUTE)
     require_identical(accumulate_moments(other, DRAWS, tmp_path / "m"), reference)
 
 
@@ -147,14 +149,14 @@ from pipeline.accumulate import accumulate_moments
 from pipeline.checkpoints import plan_accumulation
 from pipeline.moments_files import MomentsWriter
 from pipeline.store import SpectraStore
-from test_accumulate import COMPUTE, DRAWS, REFERENCE_EDGES, BinGrid
+from test_accumulate import CELLS, COMPUTE, DRAWS
 original = MomentsWriter._finish
 def slow(*arguments):
     original(*arguments)
     print("written", flush=True)
     time.sleep(0.3)
 MomentsWriter._finish = slow
-plan = plan_accumulation(SpectraStore.open({store!r}), BinGrid(REFERENCE_EDGES), COMPUTE)
+plan = plan_accumulation(SpectraStore.open({store!r}), CELLS, COMPUTE)
 accumulate_moments(plan, DRAWS, Path({folder!r}))
 """
 
@@ -243,7 +245,7 @@ def test_accumulate__raise_on_a_store_that_changed(
 def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
     changed = [
         replace(plan, fingerprint="x"),
-        replace(plan, edges=(("T_eff", (0.0, 1.0)),)),
+        replace(plan, grids=((("T_eff", (0.0, 1.0)),),)),
         replace(plan, run_rows=64),
         replace(plan, y_origin=(0.0, 0.0, 0.0)),
         replace(plan, partitions=plan.partitions[:-1]),

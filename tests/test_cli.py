@@ -157,7 +157,7 @@ def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path) -> None:
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from pipeline.config import load_config; from pipeline.cli import _exit_codes;"
+        "from pipeline.config_files import load_config; from pipeline.cli import _exit_codes;"
         "from pipeline.experiment import run_experiment\n"
         "with _exit_codes(): run_experiment(load_config(sys.argv[1]), sys.argv[2])"
     )

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import REFERENCE_EDGES, ExperimentConfig, PerSpectrum, content_hash, load_config, packaged_configs
+from pipeline.config import REFERENCE_EDGES, AlphaSearch, ExperimentConfig, PerSpectrum, Quantiles, content_hash
+from pipeline.config_files import load_config, packaged_configs
 from pipeline.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {"data": {"train": ["train"], "test": ["test"]}}
@@ -59,6 +60,12 @@ def test_defaults_and_shorthands(tmp_path: Path) -> None:
     assert config.bins == dict(REFERENCE_EDGES)
 
 
+def test_penalties_of_a_search_are_sorted_and_read_as_written(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL | {"ridge": {"alpha": {"search": ["1e5", 10, 1e3]}}})  # YAML reads 1e5 as text
+    assert config.ridge.alpha == AlphaSearch(search=(10.0, 1e3, 1e5), by="global")
+    assert ExperimentConfig.model_validate(config.to_dict()) == config
+
+
 def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
     assert load(tmp_path, MINIMAL | {"bins": {"snr": [0, 5, 30]}}).stated_hypotheses.lowest_r2_bins is None
@@ -73,6 +80,18 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"ridge": {"alpha": -1e5}}, r"ridge\.alpha: Input should be greater than 0"),
         ({"ridge": {"alpha": "much"}}, r"ridge\.alpha: .*number.*found 'much'"),
         ({"ridge": {"alpha": {"per_spectra": 0.1}}}, r"did you mean 'per_spectrum'"),
+        ({"ridge": {"alpha": {"search": [1e5]}}}, r"ridge\.alpha\.search: a search needs at least two penalties"),
+        ({"ridge": {"alpha": {"search": []}}}, r"ridge\.alpha\.search: a search needs at least two.*write alpha: 1e5"),
+        ({"ridge": {"alpha": {"search": [1, 2, 1]}}}, r"ridge\.alpha\.search: penalties must be distinct"),
+        ({"ridge": {"alpha": {"search": [1, 0]}}}, r"ridge\.alpha\.search\.1: Input should be greater than 0, found 0"),
+        ({"ridge": {"alpha": {"search": [1, "x"]}}}, r"ridge\.alpha\.search\.1: .*number.*found 'x'"),
+        ({"ridge": {"alpha": {"search": [1, 2], "by": "expert"}}}, r"ridge\.alpha\.by: .*'per_expert'.*found 'expert'"),
+        ({"ridge": {"alpha": {"serch": [1, 2]}}}, r"unknown setting 'ridge\.alpha\.serch' \(did you mean 'search'\?\)"),
+        ({"ridge": {"alpha": {}}}, r"the setting 'ridge\.alpha\.search' is required"),
+        (
+            {"ridge": {"alpha": {"search": [1, 2]}}, "compute": {"folds": 1}},
+            r"ridge\.alpha\.search needs at least two folds .* found compute\.folds: 1; use compute: \{folds: 5\}",
+        ),
         ({"bins": {"T_eff": [3, 2]}}, r"bins: edges of 'T_eff' must be at least two increasing numbers"),
         ({"bins": {"T_eff": [3, 3]}}, "increasing"),
         ({"bins": {}}, "bins"),
@@ -118,3 +137,34 @@ def test_load__raise_on_no_file() -> None:
 def test_hash_ignores_the_order_of_keys_and_nothing_else() -> None:
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 1.5})
+
+
+# --- binnings ----------------------------------------------------------------------------------------
+
+
+def test_binnings_take_edges_and_quantiles() -> None:
+    config = ExperimentConfig.model_validate(
+        MINIMAL | {"binnings": {"SNR": {"snr": {"quantiles": 4}}, "both": {"M_H": [-2, 0, 0.5], "mag": [20, 21]}}}
+    )
+    assert config.binnings["SNR"]["snr"] == Quantiles(quantiles=4)
+    assert config.binnings["both"] == {"M_H": (-2, 0, 0.5), "mag": (20, 21)}
+    assert config.ablation
+    assert ExperimentConfig.model_validate(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("binnings", "words"),
+    [
+        ({"SNR": {"snr": {"quantiles": 1}}}, r"binnings\.SNR\.snr\.quantiles: .*greater than or equal to 2"),
+        ({"SNR": {"snr": {"quartiles": 4}}}, r"unknown setting 'binnings\.SNR\.snr\.quartiles'.*'quantiles'"),
+        ({"SNR": {"snr": [7, 4, 2]}}, r"edges of 'snr' must be at least two increasing numbers, found \[7"),
+        ({"SNR": {"snr": 4}}, r"binnings\.SNR\.snr: .*found 4"),
+        ({"SNR": {}}, r"binnings\.SNR: .*at least 1 item"),
+        ({"bins": {"snr": [2, 4]}}, "a binning needs a name of its own, found 'bins'"),
+        ({" ": {"snr": [2, 4]}}, "a binning needs a name of its own"),
+        ({"g": {"log_g": [1, 3, 5]}}, r"binnings\.g may not use the target 'log_g'.*leaks it"),
+    ],
+)
+def test_binnings__raise_on_what_cannot_be(binnings: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, MINIMAL | {"binnings": binnings})

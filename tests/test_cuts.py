@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.folds import plan_folds
+from pipeline.folds import count_in_folds, plan_folds
 from pipeline.partitions import plan_partitions
 
 
@@ -36,6 +36,17 @@ def test_folds_of_equal_shards_are_the_shards() -> None:
 
 def test_long_shards_get_more_folds() -> None:
     assert plan_folds([300, 100], 4) == ((0, 100), (100, 200), (200, 300), (300, 400))
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 20), st.integers(0, 99))
+def test_counts_in_folds_are_those_of_the_rows(lengths: list[int], n_folds: int, step: int, seed: int) -> None:
+    if sum(lengths) < n_folds * len(lengths) or min(lengths) < n_folds:
+        return
+    folds = plan_folds(lengths, n_folds)
+    bins = np.random.default_rng(seed).integers(-1, 3, sum(lengths))
+    blocks = ((start, bins[start : start + step]) for start in range(0, len(bins), step))
+    expected = [[int((bins[start:stop] == k).sum()) for k in range(3)] for start, stop in folds]
+    assert count_in_folds(folds, blocks, 3).tolist() == expected
 
 
 def test_folds__raise_on_too_few_spectra() -> None:

@@ -157,7 +157,7 @@ def test_another_penalty_needs_no_other_pass(
 INTERRUPTED = """
 import sys, time
 from pipeline import experiment
-from pipeline.config import load_config
+from pipeline.config_files import load_config
 for name in ("accumulate_moments", "_solve", "write_tables"):
     def wrapped(*a, original=getattr(experiment, name), name=name, **k):
         result = original(*a, **k)

@@ -28,17 +28,21 @@ LONG_NAMES = {
     "M_H": ("Very metal-poor halo stars", "Solar neighbourhood", "Super-solar bulge stars"),
 }
 TWELVE = {"T_eff": (3750.0, 4300.0, 4900.0, 5500.0, 6000.0), "M_H": (-2.0, -1.0, 0.0, 0.5)}
+#: The users' own: neither evenly spaced nor short to write.
+ALPHAS = (1e2, 1e4, 1e5, 5e5, 1e6)
 RUNS = {
     "reference": FakeRun(),
     "one bin": FakeRun(edges={"T_eff": (3750.0, 6000.0)}, seeds=(1,)),
-    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300),
+    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS),
     "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
-    "twelve, noise levels, NaN": FakeRun(edges=TWELVE, levels=(0.0, 0.2, 1.0, 2.0), nan_bins=(3,), n_test=3000),
+    "twelve, noise levels, NaN": FakeRun(
+        edges=TWELVE, levels=(0.0, 0.2, 1.0, 2.0), nan_bins=(3,), n_test=3000, alphas=ALPHAS, marginal=True
+    ),
     "three columns": FakeRun(
         edges={"T_eff": (3750.0, 4500.0, 6000.0), "M_H": (-2.0, -1.0, 0.5), "snr": (2.0, 5.0, 8.0, 28.0)}
     ),
-    "long names, real spectra": FakeRun(bin_names=LONG_NAMES, simulated=False),
-    "every bin NaN": FakeRun(edges=SNR_EDGES, nan_bins=(0, 1, 2, 3), n_test=200),
+    "long names, real spectra": FakeRun(bin_names=LONG_NAMES, simulated=False, alphas=ALPHAS),
+    "every bin NaN": FakeRun(edges=SNR_EDGES, nan_bins=(0, 1, 2, 3), n_test=200, alphas=(1e5, 2.5e6)),
 }
 
 
@@ -49,8 +53,16 @@ SAMPLE_RUNS = (*PLAIN_RUNS, "reference", "three columns")
 DRAWN = [
     *((name, figure) for name in RUNS for figure in GRID_FIGURES),
     *((name, "moe_sample_distribution.png") for name in SAMPLE_RUNS),
-    *((name, figure) for name in PLAIN_RUNS for figure in FIGURES if figure not in GRID_FIGURES),
+    *((name, "moe_ablation.png") for name in ("reference", "three columns", "twelve, noise levels, NaN")),
+    *(
+        (name, figure)
+        for name in PLAIN_RUNS
+        for figure in FIGURES
+        if figure not in (*GRID_FIGURES, "moe_ablation.png", "moe_marginal_noise.png")  # not every run has them
+    ),
 ]
+DRAWN += [("twelve, noise levels, NaN", "moe_marginal_noise.png")]
+DRAWN += [("long names, real spectra", "moe_alpha_search.png")]
 DRAWN = list(dict.fromkeys(DRAWN))
 
 

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import InputError
 from pipeline.moments import Moments
+from pipeline.moments_frames import move_origins, round_origin, scale_moments
 
 # Integer-valued floats: sums and products do not round, so the laws hold bit for bit.
 WHOLE = st.integers(-50, 50).map(float)
@@ -97,6 +98,52 @@ def test_centring_first_saves_float32_sums() -> None:
     assert error(centred) < 1e-6
 
 
+@given(three_sets(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_whole_weights_are_copies(sets: list[tuple[np.ndarray, np.ndarray]], data: st.DataObject) -> None:
+    x, y = sets[0]
+    weights = np.array(data.draw(st.lists(st.integers(0, 5), min_size=len(x), max_size=len(x))), dtype=int)
+    origins = {"x_origin": np.arange(x.shape[1]), "y_origin": np.arange(y.shape[1])}
+    copies = Moments.from_samples(np.repeat(x, weights, axis=0), np.repeat(y, weights, axis=0), **origins)
+    assert Moments.from_samples(x, y, weights=weights, **origins).identical(copies)
+
+
+def test_fractional_weights_equal_numpy() -> None:
+    generator = np.random.default_rng(4)
+    x, y, weights = generator.normal(1, 0.1, (300, 40)), generator.normal(3, 1, (300, 1)), generator.uniform(0, 2, 300)
+    m = Moments.from_samples(x, y, x_origin=x[0], y_origin=[3.3], weights=weights)
+    assert m.count == pytest.approx(weights.sum())
+    np.testing.assert_allclose(m.x_mean, np.average(x, axis=0, weights=weights), rtol=1e-13)
+    covariance = np.cov(x.T, aweights=weights, ddof=0) * weights.sum()
+    np.testing.assert_allclose(m.covariance_sums()[0], np.tril(covariance), atol=1e-12)
+
+
+@given(three_sets(), st.integers(-9, 9), st.sampled_from([0.25, 1.0, 8.0]))
+@settings(max_examples=40, deadline=None)
+def test_another_frame_changes_numbers_not_their_meaning(
+    sets: list[tuple[np.ndarray, np.ndarray]], move: int, factor: float
+) -> None:
+    (x, y), m = sets[0], moments_of(sets)[0]
+    x_origin, y_origin = m.x_origin[::-1] + move, m.y_origin - 2 * move
+    expected = Moments.from_samples(x, y, x_origin=x_origin, y_origin=y_origin)
+    assert move_origins(m, x_origin, y_origin).identical(expected)
+    divisor = 2.0 ** (np.arange(x.shape[1]) % 5 - 2)
+    weights = np.full(len(x), factor)
+    expected = Moments.from_samples(x / divisor, y, x_origin=m.x_origin / divisor, y_origin=m.y_origin, weights=weights)
+    before = Moments.merge([m])
+    assert scale_moments(m, divisor, factor).identical(expected)
+    assert m.identical(before)
+
+
+def test_rounded_origins_are_near_and_leave_whole_numbers_whole() -> None:
+    values = np.array([0.0, -0.7, 1e-30, 3.3, 4801.7, -1e6 - 0.4, 1e12])
+    origin = round_origin(values)
+    bound = np.array([0, 0.002, 1e-32, 0.01, 0.5, 0.5, 2e5])
+    assert (np.abs(origin - values) <= bound).all()
+    assert (np.round(origin[4:]) == origin[4:]).all()
+    np.testing.assert_array_equal(round_origin(origin), origin)
+
+
 def test_merge__raise_on_nothing() -> None:
     with pytest.raises(InputError, match="no moments"):
         Moments.merge([])
@@ -130,6 +177,9 @@ def test_from_samples__raise_on_bad_samples() -> None:
         Moments.from_samples(np.zeros((3, 2)), np.zeros(4))
     with pytest.raises(InputError, match="finite"):
         Moments.from_samples([[np.nan]], [1.0])
+    for weights in ([-1.0], [np.inf], [1.0, 1.0]):
+        with pytest.raises(InputError, match="weights must be 1 finite"):
+            Moments.from_samples([[1.0]], [1.0], weights=weights)
 
 
 def test_mean__raise_on_no_spectra() -> None:

@@ -33,7 +33,7 @@ MERIT_NAMES = {"R²_global": "r2_global", "R²_oracle": "r2_oracle", "ΔR²": "d
 
 def _report(folder: Path, run: FakeRun | None = None) -> tuple[RunResults, str, _Page]:
     results = make_results(folder, run)
-    names = [name for name in FIGURES if name != "moe_noise_levels.png" or len(results.summary["levels"]) > 1]
+    names = [name for name in FIGURES if name != "moe_noise_amplification.png" or len(results.summary["levels"]) > 1]
     figures = {name: folder / "figures" / name for name in names}
     (folder / "figures").mkdir()
     for path in figures.values():
@@ -117,7 +117,8 @@ def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Page]:
-    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=("bin 4 has one test spectrum", "clock went back"))
+    warnings = ("bin 4 has one test spectrum", "clock went back")
+    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=(1e4, 1e5, 2.5e6), marginal=True)
     return _report(tmp_path_factory.mktemp("full"), run)
 
 
@@ -215,6 +216,7 @@ def test_report__several_levels_stand_in_the_order_of_the_configuration(tmp_path
         ((0.03, 0.04), "it is between 0.02 and 0.05."),
         ((0.01, 0.3), "ΔR² crosses 0.05 and 0.02 between noise levels 0.2 and 1."),
         ((0.06, 0.03), "ΔR² crosses 0.05 between noise levels 0.2 and 1."),
+        ((0.02, 0.05), "ΔR² at noise level 1 is 2.5 times that at 0.2."),
         ((None, None), "ΔR² is undefined at every noise level."),
     ],
 )
@@ -224,7 +226,15 @@ def test_caption__claims_only_crossings_that_are_there(
     results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
     for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
         level["scopes"]["covered"]["delta_r2"]["mean"] = mean
-    assert words in caption_figure("moe_noise_levels.png", results)[1]
+    assert words in caption_figure("moe_noise_amplification.png", results)[1]
+
+
+@pytest.mark.parametrize("means", [(-0.1, 0.2), (0.2, -0.1), (0.0, 0.1), (None, 0.1)])
+def test_caption__no_ratio_where_experts_gain_nothing(tmp_path: Path, means: tuple[float | None, ...]) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
+    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
+        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
+    assert "times that" not in caption_figure("moe_noise_amplification.png", results)[1]
 
 
 def test_report__warnings_stand_under_the_conclusion_and_at_the_end(full: tuple[RunResults, str, _Page]) -> None:
@@ -313,6 +323,36 @@ def test_report__states_protocol_warnings_configuration_and_provenance(full: tup
     for fact in facts:
         assert fact in page.text, fact
         assert fact in markdown, fact
+
+
+def test_report__penalties_are_those_of_the_search(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for text in (markdown, page.text):
+        assert "chosen among 1e4, 1e5 and 2.5e6 by the R² of log g on folds of the training set" in text
+        assert "every model chose its own. The test spectra played no part in the choice" in text
+    for level in (0.2, 1.0):
+        header, *rows = page.tables[f"Penalties chosen, noise level {level:g}, means over seeds"]
+        assert header == ["Model", "α chosen", "place in the grid", "R² held-out folds", "R² test", "best α of its own"]
+        assert len(rows) == 10
+        for number, row in enumerate(rows):
+            model = str(number - 1) if number else "global"
+            found = results.alpha_search.query(f"noise_level == {level} and model == '{model}' and chosen")
+            assert row[0].startswith("global" if number == 0 else f"{model} · ")
+            texts = {1e4: "1e4", 1e5: "1e5", 2.5e6: "2.5e6"}
+            counts = found["alpha"].value_counts().sort_index()
+            expected = ", ".join(f"{texts[alpha]} ({n}×)" for alpha, n in counts.items())
+            assert row[1] == row[5] == (expected if len(counts) > 1 else texts[counts.index[0]])
+            edges = {1e4: "smallest", 2.5e6: "largest"}
+            assert row[2] == (", ".join(sorted(edges[a] for a in counts.index if a in edges)) or "inside")
+            assert row[3] == f"{found['r2_cv'].mean():.4f}"
+            assert row[4] == ("–" if model == "4" else f"{found['r2_test'].mean():.4f}")
+
+
+def test_report__says_nothing_of_a_search_that_there_was_not(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path, FakeRun())
+    assert "## Penalty" not in markdown
+    assert "moe_alpha_search" not in markdown
+    assert not any("Penalties chosen" in caption for caption in page.tables)
 
 
 def test_html__is_self_contained(full: tuple[RunResults, str, _Page]) -> None:

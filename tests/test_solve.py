@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from cluster import LocalProfile, connect_local
 from pipeline.accumulate import accumulate_moments
+from pipeline.binnings import CellGrid, plan_binnings
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import MomentsFolder, plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
@@ -18,23 +20,30 @@ from pipeline.moments import Moments
 from pipeline.moments_files import write_moments
 from pipeline.noise import NoiseDraw
 from pipeline.schema import LABELS, STREAM_TRAIN
-from pipeline.solve import solve_folders, solve_memory
+from pipeline.solve import SolveJob, solve_folders, solve_memory
 from pipeline.store import SpectraStore
 from pipeline.tiles import TileLayout
 
 GRID = BinGrid(REFERENCE_EDGES)
+BINNING = plan_binnings(GRID, {}, ablation=False)[1][0]
 RIDGE = RidgeConfig.model_validate({"alpha": {"per_spectrum": 0.1}, "min_spectra": 2})
 
 
 @pytest.fixture(scope="module")
 def folders(train_store: SpectraStore, tmp_path_factory: pytest.TempPathFactory) -> list[MomentsFolder]:
-    plan = plan_accumulation(train_store, GRID, ComputeConfig(folds=3))
+    plan = plan_accumulation(train_store, CellGrid((GRID,)), ComputeConfig(folds=3))
     draws = [NoiseDraw(1.0, seed, STREAM_TRAIN) for seed in (1, 2)]
     return accumulate_moments(plan, draws, tmp_path_factory.mktemp("moments"))
 
 
-def solve(folders: list[MomentsFolder], ridge: RidgeConfig, **options: object) -> list[list[ExpertModels]]:
-    solved = dict(solve_folders(folders, ridge, GRID, **options))  # type: ignore[arg-type]
+def job(folder: MomentsFolder, ridge: RidgeConfig, threads: int = 1) -> SolveJob:
+    return SolveJob(folder, BINNING, ridge, covered=tuple(range(GRID.n_bins)), threads=threads)
+
+
+def solve(
+    folders: list[MomentsFolder], ridge: RidgeConfig, threads: int = 1, client: Client | None = None
+) -> list[list[ExpertModels]]:
+    solved = dict(solve_folders([job(one, ridge, threads) for one in folders], client=client))
     return [solved[k] for k in range(len(folders))]
 
 
@@ -64,6 +73,20 @@ def test_models_are_those_of_the_folds_added_in_memory(
             np.testing.assert_allclose(models.expert_intercepts, expected.expert_intercepts, rtol=1e-7)
 
 
+@pytest.mark.parametrize("train_on", ["all", "covered"])
+def test_other_binnings_are_those_of_their_cells_added(folders: list[MomentsFolder], train_on: str) -> None:
+    one, ridge = folders[0], RIDGE.model_copy(update={"train_on": train_on})
+    for binning in plan_binnings(GRID, {}, ablation=True)[1][1:]:
+        covered = tuple(range(GRID.n_bins))
+        [(_, [models])] = solve_folders([SolveJob(one, binning, ridge, covered, whole_only=True)])
+        merged = [Moments.merge(one.total(cell) for cell in cells) for cells in (*binning.members, [GRID.n_bins])]
+        expected = solve_experts(merged, ridge, binning)
+        assert models.global_count == expected.global_count
+        np.testing.assert_array_equal(models.expert_counts, expected.expert_counts)
+        np.testing.assert_allclose(models.global_weights, expected.global_weights, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(models.expert_weights, expected.expert_weights, rtol=1e-7, atol=1e-9)
+
+
 def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder]) -> None:
     one = solve(folders, RIDGE, threads=1)
     many = solve(folders, RIDGE, threads=3)
@@ -89,7 +112,7 @@ def test_memory_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
     folder = MomentsFolder(tmp_path, NoiseDraw(1.0, 1, STREAM_TRAIN), 4, GRID.n_cells)
     tracemalloc.start()
     try:
-        [(_, models)] = solve_folders([folder], RIDGE, GRID, threads=2)
+        [(_, models)] = solve_folders([job(folder, RIDGE, threads=2)])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from shard_factory import make_frame, make_pixels, write_shard
 
 from cluster import LocalProfile, connect_local
+from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ExperimentConfig
@@ -399,8 +400,8 @@ def test_folds_partitions_and_noise_are_those_of_one_store(
 ) -> None:
     joined = open_stores(find_stores([train_parts]))
     grid = BinGrid(small_config.bins)
-    ours = plan_accumulation(joined, grid, small_config.compute)
-    theirs = plan_accumulation(train_store, grid, small_config.compute)
+    ours = plan_accumulation(joined, CellGrid((grid,)), small_config.compute)
+    theirs = plan_accumulation(train_store, CellGrid((grid,)), small_config.compute)
     assert (ours.folds, ours.partitions, ours.y_origin) == (theirs.folds, theirs.partitions, theirs.y_origin)
     assert ours.stores == tuple(str(train_parts / f"train_{k}.zarr") for k in range(2))
     draw = NoiseDraw(1.0, 42, 0)

@@ -8,18 +8,22 @@ from types import MappingProxyType
 
 from matplotlib.figure import Figure
 
+from pipeline.figures.ablation import draw_ablation
 from pipeline.figures.canvas import save_figure
 from pipeline.figures.curves import draw_learning_curve, draw_noise_levels
 from pipeline.figures.dashboard import draw_dashboard
+from pipeline.figures.marginal import draw_marginal_noise
+from pipeline.figures.penalty import draw_alpha_search
 from pipeline.figures.per_bin import draw_delta_heatmap, draw_grouped_r2
 from pipeline.figures.predictions import draw_predicted_against_true
 from pipeline.figures.sample import draw_sample_distribution
+from pipeline.figures.views import binning_views, headline
 from pipeline.results import RunResults
 
 __all__ = ["FIGURES", "FIGURES_FOLDER", "NOISE_LEVELS_FIGURE", "render_figures"]
 
 FIGURES_FOLDER = "figures"
-NOISE_LEVELS_FIGURE = "moe_noise_levels.png"
+NOISE_LEVELS_FIGURE = "moe_noise_amplification.png"
 
 #: Every figure by its file name, in the order of the report.
 FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
@@ -30,7 +34,19 @@ FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
         "moe_pred_vs_true.png": draw_predicted_against_true,
         "moe_sample_distribution.png": draw_sample_distribution,
         "moe_learning_curve.png": draw_learning_curve,
+        "moe_marginal_noise.png": draw_marginal_noise,
+        "moe_ablation.png": draw_ablation,
+        "moe_alpha_search.png": draw_alpha_search,
         NOISE_LEVELS_FIGURE: draw_noise_levels,
+    }
+)
+#: Figures that not every run has, and whether one has.
+_OPTIONAL: Mapping[str, Callable[[RunResults], bool]] = MappingProxyType(
+    {
+        "moe_ablation.png": lambda results: bool(binning_views(headline(results))),
+        "moe_alpha_search.png": lambda results: not results.alpha_search.empty,
+        "moe_marginal_noise.png": lambda results: bool(results.summary.get("marginal")),
+        NOISE_LEVELS_FIGURE: lambda results: len(results.summary["levels"]) > 1,
     }
 )
 
@@ -46,8 +62,8 @@ def render_figures(results: RunResults) -> dict[str, Path]:
     Returns
     -------
     dict[str, Path]
-        Paths of the PNG files in ``RUN/figures``, by file name. The noise figure is there only for runs
-        with several noise levels; one left by an earlier run in this folder is removed.
+        Paths of the PNG files in ``RUN/figures``, by file name. A figure that the run has no content for is not
+        there; one left by an earlier run in this folder is removed.
 
     Raises
     ------
@@ -55,11 +71,10 @@ def render_figures(results: RunResults) -> dict[str, Path]:
         If a file cannot be written.
     """
     folder = results.folder / FIGURES_FOLDER
-    several_levels = len(results.summary["levels"]) > 1
     written = {}
     for name, draw in FIGURES.items():
         path = folder / name
-        if name == NOISE_LEVELS_FIGURE and not several_levels:
+        if name in _OPTIONAL and not _OPTIONAL[name](results):
             path.unlink(missing_ok=True)
             continue
         save_figure(draw(results), path)

@@ -25,7 +25,7 @@ from pipeline.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.figures.views import has_joint_learning, headline, learning_points, scope_views, thresholds
+from pipeline.figures.views import amplification, has_joint_learning, headline, learning_points, scope_views, thresholds
 from pipeline.results import RunResults
 
 __all__ = ["draw_learning_curve", "draw_learning_panel", "draw_noise_levels"]
@@ -95,10 +95,17 @@ def draw_noise_levels(results: RunResults) -> Figure:
     add_title(
         figure,
         "How noise changes what experts gain",
-        "Covered test spectra; mean over seeds, bars: confidence interval.",
+        "Covered test spectra; mean over seeds, bars: confidence interval." + _amplified(results),
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
+
+
+def _amplified(results: RunResults) -> str:
+    found = amplification(results)
+    if found is None:
+        return ""
+    return f" ΔR² at noise level {found.high:g} is {found.ratio:.1f} × that at {found.low:g}."
 
 
 def _estimates(points: pd.DataFrame, name: str) -> list[Estimate]:

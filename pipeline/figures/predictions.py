@@ -22,7 +22,7 @@ from pipeline.figures.canvas import (
     style_axes,
 )
 from pipeline.figures.views import headline, symbol, target_quantity
-from pipeline.results import RunResults
+from pipeline.results import NO_SEED, RunResults
 
 __all__ = ["draw_predicted_against_true"]
 
@@ -48,10 +48,14 @@ def draw_predicted_against_true(results: RunResults) -> Figure:
     add_title(
         figure,
         f"Predicted against true {symbol(results.summary['target'])}",
-        f"Covered test spectra, noise level {level:g}, seed {seed}. Dashed: prediction = truth.",
+        f"Covered test spectra, noise level {level:g}{_name_seed(seed)}. Dashed: prediction = truth.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
+
+
+def _name_seed(seed: int) -> str:
+    return f", seed {seed}" if seed != NO_SEED else ""
 
 
 def _scores(results: RunResults, seed: int, level: float) -> pd.Series:
@@ -86,8 +90,8 @@ def _draw_panels(
             )
         )
         _draw_identity(axes, ends)
-        seed = int(scores["seed"])
-        merit = f"{title}, seed {seed}: R² = {scores[f'r2_{model}']:.4f}, n = {int(scores['n_test']):,}"
+        of_seed = _name_seed(int(scores["seed"]))
+        merit = f"{title}{of_seed}: R² = {scores[f'r2_{model}']:.4f}, n = {int(scores['n_test']):,}"
         outside = f"\n({beyond:,} beyond the axes)" if beyond else ""
         style_axes(axes, title=merit + outside, x=f"true {target_quantity(results)}", grid="both")
         axes.set(xlim=ends, ylim=ends, aspect="equal")

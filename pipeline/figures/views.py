@@ -29,12 +29,17 @@ from pipeline.results import RunResults
 __all__ = [
     "MERITS",
     "SCOPES",
+    "Amplification",
     "BinView",
+    "BinningView",
     "ScopeView",
+    "amplification",
     "bin_edges",
     "bin_views",
+    "binning_views",
     "conclusion",
     "coverage",
+    "estimate_view",
     "has_joint_learning",
     "headline",
     "interval_labels",
@@ -120,12 +125,43 @@ def bin_views(level: Mapping[str, Any]) -> list[BinView]:
     return sorted(views, key=lambda view: view.number)
 
 
+@dataclass(frozen=True)
+class BinningView(ScopeView):
+    """One binning's figures of merit on the spectra that it covers, a share ``coverage`` of all test spectra.
+
+    ``share`` is ΔR² in units of the main binning's, which comes first.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    n_bins: int
+    coverage: float
+    share: Estimate
+
+
+def binning_views(level: Mapping[str, Any]) -> list[BinningView]:
+    """Return the binnings of a level, the main one first; none in a run that has no other."""
+    return [
+        BinningView(
+            **_scope_values(entry),
+            name=str(entry["name"]),
+            columns=tuple(map(str, entry["columns"])),
+            n_bins=int(entry["n_bins"]),
+            coverage=_number(entry["coverage"]),
+            share=estimate_view(entry.get("share")),
+        )
+        for entry in level.get("ablation") or ()
+    ]
+
+
 def _scope_values(entry: Mapping[str, Any]) -> dict[str, Any]:
-    estimates = {
-        name: Estimate(*(_number((entry.get(name) or {}).get(key)) for key in ("mean", "std", "low", "high")))
-        for name in MERITS
-    }
+    estimates = {name: estimate_view(entry.get(name)) for name in MERITS}
     return {"n_train": int(entry["n_train"]), "n_test": int(entry["n_test"]), **estimates}
+
+
+def estimate_view(entry: Mapping[str, Any] | None) -> Estimate:
+    """Return an estimate of ``summary.json``; NaN for what it does not have."""
+    return Estimate(*(_number((entry or {}).get(key)) for key in ("mean", "std", "low", "high")))
 
 
 def _number(value: float | None) -> float:
@@ -199,6 +235,31 @@ def learning_points(results: RunResults, scope: str = "covered") -> pd.DataFrame
     values = [f"{merit}{suffix}" for merit in MERITS for suffix in ("", "_low", "_high")]
     points: pd.DataFrame = chosen.groupby(["n_train", "n_test"], as_index=False)[values].mean()
     return points.sort_values("n_train")
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """How many times ΔR² at a high noise level is that at a low one."""
+
+    low: float
+    high: float
+    ratio: float
+
+
+def amplification(results: RunResults) -> Amplification | None:
+    """Return what noise does to ΔR² on covered spectra, from level 0.2 to 1 or from the lowest above 0 to the highest.
+
+    None where there are no two such levels, or experts gain nothing at one of them: a ratio would say nothing.
+    """
+    deltas = {
+        float(level["noise_level"]): next(iter(scope_views(level).values())).delta_r2.mean
+        for level in results.summary["levels"]
+        if level["noise_level"] > 0
+    }
+    low, high = (0.2, 1.0) if {0.2, 1.0} <= set(deltas) else (min(deltas, default=0.0), max(deltas, default=0.0))
+    if low == high or not (deltas[low] > 0 and deltas[high] > 0):
+        return None
+    return Amplification(low, high, deltas[high] / deltas[low])
 
 
 def has_joint_learning(results: RunResults) -> bool:

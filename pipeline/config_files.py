@@ -1,0 +1,103 @@
+"""Configurations as YAML files: found, read safely, their data paths resolved, validated.
+
+Paths are relative to the file and may hold ``${VARIABLES}`` of the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import ExperimentConfig
+from pipeline.config_errors import describe_findings
+from pipeline.errors import ConfigError, did_you_mean
+
+__all__ = ["load_config", "packaged_configs"]
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name."""
+    folder = Path(str(resources.files("pipeline"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path) -> ExperimentConfig:
+    """Read and validate a configuration.
+
+    Parameters
+    ----------
+    source
+        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
+
+    Returns
+    -------
+    ExperimentConfig
+        With absolute data paths.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not YAML, a ``${VARIABLE}`` is not set, or a setting is unknown or wrong.
+    """
+    path = Path(source)
+    if not path.exists():
+        packaged = packaged_configs()
+        if str(source) not in packaged:
+            raise ConfigError(
+                f"configuration {str(source)!r}: no such file, and no packaged configuration of that name "
+                f"({', '.join(packaged)}){did_you_mean(str(source), packaged)}"
+            )
+        path = packaged[str(source)]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: cannot be read ({error}); give a YAML text file") from None
+    except RecursionError:
+        raise ConfigError(f"configuration {path}: nested too deeply for a configuration") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
+    # A packaged file has no neighbours: its relative paths are the caller's.
+    base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
+    try:
+        config = ExperimentConfig.model_validate(_expand_data_paths(content, base, path))
+    except ValidationError as error:
+        raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
+    return config
+
+
+def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[str, Any]:
+    section = content.get("data")
+    if not isinstance(section, dict):
+        return content
+
+    def expand(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
+        return expanded if os.path.isabs(expanded) else str(base / expanded)
+
+    def substitute(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in os.environ:
+            raise ConfigError(
+                f"configuration {path}: the environment variable {name} is not set; "
+                f"set it first, for example: export {name}=/path/to/spectra"
+            )
+        return os.environ[name]
+
+    expanded = dict(section)
+    expanded.setdefault("stores", "stores")
+    for key in ("train", "test", "stores"):
+        value = expanded.get(key)
+        expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
+        if value is None:
+            del expanded[key]
+    return {**content, "data": expanded}

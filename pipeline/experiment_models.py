@@ -1,0 +1,106 @@
+"""The models of a run, solved where their key has changed: for the main binning and for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pipeline.binnings import Binning
+from pipeline.checkpoints import AccumulationPlan, MomentsFolder
+from pipeline.config import AlphaSearch, RidgeConfig, content_hash
+from pipeline.experiment_run import Run
+from pipeline.folds import count_in_folds
+from pipeline.models import ALGORITHM_VERSION, ExpertModels, read_models, require_searchable, write_models
+from pipeline.noise import Noise
+from pipeline.solve import SolveJob, solve_folders
+from pipeline.spectra_sets import SpectraSets
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["ModelFiles", "require_searchable_folds", "solve_models"]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one noise's models: the main binning's for growing training sets, and all other binnings'."""
+
+    noise: Noise
+    main: str
+    others: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return (self.main, self.others) if self.others else (self.main,)
+
+
+def require_searchable_folds(run: Run, sets: SpectraSets, plan: AccumulationPlan) -> None:
+    """Refuse folds that a search for the penalty cannot use, before the pass over the spectra."""
+    if isinstance(run.config.ridge.alpha, AlphaSearch):
+        blocks = ((start, run.grid.assign(block)) for start, block in sets.train.iter_columns(run.grid.columns))
+        counts = count_in_folds(plan.folds, blocks, run.grid.n_bins)
+        require_searchable(counts.tolist(), run.config.ridge, run.grid)
+
+
+def solve_models(
+    run: Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], threads: int, client: Client | None
+) -> list[ModelFiles]:
+    """Solve the models that are not there yet; return the files of every noise's.
+
+    The main binning's models are solved for every prefix of the folds, the others' for all folds together.
+    """
+    others = run.binnings[1:]
+    files = [
+        ModelFiles(
+            one.draw,
+            f"models/{one.draw.name}.npz",
+            f"models/{one.draw.name}_binnings.npz" if others and not run.is_compared(one.draw) else None,
+        )
+        for one in moments
+    ]
+    ridge, target = run.config.ridge, run.config.target
+    settings = ridge.model_dump(mode="json") | ({"chosen_for": target} if isinstance(ridge.alpha, AlphaSearch) else {})
+    keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
+    covered = tuple(sorted(cell for cells in run.binnings[0].members for cell in cells))
+
+    def plan_job(one: MomentsFolder, binning: Binning, settings: RidgeConfig, *, whole_only: bool) -> SolveJob:
+        return SolveJob(one, binning, settings, covered, whole_only, target, threads)
+
+    missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]
+    jobs = [plan_job(moments[k], run.binnings[0], ridge, whole_only=False) for k in missing]
+    for place, models in _solve(run, jobs, client):
+        _write(run, files[missing[place]].main, keys[missing[place]], models)
+    described = [[one.name, one.columns, one.groups, one.members] for one in others]
+    keys = [content_hash([key, described]) for key in keys]
+    missing = [k for k, file in enumerate(files) if file.others and not run.is_made(file.others, keys[k])]
+    jobs = [
+        plan_job(moments[k], binning, _settle_penalty(run, files[k]), whole_only=True)
+        for k in missing
+        for binning in others
+    ]
+    solved: dict[int, list[ExpertModels | None]] = {k: [None] * len(others) for k in missing}
+    for place, models in _solve(run, jobs, client):
+        k = missing[place // len(others)]
+        solved[k][place % len(others)] = replace(models[-1], search=None)
+        if all(solved[k]):
+            _write(run, str(files[k].others), keys[k], [one for one in solved[k] if one is not None])
+    return files
+
+
+def _solve(run: Run, jobs: Sequence[SolveJob], client: Client | None) -> Iterable[tuple[int, list[ExpertModels]]]:
+    return solve_folders(jobs, client=client, progress=run.progress) if jobs else ()
+
+
+def _settle_penalty(run: Run, file: ModelFiles) -> RidgeConfig:
+    """Return the settings of other binnings' models: a penalty that the global model chose is theirs, too."""
+    ridge = run.config.ridge
+    if isinstance(ridge.alpha, AlphaSearch) and ridge.alpha.by == "global":
+        return ridge.model_copy(update={"alpha": read_models(run.folder / file.main)[-1].global_alpha})
+    return ridge
+
+
+def _write(run: Run, name: str, key: str, models: Sequence[ExpertModels]) -> None:
+    write_models(run.folder / name, models, {"key": key})
+    run.record(name, key)

@@ -1,0 +1,120 @@
+"""The test spectra under a run's models: predictions written, figures of merit of every noise and binning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.config import ExperimentConfig
+from pipeline.experiment_models import ModelFiles
+from pipeline.experiment_run import Run
+from pipeline.files import replacing
+from pipeline.models import join_experts, read_models
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.predictions import STORED_LEVEL, predict_noisy
+from pipeline.predictions_tables import tabulate_predictions
+from pipeline.results import PREDICTIONS_FILE
+from pipeline.spectra_sets import SpectraSets
+from pipeline.summary import ScoredDraw, ScoredRun
+from pipeline.summary_ablation import ScoredBinning
+
+__all__ = ["score_models"]
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Truth:
+    """What is known of the test spectra: labels, and the bin in every binning, the main one first; shapes (N,)."""
+
+    labels: FloatArray
+    bins: Sequence[NDArray[np.int64]]
+
+
+def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles]) -> ScoredRun:
+    """Predict and score the test spectra; write the predictions of the noise that the verdict is about."""
+    columns = sets.test.columns
+    labels = np.asarray(columns[run.config.target], dtype=np.float64)
+    truth = _Truth(labels, [binning.assign(columns) for binning in run.binnings])
+    draws: list[ScoredDraw] = []
+    compared: list[ScoredDraw] = []
+    others: list[ScoredBinning] = []
+    frames: list[pd.DataFrame] = []
+    pairs = [(file, test_noise) for file in files for test_noise in _test_noises(run.config, sets, file.noise)]
+    reads = sum(len(file.names) for file, _ in pairs)
+    with run.progress.step("predict", reads * sets.test.n_spectra) as advance:
+        for file, test_noise in pairs:
+            draw, predicted, variance = _score_draw(run, sets, truth, file, test_noise, advance)
+            if run.is_compared(file.noise):
+                compared.append(draw)
+                continue
+            draws.append(draw)
+            frames.append(
+                tabulate_predictions((draw.seed, draw.draw.level), labels, truth.bins[0], predicted, variance)
+            )
+            if file.others:
+                others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
+                others += _score_binnings(run, sets, truth, file, draw, advance)
+    with replacing(run.folder / PREDICTIONS_FILE) as temporary:
+        pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
+    return ScoredRun(draws, compared, others)
+
+
+def _score_draw(
+    run: Run,
+    sets: SpectraSets,
+    truth: _Truth,
+    file: ModelFiles,
+    test_noise: Noise | None,
+    advance: Callable[[int], None],
+) -> tuple[ScoredDraw, FloatArray, FloatArray | None]:
+    """Score the main binning's models; return also the predictions of the largest training set, and their variances."""
+    models = read_models(run.folder / file.main)
+    tried = models[-1].along_search()
+    predicted, variance = predict_noisy(
+        sets.test, [*models, *tried], run.config.target, test_noise, run.config.precision, advance
+    )
+    if isinstance(file.noise, NoiseDraw):  # what they warn of is what drawn noise does
+        run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
+    scored = ScoredDraw.score(
+        file.noise, test_noise, models, truth.labels, truth.bins[0], predicted, run.config, variance
+    )
+    whole = len(models) - 1
+    return scored, predicted[whole], None if variance is None else variance[whole]
+
+
+def _score_binnings(
+    run: Run, sets: SpectraSets, truth: _Truth, file: ModelFiles, draw: ScoredDraw, advance: Callable[[int], None]
+) -> Iterator[ScoredBinning]:
+    """Score the models of all other binnings, in one read of the test spectra."""
+    models = read_models(run.folder / str(file.others))
+    # All experts as those of one model: one product for all of them.
+    predicted, variance = predict_noisy(
+        sets.test, [join_experts(models)], run.config.target, draw.test_noise, run.config.precision, advance
+    )
+    first = 1
+    for binning, own, bins in zip(run.binnings[1:], models, truth.bins[1:], strict=True):
+        columns = [0, *range(first, first + own.n_experts)]
+        first += own.n_experts
+        spread = None if variance is None else variance[0][:, columns]
+        yield ScoredBinning.score_predictions(
+            binning, draw, own, truth.labels, (bins, truth.bins[0]), predicted[0][:, columns], run.config, spread
+        )
+
+
+def _test_noises(config: ExperimentConfig, sets: SpectraSets, draw: Noise) -> list[Noise | None]:
+    """Return the test noises that models of a training noise are scored under; None is the test store's own.
+
+    Models trained on drawn noise are tested on a draw of the same seed; marginal ones on one draw for every seed.
+    """
+    if config.noise.test == "marginal":
+        return [MarginalNoise(draw.level)]
+    if config.noise.test == "stored" and sets.test.has_noisy and draw.level == STORED_LEVEL:
+        return [None]
+    seeds = [draw.seed] if isinstance(draw, NoiseDraw) else config.seeds
+    return [NoiseDraw(draw.level, seed, schema.STREAM_TEST) for seed in seeds]

@@ -1,0 +1,327 @@
+"""What is in the moments of a run, and a way to read them without the run's configuration.
+
+A run's ``moments`` folder holds a folder for each noise draw, in it one for each finished fold and, while the pass is
+not done, for each finished partition. The files are described in ``docs/moments.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.binnings import CellGrid
+from pipeline.bins import BinGrid
+from pipeline.checkpoints import KEY_FILE
+from pipeline.config import ExperimentConfig, Quantiles
+from pipeline.config_files import load_config
+from pipeline.errors import InputError
+from pipeline.moments import Moments
+from pipeline.moments_files import SavedMoments
+from pipeline.progress import Progress, SilentProgress
+
+__all__ = ["DrawContents", "MomentsContents", "PieceContents", "open_moments"]
+
+_PIECE = re.compile(r"(fold|partition)-(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class PieceContents:
+    """The moments of one fold, or of one partition that waits for the others of its fold.
+
+    Attributes
+    ----------
+    folder, kind, number
+        Where they are; ``"fold"`` or ``"partition"``, and which.
+    rows
+        First row of the training set, and one past the last; None if damaged.
+    counts
+        Spectra of every cell.
+    n_pixels, precision, labels
+        P, ``"float32"`` or ``"float64"`` of the Gram matrices, names of the labels.
+    nbytes
+        Bytes on disk.
+    problem
+        What is damaged; None if nothing is known to be.
+    """
+
+    folder: Path
+    kind: str
+    number: int
+    rows: tuple[int, int] | None = None
+    counts: tuple[int, ...] = ()
+    n_pixels: int = 0
+    precision: str = ""
+    labels: tuple[str, ...] = ()
+    nbytes: int = 0
+    problem: str | None = None
+
+    def read(self, cell: int) -> Moments:
+        """Read the moments of one cell, every byte checked.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell, or a file is missing or damaged.
+        """
+        saved = SavedMoments.open(self.folder)
+        if not 0 <= cell < saved.n_cells:
+            raise InputError(f"moments {self.folder}: cells 0 to {saved.n_cells - 1} are there, asked for {cell}")
+        return saved.read(cell)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawContents:
+    """The moments of one noise draw.
+
+    Attributes
+    ----------
+    folder
+        Where they are.
+    noise
+        Level, seed and stream of drawn noise, or level and algorithm of marginal noise.
+    key, store
+        What the moments were computed with, and the fingerprint of the spectra, as hashes.
+    folds, partitions
+        Finished ones, in order.
+    n_folds
+        Folds that the configuration wants; None if that is not known, as before the end of a run.
+    problem
+        What is damaged beside the folds; None if nothing is.
+    """
+
+    folder: Path
+    noise: Mapping[str, Any]
+    key: str
+    store: str
+    folds: tuple[PieceContents, ...]
+    partitions: tuple[PieceContents, ...]
+    n_folds: int | None
+    problem: str | None = None
+
+    @property
+    def pieces(self) -> tuple[PieceContents, ...]:
+        """Folds and partitions."""
+        return self.folds + self.partitions
+
+    @property
+    def problems(self) -> list[str]:
+        """What is damaged."""
+        return [one for one in (self.problem, *(piece.problem for piece in self.pieces)) if one is not None]
+
+    @property
+    def missing(self) -> str | None:
+        """Why the draw is not complete, in words; None if nothing that is known of is missing."""
+        if self.partitions:
+            return f"{len(self.partitions)} partitions wait for the others of their folds"
+        if not self.folds:
+            return "no fold is finished"
+        numbers = [fold.number for fold in self.folds]
+        wanted = self.n_folds if self.n_folds is not None else numbers[-1] + 1
+        absent = sorted(set(range(wanted)) - set(numbers))
+        if absent:
+            return f"folds {', '.join(map(str, absent))} of {wanted} are missing"
+        rows = [fold.rows for fold in self.folds if fold.rows is not None]
+        if rows and (rows[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(rows) if len(rows) == len(self.folds))):
+            return "the rows of the folds do not join"
+        return None
+
+    @property
+    def complete(self) -> bool | None:
+        """Whether all folds are there and sound; None if they are, but how many there must be is not known."""
+        if self.problems or self.missing is not None:
+            return False
+        return None if self.n_folds is None else True
+
+    @property
+    def counts(self) -> list[int]:
+        """Spectra of every cell over what is finished and not damaged."""
+        sound = [piece.counts for piece in self.pieces if piece.counts]
+        return [sum(column) for column in zip(*sound, strict=True)] if len({len(c) for c in sound}) == 1 else []
+
+    def total(self, cell: int) -> Moments:
+        """Return the moments of one cell over all finished folds, in fold order, in float64.
+
+        Raises
+        ------
+        InputError
+            If no fold is finished, there is no such cell, or a file is damaged.
+        """
+        return Moments.merge(fold.read(cell) for fold in self.folds)
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsContents:
+    """What :func:`open_moments` found.
+
+    Attributes
+    ----------
+    folder
+        Where.
+    draws
+        One for each noise draw, by name.
+    cell_names
+        Names of the cells: the run's bins, or parts of them where it has further binnings, and the outside. None if
+        the run's configuration is not there, or its binnings are by quantiles.
+    """
+
+    folder: Path
+    draws: tuple[DrawContents, ...]
+    cell_names: tuple[str, ...] | None
+
+    @property
+    def problems(self) -> list[str]:
+        """What is damaged."""
+        return [problem for draw in self.draws for problem in draw.problems]
+
+    def cell_name(self, cell: int) -> str:
+        """Return ``bin 0 (Cool, Poor)``, ``outside``, or ``cell 0`` where bins have no names."""
+        return f"cell {cell}" if self.cell_names is None else self.cell_names[cell]
+
+    def verify(self, progress: Progress | None = None) -> MomentsContents:
+        """Read every Gram matrix and check it against its checksum; return these contents with what was found."""
+        pieces = [piece for draw in self.draws for piece in draw.pieces]
+        checked = {}
+        with (progress or SilentProgress()).step("verify", sum(map(_n_grams, pieces)), "Gram matrices") as advance:
+            for piece in pieces:
+                checked[piece.folder] = _verify_piece(piece)
+                advance(_n_grams(piece))
+
+        def renew(old: Iterable[PieceContents]) -> tuple[PieceContents, ...]:
+            return tuple(checked[piece.folder] for piece in old)
+
+        draws = [replace(draw, folds=renew(draw.folds), partitions=renew(draw.partitions)) for draw in self.draws]
+        return replace(self, draws=tuple(draws))
+
+
+def open_moments(folder: str | Path) -> MomentsContents:
+    """List the moments of a run; reads no Gram matrix before it is asked for.
+
+    Parameters
+    ----------
+    folder
+        A run folder, its ``moments`` folder, or the folder of one noise draw.
+
+    Returns
+    -------
+    MomentsContents
+        ``contents.draws[0].folds[2].read(cell)`` gives the moments of a fold and cell,
+        ``contents.draws[0].total(cell)`` those of all folds. Damaged parts are listed with their ``problem``.
+
+    Raises
+    ------
+    InputError
+        If there are no moments in the folder.
+    """
+    asked = Path(folder)
+    if not asked.is_dir():
+        raise InputError(f"moments {asked}: a run folder or its moments folder is required, found no such folder")
+    root = asked / "moments" if (asked / "moments").is_dir() else asked
+    candidates = [root] if _is_draw(root) else sorted(one for one in root.iterdir() if one.is_dir())
+    found = [one for one in candidates if _is_draw(one)]
+    if not found:
+        raise InputError(
+            f"moments {asked}: no moments found (a folder for each noise draw with {KEY_FILE} and fold-000 …); give a "
+            "run folder, its moments folder, or the folder of a draw"
+        )
+    run = root.parent.parent if found == [root] else root.parent
+    config = _read_config(run)
+    draws = tuple(_open_draw(one, None if config is None else config.compute.folds) for one in found)
+    return MomentsContents(asked, draws, _name_cells(config, {len(draw.counts) for draw in draws}))
+
+
+def _is_draw(folder: Path) -> bool:
+    return (folder / KEY_FILE).is_file() or any(_PIECE.fullmatch(one.name) for one in folder.iterdir())
+
+
+def _open_draw(folder: Path, n_folds: int | None) -> DrawContents:
+    facts: dict[str, Any] = {}
+    problem = None
+    try:
+        facts = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+        noise, key, store = dict(facts["draw"]), str(facts["key"]), str(facts["store"])
+    except (OSError, ValueError, KeyError, TypeError):
+        problem = f"{folder / KEY_FILE}: missing or damaged; delete the folder {folder} and run again"
+        noise, key, store = {}, "", ""
+    named = sorted((one.name, one) for one in folder.iterdir() if _PIECE.fullmatch(one.name))
+    pieces = [_open_piece(path, key) for _, path in named]
+    # A run that goes on merges and deletes partitions meanwhile: what is gone by now is not damaged.
+    pieces = [piece for piece in pieces if piece.problem is None or piece.folder.is_dir()]
+    folds, partitions = ([piece for piece in pieces if piece.kind == kind] for kind in ("fold", "partition"))
+    return DrawContents(folder, noise, key, store, tuple(folds), tuple(partitions), n_folds, problem)
+
+
+def _open_piece(folder: Path, key: str) -> PieceContents:
+    matched = _PIECE.fullmatch(folder.name)
+    assert matched is not None
+    piece = PieceContents(folder, matched.group(1), int(matched.group(2)))
+    try:
+        nbytes = sum(file.stat().st_size for file in folder.iterdir())
+        saved = SavedMoments.open(folder)
+        start, stop = saved.header["rows"]
+        piece = replace(
+            piece,
+            rows=(int(start), int(stop)),
+            counts=tuple(saved.counts),
+            n_pixels=int(saved.pixel_sums()[0].x_sum.size),
+            precision=np.dtype(str(saved.header["gram_dtype"])).name,
+            labels=tuple(map(str, saved.header["labels"])),
+            nbytes=nbytes,
+        )
+    except (InputError, OSError) as error:
+        return replace(piece, problem=str(error))
+    except (KeyError, TypeError, ValueError) as error:
+        return replace(piece, problem=f"moments {folder}: wrong facts ({error}); delete it and run again")
+    if key and saved.header.get("key") != key:
+        return replace(piece, problem=f"moments {folder}: of another computation; delete it and run again")
+    if sum(piece.counts) != stop - start:
+        return replace(piece, problem=f"moments {folder}: {sum(piece.counts)} spectra of {stop - start} rows")
+    return piece
+
+
+def _n_grams(piece: PieceContents) -> int:
+    return 0 if piece.problem is not None else sum(count > 0 for count in piece.counts)
+
+
+def _verify_piece(piece: PieceContents) -> PieceContents:
+    try:
+        for cell, count in enumerate(piece.counts if piece.problem is None else ()):
+            if count:
+                piece.read(cell)
+    except InputError as error:
+        return replace(piece, problem=str(error))
+    return piece
+
+
+def _read_config(run: Path) -> ExperimentConfig | None:
+    """Return the configuration that a finished run leaves in its folder; it only names things here."""
+    try:
+        return load_config(run / "config.yaml")
+    except InputError:
+        return None
+
+
+def _name_cells(config: ExperimentConfig | None, numbers: set[int]) -> tuple[str, ...] | None:
+    if config is None:
+        return None
+    main = BinGrid(config.bins, config.bin_names)
+    names = [*map(main.describe, range(main.n_bins)), "outside"]
+    others = []
+    for cuts in config.binnings.values():
+        if any(isinstance(cut, Quantiles) for cut in cuts.values()):
+            break  # the cells are finer, by edges that only the spectra tell
+        others.append(BinGrid({column: cut for column, cut in cuts.items() if not isinstance(cut, Quantiles)}))
+    cells = CellGrid((main, *others))
+    if numbers != {cells.n_cells}:
+        return None
+    named = [""] * cells.n_cells
+    for name, members in zip(names, cells.members(0), strict=True):
+        for part, cell in enumerate(members, start=1):
+            named[cell] = name if len(members) == 1 else f"{name}, part {part} of {len(members)}"
+    return tuple(named)

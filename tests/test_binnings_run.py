@@ -1,0 +1,168 @@
+"""Runs with several binnings, and with drawn and marginal noise side by side, against models refitted in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+
+from cluster import LocalProfile, connect_local
+from pipeline import read_noisy_rows
+from pipeline.config import ExperimentConfig
+from pipeline.errors import InputError
+from pipeline.experiment import plan_experiment, render_run, run_experiment
+from pipeline.noise import NoiseDraw
+from pipeline.results import RunResults
+from pipeline.schema import STREAM_TEST, STREAM_TRAIN
+from pipeline.store import SpectraStore
+
+BINNINGS = {"SNR": {"snr": {"quantiles": 4}}, "bright": {"mag": [20.0, 21.5], "M_H": [-2.5, -0.5, 0.8]}}
+
+
+def change(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
+    return ExperimentConfig.model_validate(config.to_dict() | sections)
+
+
+@pytest.fixture(scope="module")
+def finished(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    folder = tmp_path_factory.mktemp("run")
+    noise = {"mode": "both", "levels": [1.0], "test": "drawn"}
+    return run_experiment(change(small_config, binnings=BINNINGS, noise=noise, precision="float64"), folder)
+
+
+def r2(truth: np.ndarray, predicted: np.ndarray) -> float:
+    return float(1 - ((truth - predicted) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+
+
+def test_every_binning_is_what_refitting_gives(
+    finished: RunResults, train_store: SpectraStore, test_store: SpectraStore
+) -> None:
+    table = pd.read_csv(finished.folder / "ablation.csv").set_index(["seed", "binning"])
+    of_train, of_test = train_store.columns, test_store.columns
+    main = {column: (of_train[column], of_test[column]) for column in ("T_eff", "M_H", "snr", "mag")}
+
+    def cut(column: str, edges: Any) -> list[np.ndarray]:
+        return [np.where((v >= edges[0]) & (v <= edges[-1]), np.minimum(np.searchsorted(edges, v, "right") - 1,
+                len(edges) - 2), -1) for v in main[column]]  # fmt: skip
+
+    t_eff, m_h = cut("T_eff", [3750, 4500, 5250, 6000]), cut("M_H", [-2, -1, 0, 0.5])
+    covered = [(a >= 0) & (b >= 0) for a, b in zip(t_eff, m_h, strict=True)]
+    edges = np.quantile(of_train["snr"].astype(float), np.linspace(0, 1, 5))
+    edges[0], edges[-1] = 0, 100
+    mag, wide = cut("mag", [20.0, 21.5]), cut("M_H", [-2.5, -0.5, 0.8])
+    divided = {
+        "bins": [np.where(c, 3 * a + b, -1) for a, b, c in zip(t_eff, m_h, covered, strict=True)],
+        "T_eff only": [np.where(c, a, -1) for a, c in zip(t_eff, covered, strict=True)],
+        "M_H only": [np.where(c, b, -1) for b, c in zip(m_h, covered, strict=True)],
+        "SNR": cut("snr", edges),
+        "bright": [np.where((a >= 0) & (b >= 0), 2 * a + b, -1) for a, b in zip(mag, wide, strict=True)],
+    }
+    for seed in (42, 123):
+        x = read_noisy_rows(train_store, 0, train_store.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), "float64")
+        x_test = read_noisy_rows(test_store, 0, test_store.n_spectra, NoiseDraw(1.0, seed, STREAM_TEST), "float64")
+        y, y_test = of_train["log_g"].astype(float), of_test["log_g"].astype(float)
+        scale = x.std(axis=0)
+        alpha = 0.1 * len(x)
+        of_global = Ridge(alpha).fit(x / scale, y).predict(x_test / scale)
+        for name, (bins, test_bins) in divided.items():
+            routed = of_global.copy()
+            for k in range(bins.max() + 1):
+                own = test_bins == k
+                routed[own] = Ridge(alpha).fit(x[bins == k] / scale, y[bins == k]).predict(x_test[own] / scale)
+            inside = test_bins >= 0
+            row = table.loc[(seed, name)]
+            assert row["n_test"] == inside.sum()
+            assert row["coverage"] == pytest.approx(inside.mean())
+            assert row["r2_global"] == pytest.approx(r2(y_test[inside], of_global[inside]), abs=1e-7)
+            assert row["r2_oracle"] == pytest.approx(r2(y_test[inside], routed[inside]), abs=1e-7)
+            assert row["delta_r2"] == pytest.approx(row["r2_oracle"] - row["r2_global"], abs=1e-9)
+
+
+def test_the_main_binning_is_the_result_itself(finished: RunResults) -> None:
+    table = pd.read_csv(finished.folder / "ablation.csv").query("binning == 'bins'")
+    overall = finished.overall.query("scope == 'covered'")
+    columns = ["seed", "n_test", "r2_oracle", "r2_global", "delta_r2", "delta_r2_low", "delta_r2_high"]
+    pd.testing.assert_frame_equal(
+        table[columns].reset_index(drop=True), overall[columns].reset_index(drop=True), check_exact=True
+    )
+    entries = finished.summary["levels"][0]["ablation"]
+    assert [entry["name"] for entry in entries] == ["bins", "T_eff only", "M_H only", "SNR", "bright"]
+    assert entries[0]["share"]["mean"] in (1.0, None)  # None: experts gain nothing on so few spectra
+
+
+def test_drawn_and_marginal_noise_stand_side_by_side(finished: RunResults, small_config: ExperimentConfig) -> None:
+    compared = finished.summary["marginal"]
+    assert [p["n_train"] for p in compared["points"]] == [p["n_train"] for p in finished.summary["learning"]["points"]]
+    assert "With all 1,600 training spectra marginal noise gives ΔR²" in compared["sentence"]
+    assert "drawn noise" in compared["sentence"]
+    table = pd.read_csv(finished.folder / "marginal_learning_curve.csv")
+    last = table[(table["n_train"] == 1600) & (table["scope"] == "covered")]
+    assert compared["points"][-1]["r2_global"]["mean"] == pytest.approx(last["r2_global"].mean(), abs=1e-9)
+    # The verdict and all other tables are those of drawn noise.
+    assert set(finished.overall["seed"]) == {42, 123}
+
+
+def test_the_marginal_half_is_a_marginal_run(
+    finished: RunResults, small_config: ExperimentConfig, tmp_path: Path
+) -> None:
+    noise = {"mode": "marginal", "levels": [1.0], "test": "drawn"}
+    alone = run_experiment(change(small_config, noise=noise, ablation=False, precision="float64"), tmp_path)
+    assert "ablation.csv" not in {path.name for path in alone.folder.iterdir()}
+    table = pd.read_csv(finished.folder / "marginal_learning_curve.csv")
+    # Other cells, in another order of sums: not the same bits.
+    for column in ("r2_global", "r2_oracle", "delta_r2_low"):
+        np.testing.assert_allclose(alone.learning[column], table[column], atol=1e-7)
+
+
+def test_both_are_reported(finished: RunResults) -> None:
+    markdown, html = render_run(finished.folder)
+    for text in (markdown.read_text(), html.read_text()):
+        assert "Drawn and marginal noise" in text
+        assert "Other ways to divide the spectra" in text
+        assert "bright" in text
+    assert (finished.folder / "figures" / "moe_ablation.png").exists()
+    assert (finished.folder / "figures" / "moe_marginal_noise.png").exists()
+
+
+def test_workers_change_no_bit_and_nothing_is_made_twice(
+    finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExperimentConfig.model_validate(finished.metadata["config"])
+    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
+        found = run_experiment(config, tmp_path, client=client)
+    for name in ("ablation.csv", "marginal_learning_curve.csv", "results.csv", "summary.json"):
+        assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+    monkeypatch.setattr("pipeline.accumulate.accumulate_parts", None)
+    monkeypatch.setattr("pipeline.solve._solve_job", None)
+    run_experiment(config, tmp_path)
+    # Another binning of the same columns needs models, but no other pass.
+    monkeypatch.undo()
+    monkeypatch.setattr("pipeline.accumulate.accumulate_parts", None)
+    without = run_experiment(change(config, ablation=False), tmp_path)
+    assert [entry["name"] for entry in without.summary["levels"][0]["ablation"]] == ["bins", "SNR", "bright"]
+
+
+def test_a_binning_that_cannot_be_answered_is_left_out_and_said(small_config: ExperimentConfig, tmp_path: Path) -> None:
+    binnings = {"far": {"snr": [0, 5, 1000, 2000]}, "SNR": {"snr": [0, 8, 100]}}
+    results = run_experiment(change(small_config, binnings=binnings, ablation=False), tmp_path)
+    assert [entry["name"] for entry in results.summary["levels"][0]["ablation"]] == ["bins", "SNR"]
+    assert any(
+        "'far' is left out: bin 2 (1000–2000) has 0 training spectra" in warning
+        for warning in results.metadata["warnings"]
+    )
+
+
+def test_plan__counts_the_cells_of_all_binnings(small_config: ExperimentConfig) -> None:
+    plan = plan_experiment(change(small_config, binnings=BINNINGS, noise={"mode": "both"}))
+    assert plan.n_draws == 3
+    assert plan.n_cells >= 10 * 5
+    assert plan_experiment(small_config).n_cells == 10
+
+
+def test_binnings__raise_on_a_missing_column(small_config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"binnings.SNR uses the column 'snrr'.*did you mean 'snr'"):
+        run_experiment(change(small_config, binnings={"SNR": {"snrr": [0, 8]}}), tmp_path)
