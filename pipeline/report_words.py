@@ -20,6 +20,7 @@ __all__ = [
     "TEST_NOISE",
     "caption_figure",
     "describe_words",
+    "explain_economy",
     "explain_hypotheses",
     "explain_levels",
     "list_commands",
@@ -163,6 +164,30 @@ def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
         "The configuration states no hypotheses of its own (hypotheses: null), so these are the default hypotheses "
         "of the reference run; the one about the lowest bins belongs to its grid and is left out on any other."
     )
+
+
+def explain_economy(metadata: Mapping[str, Any]) -> str:
+    """Say how many models the pass yielded, and what reading the spectra again for each would have cost."""
+    economy = metadata.get("economy")
+    if not economy:
+        return ""
+    once = "one pass" if economy["passes"] == 1 else f"{economy['passes']} passes (one for each noise)"
+    words = (
+        f"The moments of {once} over the training spectra gave {economy['models']:,} distinct models, each for "
+        f"{economy['labels']} labels."
+    )
+    if economy["refit_seconds"] is None:
+        return words
+    return (
+        f"{words} Reading the spectra of each of them anew would have taken {_duration(economy['refit_seconds'])}: the "
+        "measured time of the pass for a spectrum, multiplied; solving is not counted."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def describe_words(results: RunResults) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, score_headr
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_set import AnyStore
 from pipeline.summary_ablation import ScoredBinning, summarise_ablation, tabulate_ablation
+from pipeline.summary_economy import count_models
 from pipeline.summary_learning import compare_learning, estimate_merits, summarise_learning
 from pipeline.summary_sample import tabulate_sample
 from pipeline.summary_search import search_warnings, tabulate_search
@@ -125,7 +126,10 @@ def write_tables(
     search = config.ridge.alpha if isinstance(config.ridge.alpha, AlphaSearch) else None
     if search is not None:
         tables[files.SEARCH_FILE] = _search_table(scored)
-        facts["warnings"] = [*search_warnings(tables[files.SEARCH_FILE], search.by, grid), *facts["warnings"]]
+        found = search_warnings(tables[files.SEARCH_FILE], search.by, grid)
+        if run.compared:
+            found += [f"marginal noise: {one}" for one in search_warnings(_search_table(run.compared), search.by, grid)]
+        facts["warnings"] = [*found, *facts["warnings"]]
     if run.compared:
         tables[files.MARGINAL_FILE] = _overall_table(run.compared, config, last_only=False)
     if run.binnings:
@@ -139,6 +143,7 @@ def write_tables(
     facts["warnings"] = [*_alpha_warnings(summary["levels"], scored), *facts["warnings"]]
     _write_json(folder / files.SUMMARY_FILE, summary)
     hashes = {name: hash_file(folder / name) for name in [*tables, files.SUMMARY_FILE, files.PREDICTIONS_FILE]}
+    facts["economy"] = count_models(run, facts["steps"])
     _write_json(folder / files.METADATA_FILE, _metadata(config, grid, sets, facts) | {"hashes": hashes})
 
 

@@ -156,6 +156,44 @@ def test_a_binning_that_cannot_be_answered_is_left_out_and_said(small_config: Ex
     )
 
 
+def test_one_pass_yields_many_models_and_says_what_each_would_have_cost(finished: RunResults) -> None:
+    economy = finished.metadata["economy"]
+    sizes = finished.learning["n_train"].unique()
+    # Two seeds and marginal noise: 1 + 9 models for each training size; and 3 + 3 + 4 + 2 experts for each seed.
+    assert economy["models"] == 3 * len(sizes) * 10 + 2 * (3 + 3 + 4 + 2)
+    assert (economy["labels"], economy["passes"]) == (3, 3)
+    step = next(step for step in finished.metadata["steps"] if step["name"] == "accumulate")
+    of_pass = step["seconds"] / 3
+    # Global models alone: the sizes of the prefixes, in units of a pass.
+    assert economy["refit_seconds"] > of_pass * 3 * sizes.sum() / 1600
+    assert economy["refit_seconds"] < of_pass * (6 * sizes.sum() / 1600 + 2 * 4)
+
+
+def test_another_label_needs_no_other_pass(
+    finished: RunResults,
+    train_store: SpectraStore,
+    test_store: SpectraStore,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """All labels are accumulated and solved at once: another target is scoring, and the same as a run of its own."""
+    config = ExperimentConfig.model_validate(finished.metadata["config"])
+    bins = {"M_H": [-2.0, -1.0, 0.0, 0.5]}
+    other = change(config, bins=bins, binnings={}, target="log_g")
+    run_experiment(other, tmp_path)
+    monkeypatch.setattr("pipeline.accumulate.accumulate_parts", None)
+    monkeypatch.setattr("pipeline.solve._solve_job", None)
+    found = run_experiment(change(other, target="T_eff"), tmp_path)
+    seed = 42
+    x = read_noisy_rows(train_store, 0, train_store.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), "float64")
+    x_test = read_noisy_rows(test_store, 0, test_store.n_spectra, NoiseDraw(1.0, seed, STREAM_TEST), "float64")
+    y, y_test = (np.asarray(s.columns["T_eff"], float) for s in (train_store, test_store))
+    predicted = Ridge(0.1 * len(x)).fit(x / x.std(axis=0), y).predict(x_test / x.std(axis=0))
+    row = found.overall.query("seed == @seed and scope == 'all'").iloc[0]
+    assert row["target"] == "T_eff"
+    assert row["r2_global"] == pytest.approx(r2(y_test, predicted), abs=1e-7)
+
+
 def test_plan__counts_the_cells_of_all_binnings(small_config: ExperimentConfig) -> None:
     plan = plan_experiment(change(small_config, binnings=BINNINGS, noise={"mode": "both"}))
     assert plan.n_draws == 3
