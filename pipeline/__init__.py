@@ -19,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.accumulate import accumulate_moments
     from pipeline.bins import BinGrid, assign_bins
-    from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
+    from pipeline.checkpoints import MomentsFolder
+    from pipeline.checkpoints_plan import AccumulationPlan, plan_accumulation
     from pipeline.config import ExperimentConfig
     from pipeline.config_files import load_config
     from pipeline.convert import convert_shards
     from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError, SingularGramError
     from pipeline.estimators import BinnedRidge, GramRidge
     from pipeline.experiment import render_run, run_experiment
+    from pipeline.experiment_changes import add_spectra, remove_shard
     from pipeline.marginal import marginal_moments
     from pipeline.models import ExpertModels, read_models, solve_experts
     from pipeline.moments import Moments
     from pipeline.moments_contents import MomentsContents, open_moments
+    from pipeline.moments_contents_merge import MergedMoments, merge_runs
     from pipeline.noise import MarginalNoise, NoiseDraw
     from pipeline.predictions import predict_marginal, predict_store, read_marginal_rows, read_noisy_rows
     from pipeline.results import RunResults, read_results
@@ -57,6 +60,7 @@ __all__ = [
     "InputError",
     "JoinedStores",
     "MarginalNoise",
+    "MergedMoments",
     "Moments",
     "MomentsContents",
     "MomentsFolder",
@@ -67,11 +71,13 @@ __all__ = [
     "SingularGramError",
     "SpectraStore",
     "accumulate_moments",
+    "add_spectra",
     "assign_bins",
     "convert_shards",
     "find_shards",
     "load_config",
     "marginal_moments",
+    "merge_runs",
     "open_moments",
     "open_spectra",
     "open_stores",
@@ -83,6 +89,7 @@ __all__ = [
     "read_models",
     "read_noisy_rows",
     "read_results",
+    "remove_shard",
     "render_run",
     "run_experiment",
     "score_headroom",
@@ -92,7 +99,7 @@ __all__ = [
 
 #: Where each name lives; a test holds it against the imports above.
 _HOMES = {
-    "AccumulationPlan": "pipeline.checkpoints",
+    "AccumulationPlan": "pipeline.checkpoints_plan",
     "BinGrid": "pipeline.bins",
     "BinnedRidge": "pipeline.estimators",
     "Bootstrap": "pipeline.scores",
@@ -105,6 +112,7 @@ _HOMES = {
     "InputError": "pipeline.errors",
     "JoinedStores": "pipeline.store_set",
     "MarginalNoise": "pipeline.noise",
+    "MergedMoments": "pipeline.moments_contents_merge",
     "Moments": "pipeline.moments",
     "MomentsContents": "pipeline.moments_contents",
     "MomentsFolder": "pipeline.checkpoints",
@@ -117,22 +125,25 @@ _HOMES = {
     "SingularGramError": "pipeline.errors",
     "SpectraStore": "pipeline.store",
     "accumulate_moments": "pipeline.accumulate",
+    "add_spectra": "pipeline.experiment_changes",
     "assign_bins": "pipeline.bins",
     "convert_shards": "pipeline.convert",
     "find_shards": "pipeline.shards",
     "load_config": "pipeline.config_files",
     "marginal_moments": "pipeline.marginal",
+    "merge_runs": "pipeline.moments_contents_merge",
     "open_moments": "pipeline.moments_contents",
     "open_spectra": "pipeline.store_dataset",
     "open_stores": "pipeline.store_set",
     "pixel_scale": "pipeline.ridge",
-    "plan_accumulation": "pipeline.checkpoints",
+    "plan_accumulation": "pipeline.checkpoints_plan",
     "predict_marginal": "pipeline.predictions",
     "predict_store": "pipeline.predictions",
     "read_marginal_rows": "pipeline.predictions",
     "read_models": "pipeline.models",
     "read_noisy_rows": "pipeline.predictions",
     "read_results": "pipeline.results",
+    "remove_shard": "pipeline.experiment_changes",
     "render_run": "pipeline.experiment",
     "run_experiment": "pipeline.experiment",
     "score_headroom": "pipeline.scores",

@@ -22,7 +22,6 @@ import numpy as np
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.checkpoints import (
-    AccumulationPlan,
     MomentsFolder,
     claim_folder,
     find_finished,
@@ -30,6 +29,7 @@ from pipeline.checkpoints import (
     merge_fold,
     partition_folder,
 )
+from pipeline.checkpoints_plan import AccumulationPlan
 from pipeline.errors import InputError
 from pipeline.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
 from pipeline.memory import available_memory
@@ -38,6 +38,7 @@ from pipeline.moments_files import MomentsWriter, SavedMoments
 from pipeline.noise import Noise
 from pipeline.partitions import Partition
 from pipeline.progress import Progress, SilentProgress
+from pipeline.store_selection import first_store
 from pipeline.store_set import AnyStore, open_stores
 from pipeline.tasks import Task, count_workers, run_tasks
 from pipeline.workspace import process_workspace
@@ -111,9 +112,11 @@ def accumulate_moments(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A partition, the draws whose moments of it are not on disk yet, and their checkpoints."""
+    """A partition, its key and store, the draws whose moments of it are not on disk yet, and their checkpoints."""
 
     partition: Partition
+    key: str
+    store: str
     draws: tuple[Noise, ...]
     folders: tuple[str, ...]
 
@@ -124,7 +127,6 @@ class _Stretch:
 
     stores: tuple[str, ...]
     fingerprint: str
-    key: str
     grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
     labels: tuple[str, ...]
     y_origin: tuple[float, ...]
@@ -150,7 +152,8 @@ def _plan_pieces(
             missing = [(draw, path) for draw, path in group if partition.index not in done[path]]
             if missing:
                 checkpoints = tuple(str(partition_folder(path, partition.index)) for _, path in missing)
-                yield _Piece(partition, tuple(draw for draw, _ in missing), checkpoints)
+                key, store = plan.partition_keys[partition.index], plan.store_of(partition.start, partition.stop)
+                yield _Piece(partition, key, store, tuple(draw for draw, _ in missing), checkpoints)
 
 
 def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
@@ -167,7 +170,6 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
             yield _Stretch(
                 stores=plan.stores,
                 fingerprint=plan.fingerprint,
-                key=plan.key,
                 grids=plan.grids,
                 labels=plan.labels,
                 y_origin=plan.y_origin,
@@ -191,7 +193,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
     pieces = [
         piece
         for piece in stretch.pieces
-        if not all(SavedMoments.holds(Path(folder), stretch.key) for folder in piece.folders)
+        if not all(SavedMoments.holds(Path(folder), piece.key) for folder in piece.folders)
     ]
     if not pieces:
         return
@@ -205,7 +207,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
         done += count * len(draws)
         report(done)
 
-    with process_workspace() as workspace, _Checkpoints(stretch, pieces, grid.n_cells) as checkpoints:
+    with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells) as checkpoints:
         parts = (_read_rows(stretch, store, grid, piece.partition) for piece in pieces)
         accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
 
@@ -219,7 +221,7 @@ def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partiti
         n_cells=grid.n_cells,
         y=np.column_stack([columns[label] for label in stretch.labels]).astype(np.float64),
         labels=stretch.labels,
-        x_origin=store.mean_flux,
+        x_origin=first_store(store).mean_flux,
         y_origin=np.asarray(stretch.y_origin),
     )
 
@@ -227,8 +229,8 @@ def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partiti
 class _Checkpoints:
     """The folders that a stretch's pieces become, each when its last cell is there; a context manager."""
 
-    def __init__(self, stretch: _Stretch, pieces: Sequence[_Piece], n_cells: int) -> None:
-        self._stretch, self._pieces, self._n_cells = stretch, pieces, n_cells
+    def __init__(self, pieces: Sequence[_Piece], n_cells: int) -> None:
+        self._pieces, self._n_cells = pieces, n_cells
         self._writers: dict[tuple[int, int], MomentsWriter] = {}
         self._lock = threading.Lock()
 
@@ -245,13 +247,12 @@ class _Checkpoints:
         """Write a cell's moments of a piece and a draw, given by their places; several threads may."""
         with self._lock:
             if (number, draw) not in self._writers:
-                piece, stretch = self._pieces[number], self._stretch
-                rows = [piece.partition.start, piece.partition.stop]
+                piece = self._pieces[number]
                 facts = {
-                    "key": stretch.key,
-                    "store": stretch.fingerprint,
+                    "key": piece.key,
+                    "store": piece.store,
                     "draw": vars(piece.draws[draw]),
-                    "rows": rows,
+                    "rows": [piece.partition.start, piece.partition.stop],
                 }
                 self._writers[number, draw] = MomentsWriter(Path(piece.folders[draw]), self._n_cells, facts)
         self._writers[number, draw].write(cell, moments)

@@ -120,7 +120,9 @@ class Binning:
         return np.array([*self.groups, OUTSIDE])[self.base.assign(columns)]
 
 
-def plan_binnings(main: BinGrid, others: Mapping[str, BinGrid], *, ablation: bool) -> tuple[CellGrid, list[Binning]]:
+def plan_binnings(
+    main: BinGrid, others: Mapping[str, BinGrid], *, ablation: bool, fine: BinGrid | None = None
+) -> tuple[CellGrid, list[Binning]]:
     """Return the cells of some binnings, and the binnings, the main one first.
 
     Parameters
@@ -132,8 +134,10 @@ def plan_binnings(main: BinGrid, others: Mapping[str, BinGrid], *, ablation: boo
     ablation
         Add, for a main grid of several columns, one binning for each of its columns alone: the main grid's bins merged
         along all others. They cover the same spectra, so the difference is what the other columns bring.
+    fine
+        A grid that cells are to tell apart, too, though it is no binning; it comes last.
     """
-    cells = CellGrid((main, *others.values()))
+    cells = CellGrid((main, *others.values(), *([fine] if fine is not None else [])))
     of_main = cells.members(0)[:-1]
     binnings = [Binning.of_grid(MAIN, main, of_main)]
     if ablation and len(main.columns) > 1:

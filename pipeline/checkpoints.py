@@ -1,127 +1,48 @@
-"""What a pass over a store computes and how it is cut; and the files that its finished parts leave.
+"""The files that the finished parts of a pass leave, and their way into the moments of a noise draw.
 
-A finished partition is one folder, a finished fold one folder; each is whole or absent and names the plan it belongs
-to. Whatever was killed, running again skips what is there.
+A finished partition is one folder, a finished fold one folder; each is whole or absent and has a key of its own: a
+hash of all that decides its bits. Whatever was killed, running again skips what is there; and where spectra are added
+or left out, folds whose key is still wanted stay, whatever their number is now.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
-from pipeline import schema
-from pipeline.binnings import CellGrid
-from pipeline.bins import BinGrid
-from pipeline.config import ComputeConfig, content_hash
+from pipeline.checkpoints_plan import AccumulationPlan
 from pipeline.errors import InputError
 from pipeline.files import remove_leftovers, replacing
 from pipeline.files_direct import aligned_buffer
-from pipeline.folds import plan_folds
 from pipeline.moments import Moments, MomentsSum
 from pipeline.moments_files import SavedMoments, write_moments
-from pipeline.noise import NOISE_ALGORITHM, Noise
-from pipeline.partitions import Partition, plan_partitions
-from pipeline.store_set import AnyStore
+from pipeline.noise import Noise
 from pipeline.tiles import TileLayout
 
 __all__ = [
-    "AccumulationPlan",
     "MomentsFolder",
     "claim_folder",
+    "delete_unwanted",
     "find_finished",
-    "is_finished",
+    "find_saved_folds",
     "merge_finished_folds",
     "merge_fold",
     "partition_folder",
-    "plan_accumulation",
 ]
 
-#: Raised when the same inputs would give other moments.
-ALGORITHM_VERSION = 3
 KEY_FILE = "key.json"
-
-
-@dataclass(frozen=True)
-class AccumulationPlan:
-    """What is accumulated and how it is cut; equal plans give equal bits.
-
-    Attributes
-    ----------
-    stores
-        Paths of the stores, in the order of their rows.
-    fingerprint
-        The fingerprint of all that they hold: other contents are another plan.
-    grids
-        Edges by column of every grid that cells must tell apart, as items so that the plan can be hashed.
-    labels
-        Labels accumulated, all in one pass.
-    y_origin
-        Origins of the labels: their means over all rows.
-    precision, run_rows
-        See :class:`pipeline.hotloop.LoopSettings`.
-    folds
-        Row ranges of the folds.
-    partitions
-        Row ranges of the tasks.
-    """
-
-    stores: tuple[str, ...]
-    fingerprint: str
-    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
-    labels: tuple[str, ...]
-    y_origin: tuple[float, ...]
-    precision: str
-    run_rows: int
-    folds: tuple[tuple[int, int], ...]
-    partitions: tuple[Partition, ...]
-
-    @cached_property
-    def cells(self) -> CellGrid:
-        """The cells."""
-        return CellGrid(tuple(BinGrid(dict(edges)) for edges in self.grids))
-
-    @property
-    def n_spectra(self) -> int:
-        """Spectra in all partitions."""
-        return self.folds[-1][1]
-
-    @cached_property
-    def key(self) -> str:
-        """Identifies everything that decides the bits, besides the noise draw."""
-        facts = {name: value for name, value in vars(self).items() if name not in ("stores", "partitions", "cells")}
-        cuts = [(part.start, part.stop) for part in self.partitions]
-        return content_hash([ALGORITHM_VERSION, NOISE_ALGORITHM, facts, cuts])
-
-    def fold_partitions(self, fold: int) -> list[Partition]:
-        """Return the partitions of a fold, in order."""
-        return [part for part in self.partitions if part.fold == fold]
-
-
-def plan_accumulation(
-    store: AnyStore, cells: CellGrid, compute: ComputeConfig, precision: str = "float32"
-) -> AccumulationPlan:
-    """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
-    folds = plan_folds(store.shard_lengths, compute.folds)
-    return AccumulationPlan(
-        stores=tuple(map(str, store.paths)),
-        fingerprint=store.fingerprint,
-        grids=tuple(
-            tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items()) for grid in cells.grids
-        ),
-        labels=schema.LABELS,
-        y_origin=tuple(float(np.mean(store.columns[label])) for label in schema.LABELS),
-        precision=precision,
-        run_rows=compute.run_rows,
-        folds=folds,
-        partitions=plan_partitions(folds, compute.partition_rows),
-    )
+_PIECE: Final = re.compile(r"(fold|partition)-\d+")
+#: Moments that have no number in the plan, by their key: they wait for one, or for the new results to stand.
+_KEPT: Final = "kept-"
 
 
 @dataclass(frozen=True)
@@ -156,39 +77,94 @@ def _fold_folder(folder: Path, fold: int) -> Path:
 
 
 def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
-    """Take a folder for a plan, or refuse it if it holds another plan's moments."""
+    """Take a folder for a plan, or refuse it if it holds moments of other settings.
+
+    Moments that the plan wants get the number that they have in it; others are put aside, see :func:`delete_unwanted`.
+    """
     remove_leftovers(folder)
     key_file = folder / KEY_FILE
-    facts = {"key": plan.key, "store": plan.fingerprint, "draw": vars(draw)}
-    if key_file.exists():
-        try:
-            found = json.loads(key_file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"{key_file}: damaged; delete the folder {folder} and run again") from None
-        if found != facts:
-            raise InputError(
-                f"{folder} holds moments of another computation (key {found.get('key')} of store "
-                f"{str(found.get('store'))[:16]}, wanted key {facts['key']} of store {plan.fingerprint[:16]}): the "
-                "store, bins, folds, precision or partitions differ; choose another --out, or delete that folder"
-            )
-        return
-    with replacing(key_file) as temporary:
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
+    facts = {
+        "key": plan.settings_key,
+        "settings": plan.settings,
+        "store": plan.fingerprint,
+        "folds": [{"key": key, "rows": list(rows)} for key, rows in zip(plan.fold_keys, plan.folds, strict=True)],
+        "draw": vars(draw),
+    }
+    found = _read_key(key_file) if key_file.exists() else {}
+    if found and (found.get("key"), found.get("draw")) != (facts["key"], facts["draw"]):
+        earlier = found.get("settings")
+        known = earlier if isinstance(earlier, dict) else {}
+        differing = ", ".join(name for name, value in plan.settings.items() if known.get(name) != value) or "draw"
+        raise InputError(
+            f"{folder} holds moments of another computation (key {found.get('key')}, wanted key {facts['key']}): "
+            f"{differing} differ; choose another --out, or delete that folder"
+        )
+    if found != facts:
+        with replacing(key_file) as temporary:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+    wanted = {_fold_folder(folder, fold): key for fold, key in enumerate(plan.fold_keys)}
+    wanted |= {partition_folder(folder, index): key for index, key in enumerate(plan.partition_keys)}
+    _arrange(folder, wanted)
+
+
+def _read_key(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise InputError(f"{file}: damaged; delete the folder {file.parent} and run again")
+
+
+def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:
+    """Give moments the names under which they are wanted. Safe to repeat, wherever it was interrupted."""
+    for piece in sorted(folder.iterdir()):
+        if not _PIECE.fullmatch(piece.name) or (key := _key_of(piece)) is None or wanted.get(piece) == key:
+            continue  # what is damaged is computed again and replaced
+        aside = folder / f"{_KEPT}{key}"
+        if aside.exists():
+            shutil.rmtree(piece)
+        else:
+            os.replace(piece, aside)
+    for piece, key in wanted.items():
+        aside = folder / f"{_KEPT}{key}"
+        if aside.exists() and not piece.exists():
+            os.replace(aside, piece)
+
+
+def delete_unwanted(folder: Path) -> int:
+    """Delete the moments of a draw that its last plan did not want, and return how many folds these were."""
+    unwanted = list(folder.glob(f"{_KEPT}*"))
+    for aside in unwanted:
+        shutil.rmtree(aside, ignore_errors=True)
+    return len(unwanted)
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return str(SavedMoments.open(folder).header.get("key"))
+    except InputError:
+        return None
+
+
+def find_saved_folds(plan: AccumulationPlan, folder: Path) -> set[int]:
+    """Return the folds whose moments are on disk, under whatever number."""
+    names = [name for name in folder.glob("*") if _PIECE.fullmatch(name.name) or name.name.startswith(_KEPT)]
+    saved = {_key_of(name) for name in names}
+    return {fold for fold, key in enumerate(plan.fold_keys) if key in saved}
 
 
 def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
     """Return the partitions whose moments, or whose fold's, are on disk."""
     finished = set()
     for part in plan.partitions:
-        for checkpoint in (_fold_folder(folder, part.fold), partition_folder(folder, part.index)):
-            if SavedMoments.holds(checkpoint, plan.key):  # anything else is computed again and replaced
-                finished.add(part.index)
+        # Anything else is computed again and replaced.
+        if SavedMoments.holds(_fold_folder(folder, part.fold), plan.fold_keys[part.fold]) or SavedMoments.holds(
+            partition_folder(folder, part.index), plan.partition_keys[part.index]
+        ):
+            finished.add(part.index)
     return finished
-
-
-def is_finished(plan: AccumulationPlan, folder: Path) -> bool:
-    """Whether a draw's moments are all on disk."""
-    return len(find_finished(plan, folder)) == len(plan.partitions)
 
 
 def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
@@ -199,9 +175,9 @@ def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
 
 def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
     """Merge a fold's partitions once all are there, then delete them. Safe to repeat; holds one cell at a time."""
-    target = _fold_folder(folder, fold)
-    checkpoints = [partition_folder(folder, part.index) for part in plan.fold_partitions(fold)]
-    if not SavedMoments.holds(target, plan.key):
+    target, key, partitions = _fold_folder(folder, fold), plan.fold_keys[fold], plan.fold_partitions(fold)
+    checkpoints = [partition_folder(folder, part.index) for part in partitions]
+    if not SavedMoments.holds(target, key):
         if not all(checkpoint.exists() for checkpoint in checkpoints):
             return
         if len(checkpoints) == 1:
@@ -210,7 +186,10 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
             return
         parts = [SavedMoments.open(checkpoint) for checkpoint in checkpoints]
         start, stop = plan.folds[fold]
-        write_moments(target, _merge_cells(parts), parts[0].n_cells, parts[0].header | {"rows": [start, stop]})
+        header = parts[0].header | {"key": key, "store": plan.store_of(start, stop), "rows": [start, stop]}
+        if holes := [[a.stop, b.start] for a, b in pairwise(partitions) if a.stop < b.start]:
+            header["left_out"] = holes
+        write_moments(target, _merge_cells(parts), parts[0].n_cells, header)
     for checkpoint in checkpoints:
         shutil.rmtree(checkpoint, ignore_errors=True)
 

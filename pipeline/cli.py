@@ -1,26 +1,25 @@
-"""The command line: ``headroom sample | inspect | convert | plan | run | report | moments``.
+"""The command line: ``headroom sample | inspect | convert | plan | run | add | remove | report | moments``.
 
-Only this module prints, and only here errors become exit codes: 0 done, 2 the user's input or configuration,
-3 the environment, 130 Ctrl-C.
+Only this module and its parts print, and only here errors become exit codes: 0 done, 2 the user's input or
+configuration, 3 the environment, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pipeline.config import ExperimentConfig
+from pipeline.cli_changes import add, remove
+from pipeline.cli_table import print_table
 from pipeline.config_files import load_config
 from pipeline.errors import HeadroomError, ResourceError
 from pipeline.progress import choose_progress
-
-if TYPE_CHECKING:
-    from pipeline.results import RunResults
 
 _EXAMPLE_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -197,21 +196,35 @@ def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: boo
       headroom run oracle_noise1.yaml --out runs/first
     """
     from cluster import LocalProfile, connect_local
-    from pipeline.experiment import render_run, run_experiment
 
     experiment = load_config(config)
     folder = _run_folder(config, out)
+    # What the run needs later is imported while the worker processes start, which takes as long.
+    threading.Thread(target=_import_ahead, daemon=True).start()
     progress = choose_progress(quiet=quiet)
     command = f"headroom run {config} --out {folder}"
     with connect_local(LocalProfile(workers=workers)) as client:
         if dashboard or not quiet:
             (click.echo if quiet else progress.note)(f"dashboard: {client.dashboard_link}")
+        from pipeline.experiment import render_run, run_experiment
+
         results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
         if dashboard and sys.stdin.isatty():
             click.pause("Press any key to close the dashboard …")
     _, page = render_run(folder)
-    _print_table(results, experiment)
+    print_table(results, experiment)
     click.echo(f"report: {page}")
+
+
+cli.add_command(add)
+cli.add_command(remove)
+
+
+def _import_ahead() -> None:
+    with contextlib.suppress(Exception):  # who needs it will be told
+        import pipeline.experiment
+        import pipeline.figures
+        import pipeline.report  # noqa: F401
 
 
 @cli.command()
@@ -258,48 +271,6 @@ def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
 
 def _run_folder(config: str, out: Path | None) -> Path:
     return out if out is not None else Path("runs") / Path(config).stem
-
-
-def _print_table(results: RunResults, config: ExperimentConfig) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from pipeline.results import NO_SEED
-
-    console = Console(width=None if sys.stdout.isatty() else 80)
-    for level in results.summary["levels"]:
-        seeds = set(results.overall.loc[results.overall["noise_level"] == level["noise_level"], "seed"]) - {NO_SEED}
-        over = f", mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else ""
-        title = f"{config.target} at noise level {level['noise_level']:g}: R²{over}"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-        table.add_column("spectra", overflow="fold")
-        # Fits in 80 columns; numbers are never cut, long names of bins fold.
-        for heading in ("train", "test", "oracle", "global", "ΔR²", f"{config.bootstrap.confidence:.0%} interval"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
-        rows += [(f"{one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
-        for k, (name, row) in enumerate(rows):
-            table.add_row(
-                name,
-                f"{row['n_train']:,}",
-                f"{row['n_test']:,}",
-                _format_figure(row["r2_oracle"]["mean"], ".3f"),
-                _format_figure(row["r2_global"]["mean"], ".3f"),
-                _format_figure(row["delta_r2"]["mean"], "+.3f"),
-                " to ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
-                end_section=k == 1,
-            )
-        console.print(table)
-        console.print(
-            f"At noise level {level['noise_level']:g}: {level['decision']['sentence']}", highlight=False, markup=False
-        )
-    for warning in results.metadata["warnings"]:
-        console.print(f"note: {warning}", highlight=False, markup=False)
-
-
-def _format_figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
 
 
 @contextlib.contextmanager

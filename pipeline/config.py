@@ -6,15 +6,12 @@ An unknown key is an error that names the nearest known one. :mod:`pipeline.conf
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -23,6 +20,7 @@ from pydantic import (
 )
 
 from pipeline import schema
+from pipeline.config_cuts import Cut, DesignConfig, Quantiles, Section, require_increasing
 from pipeline.errors import did_you_mean
 
 __all__ = [
@@ -31,6 +29,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "DecisionConfig",
+    "DesignConfig",
     "ExperimentConfig",
     "HypothesesConfig",
     "NoiseConfig",
@@ -51,26 +50,27 @@ MAIN_BINNING = "bins"
 Number = TypeVar("Number", int, float)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+class DataConfig(Section):
+    """Where the spectra are. Entries: shard files, folders, globs or a ``shard_index.txt``; or stores, likewise.
 
-
-class DataConfig(_Section):
-    """Where the spectra are. Entries: shard files, folders, globs or a ``shard_index.txt``; or stores, likewise."""
+    ``exclude`` names shards of ``train`` that are left out. Their rows are counted all the same, since noise is drawn
+    by row: leaving a shard out changes no noise of the others.
+    """
 
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
+    exclude: tuple[str, ...] = ()
     stores: str = "stores"
     nonfinite: Literal["refuse", "drop"] = "refuse"
     allow_overlap: bool = False
 
-    @field_validator("train", "test", mode="before")
+    @field_validator("train", "test", "exclude", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
 
-class NoiseConfig(_Section):
+class NoiseConfig(Section):
     """Noise added to the clean flux, in units of its 1σ error; ``test: stored`` prefers a pre-drawn array.
 
     ``marginal`` noise is the expectation over all draws, in closed form. Training on it has no seeds: one set of
@@ -93,13 +93,13 @@ class NoiseConfig(_Section):
         return _require_distinct(value, "noise levels")
 
 
-class PerSpectrum(_Section):
+class PerSpectrum(Section):
     """A penalty that grows with the training set: α = ``per_spectrum`` × n_train."""
 
     per_spectrum: float = Field(gt=0)
 
 
-class AlphaSearch(_Section):
+class AlphaSearch(Section):
     """A penalty chosen among several by cross-validation over the training folds, never on the test set.
 
     ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose.
@@ -120,9 +120,9 @@ class AlphaSearch(_Section):
 
 def _alpha_kind(value: Any) -> str:
     if isinstance(value, dict):
-        return "rule" if any(str(key).startswith("per") for key in value) else "grid"
+        return "rule" if any(str(key).startswith("per") for key in value) else "choice"
     if isinstance(value, AlphaSearch):
-        return "grid"
+        return "choice"
     return "rule" if isinstance(value, PerSpectrum) else "number"
 
 
@@ -130,25 +130,12 @@ def _alpha_kind(value: Any) -> str:
 Alpha = Annotated[
     Annotated[float, Field(gt=0), Tag("number")]
     | Annotated[PerSpectrum, Tag("rule")]
-    | Annotated[AlphaSearch, Tag("grid")],
+    | Annotated[AlphaSearch, Tag("choice")],
     Discriminator(_alpha_kind),
 ]
 
 
-class Quantiles(_Section):
-    """Edges that divide the training spectra into equal parts."""
-
-    quantiles: Annotated[int, Field(ge=2, le=100)]
-
-
-#: How a column is cut: by stated edges, or into equal parts.
-Cut = Annotated[
-    Annotated[tuple[float, ...], Tag("edges")] | Annotated[Quantiles, Tag("parts")],
-    Discriminator(lambda value: "parts" if isinstance(value, dict | Quantiles) else "edges"),
-]
-
-
-class RidgeConfig(_Section):
+class RidgeConfig(Section):
     """The ridge models. ``alpha`` penalises a SUM of squares over spectra; the intercept is free."""
 
     alpha: Alpha = 1e5
@@ -157,7 +144,7 @@ class RidgeConfig(_Section):
     min_spectra: Annotated[int, Field(ge=2)] = 50
 
 
-class DecisionConfig(_Section):
+class DecisionConfig(Section):
     """Thresholds on ΔR²: at least ``continue`` → build the mixture; below ``stop`` → do not."""
 
     continue_: float = Field(default=0.05, alias="continue")
@@ -170,7 +157,7 @@ class DecisionConfig(_Section):
         return self
 
 
-class HypothesesConfig(_Section):
+class HypothesesConfig(Section):
     """What the report marks PASS or FAIL. ``lowest_r2_bins: null`` leaves the third one out."""
 
     r2_oracle: float = 0.55
@@ -178,7 +165,7 @@ class HypothesesConfig(_Section):
     lowest_r2_bins: tuple[int, ...] | None = (0, 3, 6)
 
 
-class BootstrapConfig(_Section):
+class BootstrapConfig(Section):
     """Paired bootstrap over test spectra, stratified by bin."""
 
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
@@ -186,17 +173,27 @@ class BootstrapConfig(_Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class ComputeConfig(_Section):
-    """How the pass is cut. The first three are part of the plan: the same values give the same bits on any cluster."""
+#: How many folds, or one for each shard.
+Folds = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Literal["shards"], Tag("shards")],
+    Discriminator(lambda value: "shards" if isinstance(value, str) else "number"),
+]
 
-    folds: Annotated[int, Field(ge=1)] = 5
+
+class ComputeConfig(Section):
+    """How the pass is cut. The first three are part of the plan: the same values give the same bits on any cluster.
+
+    With ``folds: shards`` every shard is a fold, so that adding or removing one leaves all other folds as they are.
+    """
+
+    folds: Folds = 5
     partition_rows: Annotated[int, Field(ge=64)] = 262_144
     run_rows: Annotated[int, Field(ge=64)] = 1024
     #: Noise draws share a read of the spectra while a worker stays within this; it changes no bits.
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """One experiment, as its YAML file states it; see ``pipeline/configs/oracle_noise1.yaml``."""
 
     data: DataConfig
@@ -207,6 +204,8 @@ class ExperimentConfig(_Section):
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
     #: Hold against them each column of ``bins`` alone, too.
     ablation: bool = True
+    #: Search for the best rectangles of a finer grid; from the same pass.
+    design: DesignConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
@@ -239,7 +238,7 @@ class ExperimentConfig(_Section):
     @classmethod
     def _increasing(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         for column, edges in value.items():
-            _require_increasing(column, edges)
+            require_increasing(column, edges)
         return value
 
     @field_validator("binnings")
@@ -250,7 +249,7 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"a binning needs a name of its own, found {name!r}; for example {{SNR: …}}")
             for column, cut in cuts.items():
                 if not isinstance(cut, Quantiles):
-                    _require_increasing(column, cut)
+                    require_increasing(column, cut)
         return value
 
     @model_validator(mode="after")
@@ -265,13 +264,23 @@ class ExperimentConfig(_Section):
                     f"binnings.{name} may not use the target {self.target!r}: routing by the value to be predicted "
                     "leaks it"
                 )
+        if self.design is not None:
+            if self.target in self.design.grid:
+                raise ValueError(
+                    f"design.grid may not use the target {self.target!r}: routing by the value to be predicted leaks it"
+                )
+            if self.compute.folds == 1:
+                raise ValueError(
+                    f"design needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
+                    "use compute: {folds: 5}, or leave design out"
+                )
         for column, names in self.bin_names.items():
             expected = len(self.bins.get(column, ())) - 1
             if len(names) != expected:
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
-        if isinstance(self.ridge.alpha, AlphaSearch) and self.compute.folds < 2:
+        if isinstance(self.ridge.alpha, AlphaSearch) and self.compute.folds == 1:
             raise ValueError(
                 f"ridge.alpha.search needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
                 "use compute: {folds: 5}, or a fixed ridge.alpha"
@@ -294,17 +303,20 @@ class ExperimentConfig(_Section):
             return HypothesesConfig()
         return HypothesesConfig(lowest_r2_bins=None)
 
+    @property
+    def headline_level(self) -> float:
+        """The noise level that conclusions are about: 1 where it is there, else the highest."""
+        return 1.0 if 1.0 in self.noise.levels else max(self.noise.levels)
+
+    @property
+    def further_grids(self) -> dict[str, dict[str, Cut]]:
+        """How columns are cut by every grid besides ``bins``, under the names of their settings."""
+        grids = {f"binnings.{name}": cuts for name, cuts in self.binnings.items()}
+        return grids | ({"design.grid": self.design.grid} if self.design else {})
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, with the spellings of the YAML file."""
         return self.model_dump(mode="json", by_alias=True)
-
-
-def _require_increasing(column: str, edges: tuple[float, ...]) -> None:
-    if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
-        raise ValueError(
-            f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}; "
-            f"for example {{T_eff: [3750, 4500, 5250, 6000]}}"
-        )
 
 
 def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:

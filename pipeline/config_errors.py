@@ -12,7 +12,7 @@ from pipeline.errors import did_you_mean
 __all__ = ["describe_findings"]
 
 #: Kinds of ``alpha`` and of cuts: an implementation detail, no part of the setting's name.
-_KINDS = ("number", "rule", "grid", "edges", "parts")
+_KINDS = ("number", "rule", "choice", "edges", "parts")
 
 
 def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:

@@ -18,7 +18,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.config_errors import describe_findings
 from pipeline.errors import ConfigError, did_you_mean
 
-__all__ = ["load_config", "packaged_configs"]
+__all__ = ["load_config", "packaged_configs", "with_absolute_paths"]
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -71,6 +71,17 @@ def load_config(source: str | Path) -> ExperimentConfig:
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
     return config
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a configuration whose relative data paths, those of this process, are absolute."""
+    data = config.data
+    paths = {
+        "train": tuple(map(os.path.abspath, data.train)),
+        "test": tuple(map(os.path.abspath, data.test)),
+        "stores": os.path.abspath(data.stores),
+    }
+    return config.model_copy(update={"data": data.model_copy(update=paths)})
 
 
 def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[str, Any]:

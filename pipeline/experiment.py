@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipeline import schema
 from pipeline.accumulate import accumulate_moments
-from pipeline.checkpoints import is_finished, plan_accumulation
+from pipeline.checkpoints import delete_unwanted, find_saved_folds
+from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError
+from pipeline.experiment_design import design_products, require_divisible, score_design, search_design
 from pipeline.experiment_models import require_searchable_folds, solve_models
-from pipeline.experiment_run import Run, open_run, writable_folder
+from pipeline.experiment_run import Run, open_run, save_config, writable_folder
 from pipeline.experiment_scores import score_models
-from pipeline.files import replacing
 from pipeline.locks import exclusive
 from pipeline.memory import available_memory, peak_memory
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
@@ -30,16 +30,15 @@ from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.progress import Progress, SilentProgress
 from pipeline.provenance import describe_environment
 from pipeline.results import RunResults, read_results
-from pipeline.spectra_sets import check_headers, open_spectra_sets, read_headers, resolve_binnings
+from pipeline.spectra_sets import check_headers, open_spectra_sets, read_headers
+from pipeline.spectra_sets_binnings import resolve_binnings
 from pipeline.summary import RESULTS_VERSION, results_hold, write_tables
 from pipeline.tasks import workers_limits, workers_peak
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["plan_experiment", "render_run", "run_experiment"]
-
-CONFIG_FILE = "config.yaml"
+__all__ = ["limits_of_workers", "plan_experiment", "render_run", "run_experiment"]
 
 
 def noise_draws(config: ExperimentConfig) -> list[Noise]:
@@ -70,6 +69,7 @@ def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | Non
         worker_limits or [available_memory()],
         chunk_rows=train.chunk_rows,
         store_disk=train.unconverted_bytes + test.unconverted_bytes,
+        left_out=train.left_out,
     )
 
 
@@ -114,7 +114,7 @@ def run_experiment(
     out = Path(folder)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
-    plan = plan_experiment(config, _worker_limits(client))
+    plan = plan_experiment(config, limits_of_workers(client))
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
         run = open_run(out, config, progress or SilentProgress())
@@ -135,8 +135,12 @@ def _run_steps(
     run.warnings += left_out
     accumulation = plan_accumulation(sets.train, cells, config.compute, config.precision)
     require_searchable_folds(run, sets, accumulation)
+    require_divisible(run, sets, accumulation)
     draws, moments_folder = noise_draws(config), run.folder / "moments"
-    all_there = all(is_finished(accumulation, moments_folder / draw.name) for draw in draws)
+    saved = set(range(len(accumulation.folds))).intersection(
+        *(find_saved_folds(accumulation, moments_folder / draw.name) for draw in draws)
+    )
+    run.reused_folds, run.n_folds = tuple(sorted(saved)), len(accumulation.folds)
     moments = accumulate_moments(
         accumulation,
         draws,
@@ -145,19 +149,25 @@ def _run_steps(
         draws_per_pass=plan.draws_per_pass,
         progress=run.progress,
     )
-    clock = run.finish_step("accumulate", clock, skipped=all_there)
+    clock = run.finish_step("accumulate", clock, skipped=len(saved) == run.n_folds)
     made = dict(run.products)
-    files = solve_models(run, accumulation, moments, plan.solve_threads, client)
-    run.worker_peak = workers_peak(client) if client is not None else 0
+    files = solve_models(run, accumulation, moments, plan, client)
     clock = run.finish_step("solve", clock, skipped=run.products == made)
-    products = {name: run.products[name] for file in files for name in file.names}
+    made = dict(run.products)
+    design = search_design(run, accumulation, moments, files, (plan.design_threads, plan.solve_threads), client)
+    if design is not None:
+        clock = run.finish_step("design", clock, skipped=run.products == made)
+    run.worker_peak = workers_peak(client) if client is not None else 0
+    products = {name: run.products[name] for file in files for name in file.names} | design_products(run, design)
     key = content_hash([RESULTS_VERSION, products, sets.test.fingerprint, config.to_dict(), list(config.bins)])
     if not results_hold(run.folder, key):
         scored = score_models(run, sets, files)
+        scored = replace(scored, design=score_design(run, sets, design, scored.draws))
         run.finish_step("score", clock)
-        with replacing(run.folder / CONFIG_FILE) as temporary:
-            temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+        save_config(config, run.folder)
         write_tables(run.folder, config, run.grid, sets, scored, _facts(run, plan, begun, command) | {"key": key})
+    for draw in draws:
+        delete_unwanted(moments_folder / draw.name)  # now that results without them stand
     return read_results(run.folder)
 
 
@@ -170,7 +180,8 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
     return render_report(results, render_figures(results))
 
 
-def _worker_limits(client: Client | None) -> list[int]:
+def limits_of_workers(client: Client | None) -> list[int]:
+    """Return the memory that each worker of a client may use, bytes; that of this process without one."""
     limits = [None] if client is None else workers_limits(client)
     return [limit or available_memory() for limit in limits]
 
@@ -184,6 +195,7 @@ def _facts(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None)
         "warnings": run.warnings,
         "peak_memory_bytes": peak_memory() + run.worker_peak,
         "worker_peak_memory_bytes": run.worker_peak,
+        "folds": {"total": run.n_folds, "reused": list(run.reused_folds)},
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.binnings import Binning
-from pipeline.checkpoints import AccumulationPlan, MomentsFolder
-from pipeline.config import AlphaSearch, RidgeConfig, content_hash
+from pipeline.checkpoints import MomentsFolder
+from pipeline.checkpoints_plan import AccumulationPlan
+from pipeline.config import AlphaSearch, content_hash
 from pipeline.experiment_run import Run
 from pipeline.folds import count_in_folds
-from pipeline.models import ALGORITHM_VERSION, ExpertModels, read_models, require_searchable, write_models
+from pipeline.models import (
+    ALGORITHM_VERSION,
+    ExpertModels,
+    TooFewSpectraError,
+    read_models,
+    require_searchable,
+    write_models,
+)
 from pipeline.noise import Noise
+from pipeline.plan import ExperimentPlan
 from pipeline.solve import SolveJob, solve_folders
 from pipeline.spectra_sets import SpectraSets
 
@@ -37,15 +46,35 @@ class ModelFiles:
 
 
 def require_searchable_folds(run: Run, sets: SpectraSets, plan: AccumulationPlan) -> None:
-    """Refuse folds that a search for the penalty cannot use, before the pass over the spectra."""
-    if isinstance(run.config.ridge.alpha, AlphaSearch):
-        blocks = ((start, run.grid.assign(block)) for start, block in sets.train.iter_columns(run.grid.columns))
-        counts = count_in_folds(plan.folds, blocks, run.grid.n_bins)
-        require_searchable(counts.tolist(), run.config.ridge, run.grid)
+    """Refuse folds that a search for the penalty cannot use, before the pass over the spectra.
+
+    Other binnings than the main one whose experts would search on such folds are left out, with a warning.
+    """
+    alpha = run.config.ridge.alpha
+    if not isinstance(alpha, AlphaSearch):
+        return
+
+    def require(binning: Binning) -> None:
+        blocks = ((start, binning.assign(block)) for start, block in sets.train.iter_columns(binning.base.columns))
+        counts = count_in_folds(plan.folds, blocks, binning.n_bins)
+        require_searchable(counts.tolist(), run.config.ridge, binning)
+
+    main, *others = run.binnings
+    require(main)
+    kept = [main]
+    for binning in others:
+        try:
+            if alpha.by == "per_expert":
+                require(binning)
+        except TooFewSpectraError as error:
+            run.warnings.append(f"the binning {binning.name!r} is left out: {error}")
+        else:
+            kept.append(binning)
+    run.binnings = tuple(kept)
 
 
 def solve_models(
-    run: Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], threads: int, client: Client | None
+    run: Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], cost: ExperimentPlan, client: Client | None
 ) -> list[ModelFiles]:
     """Solve the models that are not there yet; return the files of every noise's.
 
@@ -65,18 +94,21 @@ def solve_models(
     keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
     covered = tuple(sorted(cell for cells in run.binnings[0].members for cell in cells))
 
-    def plan_job(one: MomentsFolder, binning: Binning, settings: RidgeConfig, *, whole_only: bool) -> SolveJob:
-        return SolveJob(one, binning, settings, covered, whole_only, target, threads)
-
     missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]
-    jobs = [plan_job(moments[k], run.binnings[0], ridge, whole_only=False) for k in missing]
+    common: dict[str, Any] = {
+        "covered": covered,
+        "target": target,
+        "threads": cost.solve_threads,
+        "holds_folds": cost.solve_holds_folds,
+    }
+    jobs = [SolveJob(moments[k], run.binnings[0], ridge, **common) for k in missing]
     for place, models in _solve(run, jobs, client):
         _write(run, files[missing[place]].main, keys[missing[place]], models)
     described = [[one.name, one.columns, one.groups, one.members] for one in others]
     keys = [content_hash([key, described]) for key in keys]
     missing = [k for k, file in enumerate(files) if file.others and not run.is_made(file.others, keys[k])]
     jobs = [
-        plan_job(moments[k], binning, _settle_penalty(run, files[k]), whole_only=True)
+        SolveJob(moments[k], binning, **_settle_penalty(run, files[k]), **common, whole_only=True)
         for k in missing
         for binning in others
     ]
@@ -93,12 +125,16 @@ def _solve(run: Run, jobs: Sequence[SolveJob], client: Client | None) -> Iterabl
     return solve_folders(jobs, client=client, progress=run.progress) if jobs else ()
 
 
-def _settle_penalty(run: Run, file: ModelFiles) -> RidgeConfig:
-    """Return the settings of other binnings' models: a penalty that the global model chose is theirs, too."""
+def _settle_penalty(run: Run, file: ModelFiles) -> dict[str, Any]:
+    """Return the settings of other binnings' models: what the global model chose stays, and is theirs where it chose
+    for all."""
     ridge = run.config.ridge
-    if isinstance(ridge.alpha, AlphaSearch) and ridge.alpha.by == "global":
-        return ridge.model_copy(update={"alpha": read_models(run.folder / file.main)[-1].global_alpha})
-    return ridge
+    if not isinstance(ridge.alpha, AlphaSearch):
+        return {"ridge": ridge}
+    chosen = read_models(run.folder / file.main)[-1].global_alpha
+    if ridge.alpha.by == "global":
+        return {"ridge": ridge.model_copy(update={"alpha": chosen})}
+    return {"ridge": ridge, "global_alpha": chosen}
 
 
 def _write(run: Run, name: str, key: str, models: Sequence[ExpertModels]) -> None:

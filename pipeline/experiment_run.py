@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.binnings import Binning
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
+from pipeline.config_files import with_absolute_paths
 from pipeline.errors import ResourceError
 from pipeline.files import remove_leftovers, replacing
 from pipeline.noise import MarginalNoise, Noise
 from pipeline.progress import Progress
 
-__all__ = ["Run", "open_run", "writable_folder"]
+__all__ = ["CONFIG_FILE", "Run", "open_run", "save_config", "writable_folder"]
 
+CONFIG_FILE = "config.yaml"
 PRODUCTS_FILE = "products.json"
 
 
@@ -35,6 +39,8 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     worker_peak: int = 0
     binnings: tuple[Binning, ...] = ()
+    n_folds: int = 0
+    reused_folds: tuple[int, ...] = ()
 
     @property
     def grid(self) -> BinGrid:
@@ -73,6 +79,19 @@ def open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> Run:
         except ValueError:
             progress.note(f"{folder / PRODUCTS_FILE} is damaged; models and predictions are made again")
     return Run(folder, config, progress, products)
+
+
+def save_config(config: ExperimentConfig, folder: Path) -> None:
+    """Write a run's configuration, with absolute data paths: :func:`pipeline.load_config` reads it from anywhere.
+
+    Raises
+    ------
+    ResourceError
+        If the file cannot be written.
+    """
+    text = yaml.safe_dump(with_absolute_paths(config).to_dict(), sort_keys=False, allow_unicode=True)
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

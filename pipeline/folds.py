@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
-__all__ = ["count_in_folds", "plan_folds"]
+__all__ = ["count_in_folds", "plan_folds", "shard_ranges"]
 
 
-def plan_folds(shard_lengths: Sequence[int], n_folds: int) -> tuple[tuple[int, int], ...]:
+def plan_folds(
+    shard_lengths: Sequence[int], n_folds: int | Literal["shards"], left_out: Collection[int] = ()
+) -> tuple[tuple[int, int], ...]:
     """Cut the rows of a store into contiguous folds that nest in its shards.
 
     With at least as many shards as folds, a fold is a group of whole shards; otherwise every shard is cut
     into parts, more for longer shards. Either way a fold boundary never depends on chunks or workers, and
-    a shard is never shared by folds that hold parts of other shards, so that adding or removing a shard
-    leaves the folds of the others alone.
+    a shard is never shared by folds that hold parts of other shards. Only with ``"shards"``, a fold for every
+    shard, are the folds of the others left alone when a shard is added or left out.
 
     Parameters
     ----------
     shard_lengths
         Spectra in each shard, in the store's order.
     n_folds
-        Folds wanted, at least 1.
+        Folds wanted, at least 1, or ``"shards"``.
+    left_out
+        Numbers of shards that belong to no fold; their rows are counted all the same.
 
     Returns
     -------
     tuple of (start, stop)
-        Row ranges in increasing order; they cover every row once.
+        Row ranges in increasing order; they cover every row once, but those of shards left out. Within a fold these
+        can lie only where it is a group of shards.
 
     Raises
     ------
     ConfigError
         If there are fewer spectra than folds.
     """
-    lengths = np.asarray([length for length in shard_lengths if length > 0], dtype=np.int64)
-    total = int(lengths.sum())
-    if n_folds < 1 or total < n_folds:
-        raise ConfigError(f"at least 1 fold and one spectrum in each are required; {total} spectra, {n_folds} folds")
-    ends = np.cumsum(lengths)
-    if len(lengths) >= n_folds:
-        return _group_shards(ends, n_folds)
-    parts = _allot_parts(lengths, n_folds)
+    stops = np.cumsum(np.asarray(shard_lengths, dtype=np.int64))
+    kept = [k for k, length in enumerate(shard_lengths) if length > 0 and k not in left_out]
+    lengths, starts = np.asarray(shard_lengths, dtype=np.int64)[kept], (stops - shard_lengths)[kept]
+    total, wanted = int(lengths.sum()), max(len(kept), 1) if n_folds == "shards" else n_folds
+    if wanted < 1 or total < wanted:
+        raise ConfigError(f"at least 1 fold and one spectrum in each are required; {total} spectra, {wanted} folds")
+    if len(lengths) >= wanted:
+        groups = _group_shards(np.cumsum(lengths), wanted)
+        return tuple((int(starts[a]), int(starts[b - 1] + lengths[b - 1])) for a, b in groups)
+    parts = _allot_parts(lengths, wanted)
     ranges: list[tuple[int, int]] = []
-    for start, length, count in zip(ends - lengths, lengths, parts, strict=True):
+    for start, length, count in zip(starts, lengths, parts, strict=True):
         cuts = start + (length * np.arange(count + 1)) // count
         ranges += [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     return tuple(ranges)
+
+
+def shard_ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the absolute rows of every shard, from their numbers of spectra."""
+    return list(itertools.pairwise(itertools.accumulate(lengths, initial=0)))
 
 
 def count_in_folds(
@@ -63,7 +76,8 @@ def count_in_folds(
     folds
         Row ranges from :func:`plan_folds`.
     blocks
-        First row, and the bin of each row from there on, negative in none; blocks that cover every row once.
+        First row, and the bin of each row from there on, negative in none; blocks that cover every row once, but those
+        of shards left out.
     n_bins
         Number of bins K.
 
@@ -82,18 +96,14 @@ def count_in_folds(
 
 
 def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]:
-    """Group consecutive shards so that each fold ends at the shard boundary nearest its fair share."""
+    """Group consecutive shards, each fold ending at the shard nearest its fair share; return (first, last + 1)."""
     boundaries = [0]
-    last = 0
     for fold in range(1, n_folds):
         # Leave at least one shard for every fold to come, and take at least one.
-        candidates = np.arange(last, len(ends) - (n_folds - fold))
+        candidates = np.arange(boundaries[-1], len(ends) - (n_folds - fold))
         wanted = ends[-1] * fold / n_folds
-        chosen = int(candidates[np.argmin(np.abs(ends[candidates] - wanted))])
-        boundaries.append(int(ends[chosen]))
-        last = chosen + 1
-    boundaries.append(int(ends[-1]))
-    return tuple(itertools.pairwise(boundaries))
+        boundaries.append(int(candidates[np.argmin(np.abs(ends[candidates] - wanted))]) + 1)
+    return tuple(itertools.pairwise([*boundaries, len(ends)]))
 
 
 def _allot_parts(lengths: np.ndarray, n_folds: int) -> np.ndarray:

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ class PieceContents:
         Where they are; ``"fold"`` or ``"partition"``, and which.
     rows
         First row of the training set, and one past the last; None if damaged.
+    left_out
+        Row ranges within these that belong to shards that are left out.
     counts
         Spectra of every cell.
     n_pixels, precision, labels
@@ -55,6 +56,7 @@ class PieceContents:
     kind: str
     number: int
     rows: tuple[int, int] | None = None
+    left_out: tuple[tuple[int, int], ...] = ()
     counts: tuple[int, ...] = ()
     n_pixels: int = 0
     precision: str = ""
@@ -87,11 +89,11 @@ class DrawContents:
     noise
         Level, seed and stream of drawn noise, or level and algorithm of marginal noise.
     key, store
-        What the moments were computed with, and the fingerprint of the spectra, as hashes.
+        What all folds were computed with, and the fingerprint of all stores together, as hashes.
     folds, partitions
         Finished ones, in order.
     n_folds
-        Folds that the configuration wants; None if that is not known, as before the end of a run.
+        Folds that there must be; None if ``key.json`` is damaged.
     problem
         What is damaged beside the folds; None if nothing is.
     """
@@ -122,22 +124,13 @@ class DrawContents:
             return f"{len(self.partitions)} partitions wait for the others of their folds"
         if not self.folds:
             return "no fold is finished"
-        numbers = [fold.number for fold in self.folds]
-        wanted = self.n_folds if self.n_folds is not None else numbers[-1] + 1
-        absent = sorted(set(range(wanted)) - set(numbers))
-        if absent:
-            return f"folds {', '.join(map(str, absent))} of {wanted} are missing"
-        rows = [fold.rows for fold in self.folds if fold.rows is not None]
-        if rows and (rows[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(rows) if len(rows) == len(self.folds))):
-            return "the rows of the folds do not join"
-        return None
+        absent = sorted(set(range(self.n_folds or 0)) - {fold.number for fold in self.folds})
+        return f"folds {', '.join(map(str, absent))} of {self.n_folds} are missing" if absent else None
 
     @property
-    def complete(self) -> bool | None:
-        """Whether all folds are there and sound; None if they are, but how many there must be is not known."""
-        if self.problems or self.missing is not None:
-            return False
-        return None if self.n_folds is None else True
+    def complete(self) -> bool:
+        """Whether all folds are there and sound."""
+        return not self.problems and self.missing is None
 
     @property
     def counts(self) -> list[int]:
@@ -232,7 +225,7 @@ def open_moments(folder: str | Path) -> MomentsContents:
         )
     run = root.parent.parent if found == [root] else root.parent
     config = _read_config(run)
-    draws = tuple(_open_draw(one, None if config is None else config.compute.folds) for one in found)
+    draws = tuple(map(_open_draw, found))
     return MomentsContents(asked, draws, _name_cells(config, {len(draw.counts) for draw in draws}))
 
 
@@ -240,24 +233,26 @@ def _is_draw(folder: Path) -> bool:
     return (folder / KEY_FILE).is_file() or any(_PIECE.fullmatch(one.name) for one in folder.iterdir())
 
 
-def _open_draw(folder: Path, n_folds: int | None) -> DrawContents:
-    facts: dict[str, Any] = {}
-    problem = None
+def _open_draw(folder: Path) -> DrawContents:
+    problem, n_folds = None, None
+    wanted: dict[int, tuple[str, list[int]]] = {}
     try:
         facts = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
         noise, key, store = dict(facts["draw"]), str(facts["key"]), str(facts["store"])
+        wanted = {k: (str(fold["key"]), list(fold["rows"])) for k, fold in enumerate(facts["folds"])}
+        n_folds = len(wanted)
     except (OSError, ValueError, KeyError, TypeError):
         problem = f"{folder / KEY_FILE}: missing or damaged; delete the folder {folder} and run again"
         noise, key, store = {}, "", ""
     named = sorted((one.name, one) for one in folder.iterdir() if _PIECE.fullmatch(one.name))
-    pieces = [_open_piece(path, key) for _, path in named]
+    pieces = [_open_piece(path, wanted) for _, path in named]
     # A run that goes on merges and deletes partitions meanwhile: what is gone by now is not damaged.
     pieces = [piece for piece in pieces if piece.problem is None or piece.folder.is_dir()]
     folds, partitions = ([piece for piece in pieces if piece.kind == kind] for kind in ("fold", "partition"))
     return DrawContents(folder, noise, key, store, tuple(folds), tuple(partitions), n_folds, problem)
 
 
-def _open_piece(folder: Path, key: str) -> PieceContents:
+def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]]) -> PieceContents:
     matched = _PIECE.fullmatch(folder.name)
     assert matched is not None
     piece = PieceContents(folder, matched.group(1), int(matched.group(2)))
@@ -268,6 +263,7 @@ def _open_piece(folder: Path, key: str) -> PieceContents:
         piece = replace(
             piece,
             rows=(int(start), int(stop)),
+            left_out=tuple((int(a), int(b)) for a, b in saved.header.get("left_out", ())),
             counts=tuple(saved.counts),
             n_pixels=int(saved.pixel_sums()[0].x_sum.size),
             precision=np.dtype(str(saved.header["gram_dtype"])).name,
@@ -278,10 +274,13 @@ def _open_piece(folder: Path, key: str) -> PieceContents:
         return replace(piece, problem=str(error))
     except (KeyError, TypeError, ValueError) as error:
         return replace(piece, problem=f"moments {folder}: wrong facts ({error}); delete it and run again")
-    if key and saved.header.get("key") != key:
-        return replace(piece, problem=f"moments {folder}: of another computation; delete it and run again")
-    if sum(piece.counts) != stop - start:
-        return replace(piece, problem=f"moments {folder}: {sum(piece.counts)} spectra of {stop - start} rows")
+    if piece.kind == "fold" and wanted:
+        key, rows = wanted.get(piece.number, ("", []))
+        if (saved.header.get("key"), [start, stop]) != (key, rows):
+            return replace(piece, problem=f"moments {folder}: of another computation; delete it and run again")
+    n_rows = stop - start - sum(b - a for a, b in piece.left_out)
+    if sum(piece.counts) != n_rows:
+        return replace(piece, problem=f"moments {folder}: {sum(piece.counts)} spectra of {n_rows} rows")
     return piece
 
 
@@ -313,7 +312,7 @@ def _name_cells(config: ExperimentConfig | None, numbers: set[int]) -> tuple[str
     main = BinGrid(config.bins, config.bin_names)
     names = [*map(main.describe, range(main.n_bins)), "outside"]
     others = []
-    for cuts in config.binnings.values():
+    for cuts in config.further_grids.values():
         if any(isinstance(cut, Quantiles) for cut in cuts.values()):
             break  # the cells are finer, by edges that only the spectra tell
         others.append(BinGrid({column: cut for column, cut in cuts.items() if not isinstance(cut, Quantiles)}))

@@ -18,10 +18,9 @@ import math
 import struct
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -197,15 +196,14 @@ class SavedMoments:
 
     def pixel_sums(self) -> list[PixelSums]:
         """Return what is known of each cell's pixels one by one; reads no Gram matrix."""
-        with self._sums() as sums:
-            x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
+        sums = self._sums
+        x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
         return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's spectra, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q); reads no Gram matrix."""
-        with self._sums() as sums:
-            return self.counts, sums["y_sum"], np.diagonal(sums["y_gram"], axis1=1, axis2=2)
+        return self.counts, self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
 
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
         """Return the moments of one cell, in the precision they were saved in.
@@ -223,9 +221,9 @@ class SavedMoments:
             If a file is missing or damaged: every byte is checked.
         """
         gram = self._read_gram(cell, out)
-        with self._sums() as sums:
-            arrays = {name: sums[name][cell] for name in _SUMS}
-            x_origin, y_origin = sums["x_origin"], sums["y_origin"]
+        sums = self._sums
+        arrays = {name: sums[name][cell] for name in _SUMS}
+        x_origin, y_origin = sums["x_origin"], sums["y_origin"]
         return Moments(
             count=self.counts[cell],
             gram=gram,
@@ -236,11 +234,12 @@ class SavedMoments:
             epsilon=float(self.header["epsilon"]),
         )
 
-    @contextmanager
-    def _sums(self) -> Iterator[Any]:
+    @cached_property
+    def _sums(self) -> dict[str, NDArray[np.float64]]:
+        """What is small, read once."""
         try:
             with np.load(self.folder / _SUMS_FILE, allow_pickle=False) as archive:
-                yield archive
+                return {name: archive[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
 
@@ -265,8 +264,7 @@ class SavedMoments:
 
     def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         """Return the tiles of a cell without spectra, which has no file."""
-        with self._sums() as sums:
-            layout = TileLayout(sums["x_origin"].size)
+        layout = TileLayout(self._sums["x_origin"].size)
         dtype = np.dtype(self.header["gram_dtype"])
         size = layout.nbytes(dtype)
         gram: NDArray[Any] = (np.empty(size, np.uint8) if out is None else out[:size]).view(dtype).reshape(layout.shape)

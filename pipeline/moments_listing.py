@@ -52,7 +52,7 @@ def _render_draw(draw: DrawContents) -> list[str]:
     elif draw.missing is not None:
         state = f"unfinished, {draw.missing}"
     else:
-        state = "complete" if draw.complete else "no gaps (the number of folds is not recorded before the run ends)"
+        state = "complete"
     lines = [f"  {draw.folder.name}: {state}"]
     some = _some_piece(draw)
     if some is not None:
@@ -98,6 +98,7 @@ def _tabulate_piece(piece: PieceContents) -> dict[str, Any]:
     return {
         piece.kind: piece.number,
         "rows": None if piece.rows is None else list(piece.rows),
+        "left_out": [list(rows) for rows in piece.left_out],
         "counts": list(piece.counts),
         "bytes": piece.nbytes,
         "problem": piece.problem,

@@ -14,14 +14,14 @@ import numpy as np
 
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
-from pipeline.config import ExperimentConfig, Quantiles
+from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
-from pipeline.folds import plan_folds
+from pipeline.folds import plan_folds, shard_ranges
 from pipeline.hotloop import LoopSettings, available_threads, loop_memory
 from pipeline.memory import available_memory
 from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS
-from pipeline.solve import solve_memory
+from pipeline.solve_threads import solve_memory
 from pipeline.tiles import TileLayout
 
 __all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
@@ -56,8 +56,12 @@ class ExperimentPlan:
         Peak of one worker.
     worker_limit
         What a worker may use.
-    solve_threads
-        Models that a worker solves side by side.
+    solve_threads, solve_holds_folds
+        Models that a worker solves side by side, and whether a search for the penalty holds every fold's sums.
+    design_threads
+        Bands of rectangles that a worker tries side by side; 0 without a bin design.
+    design_models
+        Models that a bin design tries: rectangles × folds × seeds, at most, and the main bins and the global model.
     driver_memory
         Peak of the process that converts, merges and scores.
     moments_disk
@@ -79,10 +83,13 @@ class ExperimentPlan:
     worker_memory: int
     worker_limit: int
     solve_threads: int
+    solve_holds_folds: bool
     driver_memory: int
     moments_disk: int
     store_disk: int
     flops: float
+    design_threads: int = 0
+    design_models: int = 0
 
     @property
     def n_passes(self) -> int:
@@ -144,6 +151,8 @@ class ExperimentPlan:
             f"disk for new stores  {format_bytes(self.store_disk)}",
             f"arithmetic           {self.flops / 1e12:,.2f} Tflop of Gram products",
         ]
+        if self.design_models:
+            lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
         if flops_per_second:
             seconds = self.flops / flops_per_second / self.n_workers
             lines.append(
@@ -161,6 +170,7 @@ def plan_run(
     *,
     chunk_rows: int = 1024,
     store_disk: int = 0,
+    left_out: Sequence[int] = (),
 ) -> ExperimentPlan:
     """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
 
@@ -178,10 +188,12 @@ def plan_run(
         Spectra that the store decodes together.
     store_disk
         Bytes of stores that are still to be written.
+    left_out
+        Numbers of the shards that are left out.
     """
     compute = config.compute
-    folds = plan_folds(shard_lengths, compute.folds)
-    partitions = plan_partitions(folds, compute.partition_rows)
+    folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
+    partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
     settings = LoopSettings(config.precision, compute.run_rows)
     n_cells = _count_cells(config)
     n_draws = (
@@ -192,7 +204,7 @@ def plan_run(
             "both": len(config.seeds) + 1,
         }[config.noise.mode]
     )
-    n_spectra = folds[-1][1]
+    n_spectra = sum(part.n_spectra for part in partitions)
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
     # A partition's columns are needed until its last run is summed; the next one is begun by then.
@@ -203,8 +215,16 @@ def plan_run(
     draws_per_pass = max(fitting, default=1)
     layout = TileLayout(n_pixels)
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
-    # As many models side by side as fit into what the pass needs anyway.
-    threads = max(1, min(available_threads(), of_draws[draws_per_pass - 1] // solve_memory(n_pixels, 1)))
+    # As many models side by side as fit into what the pass needs anyway; a search may take what draws may share.
+    room = of_draws[draws_per_pass - 1]
+    held_folds = 0
+    if isinstance(config.ridge.alpha, AlphaSearch):
+        room = max(room, int(allowed - fixed))
+        held_folds = len(folds) if solve_memory(n_pixels, 1, len(folds)) <= room else 1
+    threads = max(1, min(available_threads(), room // solve_memory(n_pixels, 1, held_folds)))
+    design_threads = 0
+    if config.design is not None:
+        design_threads = max(1, min(available_threads(), room // solve_memory(n_pixels, 1, len(folds))))
     parts_of_folds = Counter(part.fold for part in partitions).values()
     largest = max(parts_of_folds)
     # A fold of one partition stays as it was accumulated; others are merged in float64, while their parts are there.
@@ -219,8 +239,14 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + max(of_draws[draws_per_pass - 1], solve_memory(n_pixels, threads)),
+        worker_memory=fixed
+        + max(
+            of_draws[draws_per_pass - 1],
+            solve_memory(n_pixels, threads, held_folds),
+            solve_memory(n_pixels, design_threads, len(folds)),
+        ),
         solve_threads=threads,
+        solve_holds_folds=held_folds > 1,
         worker_limit=limit,
         # Folds of several partitions are merged here, cell by cell.
         driver_memory=PROCESS_BYTES
@@ -230,6 +256,8 @@ def plan_run(
         ),
         moments_disk=n_cells * (n_draws * of_folds + draws_per_pass * of_parts),
         store_disk=store_disk,
+        design_threads=design_threads,
+        design_models=_count_tries(config, len(folds)),
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )
 
@@ -238,7 +266,7 @@ def _count_cells(config: ExperimentConfig) -> int:
     """Return how many cells the binnings need, at most: where quantiles lie is known when columns are read."""
     stated = [BinGrid(config.bins)]
     times = 1
-    for cuts in config.binnings.values():
+    for cuts in config.further_grids.values():
         if any(isinstance(cut, Quantiles) for cut in cuts.values()):
             times *= 1 + math.prod(
                 cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in cuts.values()
@@ -246,6 +274,16 @@ def _count_cells(config: ExperimentConfig) -> int:
         else:
             stated.append(BinGrid({column: cut for column, cut in cuts.items() if not isinstance(cut, Quantiles)}))
     return times * CellGrid(tuple(stated)).n_cells
+
+
+def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
+    """Return how many models a bin design solves to choose; 0 without one."""
+    if config.design is None:
+        return 0
+    sizes = [cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in config.design.grid.values()]
+    rectangles = math.prod(size * (size + 1) // 2 for size in sizes)
+    n_draws = 1 if config.noise.mode == "marginal" else len(config.seeds)
+    return n_folds * n_draws * (rectangles + BinGrid(config.bins).n_bins + 1)
 
 
 def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:

@@ -21,6 +21,7 @@ import yaml
 from pipeline.errors import ResourceError
 from pipeline.figures.views import conclusion, headline, symbol
 from pipeline.files import replacing
+from pipeline.report_design import describe_design
 from pipeline.report_search import describe_search
 from pipeline.report_tables import (
     list_ablation,
@@ -132,6 +133,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
             for entry in levels
         ],
         "noise_levels": list_levels(results),
+        "design": describe_design(results),
         "penalty": describe_search(results),
         "learning": list_learning(results),
         "marginal": list_marginal(results),

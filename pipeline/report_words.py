@@ -55,6 +55,12 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "A share near 100 % with fewer experts says that the columns left out bring little. Each binning is scored "
             "on the spectra that it covers; where these differ from the topmost one's, so does the global model's R².",
         ),
+        "moe_bin_design.png": (
+            "How many experts, and where to cut",
+            "The solid curve alone decided, on spectra of the training set that the models had not seen. It can only "
+            "look a little too good, since the best of many divisions was taken: the dashed curve of the test spectra "
+            "tells how much. Where it flattens, more experts bring nothing.",
+        ),
         "moe_pred_vs_true.png": (
             "Predicted against true",
             "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "

@@ -6,6 +6,7 @@
     RUN/per_bin_results.csv     the same per bin
     RUN/learning_curve.csv      the same for growing prefixes of the training folds
     RUN/ablation.csv            a row per seed × noise level × binning, where there are others than the main one
+    RUN/design.csv              a row per number of experts, where better bins were searched for
     RUN/marginal_learning_curve.csv  as learning_curve.csv, for marginal noise that drawn noise is held against
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
     RUN/alpha_search.csv        R² of every model and penalty, where the penalty was searched for
@@ -27,6 +28,7 @@ from pipeline.errors import InputError
 
 __all__ = [
     "ABLATION_FILE",
+    "DESIGN_FILE",
     "GLOBAL_MODEL",
     "LEARNING_FILE",
     "MARGINAL_FILE",
@@ -50,6 +52,7 @@ LEARNING_FILE = "learning_curve.csv"
 SAMPLE_FILE = "sample_distribution.csv"
 SEARCH_FILE = "alpha_search.csv"
 ABLATION_FILE = "ablation.csv"
+DESIGN_FILE = "design.csv"
 MARGINAL_FILE = "marginal_learning_curve.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"

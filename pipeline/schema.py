@@ -68,7 +68,7 @@ DIM_SPECTRUM: Final = "spectrum"
 DIM_WAVELENGTH: Final = "wavelength"
 #: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
 PIXEL_VARIABLES: Final = ("flux", "error", "mask", "noisy")
-#: Mean of max(flux, 0) over the store, float32 numbers as float64 (wavelength,): the origin of all moments.
+#: Mean of max(flux, 0) over the store, float32 numbers as float64 (wavelength,): the origin of moments.
 STORE_ORIGIN: Final = "mean_flux"
 
 # --- noise streams ---------------------------------------------------------------------------------

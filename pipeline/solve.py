@@ -11,21 +11,15 @@ prefix of n of N spectra, so that the penalty of a spectrum, and with it the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.binnings import Binning
 from pipeline.checkpoints import MomentsFolder
 from pipeline.config import AlphaSearch, RidgeConfig
-from pipeline.hotloop import available_threads
 from pipeline.models import (
     ExpertModels,
     TooFewSpectraError,
@@ -41,22 +35,16 @@ from pipeline.progress import Progress, SilentProgress
 from pipeline.ridge import RidgePath
 from pipeline.schema import LABELS
 from pipeline.selection import CrossValidation, resolve_alpha
-from pipeline.solve_model import ModelCells, Prefix, SolveMemory, cross_validate_cells, solve_prefixes
+from pipeline.solve_model import ModelCells, Prefix, cross_validate_cells, solve_prefixes
+from pipeline.solve_threads import SolveMemory, solving_threads
 from pipeline.tasks import Task, run_tasks
-from pipeline.tiles import TileLayout
-from pipeline.workspace import process_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["SolveJob", "solve_folders", "solve_memory"]
+__all__ = ["SolveJob", "solve_folders"]
 
 FloatArray = NDArray[np.float64]
-
-
-def solve_memory(n_pixels: int, threads: int) -> int:
-    """Return the bytes of the large arrays of a solving task, whatever the number of cells and folds."""
-    return threads * (2 * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8)
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,12 @@ class SolveJob:
     target
         The label whose held-out R² decides where ``ridge.alpha`` is a search.
     threads
-        Models solved side by side, at most; each needs :func:`solve_memory`.
+        Models solved side by side, at most; each needs :func:`pipeline.solve_threads.solve_memory`.
+    holds_folds
+        Hold every fold's sums where a penalty is searched for, instead of reading them for each fold anew; the same
+        bits.
+    global_alpha
+        The penalty of the global model where that is settled, and only the experts search for theirs.
     """
 
     moments: MomentsFolder
@@ -89,6 +82,8 @@ class SolveJob:
     whole_only: bool = False
     target: str = LABELS[0]
     threads: int = 1
+    holds_folds: bool = False
+    global_alpha: float | None = None
 
     @property
     def models(self) -> list[ModelCells]:
@@ -149,7 +144,7 @@ def solve_folders(
 
 
 def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:
-    """Solve all models of one job. The body of a Dask job."""
+    """Solve all models of one job. The body of a Dask task."""
     folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
     prefixes, models = _plan_prefixes(job, folds), job.models
     done = 0
@@ -164,9 +159,9 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
         return paths
 
     if not isinstance(job.ridge.alpha, AlphaSearch):
-        fixed = [np.array([resolve_alpha(job.ridge.alpha, prefix.count)]) for prefix in prefixes]
-        with _solving_threads(prefixes[0].scale.size, job.threads) as run:
-            solved = run(solve, models, [fixed] * len(models))
+        resolved = [np.array([resolve_alpha(job.ridge.alpha, prefix.count)]) for prefix in prefixes]
+        with solving_threads(prefixes[0].scale.size, job.threads) as run:
+            solved = run(solve, models, [resolved] * len(models))
         return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
 
     alphas, scales = np.array(job.ridge.alpha.search), _held_out_scales(job, folds)
@@ -178,9 +173,14 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
         report(done)
         return curve
 
-    with _solving_threads(prefixes[0].scale.size, job.threads) as run:
+    label, held_folds = LABELS.index(job.target), len(folds) if job.holds_folds else 1
+    with solving_threads(prefixes[0].scale.size, job.threads, held_folds) as run:
+        if job.global_alpha is not None:
+            found = [curve.alphas[curve.best(label)] for curve in run(validate, models[1:])]
+            fixed = [[np.array([alpha])] * len(prefixes) for alpha in (job.global_alpha, *found)]
+            solved = run(solve, models, fixed)
+            return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
         curves = run(validate, models)
-        label = LABELS.index(job.target)
         chosen = choose_penalties(job.ridge.alpha, curves, label)
         # The path of the whole set holds the model of the choice: it is not solved once more.
         shares = [prefix.count / prefixes[-1].count for prefix in prefixes[:-1]]
@@ -192,32 +192,6 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
         *(join_models(first, others, job.binning) for first, *others in zip(*(p[:-1] for p in solved), strict=True)),
         join_models(whole, rest, job.binning, search),
     ]
-
-
-@contextmanager
-def _solving_threads(n_pixels: int, threads: int) -> Iterator[Callable[..., list[Any]]]:
-    """Give a ``map`` whose function gets a :class:`SolveMemory` as well, and runs on several threads."""
-    n_threads, layout = min(threads, available_threads()), TileLayout(n_pixels)
-    shapes = [
-        (layout.shape, np.float64),
-        ((layout.nbytes(np.float64),), np.uint8),
-        ((n_pixels, n_pixels), np.float64),
-    ]
-    with process_workspace() as workspace, threadpool_limits(1, user_api="blas"):
-        arrays = workspace.lease(*(n_threads * shapes))
-        idle: SimpleQueue[SolveMemory] = SimpleQueue()
-        for k in range(n_threads):
-            idle.put(SolveMemory(*arrays[3 * k : 3 * k + 3]))
-
-        def lend(function: Callable[..., Any], *arguments: Any) -> Any:
-            memory = idle.get()
-            try:
-                return function(*arguments, memory)
-            finally:
-                idle.put(memory)  # another model may wait for it, even after an error
-
-        with ThreadPoolExecutor(n_threads, "solve") as executor:
-            yield lambda function, *columns: list(executor.map(partial(lend, function), *columns))
 
 
 def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.moments import MomentsSum
+from pipeline.moments import Moments, MomentsSum
 from pipeline.moments_files import SavedMoments
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import CrossValidation, held_out_errors, total_squares
+from pipeline.solve_threads import SolveMemory
 
-__all__ = ["ModelCells", "Prefix", "SolveMemory", "cross_validate_cells", "solve_prefixes"]
+__all__ = ["ModelCells", "Prefix", "cross_validate_cells", "solve_prefixes"]
 
 FloatArray = NDArray[np.float64]
 
@@ -27,15 +28,6 @@ class ModelCells:
 
     cells: tuple[int, ...]
     own_scale: bool
-
-
-@dataclass(frozen=True)
-class SolveMemory:
-    """What one thread works in: a sum of tiles, a Gram matrix on its way in, and a dense system."""
-
-    total: FloatArray
-    content: NDArray[np.uint8]
-    system: FloatArray
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,8 @@ def solve_prefixes(
     n_folds = 0
     for prefix, alphas in zip(prefixes, penalties, strict=True):
         for saved in folds[n_folds : prefix.n_folds]:
-            for cell in model.cells:
-                total.add(saved.read(cell, memory.content))
+            for part in _iter_parts(saved, model, memory):
+                total.add(part)
         n_folds = prefix.n_folds
         scale = pixel_scale(total.moments) if model.own_scale else prefix.scale
         yield solve_ridge_path(total.moments, alphas, scale, memory.system)
@@ -89,9 +81,8 @@ def cross_validate_cells(
 ) -> CrossValidation:
     """Try penalties on every fold in turn, trained on the others, as :func:`pipeline.selection.cross_validate`.
 
-    Every Gram matrix is read once for each fold: the sum of the others is exact where the total less one cancels
-    (a pixel that is constant but in one fold), and for the few folds of an experiment costs less than the F·A
-    factorisations.
+    The other folds are added up for each one held out: that is exact where the total less one cancels (a pixel that is
+    constant but in one fold), and for the few folds of an experiment costs less than the F·A factorisations.
 
     Parameters
     ----------
@@ -106,17 +97,36 @@ def cross_validate_cells(
     memory
         To work in.
     """
+    holds_all = len(memory.folds) >= len(folds)
+    held = [_merge(*each, model, memory) for each in zip(folds, memory.folds, strict=True)] if holds_all else []
+
+    def read(fold: int) -> Moments:
+        # Merged in either case, so that the bits do not depend on what there is room for.
+        return held[fold] if held else _merge(folds[fold], memory.folds[0], model, memory)
+
     errors = []
-    for held_out, judge in enumerate(folds):
+    for held_out in range(len(folds)):
         total = MomentsSum(memory.total)
-        for saved in (saved for k, saved in enumerate(folds) if k != held_out):
-            for cell in model.cells:
-                total.add(saved.read(cell, memory.content))
+        for k in range(len(folds)):
+            if k != held_out:
+                total.add(read(k))
         scale = pixel_scale(total.moments) if model.own_scale else scales[held_out]
         path = solve_ridge_path(total.moments, alphas, scale, memory.system)
-        of_cells = [held_out_errors(judge.read(cell, memory.content), path) for cell in model.cells]
-        errors.append(np.sum(of_cells, axis=0))
+        errors.append(held_out_errors(read(held_out), path))
     return CrossValidation(alphas, np.stack(errors), _total_squares(folds, model.cells))
+
+
+def _iter_parts(saved: SavedMoments, model: ModelCells, memory: SolveMemory) -> Iterator[Moments]:
+    """Read a fold's moments of a model's cells, each in the place of the last; empty ones only if all are."""
+    for cell in [cell for cell in model.cells if saved.counts[cell]] or model.cells[:1]:
+        yield saved.read(cell, memory.content)
+
+
+def _merge(saved: SavedMoments, tiles: FloatArray, model: ModelCells, memory: SolveMemory) -> Moments:
+    total = MomentsSum(tiles)
+    for part in _iter_parts(saved, model, memory):
+        total.add(part)
+    return total.moments
 
 
 def _total_squares(folds: Sequence[SavedMoments], cells: Sequence[int]) -> FloatArray:

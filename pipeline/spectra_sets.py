@@ -11,24 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.binnings import Binning, CellGrid, plan_binnings, quantile_edges
 from pipeline.bins import OUTSIDE, BinGrid
-from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
+from pipeline.config import DataConfig, ExperimentConfig, content_hash
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError, did_you_mean
 from pipeline.progress import Progress
 from pipeline.shards import ShardInfo, find_shards, read_shard_info
+from pipeline.spectra_sets_overlap import require_disjoint, require_new
 from pipeline.store import is_store
 from pipeline.store_layout import plan_layout
+from pipeline.store_selection import find_left_out, match_shards, select_shards
 from pipeline.store_set import AnyStore, find_stores, open_stores
 
 Blocks = Iterator[tuple[int, Mapping[str, NDArray[Any]]]]
 
-__all__ = ["SetHeader", "SpectraSets", "check_headers", "open_spectra_sets", "read_headers", "resolve_binnings"]
+__all__ = [
+    "SetHeader",
+    "SpectraSets",
+    "check_addition",
+    "check_headers",
+    "open_or_convert",
+    "open_spectra_sets",
+    "read_headers",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +64,8 @@ class SetHeader:
         Upper bound of the store that is still to be written; 0 if there is one.
     flagged_pixels
         Pixels that a mask flags; 0 before conversion.
+    left_out
+        Numbers of the shards that ``data.exclude`` leaves out; their rows are counted, their columns not given.
     """
 
     role: str
@@ -67,11 +77,12 @@ class SetHeader:
     chunk_rows: int
     unconverted_bytes: int = 0
     flagged_pixels: int = 0
+    left_out: tuple[int, ...] = ()
 
     @property
     def n_spectra(self) -> int:
-        """N."""
-        return sum(self.shard_lengths)
+        """Spectra that are not left out."""
+        return sum(length for k, length in enumerate(self.shard_lengths) if k not in self.left_out)
 
     @classmethod
     def of_store(cls, role: str, store: AnyStore) -> SetHeader:
@@ -85,12 +96,14 @@ class SetHeader:
             store.iter_columns,
             store.chunk_rows,
             flagged_pixels=store.flagged_pixels,
+            left_out=find_left_out(store),
         )
 
     @classmethod
     def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
         """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
-        wanted = {"id", *schema.LABELS, *config.bins, *(column for cuts in config.binnings.values() for column in cuts)}
+        further = {column for cuts in config.further_grids.values() for column in cuts}
+        wanted = {"id", *schema.LABELS, *config.bins, *further}
         slim: list[ShardInfo] = []
         names: tuple[str, ...] = ()
         for shard in shards:
@@ -100,12 +113,15 @@ class SetHeader:
             slim.append(replace(info, columns={name: info.columns[name] for name in wanted & set(info.columns)}))
         first, lengths = slim[0], tuple(info.n_spectra for info in slim)
         arrays = 3 if any(info.has_noisy for info in slim) else 2
+        names_of = ["/".join(info.path.parts[-2:]) for info in slim]  # as a store calls them
+        left_out = match_shards(config.data.exclude if role == "train" else (), names_of)
         made = is_store(_store_path(role, [info.fingerprint for info in slim], config.data))
 
         def iter_columns(names: Sequence[str]) -> Blocks:
             start = 0
-            for info in slim:
-                yield start, {name: info.columns[name] for name in names}
+            for k, info in enumerate(slim):
+                if k not in left_out:
+                    yield start, {name: info.columns[name] for name in names}
                 start += info.n_spectra
 
         return cls(
@@ -117,6 +133,7 @@ class SetHeader:
             iter_columns,
             plan_layout(max(sum(lengths), 1), first.n_pixels, None, None).chunk_rows,
             0 if made else sum(lengths) * first.n_pixels * arrays * 4,
+            left_out=left_out,
         )
 
 
@@ -144,7 +161,8 @@ def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
     headers = []
     for role, sources in (("train", config.data.train), ("test", config.data.test)):
         if stores := _find_stores(role, sources):
-            headers.append(SetHeader.of_store(role, open_stores(stores)))
+            excluded = config.data.exclude if role == "train" else ()
+            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), excluded)))
         else:
             headers.append(SetHeader.of_shards(role, find_shards(sources, Path.cwd()), config))
     return headers[0], headers[1]
@@ -162,11 +180,11 @@ def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -
     _require_same_wavelengths(train, test)
     grid = BinGrid(config.bins, config.bin_names)
     warnings = _require_scorable(train, test, grid, config)
-    for name, cuts in config.binnings.items():
+    for name, cuts in config.further_grids.items():
         for header in (train, test):
             _require_columns(header, name, cuts)
     if not config.data.allow_overlap:
-        warnings += _require_disjoint(train, test)
+        warnings += require_disjoint(train, test)
     for header in (train, test):
         if header.flagged_pixels:
             warnings.append(
@@ -180,72 +198,38 @@ def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -
     return warnings
 
 
-def resolve_binnings(config: ExperimentConfig, sets: SpectraSets) -> tuple[CellGrid, tuple[Binning, ...], list[str]]:
-    """Return the cells and binnings of an experiment, quantiles as edges, and what a reader should know of them.
+def check_addition(train: SetHeader, test: SetHeader, new: SetHeader, config: ExperimentConfig) -> None:
+    """Check that spectra fit a training set that they are to join, before they are converted.
 
-    A binning whose experts cannot be trained, or that covers no test spectra, is left out with a warning: it must not
-    stop what the main one has to say.
+    Raises
+    ------
+    InputError
+        If wavelengths differ, a column of the bins is missing, or spectra occur in train or test already.
     """
-    grids = {name: BinGrid(_resolve_cuts(cuts, sets)) for name, cuts in config.binnings.items()}
-    cells, binnings = plan_binnings(BinGrid(config.bins, config.bin_names), grids, ablation=config.ablation)
-    kept, warnings = binnings[:1], []
-    for binning in binnings[1:]:
-        problem = _find_problem(binning, config, sets)
-        if problem:
-            warnings.append(f"the binning {binning.name!r} is left out: {problem}")
-        else:
-            kept.append(binning)
-    return cells, tuple(kept), warnings
-
-
-def _resolve_cuts(cuts: Mapping[str, Any], sets: SpectraSets) -> dict[str, tuple[float, ...]]:
-    edges = {}
-    for column, cut in cuts.items():
-        if isinstance(cut, Quantiles):
-            train, test = (
-                (block[column] for _, block in part.iter_columns([column])) for part in (sets.train, sets.test)
-            )
-            cut = quantile_edges(train, test, cut.quantiles)
-            if len(cut) < 2:
-                raise InputError(f"binnings: all spectra have the same {column!r}, so it cannot be cut; leave it out")
-        edges[column] = cut
-    return edges
-
-
-def _find_problem(binning: Binning, config: ExperimentConfig, sets: SpectraSets) -> str:
-    """Say why a binning cannot be answered, nothing if it can."""
-    counts = {}
-    for role, part in (("train", sets.train), ("test", sets.test)):
-        counts[role] = np.zeros(binning.n_bins, np.int64)
-        for _, columns in part.iter_columns(binning.base.columns):
-            bins = binning.assign(columns)
-            counts[role] += np.bincount(bins[bins != OUTSIDE], minlength=binning.n_bins)
-    starved = int(np.argmin(counts["train"]))
-    if counts["train"][starved] < config.ridge.min_spectra:
-        return (
-            f"{binning.describe(starved)} has {counts['train'][starved]} training spectra, at least "
-            f"{config.ridge.min_spectra} are required for an expert (ridge.min_spectra); move its edges"
-        )
-    if counts["test"].sum() < 2:
-        return "fewer than two test spectra lie in its bins; move its edges"
-    empty = np.flatnonzero(counts["test"] == 0)
-    return f"no test spectrum lies in {binning.describe(int(empty[0]))}; move its edges" if empty.size else ""
+    for header in (train, test):
+        _require_same_wavelengths(new, header)
+    grids: dict[str, Mapping[str, Any]] = {"bins": config.bins, **config.further_grids}
+    for name, cuts in grids.items():
+        _require_columns(new, name, cuts)
+    if not config.data.allow_overlap:
+        require_disjoint(new, test)
+        require_new(train, new)
 
 
 def _require_columns(header: SetHeader, name: str, cuts: Mapping[str, Any]) -> None:
     for column in cuts:
         if column not in header.column_names:
             raise InputError(
-                f"binnings.{name} uses the column {column!r}, which {header.name} does not have"
+                f"{name} uses the column {column!r}, which {header.name} does not have"
                 f"{did_you_mean(column, header.column_names)}; present: {', '.join(header.column_names)}"
             )
 
 
 def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None = None) -> SpectraSets:
-    """Open the train and test stores, converting shards that have no store yet."""
+    """Open the train and test stores, converting shards that have no store yet; leave out what is excluded."""
     return SpectraSets(
-        _open_or_convert("train", data.train, data, progress, workers),
-        _open_or_convert("test", data.test, data, progress, workers),
+        select_shards(open_or_convert("train", data.train, data, progress, workers), data.exclude),
+        open_or_convert("test", data.test, data, progress, workers),
     )
 
 
@@ -263,9 +247,16 @@ def _store_path(role: str, fingerprints: Sequence[str], data: DataConfig) -> Pat
     return Path(data.stores) / f"{role}-{content_hash([list(fingerprints), data.nonfinite])}.zarr"
 
 
-def _open_or_convert(
+def open_or_convert(
     role: str, sources: Sequence[str], data: DataConfig, progress: Progress, workers: int | None
 ) -> AnyStore:
+    """Open stores, or convert shards to one below ``data.stores`` if that has not been done.
+
+    Raises
+    ------
+    InputError
+        If stores are mixed with shards, or any of them is missing or broken.
+    """
     if stores := _find_stores(role, sources):
         return open_stores(stores)
     shards = find_shards(sources, Path.cwd())
@@ -276,52 +267,17 @@ def _open_or_convert(
 def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:
     if train.wavelength.shape != test.wavelength.shape:
         raise InputError(
-            f"train has {train.wavelength.size} pixels ({train.name}) and test {test.wavelength.size} ({test.name}); "
+            f"train has {train.wavelength.size} pixels ({train.name}) and {test.role} {test.wavelength.size} "
+            f"({test.name}); "
             "the models need one wavelength grid, so give spectra of one arm and resolution"
         )
     difference = np.abs(train.wavelength - test.wavelength)
     if difference.any():
         pixel = int(np.argmax(difference > 0))
         raise InputError(
-            f"wavelengths of train and test differ from pixel {pixel} on ({train.wavelength[pixel]:.4f} and "
+            f"wavelengths of train and {test.role} differ from pixel {pixel} on ({train.wavelength[pixel]:.4f} and "
             f"{test.wavelength[pixel]:.4f} Å, at most {difference.max():.3g} Å); give spectra on one wavelength grid"
         )
-
-
-def _require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
-    """Refuse test spectra that the models are trained on: the same id and the same labels."""
-    identity = ["id", *schema.LABELS]
-    for header in (train, test):
-        if not _has_ids(header):
-            return [f"{header.name} has no usable ids, so whether test spectra also occur in train was not checked"]
-    of_test = pd.concat([_frame(start, columns, "test_row") for start, columns in test.iter_columns(identity)])
-    ids = np.unique(of_test["id"])
-    found = []
-    for start, columns in train.iter_columns(identity):
-        of_train = _frame(start, columns, "train_row")
-        of_train = of_train[np.isin(of_train["id"], ids)]
-        found.append(of_test.merge(of_train, on=identity).drop_duplicates("test_row"))
-    shared = pd.concat(found).sort_values(["test_row", "train_row"]).drop_duplicates("test_row")
-    if len(shared):
-        first = shared.iloc[0]
-        raise InputError(
-            f"{len(shared):,} of {test.n_spectra:,} test spectra also occur in train (same id and labels; for example "
-            f"id {first['id']:g}: row {int(first['test_row'])} of {test.name}, row {int(first['train_row'])} of "
-            f"{train.name}), so scores would be too good; leave them out, or set data.allow_overlap: true"
-        )
-    return []
-
-
-def _has_ids(header: SetHeader) -> bool:
-    return "id" in header.column_names and any(
-        np.issubdtype(columns["id"].dtype, np.number) and np.isfinite(columns["id"]).any()
-        for _, columns in header.iter_columns(["id"])
-    )
-
-
-def _frame(start: int, columns: Mapping[str, NDArray[Any]], row: str) -> pd.DataFrame:
-    rows = np.arange(start, start + len(columns["id"]))
-    return pd.DataFrame({**columns, row: rows})
 
 
 def _require_scorable(train: SetHeader, test: SetHeader, grid: BinGrid, config: ExperimentConfig) -> list[str]:

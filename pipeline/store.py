@@ -43,7 +43,7 @@ class SpectraStore:
     wavelength
         (P,) float64, Å, strictly increasing.
     mean_flux
-        (P,) float64, mean clean spectrum, the origin of all moments.
+        (P,) float64, mean clean spectrum; the origin of all moments of a set that begins with this store.
     column_rows
         Rows of a column that are decoded together; all of them in stores of old.
     direct_reads

@@ -42,7 +42,7 @@ class JoinedStores:
     wavelength
         (P,) float64, Å, of the first store.
     mean_flux
-        (P,) float64 holding float32 numbers: the mean clean spectrum over all rows, the origin of all moments.
+        (P,) float64 holding float32 numbers: the mean clean spectrum over all rows (origins are the first store's).
     fingerprint
         Digest of the parts' fingerprints in their order.
     """

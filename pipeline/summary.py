@@ -24,12 +24,14 @@ from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
 from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, score_headrooms
 from pipeline.spectra_sets import SpectraSets
+from pipeline.store_selection import count_selected, find_left_out
 from pipeline.store_set import AnyStore
 from pipeline.summary_ablation import ScoredBinning, summarise_ablation, tabulate_ablation
+from pipeline.summary_design import ScoredDesign, summarise_design, tabulate_design
 from pipeline.summary_economy import count_models
 from pipeline.summary_learning import compare_learning, estimate_merits, summarise_learning
 from pipeline.summary_sample import tabulate_sample
-from pipeline.summary_search import search_warnings, tabulate_search
+from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
 
 __all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
 
@@ -100,11 +102,12 @@ class ScoredDraw:
 
 @dataclass(frozen=True, eq=False)
 class ScoredRun:
-    """All that a run has scored: the noise that the verdict is about, one held against it, and all binnings."""
+    """All that a run has scored: the noise that the verdict is about, one held against it, binnings, a bin design."""
 
     draws: Sequence[ScoredDraw]
     compared: Sequence[ScoredDraw] = ()
     binnings: Sequence[ScoredBinning] = ()
+    design: ScoredDesign | None = None
 
 
 def write_tables(
@@ -128,13 +131,15 @@ def write_tables(
         tables[files.SEARCH_FILE] = _search_table(scored)
         found = search_warnings(tables[files.SEARCH_FILE], search.by, grid)
         if run.compared:
-            found += [f"marginal noise: {one}" for one in search_warnings(_search_table(run.compared), search.by, grid)]
+            found += summarise_edges(_search_table(run.compared), "marginal noise")
         facts["warnings"] = [*found, *facts["warnings"]]
     if run.compared:
         tables[files.MARGINAL_FILE] = _overall_table(run.compared, config, last_only=False)
     if run.binnings:
         tables[files.ABLATION_FILE] = tabulate_ablation(run.binnings, config)
-    for name in {files.SEARCH_FILE, files.MARGINAL_FILE, files.ABLATION_FILE} - set(tables):
+    if run.design is not None:
+        tables[files.DESIGN_FILE] = tabulate_design(run.design, config)
+    for name in {files.SEARCH_FILE, files.MARGINAL_FILE, files.ABLATION_FILE, files.DESIGN_FILE} - set(tables):
         (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     for name, table in tables.items():
         with replacing(folder / name) as temporary:
@@ -222,7 +227,7 @@ def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[st
         | {"ablation": summarise_ablation([one for one in run.binnings if one.draw.draw.level == level], config)}
         for level in config.noise.levels
     ]
-    headline = 1.0 if 1.0 in config.noise.levels else max(config.noise.levels)
+    headline = config.headline_level
     at_headline, compared = _at_level(run.draws, headline), _at_level(run.compared, headline)
     return {
         "target": config.target,
@@ -231,6 +236,7 @@ def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[st
         "levels": levels,
         "learning": summarise_learning(at_headline, config),
         "marginal": compare_learning(at_headline, compared, config) if compared else None,
+        "design": summarise_design(run.design, config) if run.design is not None else None,
     }
 
 
@@ -323,11 +329,12 @@ def _describe_store(store: AnyStore, grid: BinGrid) -> dict[str, Any]:
     return {
         "paths": [str(path) for path in store.paths],
         "fingerprint": store.fingerprint,
-        "n_spectra": store.n_spectra,
+        "n_spectra": count_selected(store),
         "n_pixels": store.n_pixels,
         "wavelength_range": [float(store.wavelength[0]), float(store.wavelength[-1])],
-        "sources": [vars(source) for source in store.sources],
-        "coverage": covered / store.n_spectra,
+        "sources": [vars(source) for k, source in enumerate(store.sources) if k not in find_left_out(store)],
+        "left_out": [store.shard_names[k] for k in find_left_out(store)],
+        "coverage": covered / count_selected(store),
         "has_noisy": store.has_noisy,
     }
 

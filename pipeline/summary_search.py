@@ -13,7 +13,7 @@ from pipeline.models_search import SolvedSearch
 from pipeline.results import GLOBAL_MODEL
 from pipeline.selection import format_alpha, total_squares
 
-__all__ = ["search_warnings", "tabulate_search"]
+__all__ = ["search_warnings", "summarise_edges", "tabulate_search"]
 
 FloatArray = NDArray[np.float64]
 
@@ -88,6 +88,18 @@ def search_warnings(table: pd.DataFrame, by: str, grid: BinGrid) -> list[str]:
                 "better: widen ridge.alpha.search"
             )
     return warnings
+
+
+def summarise_edges(table: pd.DataFrame, what: str) -> list[str]:
+    """Say in one line how many choices of a noise that is only compared sit at an edge of the grid."""
+    chosen = table[table["chosen"]]
+    at_edge = int(chosen["alpha"].isin([table["alpha"].min(), table["alpha"].max()]).sum())
+    if not at_edge:
+        return []
+    return [
+        f"{what}: {at_edge} of {len(chosen)} penalties chosen are the smallest or the largest of the grid, so others "
+        "may be better: widen ridge.alpha.search"
+    ]
 
 
 def _enumerate(words: Sequence[str]) -> str:

@@ -55,6 +55,7 @@ class FakeRun:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     marginal: bool = False
+    design: bool = False
     alphas: tuple[float, ...] = ()
 
 
@@ -212,6 +213,41 @@ class _Writer:
             "headline_level": headline,
             "learning": {"sentence": sentence, "points": self._learning_points(headline)},
             "marginal": self._marginal(headline) if self.run.marginal else None,
+            "design": self._design(headline, levels) if self.run.design else None,
+        }
+
+    def _design(self, level: float, levels: list[dict[str, Any]]) -> dict[str, Any]:
+        """A 6 × 7 grid, cut in two where it is longest again and again; the gain levels off at the grid's own."""
+        edges = {column: np.linspace(*RANGES[column], n + 1).tolist() for column, n in (("T_eff", 6), ("M_H", 7))}
+        parts, divisions = [((0, 6), (0, 7))], []
+        covered = next(entry for entry in levels if entry["noise_level"] == level)["scopes"]["covered"]
+        gain, r2_global = covered["delta_r2"]["mean"], covered["r2_global"]["mean"]
+        for experts in range(1, 13):
+            delta = gain * (1 - 0.6 ** (experts - 1))
+            test = {"mean": 0.95 * delta, "std": 0.0, "low": 0.95 * delta - 0.02, "high": 0.95 * delta + 0.02}
+            rectangles = [
+                {name: [edges[name][end] for end in span] for name, span in zip(edges, part, strict=True)}
+                for part in sorted(parts)
+            ]
+            facts = {"r2_oracle": r2_global + delta, "r2_global": r2_global, "delta_r2": delta}
+            names = [f"part {number}" for number in range(experts)]
+            test = {"delta_r2": test, "r2_oracle": test, "r2_global": test}
+            divisions.append({"experts": experts, **facts, "test": test, "rectangles": rectangles, "names": names})
+            rows, columns = longest = max(parts, key=lambda part: (max(b - a for a, b in part), part))
+            parts.remove(longest)
+            if rows[1] - rows[0] > columns[1] - columns[0]:
+                parts += [((rows[0], sum(rows) // 2), columns), ((sum(rows) // 2, rows[1]), columns)]
+            else:
+                parts += [(rows, (columns[0], sum(columns) // 2)), (rows, (sum(columns) // 2, columns[1]))]
+        return {
+            "noise_level": level,
+            "edges": edges,
+            "n_train": self.run.n_train,
+            "n_test": self.run.n_test,
+            "divisions": divisions,
+            "main": {**divisions[6], "experts": self.grid.n_bins, "same_spectra": False},
+            "recommended": 8,
+            "sentence": "Use 8 experts: they gain enough.",
         }
 
     def _learning_points(self, level: float) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ from pipeline import accumulate
 from pipeline.accumulate import accumulate_moments
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
-from pipeline.checkpoints import AccumulationPlan, MomentsFolder, plan_accumulation
+from pipeline.checkpoints import MomentsFolder
+from pipeline.checkpoints_plan import AccumulationPlan, plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError, ResourceError
@@ -146,7 +147,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from pipeline import accumulate
 from pipeline.accumulate import accumulate_moments
-from pipeline.checkpoints import plan_accumulation
+from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.moments_files import MomentsWriter
 from pipeline.store import SpectraStore
 from test_accumulate import CELLS, COMPUTE, DRAWS
@@ -226,8 +227,9 @@ def test_an_incomplete_checkpoint_is_computed_again(
 def test_accumulate__raise_on_moments_of_another_plan(plan: AccumulationPlan, tmp_path: Path) -> None:
     accumulate_moments(plan, DRAWS[:1], tmp_path)
     other = replace(plan, precision="float64")
-    assert other.key != plan.key
-    with pytest.raises(InputError, match=rf"key {plan.key}.*wanted key {other.key}"):
+    assert other.settings_key != plan.settings_key
+    expected = rf"key {plan.settings_key}.*wanted key {other.settings_key}\): precision differ;"
+    with pytest.raises(InputError, match=expected):
         accumulate_moments(other, DRAWS[:1], tmp_path)
     key = tmp_path / DRAWS[0].name / "key.json"
     key.write_text("{")
@@ -244,14 +246,30 @@ def test_accumulate__raise_on_a_store_that_changed(
 
 def test_the_key_names_what_decides_the_bits(plan: AccumulationPlan) -> None:
     changed = [
-        replace(plan, fingerprint="x"),
+        replace(plan, parts=(("x", 0, 1600),)),
+        replace(plan, parts=((plan.fingerprint, 16, 1616),)),
+        replace(plan, x_origin="x"),
+        replace(plan, precision="float64"),
         replace(plan, grids=((("T_eff", (0.0, 1.0)),),)),
         replace(plan, run_rows=64),
         replace(plan, y_origin=(0.0, 0.0, 0.0)),
+        replace(plan, folds=plan.folds[:-1], partitions=plan.partitions[:4]),
         replace(plan, partitions=plan.partitions[:-1]),
     ]
     assert len({one.key for one in changed} | {plan.key}) == len(changed) + 1
     assert replace(plan, stores=("elsewhere",)).key == plan.key
+
+
+def test_a_fold_has_a_key_of_its_own(plan: AccumulationPlan) -> None:
+    assert len(set(plan.fold_keys)) == len(plan.folds) == 3
+    assert len(set(plan.partition_keys)) == len(plan.partitions)
+    another_cut = replace(plan, partitions=plan.partitions[:-1])
+    assert another_cut.fold_keys[:2] == plan.fold_keys[:2]
+    assert another_cut.fold_keys[2] != plan.fold_keys[2]
+    later_store = replace(plan, fingerprint="x", parts=(*plan.parts, ("another", 1600, 1700)))
+    assert later_store.fold_keys == plan.fold_keys
+    alone = replace(plan, folds=plan.folds[:1], partitions=plan.partitions[:1])
+    assert alone.partition_keys == alone.fold_keys, "a fold's only partition becomes the fold"
 
 
 @pytest.mark.parametrize(("n_workers", "n_tasks"), [(1, 1), (2, 8), (100, 8)])

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"blas", "tiles", "moments", "ridge", "scores"},
     {"binnings", "bins", "divisions", "folds", "partitions", "normals", "noise", "marginal", "selection", "decision"},
+    {"design_grid"},
     # Edges: each owns one foreign library or one kind of file.
     {
         "progress",
@@ -41,7 +42,7 @@ LAYERS: list[set[str]] = [
     },
     {"hotloop", "models", "predictions", "checkpoints"},
     {"estimators"},
-    {"accumulate", "solve", "plan", "spectra_sets", "summary", "figures", "report"},
+    {"accumulate", "solve", "design", "plan", "spectra_sets", "summary", "figures", "report"},
     {"moments_contents", "moments_listing"},
     {"experiment"},
     {"cli", "__init__", "__main__"},

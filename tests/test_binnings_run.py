@@ -204,3 +204,20 @@ def test_plan__counts_the_cells_of_all_binnings(small_config: ExperimentConfig) 
 def test_binnings__raise_on_a_missing_column(small_config: ExperimentConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"binnings.SNR uses the column 'snrr'.*did you mean 'snr'"):
         run_experiment(change(small_config, binnings={"SNR": {"snrr": [0, 8]}}), tmp_path)
+
+
+def test_a_binning_that_a_fold_starves_is_left_out_of_a_search(
+    small_config: ExperimentConfig, train_store: SpectraStore, tmp_path: Path
+) -> None:
+    edge = float(np.sort(train_store.columns["snr"])[45])  # 45 spectra, about 30 of them outside any of three folds
+    binnings = {"thin": {"snr": [0, edge, 100]}, "SNR": {"snr": [0, 8, 100]}}
+    names = {}
+    for by in ("per_expert", "global"):
+        ridge = {"alpha": {"search": [10.0, 1000.0], "by": by}, "min_spectra": 40}
+        config = change(small_config, ridge=ridge, binnings=binnings, ablation=False, seeds=[42])
+        results = run_experiment(config, tmp_path / by)
+        names[by] = [entry["name"] for entry in results.summary["levels"][0]["ablation"]]
+        said = [warning for warning in results.metadata["warnings"] if "the binning 'thin' is left out" in warning]
+        assert len(said) == (by == "per_expert")
+        assert all("outside fold" in warning for warning in said)
+    assert names == {"per_expert": ["bins", "SNR"], "global": ["bins", "thin", "SNR"]}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import REFERENCE_EDGES, AlphaSearch, ExperimentConfig, PerSpectrum, Quantiles, content_hash
+from pipeline.config import REFERENCE_EDGES, AlphaSearch, ExperimentConfig, Quantiles, content_hash
 from pipeline.config_files import load_config, packaged_configs
 from pipeline.errors import ConfigError
 
@@ -41,7 +41,9 @@ def test_every_packaged_configuration_loads(monkeypatch: pytest.MonkeyPatch) -> 
     assert {"demo", "oracle_noise1"} <= set(packaged_configs())
     for name in packaged_configs():
         load_config(name)
-    assert load_config("demo").ridge.alpha == PerSpectrum(per_spectrum=0.1)
+    demo = load_config("demo")
+    assert isinstance(demo.ridge.alpha, AlphaSearch)
+    assert demo.noise.mode == "both"
 
 
 def test_paths_are_relative_to_the_file_and_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,14 +69,17 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
     folder, _, _ = demo
     config = ExperimentConfig.model_validate(read_results(folder).metadata["config"])
     if precision == "float64":
-        config = config.model_copy(update={"precision": "float64"})
+        plain = {"precision": "float64", "binnings": {}, "ablation": False}
+        config = config.model_copy(update=plain | {"noise": config.noise.model_copy(update={"mode": "drawn"})})
         results = run_experiment(config, tmp_path)
     else:
         results = read_results(folder)
     stores = [open_stores(results.metadata["stores"][role]["paths"]) for role in ("train", "test")]
     worst, worst_r2 = 0.0, 0.0
     for seed in config.seeds:
-        predicted, r2 = fit_with_scikit_learn(*stores, config, seed, precision)
+        chosen = results.per_bin.query(f"seed == {seed}").sort_values("bin")["alpha"].tolist()
+        alphas = [results.overall.query(f"seed == {seed}")["alpha_global"].iloc[0], *chosen]
+        predicted, r2 = fit_with_scikit_learn(*stores, config, seed, alphas)
         saved = results.predictions.query(f"seed == {seed}")
         found = saved[["y_global", *(f"expert_{k}" for k in range(9))]].to_numpy()
         # Relative to each model's largest prediction: single predictions may be as near to 0 as they like.
@@ -89,20 +92,25 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
 
 
 def fit_with_scikit_learn(
-    train: SpectraStore, test: SpectraStore, config: ExperimentConfig, seed: int, precision: str
+    train: SpectraStore, test: SpectraStore, config: ExperimentConfig, seed: int, alphas: list[float]
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """Fit StandardScaler and ten Ridge models on the noisy rows in memory; return predictions and covered R²."""
+    """Fit StandardScaler and ten Ridge models on the noisy rows in memory; return predictions and covered R².
+
+    ``alphas`` are those that the run chose, on folds: the global model's first.
+    """
+    precision = config.precision
     grid = BinGrid(config.bins)
     bins, test_bins = grid.assign(train.columns), grid.assign(test.columns)
     y, y_test = train.columns["log_g"], test.columns["log_g"]
-    alpha = 0.1 * train.n_spectra
     x = read_noisy_rows(train, 0, train.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), precision).astype(np.float64)
     x_test = read_noisy_rows(test, 0, test.n_spectra, None, precision).astype(np.float64)
-    whole = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(x, y)
+    whole = make_pipeline(StandardScaler(), Ridge(alpha=alphas[0])).fit(x, y)
     scaler = whole.named_steps["standardscaler"]
     x, x_scaled = scaler.transform(x), scaler.transform(x_test)
     columns = [whole.predict(x_test)]
-    columns += [Ridge(alpha=alpha).fit(x[bins == k], y[bins == k]).predict(x_scaled) for k in range(grid.n_bins)]
+    columns += [
+        Ridge(alpha=alphas[1 + k]).fit(x[bins == k], y[bins == k]).predict(x_scaled) for k in range(grid.n_bins)
+    ]
     predicted = np.column_stack(columns)
     covered = test_bins >= 0
     routed = predicted[np.flatnonzero(covered), 1 + test_bins[covered]]

@@ -158,7 +158,7 @@ INTERRUPTED = """
 import sys, time
 from pipeline import experiment
 from pipeline.config_files import load_config
-for name in ("accumulate_moments", "_solve", "write_tables"):
+for name in ("accumulate_moments", "solve_models", "write_tables"):
     def wrapped(*a, original=getattr(experiment, name), name=name, **k):
         result = original(*a, **k)
         print(name, flush=True)
@@ -174,7 +174,7 @@ def test_a_run_killed_after_each_phase_ends_the_same(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    for phase in ("accumulate_moments", "_solve", "write_tables"):
+    for phase in ("accumulate_moments", "solve_models", "write_tables"):
         command = [sys.executable, "-c", INTERRUPTED, str(path), str(tmp_path / "run")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None

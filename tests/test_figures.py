@@ -33,10 +33,16 @@ ALPHAS = (1e2, 1e4, 1e5, 5e5, 1e6)
 RUNS = {
     "reference": FakeRun(),
     "one bin": FakeRun(edges={"T_eff": (3750.0, 6000.0)}, seeds=(1,)),
-    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS),
+    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True),
     "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
     "twelve, noise levels, NaN": FakeRun(
-        edges=TWELVE, levels=(0.0, 0.2, 1.0, 2.0), nan_bins=(3,), n_test=3000, alphas=ALPHAS, marginal=True
+        edges=TWELVE,
+        levels=(0.0, 0.2, 1.0, 2.0),
+        nan_bins=(3,),
+        n_test=3000,
+        alphas=ALPHAS,
+        marginal=True,
+        design=True,
     ),
     "three columns": FakeRun(
         edges={"T_eff": (3750.0, 4500.0, 6000.0), "M_H": (-2.0, -1.0, 0.5), "snr": (2.0, 5.0, 8.0, 28.0)}
@@ -48,6 +54,7 @@ RUNS = {
 
 #: Figures whose layout depends on the grid are drawn for every run, the others where they could go wrong.
 GRID_FIGURES = tuple(FIGURES)[:3]
+OPTIONAL = ("moe_ablation.png", "moe_marginal_noise.png", "moe_bin_design.png")
 PLAIN_RUNS = ("four snr bins", "twelve, noise levels, NaN", "every bin NaN")
 SAMPLE_RUNS = (*PLAIN_RUNS, "reference", "three columns")
 DRAWN = [
@@ -58,10 +65,11 @@ DRAWN = [
         (name, figure)
         for name in PLAIN_RUNS
         for figure in FIGURES
-        if figure not in (*GRID_FIGURES, "moe_ablation.png", "moe_marginal_noise.png")  # not every run has them
+        if figure not in (*GRID_FIGURES, *OPTIONAL)  # not every run has them
     ),
 ]
 DRAWN += [("twelve, noise levels, NaN", "moe_marginal_noise.png")]
+DRAWN += [(name, "moe_bin_design.png") for name in ("twelve, noise levels, NaN", "four snr bins")]
 DRAWN += [("long names, real spectra", "moe_alpha_search.png")]
 DRAWN = list(dict.fromkeys(DRAWN))
 

@@ -17,7 +17,8 @@ from pipeline import moments_contents
 from pipeline.accumulate import accumulate_moments
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
-from pipeline.checkpoints import AccumulationPlan, MomentsFolder, partition_folder, plan_accumulation
+from pipeline.checkpoints import MomentsFolder, partition_folder
+from pipeline.checkpoints_plan import AccumulationPlan, plan_accumulation
 from pipeline.cli import main
 from pipeline.config import ComputeConfig, ExperimentConfig
 from pipeline.errors import InputError
@@ -74,7 +75,7 @@ def test_everything_is_listed(made: Path, plan: AccumulationPlan, train_store: S
     assert [draw.folder.name for draw in contents.draws] == sorted(noise.name for noise in NOISE)
     cells = GRID.cells(train_store.columns)
     for draw in contents.draws:
-        assert (draw.key, draw.store) == (plan.key, train_store.fingerprint)
+        assert (draw.key, draw.store) == (plan.settings_key, train_store.fingerprint)
         assert draw.complete
         assert [fold.rows for fold in draw.folds] == list(plan.folds)
         assert draw.counts == np.bincount(cells, minlength=4).tolist()
@@ -109,14 +110,14 @@ def test_run_moments_and_draw_folders_open(made: Path, place: str) -> None:
     assert contents.cell_name(3) == "outside"
 
 
-def test_without_a_configuration_cells_have_numbers_and_folds_no_end(run: Path) -> None:
+def test_without_a_configuration_cells_have_numbers(run: Path) -> None:
     (run / "config.yaml").unlink()
     contents = open_moments(run)
     assert contents.cell_names is None
-    assert contents.draws[0].complete is None
-    text = render_contents(contents)
-    assert "cell 3" in text
-    assert "the number of folds is not recorded" in text
+    assert contents.draws[0].complete
+    assert "cell 3" in render_contents(contents)
+    shutil.rmtree(contents.draws[0].folds[1].folder)
+    assert "folds 1 of 2 are missing" in str(open_moments(run).draws[0].missing)
 
 
 def test_cells_that_the_configuration_does_not_explain_have_numbers(run: Path) -> None:
@@ -175,12 +176,12 @@ def test_partitions_that_a_run_deletes_meanwhile_are_no_damage(run: Path, monkey
     assert [[fold.number for fold in draw.folds] for draw in contents.draws] == [[1], [1]]
 
 
-def test_folds_whose_rows_do_not_join_are_not_complete(run: Path) -> None:
+def test_folds_of_other_rows_are_damage(run: Path) -> None:
     facts_file = run / "moments" / NOISE[0].name / "fold-001" / "moments.json"
     facts = json.loads(facts_file.read_text())
     facts["rows"] = [row + 5 for row in facts["rows"]]
     facts_file.write_text(json.dumps(facts))
-    assert open_moments(run).draws[1].missing == "the rows of the folds do not join"
+    assert "fold-001: of another computation" in str(open_moments(run).draws[1].folds[1].problem)
 
 
 def flip_a_byte(run: Path) -> None:

@@ -75,8 +75,8 @@ def test_open__raise_on_missing_or_other_version(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputError, match="no such folder"):
         SavedMoments.open(tmp_path / "m")
     write_moments(tmp_path / "m", cells(), 3, {})
-    (tmp_path / "m" / "gram-001.npy").unlink()
-    with pytest.raises(InputError, match=r"damaged \(gram-001\.npy is missing"):
+    (tmp_path / "m" / "gram-002.npy").unlink()
+    with pytest.raises(InputError, match=r"damaged \(gram-002\.npy is missing"):
         SavedMoments.open(tmp_path / "m")
     (tmp_path / "m" / "moments.json").write_text("[]")
     with pytest.raises(InputError, match="found no facts"):

@@ -118,7 +118,8 @@ def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Page]:
     warnings = ("bin 4 has one test spectrum", "clock went back")
-    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=(1e4, 1e5, 2.5e6), marginal=True)
+    alphas = (1e4, 1e5, 2.5e6)
+    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=alphas, marginal=True, design=True)
     return _report(tmp_path_factory.mktemp("full"), run)
 
 
@@ -259,6 +260,36 @@ def test_report__says_whose_hypotheses_these_are(tmp_path: Path) -> None:
     results.metadata["config"]["hypotheses"] = {"r2_oracle": 0.5, "delta_r2": 0.1, "lowest_r2_bins": None}
     for path in render_report(results, {}):
         assert "default hypotheses" not in path.read_text(encoding="utf-8")
+
+
+def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
+    full: tuple[RunResults, str, _Page],
+) -> None:
+    results, markdown, page = full
+    design = results.summary["design"]
+    assert design["sentence"] in page.text
+    assert design["sentence"] in markdown
+    caption = next(name for name in page.tables if name.startswith("Best division for each number of experts"))
+    assert caption.endswith(f"noise level 1, {results.summary['design']['n_train']:,} training and 1,000 test spectra")
+    for one, row in zip(design["divisions"], _records(page.tables[caption]), strict=True):
+        found = dict(row)
+        assert found["Experts"] == ("8 (recommended)" if one["experts"] == 8 else str(one["experts"]))
+        assert _agrees(found["ΔR², held-out"], one["delta_r2"])
+        assert _agrees(found["R²_oracle, held-out"], one["r2_oracle"])
+        ends = [found[heading] for heading in ("ΔR², test", "low", "high")]
+        for shown, key in zip(ends, ("mean", "low", "high"), strict=True):
+            assert _agrees(shown, one["test"]["delta_r2"][key])
+    chosen = design["divisions"][7]["rectangles"]
+    rows = page.tables["Rectangles of the recommended division, as numbered in the figure"][1:]
+    assert [[float(cell) for cell in row[1:]] for row in rows] == [
+        [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in chosen
+    ]
+
+
+def test_design__is_silent_where_there_is_none(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "design" not in {found.get("id") for _, found in page.tags}
+    assert "## How many experts" not in markdown
 
 
 @pytest.mark.parametrize(

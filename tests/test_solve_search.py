@@ -15,7 +15,8 @@ from cluster import LocalProfile, connect_local
 from pipeline.accumulate import accumulate_moments
 from pipeline.binnings import CellGrid, plan_binnings
 from pipeline.bins import BinGrid
-from pipeline.checkpoints import MomentsFolder, plan_accumulation
+from pipeline.checkpoints import MomentsFolder
+from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
 from pipeline.errors import InputError
 from pipeline.models import ExpertModels, TooFewSpectraError, read_models, solve_experts, write_models
@@ -26,7 +27,8 @@ from pipeline.noise import NoiseDraw
 from pipeline.ridge import pixel_scale, solve_ridge_path
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.selection import CrossValidation, cross_validate
-from pipeline.solve import SolveJob, solve_folders, solve_memory
+from pipeline.solve import SolveJob, solve_folders
+from pipeline.solve_threads import solve_memory
 from pipeline.store import SpectraStore
 
 GRID = BinGrid(REFERENCE_EDGES)
@@ -154,6 +156,21 @@ def test_threads_and_workers_change_no_bit_of_a_search(folder: MomentsFolder) ->
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
+def test_holding_every_fold_changes_no_bit(folder: MomentsFolder) -> None:
+    one, other = (solve(folder, ridge(), holds_folds=holds)[-1].search for holds in (False, True))
+    assert one is not None
+    assert other is not None
+    np.testing.assert_array_equal(one.sse, other.sse)
+
+
+def test_experts_search_alone_where_the_global_penalty_is_settled(folder: MomentsFolder) -> None:
+    searched = solve(folder, ridge())[-1]
+    [models] = solve(folder, ridge(), whole_only=True, global_alpha=2 * ALPHAS[-1])
+    assert models.global_alpha == 2 * ALPHAS[-1]
+    np.testing.assert_array_equal(models.expert_alphas, searched.expert_alphas)
+    np.testing.assert_allclose(models.expert_weights, searched.expert_weights, rtol=1e-12)
+
+
 def test_memory_of_a_search_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     pixels = 600
@@ -173,7 +190,9 @@ def test_memory_of_a_search_does_not_depend_on_cells_and_folds(tmp_path: Path) -
         tracemalloc.stop()
     assert models[-1].search is not None
     results = sum(one.expert_weights.nbytes + one.global_weights.nbytes for one in models)
-    assert peak <= solve_memory(pixels, 2) + 2 * (results + models[-1].search.weights.nbytes) + 2**20
+    sums = 4 * GRID.n_cells * pixels * 5 * 8  # what is small, of every fold and cell
+    results += models[-1].search.weights.nbytes
+    assert peak <= solve_memory(pixels, 2, held_folds=1) + 2 * results + sums + 2**20
 
 
 def test_search__raise_on_one_fold_or_a_bin_that_a_fold_starves(folder: MomentsFolder) -> None:

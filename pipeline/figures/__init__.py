@@ -12,6 +12,7 @@ from pipeline.figures.ablation import draw_ablation
 from pipeline.figures.canvas import save_figure
 from pipeline.figures.curves import draw_learning_curve, draw_noise_levels
 from pipeline.figures.dashboard import draw_dashboard
+from pipeline.figures.design import draw_bin_design
 from pipeline.figures.marginal import draw_marginal_noise
 from pipeline.figures.penalty import draw_alpha_search
 from pipeline.figures.per_bin import draw_delta_heatmap, draw_grouped_r2
@@ -36,6 +37,7 @@ FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
         "moe_learning_curve.png": draw_learning_curve,
         "moe_marginal_noise.png": draw_marginal_noise,
         "moe_ablation.png": draw_ablation,
+        "moe_bin_design.png": draw_bin_design,
         "moe_alpha_search.png": draw_alpha_search,
         NOISE_LEVELS_FIGURE: draw_noise_levels,
     }
@@ -44,6 +46,7 @@ FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
 _OPTIONAL: Mapping[str, Callable[[RunResults], bool]] = MappingProxyType(
     {
         "moe_ablation.png": lambda results: bool(binning_views(headline(results))),
+        "moe_bin_design.png": lambda results: bool(results.summary.get("design")),
         "moe_alpha_search.png": lambda results: not results.alpha_search.empty,
         "moe_marginal_noise.png": lambda results: bool(results.summary.get("marginal")),
         NOISE_LEVELS_FIGURE: lambda results: len(results.summary["levels"]) > 1,

@@ -38,7 +38,7 @@ def draw_ablation(results: RunResults) -> Figure:
         at = max(end for end in ends if math.isfinite(end))
         axes.annotate(
             _words(view, is_main=place == 0), (at, place), (8, 0), textcoords="offset points", va="center",
-            fontsize=SMALL, color=INK,
+            fontsize=SMALL, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.set_yticks(range(len(views)), [f"{_name(view)}\n{view.n_bins} experts" for view in views])
     axes.invert_yaxis()

@@ -1,0 +1,83 @@
+"""Threads that solve models side by side, each in memory of its own that is lent to one model after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from pipeline.hotloop import available_threads
+from pipeline.tiles import TileLayout
+from pipeline.workspace import process_workspace
+
+__all__ = ["SolveMemory", "solve_memory", "solving_threads"]
+
+FloatArray = NDArray[np.float64]
+
+
+def solve_memory(n_pixels: int, threads: int, held_folds: int = 0) -> int:
+    """Return the bytes of the large arrays of a solving task, whatever the number of cells.
+
+    ``held_folds`` are the folds whose sums each thread holds at once where a penalty is searched for: all or one.
+    """
+    return threads * ((2 + held_folds) * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8)
+
+
+@dataclass(frozen=True)
+class SolveMemory:
+    """What one thread works in: a sum of tiles, a Gram matrix on its way in, a dense system.
+
+    ``folds`` are the sums of tiles of some folds, which a search for the penalty needs: of all, where there is room, so
+    that every Gram matrix is read once for a model and not once for each training set that it is part of; else of one.
+    """
+
+    total: FloatArray
+    content: NDArray[np.uint8]
+    system: FloatArray
+    folds: FloatArray
+
+
+@contextmanager
+def solving_threads(n_pixels: int, threads: int, held_folds: int = 0) -> Iterator[Callable[..., list[Any]]]:
+    """Give a ``map`` whose function gets a :class:`SolveMemory` as its last argument, and runs on several threads.
+
+    Parameters
+    ----------
+    n_pixels
+        P.
+    threads
+        At most so many, and no more than the process may use.
+    held_folds
+        Folds whose sums each thread's memory has room for.
+    """
+    n_threads, layout = min(threads, available_threads()), TileLayout(n_pixels)
+    shapes = [
+        (layout.shape, np.float64),
+        ((layout.nbytes(np.float64),), np.uint8),
+        ((n_pixels, n_pixels), np.float64),
+        ((held_folds, *layout.shape), np.float64),
+    ]
+    with process_workspace() as workspace, threadpool_limits(1, user_api="blas"):
+        arrays = workspace.lease(*(n_threads * shapes))
+        idle: SimpleQueue[SolveMemory] = SimpleQueue()
+        for k in range(n_threads):
+            total, content, system, of_folds = arrays[4 * k : 4 * k + 4]
+            idle.put(SolveMemory(total, content, system, of_folds))
+
+        def lend(function: Callable[..., Any], *arguments: Any) -> Any:
+            memory = idle.get()
+            try:
+                return function(*arguments, memory)
+            finally:
+                idle.put(memory)  # another model may wait for it, even after an error
+
+        with ThreadPoolExecutor(n_threads, "solve") as executor:
+            yield lambda function, *columns: list(executor.map(partial(lend, function), *columns))
