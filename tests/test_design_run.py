@@ -26,6 +26,9 @@ from pipeline.results import DESIGN_FILE, RunResults
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.store import SpectraStore
 
+#: Many whole runs; the arithmetic is in the fast ``test_design.py``.
+pytestmark = pytest.mark.slow
+
 EDGES = {"T_eff": [3700, 4400, 5200, 6100], "M_H": [-2.2, -1.2, -0.2, 0.6]}
 DESIGN = {"grid": EDGES, "experts": 5}
 SEEDS = (42, 123)

@@ -299,6 +299,7 @@ def grown(finished: Path, shards: list[Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["accumulate", "solve", "score"])
 def test_a_killed_addition_is_finished_by_the_same_command(
     run: Path, grown: Path, shards: list[Path], phase: str
@@ -313,6 +314,7 @@ def test_a_killed_addition_is_finished_by_the_same_command(
     require_equal(run, grown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["solve", "score"])
 def test_a_killed_removal_is_finished_by_running_the_configuration(
     grown: Path, tmp_path: Path, phase: str, read: list[tuple[int, int]]
@@ -440,6 +442,7 @@ def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_the_commands_add_and_remove(
     run: Path, grown: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
