@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,18 +195,15 @@ def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: boo
       headroom run oracle_noise1.yaml --out runs/first
     """
     from cluster import LocalProfile, connect_local
+    from pipeline.experiment import render_run, run_experiment
 
     experiment = load_config(config)
     folder = _run_folder(config, out)
-    # What the run needs later is imported while the worker processes start, which takes as long.
-    threading.Thread(target=_import_ahead, daemon=True).start()
     progress = choose_progress(quiet=quiet)
     command = f"headroom run {config} --out {folder}"
     with connect_local(LocalProfile(workers=workers)) as client:
         if dashboard or not quiet:
             (click.echo if quiet else progress.note)(f"dashboard: {client.dashboard_link}")
-        from pipeline.experiment import render_run, run_experiment
-
         results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
         if dashboard and sys.stdin.isatty():
             click.pause("Press any key to close the dashboard …")
@@ -218,13 +214,6 @@ def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: boo
 
 cli.add_command(add)
 cli.add_command(remove)
-
-
-def _import_ahead() -> None:
-    with contextlib.suppress(Exception):  # who needs it will be told
-        import pipeline.experiment
-        import pipeline.figures
-        import pipeline.report  # noqa: F401
 
 
 @cli.command()
