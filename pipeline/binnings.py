@@ -111,6 +111,11 @@ class Binning:
         """Number of experts."""
         return len(self.members)
 
+    @property
+    def covered(self) -> tuple[int, ...]:
+        """The cells of all experts, in order."""
+        return tuple(sorted(cell for cells in self.members for cell in cells))
+
     def describe(self, number: int) -> str:
         """Return an expert's bin in words, as :meth:`BinGrid.describe` does."""
         return f"bin {number} ({', '.join(self.bin_names[number])})"

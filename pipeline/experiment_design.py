@@ -152,7 +152,7 @@ def _plan_part(run: Run, plan: AccumulationPlan, moments: MomentsFolder, file: M
     if isinstance(ridge.alpha, AlphaSearch):
         # Every rectangle takes what the global model chose: a search for each would cost as many times more.
         ridge = ridge.model_copy(update={"alpha": read_models(run.folder / file.main)[-1].global_alpha})
-    covered = tuple(sorted(cell for cells in run.binnings[0].members for cell in cells))
+    covered = run.binnings[0].covered
     trained_on = tuple(range(moments.n_cells)) if ridge.train_on == "all" else covered
     versions = [ALGORITHM_VERSION, models.ALGORITHM_VERSION]
     key = content_hash([versions, plan.key, vars(moments.draw), ridge.model_dump(mode="json"), target])
@@ -227,7 +227,7 @@ def _solve_divisions(
 ) -> None:
     """Solve one expert on all folds for every rectangle of some division, once however many share it."""
     experts = search.fine.divide("design", search.rectangles)
-    covered = tuple(sorted(cell for cells in run.binnings[0].members for cell in cells))
+    covered = run.binnings[0].covered
     keys = [content_hash([part.key, experts.members]) for part in parts]
     missing = [k for k, part in enumerate(parts) if not run.is_made(part.models_file, keys[k])]
     jobs = [

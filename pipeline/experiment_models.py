@@ -92,7 +92,7 @@ def solve_models(
     ridge, target = run.config.ridge, run.config.target
     settings = ridge.model_dump(mode="json") | ({"chosen_for": target} if isinstance(ridge.alpha, AlphaSearch) else {})
     keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
-    covered = tuple(sorted(cell for cells in run.binnings[0].members for cell in cells))
+    covered = run.binnings[0].covered
 
     missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]
     common: dict[str, Any] = {

@@ -22,14 +22,15 @@ from pipeline.files import replacing
 from pipeline.models import ExpertModels
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, Bootstrap, HeadroomScore, Score, score_headrooms
+from pipeline.scores import MERITS, HeadroomScore, score_headrooms
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_selection import count_selected, find_left_out
 from pipeline.store_set import AnyStore
 from pipeline.summary_ablation import ScoredBinning, summarise_ablation, tabulate_ablation
 from pipeline.summary_design import ScoredDesign, summarise_design, tabulate_design
 from pipeline.summary_economy import count_models
-from pipeline.summary_learning import compare_learning, estimate_merits, summarise_learning
+from pipeline.summary_learning import compare_learning, summarise_learning
+from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 from pipeline.summary_sample import tabulate_sample
 from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
 
@@ -87,7 +88,7 @@ class ScoredDraw:
         n = len(models)
         predicted, tried = predicted[:n], predicted[n:]
         variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
-        settings = Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
+        settings = resampling(config)
         routed = (slice(None), np.arange(len(bins)), 1 + np.maximum(bins, 0))
         n_bins = predicted.shape[2] - 1
         variances = None if variance is None else (variance[:, :, 0], variance[routed])
@@ -163,14 +164,6 @@ def results_hold(folder: Path, key: str) -> bool:
         return False
 
 
-def _merit_columns(score: Score, confidence: float) -> dict[str, float]:
-    intervals = score.intervals(confidence)
-    columns: dict[str, float] = {}
-    for k, merit in enumerate(MERITS):
-        columns |= {merit: score.merits[k], f"{merit}_low": intervals[k, 0], f"{merit}_high": intervals[k, 1]}
-    return columns
-
-
 def _overall_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, *, last_only: bool) -> pd.DataFrame:
     rows = []
     for one in scored:
@@ -186,7 +179,7 @@ def _overall_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, *, la
                         "alpha_global": one.models[k].global_alpha,
                         "n_train": one.models[k].global_count,
                         "n_test": score.n_test,
-                        **_merit_columns(score, config.bootstrap.confidence),
+                        **merit_columns(score, config.bootstrap.confidence),
                     }
                 )
     return pd.DataFrame(rows, columns=list(files.OVERALL_COLUMNS))
@@ -213,7 +206,7 @@ def _bin_table(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: Bin
                     "alpha": models.expert_alphas[number],
                     "n_train": models.expert_counts[number],
                     "n_test": score.n_test,
-                    **_merit_columns(score, config.bootstrap.confidence),
+                    **merit_columns(score, config.bootstrap.confidence),
                     "mae_oracle": score.mae_oracle,
                     "mae_global": score.mae_global,
                 }

@@ -14,7 +14,8 @@ from pipeline.binnings import Binning
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.models import ExpertModels
-from pipeline.scores import MERITS, Bootstrap, HeadroomScore, mean_over_seeds, score_headrooms
+from pipeline.scores import HeadroomScore, score_headrooms
+from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw
@@ -77,7 +78,7 @@ class ScoredBinning:
         routed = (np.arange(len(own)), 1 + np.maximum(own, 0))
         is_paired = bool(np.array_equal(own < 0, main < 0))
         strata, n_strata = (main, len(draw.scores[-1].bins)) if is_paired else (own, binning.n_bins)
-        settings = Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
+        settings = resampling(config)
         variances = None if variance is None else (variance[None, :, 0], variance[routed][None])
         [score] = score_headrooms(
             y_true, predicted[None, :, 0], predicted[routed][None], strata, n_strata, settings, variances
@@ -89,14 +90,6 @@ def tabulate_ablation(scored: Sequence[ScoredBinning], config: ExperimentConfig)
     """Return a row for each seed, noise level and binning, on the spectra that the binning covers."""
     rows = []
     for one in scored:
-        intervals = one.score.covered.intervals(config.bootstrap.confidence)
-        merits: dict[str, float] = {}
-        for k, merit in enumerate(MERITS):
-            merits |= {
-                merit: one.score.covered.merits[k],
-                f"{merit}_low": intervals[k, 0],
-                f"{merit}_high": intervals[k, 1],
-            }
         rows.append(
             {
                 "seed": one.draw.seed,
@@ -106,7 +99,7 @@ def tabulate_ablation(scored: Sequence[ScoredBinning], config: ExperimentConfig)
                 "n_bins": one.binning.n_bins,
                 "coverage": one.coverage,
                 "n_test": one.score.covered.n_test,
-                **merits,
+                **merit_columns(one.score.covered, config.bootstrap.confidence),
             }
         )
     return pd.DataFrame(rows)
@@ -122,11 +115,7 @@ def summarise_ablation(scored: Sequence[ScoredBinning], config: ExperimentConfig
     main = of_names[names[0]]
     entries = []
     for name, draws in of_names.items():
-        mean, std, interval = mean_over_seeds([one.score.covered for one in draws], confidence)
-        estimates = {
-            merit: vars(Estimate(float(mean[k]), float(std[k]), float(interval[k, 0]), float(interval[k, 1])))
-            for k, merit in enumerate(MERITS)
-        }
+        estimates = estimate_merits([one.score.covered for one in draws], confidence)
         first = draws[0]
         entries.append(
             {
@@ -136,7 +125,7 @@ def summarise_ablation(scored: Sequence[ScoredBinning], config: ExperimentConfig
                 "coverage": first.coverage,
                 "n_train": int(first.models.expert_counts.sum()),
                 "n_test": first.score.covered.n_test,
-                **estimates,
+                **{merit: vars(estimate) for merit, estimate in estimates.items()},
                 "share": vars(_share(draws, main, confidence)),
             }
         )

@@ -12,8 +12,8 @@ import pandas as pd
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.design_choice import CrossValidated, DesignSearch
-from pipeline.scores import MERITS, mean_over_seeds
 from pipeline.summary_ablation import ScoredBinning
+from pipeline.summary_merits import estimate_merits
 
 __all__ = ["ScoredDesign", "summarise_design", "tabulate_design"]
 
@@ -27,16 +27,7 @@ class ScoredDesign:
 
     def estimate_tests(self, confidence: float) -> list[dict[str, Estimate]]:
         """Return the figures of merit of every division on test spectra, over seeds."""
-        found = []
-        for draws in self.tests:
-            mean, std, interval = mean_over_seeds([one.score.covered for one in draws], confidence)
-            found.append(
-                {
-                    merit: Estimate(float(mean[k]), float(std[k]), float(interval[k, 0]), float(interval[k, 1]))
-                    for k, merit in enumerate(MERITS)
-                }
-            )
-        return found
+        return [estimate_merits([one.score.covered for one in draws], confidence) for draws in self.tests]
 
 
 def tabulate_design(design: ScoredDesign, config: ExperimentConfig) -> pd.DataFrame:

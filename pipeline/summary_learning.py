@@ -9,26 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExperimentConfig
-from pipeline.decision import Estimate
-from pipeline.scores import MERITS, Score, mean_over_seeds
+from pipeline.summary_merits import estimate_merits
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw
 
-__all__ = ["compare_learning", "estimate_merits", "summarise_learning"]
+__all__ = ["compare_learning", "summarise_learning"]
 
 FloatArray = NDArray[np.float64]
 #: ΔR² that differs by less leads to no other verdict: a fifth of the default threshold.
 _STABLE = 0.01
-
-
-def estimate_merits(scores: Sequence[Score], confidence: float) -> dict[str, Estimate]:
-    """Return the figures of merit over seeds by name."""
-    mean, std, interval = mean_over_seeds(scores, confidence)
-    return {
-        merit: Estimate(float(mean[k]), float(std[k]), float(interval[k, 0]), float(interval[k, 1]))
-        for k, merit in enumerate(MERITS)
-    }
 
 
 def summarise_learning(scored: Sequence[ScoredDraw], config: ExperimentConfig) -> dict[str, Any]:
