@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from pipeline.cli_changes import add, remove
-from pipeline.cli_table import print_table
+from pipeline.cli_plan import plan
+from pipeline.cli_run import run
 from pipeline.config_files import load_config
 from pipeline.errors import HeadroomError, ResourceError
 from pipeline.progress import choose_progress
@@ -155,63 +156,8 @@ def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -
     click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")
 
 
-@cli.command()
-@click.argument("config")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
-def plan(config: str, out: Path | None, workers: int) -> None:
-    """Project memory, disk, tasks and arithmetic of a run, and refuse what cannot fit.
-
-    Reads the headers of shards and stores only; converts and writes nothing.
-
-    \b
-    Example:
-      HEADROOM_DEMO=spectra headroom plan demo
-    """
-    from cluster import LocalProfile
-    from pipeline.experiment import plan_experiment
-    from pipeline.plan import measure_flops
-
-    experiment = load_config(config)
-    projected = plan_experiment(experiment, [LocalProfile(workers=workers).resolved_memory()] * workers)
-    click.echo(projected.render(measure_flops(projected.n_pixels, experiment.precision) / workers))
-    projected.require_fit(_run_folder(config, out), Path(experiment.data.stores))
-
-
-@cli.command()
-@click.argument("config")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
-@click.option("--dashboard", is_flag=True, help="Wait for a key at the end, so that the Dask dashboard stays open.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def run(config: str, out: Path | None, dashboard: bool, workers: int, quiet: bool) -> None:
-    """Run an experiment: convert (if needed), accumulate, solve, score, report.
-
-    CONFIG is a YAML file or the name of a packaged one (demo, oracle_noise1). Run it again to resume: finished
-    steps are skipped.
-
-    \b
-    Example:
-      headroom run oracle_noise1.yaml --out runs/first
-    """
-    from cluster import LocalProfile, connect_local
-    from pipeline.experiment import render_run, run_experiment
-
-    experiment = load_config(config)
-    folder = _run_folder(config, out)
-    progress = choose_progress(quiet=quiet)
-    command = f"headroom run {config} --out {folder}"
-    with connect_local(LocalProfile(workers=workers)) as client:
-        if dashboard or not quiet:
-            (click.echo if quiet else progress.note)(f"dashboard: {client.dashboard_link}")
-        results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
-        if dashboard and sys.stdin.isatty():
-            click.pause("Press any key to close the dashboard …")
-    _, page = render_run(folder)
-    print_table(results, experiment)
-    click.echo(f"report: {page}")
-
-
+cli.add_command(plan)
+cli.add_command(run)
 cli.add_command(add)
 cli.add_command(remove)
 
@@ -256,10 +202,6 @@ def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
     click.echo(json.dumps(tabulate_contents(contents), indent=1) if as_json else render_contents(contents))
     if contents.problems:
         sys.exit(2)
-
-
-def _run_folder(config: str, out: Path | None) -> Path:
-    return out if out is not None else Path("runs") / Path(config).stem
 
 
 @contextlib.contextmanager
