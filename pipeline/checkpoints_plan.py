@@ -79,6 +79,11 @@ class AccumulationPlan:
         return sum(part.n_spectra for part in self.partitions)
 
     @property
+    def fold_lengths(self) -> list[int]:
+        """Spectra in every fold."""
+        return [sum(part.n_spectra for part in self.fold_partitions(fold)) for fold in range(len(self.folds))]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What all folds of a moments folder have in common, as JSON would give it back."""
         return {

@@ -102,11 +102,14 @@ class PerSpectrum(Section):
 class AlphaSearch(Section):
     """A penalty chosen among several by cross-validation over the training folds, never on the test set.
 
-    ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose.
+    ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose. Where
+    the global model chooses, the experts' own curves are shown beside its curve and cost nine tenths of the search:
+    ``expert_curves: false`` leaves them out.
     """
 
     search: tuple[Annotated[float, Field(gt=0)], ...]
     by: Literal["global", "per_expert"] = "global"
+    expert_curves: bool = True
 
     @field_validator("search")
     @classmethod
@@ -116,6 +119,14 @@ class AlphaSearch(Section):
                 f"a search needs at least two penalties, found {list(value)}; for a fixed one write alpha: 1e5"
             )
         return tuple(sorted(_require_distinct(value, "penalties")))
+
+    @model_validator(mode="after")
+    def _choosers_have_curves(self) -> AlphaSearch:
+        if self.by == "per_expert" and not self.expert_curves:
+            raise ValueError(
+                "expert_curves: false leaves out what by: per_expert chooses on; use by: global, or leave it out"
+            )
+        return self
 
 
 def _alpha_kind(value: Any) -> str:
@@ -209,6 +220,8 @@ class ExperimentConfig(Section):
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
+    #: Training sizes of the learning curve, each the nearest number of whole folds; after every fold by default.
+    learning_curve: tuple[Annotated[int, Field(ge=2)], ...] | None = None
     decision: DecisionConfig = DecisionConfig()
     hypotheses: HypothesesConfig | None = None
     bootstrap: BootstrapConfig = BootstrapConfig()
@@ -224,6 +237,11 @@ class ExperimentConfig(Section):
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _require_distinct(value, "seeds")
+
+    @field_validator("learning_curve")
+    @classmethod
+    def _growing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else tuple(sorted(_require_distinct(value, "training sizes")))
 
     @field_validator("target")
     @classmethod

@@ -20,7 +20,7 @@ from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.experiment_design import design_products, require_divisible, score_design, search_design
-from pipeline.experiment_models import require_searchable_folds, solve_models
+from pipeline.experiment_models import require_searchable_folds, solve_models, warn_of_sizes
 from pipeline.experiment_run import Run, open_run, save_config, writable_folder
 from pipeline.experiment_scores import score_models
 from pipeline.locks import exclusive
@@ -136,6 +136,7 @@ def _run_steps(
     accumulation = plan_accumulation(sets.train, cells, config.compute, config.precision)
     require_searchable_folds(run, sets, accumulation)
     require_divisible(run, sets, accumulation)
+    warn_of_sizes(run, accumulation)
     draws, moments_folder = noise_draws(config), run.folder / "moments"
     saved = set(range(len(accumulation.folds))).intersection(
         *(find_saved_folds(accumulation, moments_folder / draw.name) for draw in draws)

@@ -236,7 +236,7 @@ def _solve_divisions(
             experts,
             parts[k].ridge,
             covered,
-            whole_only=True,
+            prefixes=(parts[k].moments.n_folds,),
             target=run.config.target,
             threads=threads,
         )

@@ -11,7 +11,7 @@ from pipeline.checkpoints import MomentsFolder
 from pipeline.checkpoints_plan import AccumulationPlan
 from pipeline.config import AlphaSearch, content_hash
 from pipeline.experiment_run import Run
-from pipeline.folds import count_in_folds
+from pipeline.folds import choose_prefixes, count_in_folds
 from pipeline.models import (
     ALGORITHM_VERSION,
     ExpertModels,
@@ -28,7 +28,10 @@ from pipeline.spectra_sets import SpectraSets
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ModelFiles", "require_searchable_folds", "solve_models"]
+__all__ = ["ModelFiles", "require_searchable_folds", "solve_models", "warn_of_sizes"]
+
+#: Share of a training size by which the nearest number of whole folds may miss it without a word.
+_FAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,24 @@ def require_searchable_folds(run: Run, sets: SpectraSets, plan: AccumulationPlan
     run.binnings = tuple(kept)
 
 
+def warn_of_sizes(run: Run, plan: AccumulationPlan) -> None:
+    """Say which training sizes of the learning curve whole folds cannot come near."""
+    for wanted in run.config.learning_curve or ():
+        nearest = min(choose_prefixes(plan.fold_lengths, [wanted]).values())
+        if abs(nearest - wanted) > _FAR * wanted:
+            run.warnings.append(
+                f"learning_curve: {wanted:,} training spectra were asked for, and {nearest:,} are the nearest that "
+                f"whole folds give; more compute.folds (now {run.config.compute.folds}) give finer steps"
+            )
+
+
 def solve_models(
     run: Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], cost: ExperimentPlan, client: Client | None
 ) -> list[ModelFiles]:
     """Solve the models that are not there yet; return the files of every noise's.
 
-    The main binning's models are solved for every prefix of the folds, the others' for all folds together.
+    The main binning's models are solved for every training size of the learning curve, the others' for all folds
+    together.
     """
     others = run.binnings[1:]
     files = [
@@ -91,7 +106,8 @@ def solve_models(
     ]
     ridge, target = run.config.ridge, run.config.target
     settings = ridge.model_dump(mode="json") | ({"chosen_for": target} if isinstance(ridge.alpha, AlphaSearch) else {})
-    keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings]) for one in moments]
+    prefixes = tuple(choose_prefixes(plan.fold_lengths, run.config.learning_curve))
+    keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings, prefixes]) for one in moments]
     covered = run.binnings[0].covered
 
     missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]
@@ -101,14 +117,14 @@ def solve_models(
         "threads": cost.solve_threads,
         "holds_folds": cost.solve_holds_folds,
     }
-    jobs = [SolveJob(moments[k], run.binnings[0], ridge, **common) for k in missing]
+    jobs = [SolveJob(moments[k], run.binnings[0], ridge, **common, prefixes=prefixes) for k in missing]
     for place, models in _solve(run, jobs, client):
         _write(run, files[missing[place]].main, keys[missing[place]], models)
     described = [[one.name, one.columns, one.groups, one.members] for one in others]
     keys = [content_hash([key, described]) for key in keys]
     missing = [k for k, file in enumerate(files) if file.others and not run.is_made(file.others, keys[k])]
     jobs = [
-        SolveJob(moments[k], binning, **_settle_penalty(run, files[k]), **common, whole_only=True)
+        SolveJob(moments[k], binning, **_settle_penalty(run, files[k]), **common, prefixes=(moments[k].n_folds,))
         for k in missing
         for binning in others
     ]

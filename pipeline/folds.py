@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
-__all__ = ["count_in_folds", "plan_folds", "shard_ranges"]
+__all__ = ["choose_prefixes", "count_in_folds", "plan_folds", "shard_ranges"]
 
 
 def plan_folds(
@@ -59,6 +59,27 @@ def plan_folds(
         cuts = start + (length * np.arange(count + 1)) // count
         ranges += [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
     return tuple(ranges)
+
+
+def choose_prefixes(lengths: Sequence[int], sizes: Iterable[int] | None = None) -> dict[int, int]:
+    """Choose the numbers of first folds whose spectra come nearest to the training sizes of a learning curve.
+
+    Parameters
+    ----------
+    lengths
+        Spectra of every fold.
+    sizes
+        Training sizes wanted; after every fold by default.
+
+    Returns
+    -------
+    dict
+        The spectra of each number of folds chosen, in increasing order; that of all folds is always there.
+    """
+    totals = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    wanted = totals if sizes is None else np.array([*sizes, totals[-1]])
+    nearest = np.abs(totals[:, None] - wanted).argmin(axis=0)
+    return {int(k) + 1: int(totals[k]) for k in np.unique(nearest)}
 
 
 def shard_ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:

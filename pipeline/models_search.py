@@ -31,7 +31,7 @@ class SolvedSearch:
         Penalties, shape (A,), increasing.
     sse, tss
         The curves (:class:`pipeline.selection.CrossValidation`) of the global model and then of every expert, shapes
-        (1 + K, F, A, Q) and (1 + K, Q).
+        (1 + K, F, A, Q) and (1 + K, Q); NaN for an expert whose curve was not asked for.
     chosen
         Which penalty each model took, shape (1 + K,).
     weights, intercepts
@@ -57,7 +57,14 @@ class SolvedSearch:
         chosen: Sequence[int],
         paths: Sequence[RidgePath],
     ) -> SolvedSearch:
-        """Put the curves, choices and paths of all models together, the global one first."""
+        """Put the curves, choices and paths of all models together, the global one first.
+
+        Without the curves of the experts there is that of the global model alone.
+        """
+        unknown = CrossValidation(
+            curves[0].alphas, np.full_like(curves[0].sse, np.nan), np.full_like(curves[0].tss, np.nan)
+        )
+        curves = [*curves, *[unknown] * (len(paths) - len(curves))]
         return cls(
             by=search.by,
             target=target,
@@ -74,12 +81,14 @@ class SolvedSearch:
         return CrossValidation(self.alphas, self.sse[model], self.tss[model])
 
 
-def choose_penalties(search: AlphaSearch, curves: Sequence[CrossValidation], label_index: int) -> list[int]:
+def choose_penalties(
+    search: AlphaSearch, curves: Sequence[CrossValidation], label_index: int, n_models: int
+) -> list[int]:
     """Return which penalty each model takes, given the curves of the global model and then of every expert.
 
     ``by: global`` gives all of them the best one of the global model, as written: α is not scaled with the number of
     spectra that train an expert.
     """
     if search.by == "global":
-        return [curves[0].best(label_index)] * len(curves)
+        return [curves[0].best(label_index)] * n_models
     return [curve.best(label_index) for curve in curves]

@@ -49,7 +49,8 @@ def _list_choices(results: RunResults, level: dict[str, Any]) -> Table:
         chosen = of_model[of_model["chosen"]]
         if chosen.empty:
             continue
-        best = of_model.loc[of_model.groupby("seed")["r2_cv"].idxmax().dropna()]
+        curves = of_model.dropna(subset="r2_cv")  # an expert's may not have been asked for
+        best = curves.loc[curves.groupby("seed")["r2_cv"].idxmax()]
         rows.append(
             (
                 name,

@@ -62,8 +62,8 @@ class SolveJob:
         gives the same models from moments in memory.
     covered
         The cells that ``train_on: covered`` trains the global model on.
-    whole_only
-        Solve for all folds together, not for the first one, the first two, … as well.
+    prefixes
+        Numbers of first folds to solve for, the last of which is all; by default the first one, the first two, …
     target
         The label whose held-out R² decides where ``ridge.alpha`` is a search.
     threads
@@ -79,7 +79,7 @@ class SolveJob:
     binning: Binning
     ridge: RidgeConfig
     covered: tuple[int, ...]
-    whole_only: bool = False
+    prefixes: tuple[int, ...] | None = None
     target: str = LABELS[0]
     threads: int = 1
     holds_folds: bool = False
@@ -95,9 +95,20 @@ class SolveJob:
     @property
     def size(self) -> int:
         """Models to solve, those of a search counted once for each fold."""
-        rounds = 1 if self.whole_only else self.moments.n_folds
-        searched = self.moments.n_folds if isinstance(self.ridge.alpha, AlphaSearch) else 0
-        return (rounds + searched) * (self.binning.n_bins + 1)
+        return len(self.rounds) * (self.binning.n_bins + 1) + self.moments.n_folds * self.n_searching
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """The numbers of first folds that models are solved for."""
+        return self.prefixes or tuple(range(1, self.moments.n_folds + 1))
+
+    @property
+    def n_searching(self) -> int:
+        """The models that are tried on each fold: all, the global one alone, or none."""
+        alpha = self.ridge.alpha
+        if not isinstance(alpha, AlphaSearch):
+            return 0
+        return self.binning.n_bins + 1 if alpha.expert_curves else 1
 
     def count_bins(self, counts: Sequence[int]) -> list[int]:
         """Return the spectra of every bin, from those of every cell."""
@@ -180,8 +191,8 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
             fixed = [[np.array([alpha])] * len(prefixes) for alpha in (job.global_alpha, *found)]
             solved = run(solve, models, fixed)
             return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
-        curves = run(validate, models)
-        chosen = choose_penalties(job.ridge.alpha, curves, label)
+        curves = run(validate, models[: job.n_searching])
+        chosen = choose_penalties(job.ridge.alpha, curves, label, len(models))
         # The path of the whole set holds the model of the choice: it is not solved once more.
         shares = [prefix.count / prefixes[-1].count for prefix in prefixes[:-1]]
         penalties = [[*(np.array([alphas[k] * share]) for share in shares), alphas] for k in chosen]
@@ -198,11 +209,10 @@ def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]
     """Return the prefixes that have enough spectra in every bin; the whole set must."""
     cells: list[PixelSums] = []
     prefixes = []
-    shortest = len(folds) if job.whole_only else 1
     for n_folds, saved in enumerate(folds, start=1):
         of_fold = saved.pixel_sums()
         cells = [PixelSums.merge(pair) for pair in zip(cells, of_fold, strict=True)] if cells else of_fold
-        if n_folds < shortest:
+        if n_folds not in job.rounds:
             continue
         try:
             require_enough_spectra(job.count_bins([cell.count for cell in cells]), job.ridge, job.binning)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.folds import count_in_folds, plan_folds
+from pipeline.folds import choose_prefixes, count_in_folds, plan_folds
 from pipeline.partitions import plan_partitions
 
 
@@ -47,6 +47,14 @@ def test_counts_in_folds_are_those_of_the_rows(lengths: list[int], n_folds: int,
     blocks = ((start, bins[start : start + step]) for start in range(0, len(bins), step))
     expected = [[int((bins[start:stop] == k).sum()) for k in range(3)] for start, stop in folds]
     assert count_in_folds(folds, blocks, 3).tolist() == expected
+
+
+def test_prefixes_are_the_nearest_and_end_with_all() -> None:
+    lengths = [100, 100, 50, 150]
+    assert choose_prefixes(lengths) == {1: 100, 2: 200, 3: 250, 4: 400}
+    assert choose_prefixes(lengths, [210, 240, 1]) == {1: 100, 2: 200, 3: 250, 4: 400}
+    assert choose_prefixes(lengths, [210]) == {2: 200, 4: 400}
+    assert choose_prefixes(lengths, [390, 9999]) == {4: 400}
 
 
 def test_folds__raise_on_too_few_spectra() -> None:

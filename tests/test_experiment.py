@@ -120,6 +120,22 @@ def test_learning_curve_ends_at_the_result(finished: RunResults) -> None:
     pd.testing.assert_frame_equal(last, finished.overall)
 
 
+def test_a_learning_curve_of_stated_sizes_is_part_of_the_whole_one(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path
+) -> None:
+    sizes = finished.learning["n_train"].unique()
+    asked = ExperimentConfig.model_validate(
+        config.to_dict() | {"learning_curve": [int(sizes[-2]) + 9, 7 * int(sizes[-1])]}
+    )
+    results = run_experiment(asked, tmp_path)
+    expected = finished.learning[finished.learning["n_train"] >= sizes[-2]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(results.learning, expected)
+    warnings = [warning for warning in results.metadata["warnings"] if warning.startswith("learning_curve")]
+    assert len(warnings) == 1, "of the size that is not there alone"
+    assert f"{7 * sizes[-1]:,} training spectra were asked for, and {sizes[-1]:,}" in warnings[0]
+    pd.testing.assert_frame_equal(results.overall, finished.overall)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_results(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path, workers: int

@@ -131,6 +131,27 @@ def test_test_errors_of_marginal_noise_are_those_of_the_results(
             assert of_seed.loc[str(number), "r2_test"] == pytest.approx(row["r2_oracle"], abs=1e-9)
 
 
+def test_curves_that_decide_nothing_may_be_left_out(small_config: ExperimentConfig, tmp_path: Path) -> None:
+    """``expert_curves: false`` costs the experts' curves and nothing else."""
+    search = {"search": ALPHAS, "by": "global"}
+    shown, hidden = (
+        run_experiment(
+            searching(small_config, ridge={"alpha": search | {"expert_curves": curves}}, seeds=[42]),
+            tmp_path / str(curves),
+        )
+        for curves in (True, False)
+    )
+    for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv"):
+        assert (shown.folder / name).read_bytes() == (hidden.folder / name).read_bytes()
+    expected = shown.alpha_search
+    experts = expected["model"] != "global"
+    assert expected.loc[experts, "r2_cv"].notna().all()
+    expected.loc[experts, "r2_cv"] = np.nan
+    pd.testing.assert_frame_equal(hidden.alpha_search, expected)
+    page, _ = render_run(hidden.folder)
+    assert "| nan |" not in page.read_text(encoding="utf-8").lower()
+
+
 def test_a_finished_search_is_left_as_it_is(finished: RunResults, small_config: ExperimentConfig) -> None:
     def state() -> dict[str, int]:
         return {str(path): path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.is_file()}

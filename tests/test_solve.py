@@ -80,7 +80,7 @@ def test_other_binnings_are_those_of_their_cells_added(folders: list[MomentsFold
     one, ridge = folders[0], RIDGE.model_copy(update={"train_on": train_on})
     for binning in plan_binnings(GRID, {}, ablation=True)[1][1:]:
         covered = tuple(range(GRID.n_bins))
-        [(_, [models])] = solve_folders([SolveJob(one, binning, ridge, covered, whole_only=True)])
+        [(_, [models])] = solve_folders([SolveJob(one, binning, ridge, covered, prefixes=(one.n_folds,))])
         merged = [Moments.merge(one.total(cell) for cell in cells) for cells in (*binning.members, [GRID.n_bins])]
         expected = solve_experts(merged, ridge, binning)
         assert models.global_count == expected.global_count

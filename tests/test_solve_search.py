@@ -136,8 +136,8 @@ def test_a_learning_curve_keeps_the_penalty_of_a_spectrum(folder: MomentsFolder)
 
 def test_choose_penalties_by_global_asks_the_global_model_alone() -> None:
     curves = [CrossValidation(np.array([1.0, 2.0]), np.array([[[a], [b]]]), np.ones(1)) for a, b in ((1, 2), (2, 1))]
-    assert choose_penalties(ridge("global").alpha, curves, 0) == [0, 0]  # type: ignore[arg-type]
-    assert choose_penalties(ridge("per_expert").alpha, curves, 0) == [0, 1]  # type: ignore[arg-type]
+    assert choose_penalties(ridge("global").alpha, curves[:1], 0, 2) == [0, 0]  # type: ignore[arg-type]
+    assert choose_penalties(ridge("per_expert").alpha, curves, 0, 2) == [0, 1]  # type: ignore[arg-type]
 
 
 def test_threads_and_workers_change_no_bit_of_a_search(folder: MomentsFolder) -> None:
@@ -165,7 +165,7 @@ def test_holding_every_fold_changes_no_bit(folder: MomentsFolder) -> None:
 
 def test_experts_search_alone_where_the_global_penalty_is_settled(folder: MomentsFolder) -> None:
     searched = solve(folder, ridge())[-1]
-    [models] = solve(folder, ridge(), whole_only=True, global_alpha=2 * ALPHAS[-1])
+    [models] = solve(folder, ridge(), prefixes=(folder.n_folds,), global_alpha=2 * ALPHAS[-1])
     assert models.global_alpha == 2 * ALPHAS[-1]
     np.testing.assert_array_equal(models.expert_alphas, searched.expert_alphas)
     np.testing.assert_allclose(models.expert_weights, searched.expert_weights, rtol=1e-12)
