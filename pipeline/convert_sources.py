@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +15,16 @@ from pipeline.shard_table import TAKEN_NAMES
 from pipeline.shards import ShardInfo, read_shard_info
 from pipeline.store_layout import StoreLayout, plan_layout
 from pipeline.store_manifest import SourceRecord
+from pipeline.store_rows import find_other_wavelengths
 
 __all__ = [
     "ConversionSettings",
-    "have_same_wavelengths",
     "merge_columns",
     "read_sources",
     "record_source",
     "source_key",
     "store_column_name",
 ]
-
-#: Relative difference of wavelengths that is rounding, not another grid.
-_SAME_WAVELENGTH: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -115,11 +112,6 @@ def store_column_name(name: str) -> str:
     return f"params_{name}" if name in TAKEN_NAMES else name
 
 
-def have_same_wavelengths(first: np.ndarray, other: np.ndarray) -> bool:
-    """Tell whether two wavelength grids, each (P,), are one but for rounding."""
-    return not (np.abs(first - other) > _SAME_WAVELENGTH * np.abs(first)).any()
-
-
 def source_key(infos: Sequence[ShardInfo | SourceRecord], settings: Mapping[str, Any]) -> str:
     """Return a digest of sources and settings, which says which conversion this is.
 
@@ -135,12 +127,12 @@ def _require_agreement(first: ShardInfo, other: ShardInfo) -> None:
     remedy = "convert them into separate stores"
     if first.n_pixels != other.n_pixels:
         raise InputError(f"{pair} must have equal pixels, found {first.n_pixels} and {other.n_pixels}; {remedy}")
-    apart = np.abs(first.wavelength - other.wavelength) > _SAME_WAVELENGTH * np.abs(first.wavelength)
-    if apart.any():
-        pixel = int(np.argmax(apart))
+    apart = find_other_wavelengths(first.wavelength, other.wavelength)
+    if apart.size:
+        pixel = int(apart[0])
         raise InputError(
             f"{pair} must have equal wavelengths, found {first.wavelength[pixel]:.6f} and "
-            f"{other.wavelength[pixel]:.6f} Å at pixel {pixel}, the first of {int(apart.sum())}; {remedy}"
+            f"{other.wavelength[pixel]:.6f} Å at pixel {pixel}, the first of {apart.size}; {remedy}"
         )
     if first.has_noisy != other.has_noisy:
         with_noisy = _name((first if first.has_noisy else other).path)

@@ -12,13 +12,14 @@ import numpy as np
 
 from pipeline.convert_pixels import cast_rows
 from pipeline.convert_ranges import ConversionPlan, read_json, write_json
-from pipeline.convert_sources import have_same_wavelengths, store_column_name
+from pipeline.convert_sources import store_column_name
 from pipeline.errors import InputError
 from pipeline.progress import Progress
 from pipeline.shards import ShardInfo, ShardReader
 from pipeline.store import SpectraStore
 from pipeline.store_layout import MANIFEST_GROUP
 from pipeline.store_manifest import Manifest, RangeRecord, digest_rows
+from pipeline.store_rows import find_other_wavelengths
 
 __all__ = ["RowVerifier", "find_changed", "record_stamps", "require_faulty", "require_same_columns", "verify_sources"]
 
@@ -155,7 +156,7 @@ def require_same_columns(store: SpectraStore, plan: ConversionPlan, shard: int, 
     if (info.n_spectra, info.n_pixels) != (source.n_spectra, store.n_pixels):
         found = f"{info.n_spectra} × {info.n_pixels}, was {source.n_spectra} × {store.n_pixels}"
         raise _differs(store, info.path, f"its shape is {found}")
-    if not have_same_wavelengths(info.wavelength, store.wavelength):
+    if find_other_wavelengths(info.wavelength, store.wavelength).size:
         raise _differs(store, info.path, "its wavelengths are others")
     keep = np.ones(info.n_spectra, bool)
     keep[list(plan.dropped[shard])] = False

@@ -7,9 +7,17 @@ only :mod:`pipeline.cli` prints.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["ConfigError", "HeadroomError", "InputError", "ResourceError", "SingularGramError", "did_you_mean"]
+__all__ = [
+    "ConfigError",
+    "HeadroomError",
+    "InputError",
+    "ResourceError",
+    "SingularGramError",
+    "did_you_mean",
+    "enumerate_words",
+]
 
 
 class HeadroomError(Exception):
@@ -36,6 +44,11 @@ class ResourceError(HeadroomError):
     """The environment cannot do the work: disk, memory or cluster (exit code 3)."""
 
     exit_code = 3
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Return words as people list them: ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

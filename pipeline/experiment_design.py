@@ -24,7 +24,7 @@ from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
 from pipeline.files import remove_leftovers, replacing
 from pipeline.folds import count_in_folds
-from pipeline.models import read_models, write_models
+from pipeline.models import read_models, trained_cells, write_models
 from pipeline.noise import Noise
 from pipeline.predictions import predict_noisy
 from pipeline.schema import LABELS
@@ -153,7 +153,7 @@ def _plan_part(run: Run, plan: AccumulationPlan, moments: MomentsFolder, file: M
         # Every rectangle takes what the global model chose: a search for each would cost as many times more.
         ridge = ridge.model_copy(update={"alpha": read_models(run.folder / file.main)[-1].global_alpha})
     covered = run.binnings[0].covered
-    trained_on = tuple(range(moments.n_cells)) if ridge.train_on == "all" else covered
+    trained_on = trained_cells(ridge, moments.n_cells, covered)
     versions = [ALGORITHM_VERSION, models.ALGORITHM_VERSION]
     key = content_hash([versions, plan.key, vars(moments.draw), ridge.model_dump(mode="json"), target])
     return _Part(moments, ridge, trained_on, target, key)

@@ -33,6 +33,7 @@ __all__ = [
     "require_searchable",
     "shared_scale",
     "solve_experts",
+    "trained_cells",
     "write_models",
 ]
 
@@ -235,6 +236,11 @@ def require_searchable(counts: Sequence[Sequence[int]], ridge: RidgeConfig, grid
                     f"least {ridge.min_spectra} are required (ridge.min_spectra) to try penalties on that fold; widen "
                     "the bin, add spectra, change compute.folds, or give a fixed ridge.alpha"
                 )
+
+
+def trained_cells(ridge: RidgeConfig, n_cells: int, covered: Sequence[int]) -> tuple[int, ...]:
+    """Return the cells whose spectra train the global model: all, or those that the bins cover."""
+    return tuple(range(n_cells)) if ridge.train_on == "all" else tuple(covered)
 
 
 def shared_scale(whole: PixelSums, ridge: RidgeConfig) -> NDArray[np.float64]:

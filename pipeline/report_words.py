@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.config import DecisionConfig
+from pipeline.errors import enumerate_words
 from pipeline.figures.views import amplification, headline, scope_views, symbol, thresholds
 from pipeline.results import RunResults
 
@@ -134,7 +135,7 @@ def _describe_crossings(results: RunResults) -> str:
             f"{limit:g}" for limit in (limits.continue_, limits.stop) if (means[low] >= limit) != (means[high] >= limit)
         ]
         if crossed:
-            crossings.append(f"{_enumerate(crossed)} between noise levels {low:g} and {high:g}")
+            crossings.append(f"{enumerate_words(crossed)} between noise levels {low:g} and {high:g}")
     if crossings:
         return f"ΔR² crosses {'; '.join(crossings)}."
     return f"ΔR² crosses no threshold: at all these noise levels it is {_place(max(means.values()), limits)}."
@@ -146,10 +147,6 @@ def _place(value: float, limits: DecisionConfig) -> str:
     return f"below {limits.stop:g}" if value < limits.stop else f"between {limits.stop:g} and {limits.continue_:g}"
 
 
-def _enumerate(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
 def explain_levels(results: RunResults) -> str:
     """Say which noise level figures show, where there are several; otherwise nothing."""
     levels = [f"{level['noise_level']:g}" for level in results.summary["levels"]]
@@ -158,7 +155,7 @@ def explain_levels(results: RunResults) -> str:
     shown = f"{headline(results)['noise_level']:g}"
     return (
         f"Figures show noise level {shown}, and so does the learning curve; the other tables list every level "
-        f"({_enumerate(levels)}), and one figure compares them."
+        f"({enumerate_words(levels)}), and one figure compares them."
     )
 
 
@@ -198,7 +195,7 @@ def _duration(seconds: float) -> str:
 
 def describe_words(results: RunResults) -> list[tuple[str, str]]:
     """Explain covered, all, interval, ± and α to a reader who is no astronomer."""
-    columns = _enumerate([symbol(column) for column in results.metadata["bin_columns"]])
+    columns = enumerate_words([symbol(column) for column in results.metadata["bin_columns"]])
     verb = "lies" if len(results.metadata["bin_columns"]) == 1 else "lie"
     config = results.metadata.get("config") or {}
     resamples = (config.get("bootstrap") or {}).get("resamples")

@@ -19,6 +19,7 @@ from pipeline.store_chunks import ChunkError, read_chunk_rows
 from pipeline.store_columns import LazyColumns
 from pipeline.store_layout import MANIFEST_GROUP, StoreLayout, open_group
 from pipeline.store_manifest import Manifest, SourceRecord, digest_array
+from pipeline.store_rows import StoredSpectra
 
 __all__ = ["SpectraStore", "is_store"]
 
@@ -29,7 +30,7 @@ def is_store(path: Path | str) -> bool:
     return (Path(path) / "zarr.json").is_file()
 
 
-class SpectraStore:
+class SpectraStore(StoredSpectra):
     """A checked store, cheap to open and to pickle; reads rows into the caller's buffers.
 
     Use :meth:`open`. Safe to share between threads: nothing is kept open between reads.
@@ -134,11 +135,6 @@ class SpectraStore:
         return self.manifest.variables
 
     @property
-    def has_noisy(self) -> bool:
-        """Whether the store holds noise drawn by the simulation."""
-        return "noisy" in self.variables
-
-    @property
     def sources(self) -> tuple[SourceRecord, ...]:
         """What is known of the source shards, in order."""
         return self.manifest.sources
@@ -152,21 +148,6 @@ class SpectraStore:
     def flagged_pixels(self) -> int:
         """Pixels that a mask flags."""
         return int(self.manifest.counts.get("flagged_pixels", 0))
-
-    @property
-    def shard_lengths(self) -> tuple[int, ...]:
-        """Spectra in the store from each source shard, in order; they add up to ``n_spectra``."""
-        return tuple(source.n_kept for source in self.manifest.sources)
-
-    @property
-    def source_lengths(self) -> tuple[int, ...]:
-        """Spectra in each source shard, those that were dropped included."""
-        return tuple(source.n_spectra for source in self.manifest.sources)
-
-    @property
-    def shard_names(self) -> tuple[str, ...]:
-        """Names of the source shards, in order."""
-        return tuple(source.name for source in self.manifest.sources)
 
     @property
     def columns(self) -> LazyColumns:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -23,14 +23,12 @@ from pipeline.shard_files import HDF5_SUFFIXES, natural_key
 from pipeline.store import SpectraStore, is_store
 from pipeline.store_columns import LazyColumns
 from pipeline.store_manifest import SourceRecord
+from pipeline.store_rows import StoredSpectra, find_other_wavelengths
 
 __all__ = ["AnyStore", "JoinedStores", "find_stores", "open_stores"]
 
-#: Relative, as between the shards of one store.
-_SAME_WAVELENGTH: Final = 1e-9
 
-
-class JoinedStores:
+class JoinedStores(StoredSpectra):
     """Several stores read as one, with the reading interface of :class:`SpectraStore`. Use :func:`open_stores`.
 
     Cheap to open and to pickle, and safe to share between threads: nothing is kept open or in memory between reads.
@@ -100,11 +98,6 @@ class JoinedStores:
         return tuple(name for name in schema.PIXEL_VARIABLES if all(name in store.variables for store in self.stores))
 
     @property
-    def has_noisy(self) -> bool:
-        """Whether all stores hold noise drawn by the simulation."""
-        return "noisy" in self.variables
-
-    @property
     def sources(self) -> tuple[SourceRecord, ...]:
         """What is known of the source shards, in the order of their rows."""
         return tuple(source for store in self.stores for source in store.sources)
@@ -128,21 +121,6 @@ class JoinedStores:
     def flagged_pixels(self) -> int:
         """Pixels that a mask flags."""
         return sum(store.flagged_pixels for store in self.stores)
-
-    @property
-    def shard_lengths(self) -> tuple[int, ...]:
-        """Spectra from each source shard, in order; they add up to ``n_spectra``."""
-        return tuple(source.n_kept for source in self.sources)
-
-    @property
-    def source_lengths(self) -> tuple[int, ...]:
-        """Spectra in each source shard, those that were dropped included."""
-        return tuple(source.n_spectra for source in self.sources)
-
-    @property
-    def shard_names(self) -> tuple[str, ...]:
-        """Names of the source shards, in order."""
-        return tuple(source.name for source in self.sources)
 
     @property
     def columns(self) -> LazyColumns:
@@ -352,9 +330,9 @@ def _require_same_wavelengths(first: SpectraStore, other: SpectraStore) -> None:
             f"store {first.path} has {first.n_pixels} pixels and {other.path} {other.n_pixels}; one set needs one "
             "wavelength grid, so give stores of one arm and resolution"
         )
-    apart = np.abs(first.wavelength - other.wavelength) > _SAME_WAVELENGTH * np.abs(first.wavelength)
-    if apart.any():
-        pixel = int(np.argmax(apart))
+    apart = find_other_wavelengths(first.wavelength, other.wavelength)
+    if apart.size:
+        pixel = int(apart[0])
         raise InputError(
             f"wavelengths of {first.path} and {other.path} differ from pixel {pixel} on "
             f"({first.wavelength[pixel]:.6f} and {other.wavelength[pixel]:.6f} Å); give stores on one wavelength grid"

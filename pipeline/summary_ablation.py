@@ -15,7 +15,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.models import ExpertModels
 from pipeline.scores import HeadroomScore, score_headrooms
-from pipeline.summary_merits import estimate_merits, merit_columns, resampling
+from pipeline.summary_merits import estimate_merits, interval_of, merit_columns, resampling
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw
@@ -140,5 +140,5 @@ def _share(draws: Sequence[ScoredBinning], main: Sequence[ScoredBinning], confid
     low = high = np.nan
     if all(one.is_paired for one in draws):
         of_draws, of_main = (np.mean([one.score.covered.resampled[:, 2] for one in g], axis=0) for g in (draws, main))
-        low, high = np.nanquantile(of_draws / of_main, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(means[0] / means[1]), 0.0, float(low), float(high))
+        low, high = interval_of(of_draws / of_main, confidence)
+    return Estimate(float(means[0] / means[1]), 0.0, low, high)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExperimentConfig
-from pipeline.summary_merits import estimate_merits
+from pipeline.summary_merits import estimate_merits, interval_of
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw
@@ -35,7 +35,7 @@ def summarise_learning(scored: Sequence[ScoredDraw], config: ExperimentConfig) -
         return {"sentence": sentence, "points": points}
     first, before, last = (estimates[k]["delta_r2"] for k in (0, -2, -1))
     # Pairing removes the test set's own scatter: the question is whether the last step still moves ΔR².
-    low, high = _interval(_resampled(scored, -1) - _resampled(scored, -2), confidence)
+    low, high = interval_of(_resampled(scored, -1) - _resampled(scored, -2), confidence)
     trend, advice = "no longer changes measurably", "."
     if low > 0:
         trend, advice = "still grows", ", so more training spectra may show more headroom."
@@ -52,7 +52,7 @@ def summarise_learning(scored: Sequence[ScoredDraw], config: ExperimentConfig) -
 def _stability(scored: Sequence[ScoredDraw], sizes: Sequence[int], confidence: float) -> str:
     """Say from which training size on ΔR² stays what it is with all spectra, within the tolerance."""
     last = _resampled(scored, -1)
-    low, high = zip(*(_interval(_resampled(scored, k) - last, confidence) for k in range(len(sizes))), strict=True)
+    low, high = zip(*(interval_of(_resampled(scored, k) - last, confidence) for k in range(len(sizes))), strict=True)
     # The last size agrees with itself; the sizes before it must all do so up to there.
     settled = len(sizes) - 1
     while settled > 0 and low[settled - 1] > -_STABLE and high[settled - 1] < _STABLE:
@@ -78,7 +78,7 @@ def compare_learning(
     entry = summarise_learning(marginal, config)
     sizes = [model.global_count for model in drawn[0].models]
     gain = _mean(marginal, -1)[2] - _mean(drawn, -1)[2]
-    low, high = _interval(_resampled(marginal, -1) - _resampled(drawn, -1), confidence)
+    low, high = interval_of(_resampled(marginal, -1) - _resampled(drawn, -1), confidence)
     meaning = "no measurable difference" if low <= 0 <= high else "more" if low > 0 else "less"
     sentences = [
         f"With all {sizes[-1]:,} training spectra marginal noise gives ΔR² {_mean(marginal, -1)[2]:+.4f} against "
@@ -102,8 +102,3 @@ def _mean(scored: Sequence[ScoredDraw], size: int) -> FloatArray:
 def _resampled(scored: Sequence[ScoredDraw], size: int) -> FloatArray:
     """Return every resample's ΔR² at one training size, over seeds, shape (R,)."""
     return np.asarray(np.mean([one.scores[size].covered.resampled[:, 2] for one in scored], axis=0))
-
-
-def _interval(values: FloatArray, confidence: float) -> tuple[float, float]:
-    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.bins import OUTSIDE, BinGrid
+from pipeline.errors import enumerate_words
 from pipeline.models_search import SolvedSearch
 from pipeline.results import GLOBAL_MODEL
 from pipeline.selection import format_alpha, total_squares
@@ -81,7 +80,7 @@ def search_warnings(table: pd.DataFrame, by: str, grid: BinGrid) -> list[str]:
     ):
         for model, rows in chosen[chosen["alpha"] == edge].groupby("model", sort=False):
             who = "the global model" if model == GLOBAL_MODEL else grid.describe(int(str(model)))
-            levels = _enumerate([f"{level:g}" for level in rows["noise_level"].unique()])
+            levels = enumerate_words([f"{level:g}" for level in rows["noise_level"].unique()])
             where = f", at noise level {levels}," if several_levels else ""
             warnings.append(
                 f"α = {format_alpha(edge)} for {who}{where} is the {place} of the grid, so a {beyond} one may be "
@@ -100,7 +99,3 @@ def summarise_edges(table: pd.DataFrame, what: str) -> list[str]:
         f"{what}: {at_edge} of {len(chosen)} penalties chosen are the smallest or the largest of the grid, so others "
         "may be better: widen ridge.alpha.search"
     ]
-
-
-def _enumerate(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
