@@ -210,31 +210,6 @@ class Moments:
                 corner[:] = np.tril(corner)
         return gram, (self.cross - np.outer(self.x_sum, self.y_sum) / self.count) * shrink[:, None]
 
-    def squared_error(self, weights: FloatArray, intercepts: FloatArray) -> FloatArray:
-        """Return Σ(y − xᵀw − b)² over the spectra, for every label, from the moments alone.
-
-        ``SSE = V − 2(wᵀU + b't) + wᵀSw + 2b'wᵀs + n b'²`` with ``b' = b + oᵀw − c``, since all sums are
-        relative to the origins.
-
-        Parameters
-        ----------
-        weights
-            Shape (P, Q).
-        intercepts
-            Shape (Q,).
-
-        Returns
-        -------
-        FloatArray
-            Shape (Q,).
-        """
-        shifted = intercepts + self.x_origin @ weights - self.y_origin
-        quadratic = np.sum(weights * self.layout.multiply(self.gram, weights), axis=0)
-        linear = np.sum(weights * self.cross, axis=0) + shifted * self.y_sum
-        mixed = shifted * (self.x_sum @ weights)
-        total = np.diagonal(self.y_gram) - 2 * linear + quadratic + 2 * mixed + self.count * shifted**2
-        return np.asarray(total)
-
     def __add__(self, other: Moments) -> Moments:
         """Moments of the union of two disjoint sets."""
         return Moments.merge([self, other])

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.config import AlphaSearch, PerSpectrum
 from pipeline.errors import InputError
 from pipeline.moments import Moments
+from pipeline.moments_predictions import sum_predictions
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 
 __all__ = [
@@ -94,8 +95,8 @@ class CrossValidation:
 def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
     """Return Σ(y − ŷ)² of models along a path on spectra known by their moments, clipped at 0.
 
-    ``SSE = V − 2(wᵀU + b't) + wᵀSw + 2b'wᵀs + n b'²`` with ``b' = b + oᵀw − c``: the sums are relative to the
-    origins, the models are not. One pass over the Gram matrix serves all penalties and labels.
+    See :func:`pipeline.moments_predictions.sum_predictions`; one pass over the Gram matrix serves all penalties and
+    labels.
 
     Parameters
     ----------
@@ -114,20 +115,13 @@ def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
     InputError
         If the pixels or labels are not those of the models.
     """
-    n_alphas, n_pixels, n_labels = path.weights.shape
+    n_pixels = path.weights.shape[1]
     if moments.n_pixels != n_pixels or moments.labels != path.labels:
         raise InputError(
             f"models of {n_pixels} pixels and labels {path.labels} need moments of the same, found "
             f"{moments.n_pixels} pixels and labels {moments.labels}"
         )
-    columns = np.ascontiguousarray(path.weights.transpose(1, 0, 2).reshape(n_pixels, n_alphas * n_labels))
-    quadratic = moments.layout.quadratic(moments.gram, columns).reshape(n_alphas, n_labels)
-    offsets = path.intercepts + moments.x_origin @ path.weights - moments.y_origin
-    linear = np.einsum("apq,pq->aq", path.weights, moments.cross) + offsets * moments.y_sum
-    mixed = offsets * (moments.x_sum @ path.weights)
-    squares = np.diagonal(moments.y_gram) - 2 * linear + quadratic + 2 * mixed + moments.count * offsets**2
-    # Rounding may take an error of nothing a little below zero.
-    return np.asarray(np.maximum(squares, 0.0))
+    return sum_predictions(moments, path.weights, path.intercepts).squared_errors
 
 
 def total_squares(count: int, y_sum: FloatArray, y_squares: FloatArray) -> FloatArray:

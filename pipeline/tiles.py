@@ -116,25 +116,13 @@ class TileLayout:
     def multiply(self, tiles: NDArray[Any], columns: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the symmetric matrix times ``columns`` (P, M), without unpacking it; float64 (P, M)."""
         product = np.zeros(columns.shape, dtype=np.float64)
-        for tile, (i, j) in zip(tiles, self.pairs, strict=True):
-            rows, others = self.span(i), self.span(j)
-            block = tile[: rows.stop - rows.start, : others.stop - others.start].astype(np.float64)
-            product[rows] += block @ columns[others]
-            # The mirrored half: for a diagonal tile the strict lower triangle, else the whole block.
-            mirrored = np.tril(block, -1) if i == j else block
-            product[others] += mirrored.T @ columns[rows]
-        return product
-
-    def quadratic(self, tiles: NDArray[Any], columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return ``wᵀSw`` for every column w of ``columns`` (P, M), without unpacking the matrix; float64 (M,)."""
-        total = np.zeros(columns.shape[1])
         for rows, others, block in self.lower_strips(tiles):
-            part = block.astype(np.float64)
-            # The lower triangle counts twice, for its mirror image; the diagonal does not.
-            total += 2 * np.einsum("rm,rm->m", columns[rows], part @ columns[others])
-            if rows.stop == others.stop:
-                total -= part[:, rows.start - others.start :].diagonal() @ columns[rows] ** 2
-        return total
+            part = block.astype(np.float64, copy=False)
+            product[rows] += part @ columns[others]
+            product[others] += part.T @ columns[rows]
+            if rows.stop == others.stop:  # the diagonal is its own mirror image
+                product[rows] -= part[:, rows.start - others.start :].diagonal()[:, None] * columns[rows]
+        return product
 
 
 def padded_stride(n_pixels: int) -> int:

@@ -73,15 +73,6 @@ def test_statistics_equal_numpy() -> None:
     np.testing.assert_allclose(cross, dx.T @ dy, atol=1e-9)
 
 
-def test_squared_error_equals_that_of_the_samples() -> None:
-    generator = np.random.default_rng(1)
-    x, y = generator.normal(1, 0.2, (200, 50)), generator.normal(3, 1, (200, 2))
-    weights, intercepts = generator.normal(0, 1, (50, 2)), np.array([0.3, -2.0])
-    m = Moments.from_samples(x, y, x_origin=np.full(50, 0.9), y_origin=[2.5, 3.5])
-    expected = ((y - x @ weights - intercepts) ** 2).sum(axis=0)
-    np.testing.assert_allclose(m.squared_error(weights, intercepts), expected, rtol=1e-10)
-
-
 def test_centring_first_saves_float32_sums() -> None:
     # Nearly constant flux, σ/mean = 1e-3: the reason for the origin.
     x = np.random.default_rng(2).normal(1.0, 1e-3, (4000, 20))

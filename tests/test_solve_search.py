@@ -26,7 +26,7 @@ from pipeline.moments_files import write_moments
 from pipeline.noise import NoiseDraw
 from pipeline.ridge import pixel_scale, solve_ridge_path
 from pipeline.schema import LABELS, STREAM_TRAIN
-from pipeline.selection import CrossValidation, cross_validate
+from pipeline.selection import CrossValidation, cross_validate, held_out_errors
 from pipeline.solve import SolveJob, solve_folders
 from pipeline.solve_threads import solve_memory
 from pipeline.store import SpectraStore
@@ -86,8 +86,7 @@ def test_every_model_is_tried_on_folds_that_it_has_not_seen(
             scale = pixel_scale(Moments.merge(one for k, one in enumerate(whole) if k != held_out))
             training = Moments.merge(one for k, one in enumerate(folds) if k != held_out)
             path = solve_ridge_path(training, ALPHAS, scale)
-            sse = [judge.squared_error(path.weights[a], path.intercepts[a]) for a in range(len(ALPHAS))]
-            np.testing.assert_allclose(found.sse[model, held_out], sse, rtol=1e-8)
+            np.testing.assert_allclose(found.sse[model, held_out], held_out_errors(judge, path), rtol=1e-8)
 
 
 @pytest.mark.parametrize("by", ["global", "per_expert"])

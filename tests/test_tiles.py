@@ -45,16 +45,6 @@ def test_multiply_equals_the_dense_product(n_pixels: int) -> None:
     np.testing.assert_array_equal(layout.multiply(gram_of(x), columns), x.T @ (x @ columns))
 
 
-@pytest.mark.parametrize("n_pixels", SIZES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_quadratic_equals_the_dense_form(n_pixels: int, dtype: type) -> None:
-    generator = np.random.default_rng(n_pixels)
-    x = generator.integers(-9, 10, (11, n_pixels))
-    columns = generator.integers(-5, 6, (n_pixels, 3)).astype(np.float64)
-    found = TileLayout(n_pixels).quadratic(gram_of(x.astype(dtype)), columns)
-    np.testing.assert_array_equal(found, ((x @ columns) ** 2).sum(axis=0))
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_pixels", [100, 257, 1500])
 def test_bits_do_not_depend_on_threads(n_pixels: int, dtype: type) -> None:
