@@ -46,7 +46,7 @@ def measure_solve(sample: Sample, repeats: int | None) -> list[Row]:
     peaks: list[int] = []
     wanted = 1
     while len(seconds) < wanted:
-        rate = measure_script("accumulate.py", "loop", sample.train_store, "--rows", LOOP_ROWS).facts["rate"]
+        rate = measure_script("accumulate.py", "loop", sample.train_store, "--rows", LOOP_ROWS).facts["drawn"]
         facts = measure_script("solve.py", folder).facts
         shares.append(SHARE_OF_PASS * MILLION * sample.pixels**2 / rate)
         seconds.append(facts["seconds"])
