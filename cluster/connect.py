@@ -1,50 +1,83 @@
-"""Dask clusters, encrypted and on loopback unless asked otherwise."""
+"""One way to a Dask client, whatever the cluster: encrypted, and gone with the block."""
 
 from __future__ import annotations
 
+import json
+import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ResourceError
-from pipeline.memory import available_cores, available_memory
+from cluster.certificates import make_certificates, read_certificates
+from cluster.checks import nonce_file, require_same_workers
+from cluster.profiles import AddressProfile, LocalProfile, Profile
+from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.files import disk_errors_told
+from pipeline.interrupts import terminations_deferred
+from pipeline.tasks_watch import wait_for_worker
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["LocalProfile", "connect_local"]
+__all__ = ["connect", "connect_address", "connect_local"]
+
+#: Told one line at a time what a user should know while waiting.
+Say = Callable[[str], None]
+
+#: What every cluster's processes have in common.
+SETTINGS: dict[str, Any] = {
+    # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
+    "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
+    # Results lie on disk, and what a task holds cannot be spilled.
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+}
 
 
-@dataclass(frozen=True)
-class LocalProfile:
-    """Worker processes on this machine.
+@contextmanager
+def connect(
+    profile: Profile | None = None, *, run_folder: Path | None = None, say: Say = lambda _line: None
+) -> Iterator[Client]:
+    """Start or find a cluster, yield a client once a worker is there, and leave nothing behind.
 
-    Attributes
+    Parameters
     ----------
-    workers
-        Processes. One worker with all cores is the default: BLAS threads share one set of accumulators,
-        where every further process holds its own.
-    threads
-        BLAS threads of each worker; the cores divided by the workers by default.
-    memory_limit
-        Bytes for each worker; the available memory divided by the workers by default.
+    profile
+        From :func:`cluster.load_profile`; None is one worker on this machine.
+    run_folder
+        A folder that the workers see under the same path; batch jobs find their certificates there.
+    say
+        Told what is being waited for.
+
+    Raises
+    ------
+    ConfigError
+        If the profile cannot be: an unknown interface, missing certificates.
+    ResourceError
+        If workers do not start, or are not what the run needs.
     """
+    if profile is None or isinstance(profile, LocalProfile):
+        with connect_local(profile) as client:
+            yield client
+        return
+    if profile.insecure:
+        say(
+            "INSECURE: plain TCP without certificates (insecure: true in the cluster profile); whoever reaches the "
+            "ports of this cluster can run code as you and read all that it computes"
+        )
+    if isinstance(profile, AddressProfile):
+        with connect_address(profile, run_folder) as client:
+            yield client
+    elif run_folder is None:
+        raise InputError("jobs of SLURM need a run_folder that all nodes see under the same path; give connect() one")
+    else:
+        from cluster.slurm import connect_slurm
 
-    workers: int = 1
-    threads: int | None = None
-    memory_limit: int | None = None
-
-    def resolved_threads(self) -> int:
-        """Return the BLAS threads of one worker."""
-        cores = available_cores()
-        return self.threads or max(1, cores // self.workers)
-
-    def resolved_memory(self) -> int:
-        """Return the memory limit of one worker in bytes."""
-        return self.memory_limit or int(available_memory() * 0.9 / self.workers)
+        with connect_slurm(profile, run_folder, say, SETTINGS) as client:
+            yield client
 
 
 @contextmanager
@@ -85,31 +118,94 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     """
     import dask
     from distributed import Client, LocalCluster
-    from distributed.security import Security
 
     chosen = profile or LocalProfile()
-    settings = {
-        # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
-        "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.target": False,
-    }
-    with dask.config.set(settings):
-        with _interrupts_left_to_the_parent(), _start_up_told():
+    with dask.config.set(SETTINGS), ExitStack() as stack:
+        # A cluster that is half started could not be stopped in order.
+        with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told():
             cluster = LocalCluster(
                 n_workers=chosen.workers,
                 threads_per_worker=1,
                 memory_limit=chosen.resolved_memory(),
                 host="127.0.0.1",
                 protocol="tls://",
-                security=Security.temporary(),
+                security=make_certificates().security(),
                 dashboard_address="127.0.0.1:0",
                 worker_dashboard_address="127.0.0.1:0",
                 env={"HEADROOM_THREADS": str(chosen.resolved_threads())},
                 silence_logs=50,
             )
+            stack.callback(cluster.close)
+        with Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def connect_address(profile: AddressProfile, run_folder: Path | None = None) -> Iterator[Client]:
+    """Yield a client of a scheduler that runs already; it and its workers stay when the block ends.
+
+    Raises
+    ------
+    ConfigError
+        If certificates or the scheduler file cannot be read.
+    ResourceError
+        If the scheduler does not answer, does not take the certificates, or has no fit workers.
+    """
+    import dask
+    from distributed import Client
+    from distributed.utils import silence_logging_cmgr
+
+    address = profile.address or _read_scheduler_file(profile)
+    security = None if profile.certificates is None else read_certificates(profile.certificates).security()
+    waiting = "distributed.scheduler.no-workers-timeout"
+    patience = dask.config.get(waiting, None) or f"{profile.startup_timeout}s"
+    with dask.config.set(SETTINGS | {waiting: patience}), ExitStack() as stack:
+        # A scheduler that is lost is told by an error of ours; Dask would log tracebacks beside it.
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))
         try:
-            with Client(cluster) as client:
-                yield client
-        finally:
-            cluster.close()
+            client = stack.enter_context(Client(address, security=security, timeout=profile.startup_timeout))
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            raise ResourceError(
+                f"no scheduler at {address} takes this client within {profile.startup_timeout} s "
+                f"({type(error).__name__}: {error}); see that it runs there, and that its certificates are of the same "
+                "authority as those of the cluster profile"
+            ) from error
+        wait_for_worker(client)
+        with _seen_by_workers(run_folder) as nonce:
+            require_same_workers(client, nonce)
+        yield client
+
+
+@contextmanager
+def _seen_by_workers(run_folder: Path | None) -> Iterator[Path | None]:
+    if run_folder is None:
+        yield None
+        return
+    made = not run_folder.exists()
+    try:
+        with disk_errors_told(run_folder):
+            run_folder.mkdir(parents=True, exist_ok=True)
+        with nonce_file(run_folder) as nonce:
+            yield nonce
+    finally:
+        if made:
+            with suppress(OSError):
+                run_folder.rmdir()  # fails, as it should, if there is anything in it
+
+
+def _read_scheduler_file(profile: AddressProfile) -> str:
+    """Return the address in a scheduler file, if it is one that the profile allows."""
+    path = Path(str(profile.scheduler_file))
+    try:
+        address = json.loads(path.read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler_file {path}: cannot be read ({error}); `dask scheduler --scheduler-file {path}` writes it"
+        ) from None
+    expected = "tcp://" if profile.insecure else "tls://"
+    if not (isinstance(address, str) and address.startswith(expected)):
+        raise ConfigError(
+            f"scheduler_file {path}: the address must begin with {expected}, found {address!r}; tls:// goes with "
+            "`certificates`, tcp:// with `insecure: true`"
+        )
+    return address

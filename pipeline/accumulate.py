@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -25,12 +27,13 @@ from pipeline.checkpoints import (
     MomentsFolder,
     claim_folder,
     find_finished,
+    find_saved_folds,
     merge_finished_folds,
     merge_fold,
     partition_folder,
 )
 from pipeline.checkpoints_plan import AccumulationPlan
-from pipeline.errors import InputError
+from pipeline.errors import InputError, ResourceError
 from pipeline.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
 from pipeline.memory import available_memory
 from pipeline.moments import Moments
@@ -41,6 +44,7 @@ from pipeline.progress import Progress, SilentProgress
 from pipeline.store_selection import first_store
 from pipeline.store_set import AnyStore, open_stores
 from pipeline.tasks import Task, count_workers, run_tasks
+from pipeline.tasks_names import name_group
 from pipeline.workspace import process_workspace
 
 if TYPE_CHECKING:
@@ -48,8 +52,11 @@ if TYPE_CHECKING:
 
 __all__ = ["accumulate_moments"]
 
-#: Tasks for each of several workers: few enough to run on without a pause, enough to keep all at work to the end.
-_STRETCHES_PER_WORKER: Final = 4
+#: Of what is left, several workers take a share each that is so many times smaller than an even one: long tasks first,
+#: which run on without a pause, and single pieces last, so that no worker waits longer than one piece takes.
+_SHARES_PER_WORKER: Final = 2
+#: How long an NFS client may go without looking for what other machines wrote, by its defaults (acdirmax), and more.
+_SECONDS_TO_APPEAR = 90.0
 
 
 def accumulate_moments(
@@ -88,7 +95,7 @@ def accumulate_moments(
     InputError
         If the folder holds moments of another plan (both keys are named), or the store is damaged.
     ResourceError
-        If the disk is full or the workers are lost.
+        If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
     report = progress or SilentProgress()
     folders = [Path(folder) / draw.name for draw in draws]
@@ -98,16 +105,34 @@ def accumulate_moments(
     if pieces:
         tasks = [_name_task(plan, task) for task in _plan_stretches(plan, pieces, count_workers(client))]
         with report.step("accumulate", sum(task.size for task in tasks)) as advance:
-            for task, _ in run_tasks(client, _accumulate_stretch, tasks, "accumulating", advance):
+            count = _PieceCount(tasks, report.count_parts)
+            for task, _ in run_tasks(client, _accumulate_stretch, tasks, "accumulating", advance, count.observe):
                 for piece in task.argument.pieces:
                     for checkpoint in piece.folders:
                         merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
-    for path in folders:
-        merge_finished_folds(plan, path)
+    _merge_all(plan, folders)
     return [
         MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells)
         for path, draw in zip(folders, draws, strict=True)
     ]
+
+
+def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
+    """Merge what was not merged as it came; wait for what workers wrote and a network file system shows here later."""
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+        for path in folders:
+            os.listdir(path)  # has NFS look again
+            merge_finished_folds(plan, path)
+        unseen = [path for path in folders if len(find_saved_folds(plan, path)) < len(plan.folds)]
+        if not unseen:
+            return
+        if time.monotonic() >= deadline:
+            raise ResourceError(
+                f"{unseen[0]}: workers have written moments here that this process does not see; put the run folder on "
+                "a file system that all nodes share (--out), and run again"
+            )
+        time.sleep(_SECONDS_TO_APPEAR / 90)
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,11 @@ class _Piece:
     store: str
     draws: tuple[Noise, ...]
     folders: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Rows, counted for each draw."""
+        return self.partition.n_spectra * len(self.draws)
 
 
 @dataclass(frozen=True)
@@ -138,7 +168,7 @@ class _Stretch:
     @property
     def size(self) -> int:
         """Rows, counted for each draw."""
-        return sum(piece.partition.n_spectra * len(piece.draws) for piece in self.pieces)
+        return sum(piece.size for piece in self.pieces)
 
 
 def _plan_pieces(
@@ -157,16 +187,20 @@ def _plan_pieces(
 
 
 def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
-    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else a few for each.
+    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else ever shorter ones.
 
     How pieces are divided changes no bits, and a piece is a checkpoint wherever it is. Folds of several pieces end
     their task: the pieces are merged and deleted before the next fold takes more of the disk.
     """
-    longest = len(pieces) if n_workers == 1 else max(1, len(pieces) // (_STRETCHES_PER_WORKER * n_workers))
+    left = sum(piece.size for piece in pieces)
     is_merged = len(plan.partitions) > len(plan.folds)
     for _, same in groupby(pieces, key=lambda piece: (piece.draws, is_merged and piece.partition.fold)):
         group = list(same)
-        for first in range(0, len(group), longest):
+        while group:
+            share = left if n_workers == 1 else left / (_SHARES_PER_WORKER * n_workers)
+            ends = list(accumulate(piece.size for piece in group))
+            count = max(1, sum(end <= share for end in ends))
+            taken, group, left = group[:count], group[count:], left - ends[count - 1]
             yield _Stretch(
                 stores=plan.stores,
                 fingerprint=plan.fingerprint,
@@ -176,15 +210,41 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
                 precision=plan.precision,
                 run_rows=plan.run_rows,
                 is_only_pass=len({piece.draws for piece in pieces}) == 1,
-                pieces=tuple(group[first : first + longest]),
+                pieces=tuple(taken),
             )
 
 
 def _name_task(plan: AccumulationPlan, stretch: _Stretch) -> Task[_Stretch]:
     first, last = stretch.pieces[0].partition, stretch.pieces[-1].partition
-    folds = f"fold {first.fold}" if first.fold == last.fold else f"folds {first.fold}-{last.fold}"
-    key = (f"accumulate {folds}", plan.key, os.path.dirname(stretch.pieces[0].folders[0]), first.index)
+    folds = f"fold {first.fold}" if first.fold == last.fold else f"folds {first.fold} to {last.fold}"
+    key = (name_group(folds, "accumulate"), plan.key, os.path.dirname(stretch.pieces[0].folders[0]), first.index)
     return Task(key, stretch, stretch.size)
+
+
+class _PieceCount:
+    """How many pieces of all tasks are summed up, from the units of each task alone.
+
+    A task takes its pieces in order: one is summed up when rows of the next are counted, and written meanwhile, or when
+    the task is done.
+    """
+
+    def __init__(self, tasks: Sequence[Task[_Stretch]], tell: Callable[[int, int], None]) -> None:
+        self._ends = {
+            task.key: list(accumulate(piece.partition.n_spectra * len(piece.draws) for piece in task.argument.pieces))
+            for task in tasks
+        }
+        self._done = dict.fromkeys(self._ends, 0)
+        self._total = sum(map(len, self._ends.values()))
+        self._tell = tell
+        tell(0, self._total)
+
+    def observe(self, key: tuple[Any, ...], units: int) -> None:
+        """Take note of a task's finished units."""
+        ends = self._ends[key]
+        done = len(ends) if units >= ends[-1] else bisect_left(ends, units)
+        if done > self._done[key]:
+            self._done[key] = done
+            self._tell(sum(self._done.values()), self._total)
 
 
 def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> None:
@@ -197,7 +257,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
     ]
     if not pieces:
         return
-    draws, done = pieces[0].draws, stretch.size - sum(p.partition.n_spectra * len(p.draws) for p in pieces)
+    draws, done = pieces[0].draws, stretch.size - sum(piece.size for piece in pieces)
     store = _open_stores(stretch.stores, stretch.fingerprint, stretch.is_only_pass)
     grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in stretch.grids))
     settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())

@@ -1,7 +1,7 @@
-"""The command line: ``headroom sample | inspect | convert | plan | run | add | remove | report | moments``.
+"""The command line: ``headroom sample | inspect | convert | plan | run | submit | status | report | …``.
 
 Only this module and its parts print, and only here errors become exit codes: 0 done, 2 the user's input or
-configuration, 3 the environment, 130 Ctrl-C.
+configuration, 3 the environment, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from typing import Any
 import click
 
 from pipeline.cli_changes import add, remove
+from pipeline.cli_cluster import cluster
 from pipeline.cli_plan import plan
 from pipeline.cli_run import run
+from pipeline.cli_status import status
+from pipeline.cli_submit import submit
 from pipeline.config_files import load_config
 from pipeline.errors import HeadroomError, ResourceError
+from pipeline.interrupts import Terminated, terminations_raised
 from pipeline.progress import choose_progress
 
 _EXAMPLE_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -160,6 +164,9 @@ cli.add_command(plan)
 cli.add_command(run)
 cli.add_command(add)
 cli.add_command(remove)
+cli.add_command(cluster)
+cli.add_command(submit)
+cli.add_command(status)
 
 
 @cli.command()
@@ -211,8 +218,10 @@ def _exit_codes() -> Iterator[None]:
         yield
     except HeadroomError as error:
         _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to resume", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        reason = error.__cause__ if isinstance(error, click.Abort) else error
+        by, code = (f" by {reason}", reason.exit_code) if isinstance(reason, Terminated) else ("", 130)
+        _fail(f"interrupted{by}; run the same command again to resume", code)
     except OSError as error:
         _fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", ResourceError.exit_code)
     except MemoryError:
@@ -226,7 +235,7 @@ def _fail(message: str, code: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``headroom`` command."""
-    with _exit_codes():
+    with _exit_codes(), terminations_raised():
         try:
             cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         except click.ClickException as error:

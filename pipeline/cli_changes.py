@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli_cluster import ClusterChoice, cluster_options
+from pipeline.cli_journal import connected
 from pipeline.cli_table import print_table
 from pipeline.config import ExperimentConfig
+from pipeline.config_files import load_config
+from pipeline.journal import RunJournal
 from pipeline.progress import choose_progress
 
 if TYPE_CHECKING:
@@ -21,9 +25,9 @@ __all__ = ["add", "remove"]
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@cluster_options
 @click.option("--quiet", is_flag=True, help="No progress.")
-def add(folder: Path, sources: tuple[str, ...], workers: int, quiet: bool) -> None:
+def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool) -> None:
     """Add spectra to a finished run: read these alone, and bring all its results up to date.
 
     Shards are converted to a store of their own; a shard that was taken out comes back. The results are those of a run
@@ -40,7 +44,7 @@ def add(folder: Path, sources: tuple[str, ...], workers: int, quiet: bool) -> No
         lambda **options: add_spectra(folder, sources, **options),
         folder,
         f"headroom add {folder} {' '.join(sources)}",
-        workers,
+        choice,
         quiet,
     )
 
@@ -48,9 +52,9 @@ def add(folder: Path, sources: tuple[str, ...], workers: int, quiet: bool) -> No
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("shard", metavar="SHARD")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Worker processes.")
+@cluster_options
 @click.option("--quiet", is_flag=True, help="No progress.")
-def remove(folder: Path, shard: str, workers: int, quiet: bool) -> None:
+def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool) -> None:
     """Take one shard, given by its name, out of a finished run, and bring all its results up to date.
 
     The name joins data.exclude in RUN/config.yaml. The shard's moments are deleted from the run; its store stays, since
@@ -66,22 +70,30 @@ def remove(folder: Path, shard: str, workers: int, quiet: bool) -> None:
         lambda **options: remove_shard(folder, shard, **options),
         folder,
         f"headroom remove {folder} {shard}",
-        workers,
+        choice,
         quiet,
     )
 
 
-def _change(change: Callable[..., RunResults], folder: Path, command: str, workers: int, quiet: bool) -> None:
-    from cluster import LocalProfile, connect_local
+def _change(change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, quiet: bool) -> None:
     from pipeline.experiment import render_run
     from pipeline.experiment_changes import describe_reuse
+    from pipeline.experiment_run import CONFIG_FILE
     from pipeline.results import read_results
 
-    read_results(folder)  # a mistake needs no workers to be told
-    options: dict[str, Any] = {"progress": choose_progress(quiet=quiet), "command": command}
-    with connect_local(LocalProfile(workers=workers)) as client:
-        results = change(client=client, **options)
-    _, page = render_run(folder)
-    print_table(results, ExperimentConfig.model_validate(results.metadata["config"]))
-    click.echo(describe_reuse(results))
-    click.echo(f"report: {page}")
+    earlier = read_results(folder)  # a mistake needs no workers to be told
+    progress = choose_progress(quiet=quiet)
+    command += choice.words()
+    # The run as it stands is a good enough measure of what workers need; its shards may be gone, its stores are not.
+    standing = load_config(folder / CONFIG_FILE)
+    paths = {role: tuple(earlier.metadata["stores"][role]["paths"]) for role in ("train", "test")}
+    standing = standing.model_copy(update={"data": standing.data.model_copy(update=paths)})
+    profile = choice.checked_profile(standing, folder)
+    with RunJournal(folder, command) as journal:
+        progress = journal.progress(progress)
+        with connected(journal, profile, folder, progress) as client:
+            results = change(client=client, progress=progress, command=command)
+        _, page = render_run(folder)
+        print_table(results, ExperimentConfig.model_validate(results.metadata["config"]))
+        click.echo(describe_reuse(results))
+        click.echo(f"report: {page}")

@@ -21,6 +21,7 @@ from pydantic import (
 
 from pipeline import schema
 from pipeline.config_cuts import Cut, DesignConfig, Quantiles, Section, require_increasing
+from pipeline.config_gate import GateConfig
 from pipeline.errors import did_you_mean
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DecisionConfig",
     "DesignConfig",
     "ExperimentConfig",
+    "GateConfig",
     "HypothesesConfig",
     "NoiseConfig",
     "PerSpectrum",
@@ -217,6 +219,8 @@ class ExperimentConfig(Section):
     ablation: bool = True
     #: Search for the best rectangles of a finer grid; from the same pass.
     design: DesignConfig | None = None
+    #: Route the test spectra without their labels, too, and say how much of the headroom is kept; no further pass.
+    gate: GateConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
@@ -227,6 +231,8 @@ class ExperimentConfig(Section):
     bootstrap: BootstrapConfig = BootstrapConfig()
     compute: ComputeConfig = ComputeConfig()
     precision: Literal["float32", "float64"] = "float32"
+    #: Where ``headroom run`` computes: a packaged cluster profile or a file. It changes no result, so no key knows it.
+    cluster: str | None = None
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -292,6 +298,8 @@ class ExperimentConfig(Section):
                     f"design needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
                     "use compute: {folds: 5}, or leave design out"
                 )
+        if self.gate is not None:
+            self.gate.require_bins(tuple(self.bins), has_one_fold=self.compute.folds == 1)
         for column, names in self.bin_names.items():
             expected = len(self.bins.get(column, ())) - 1
             if len(names) != expected:
@@ -333,8 +341,8 @@ class ExperimentConfig(Section):
         return grids | ({"design.grid": self.design.grid} if self.design else {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with the spellings of the YAML file."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return plain values, with the spellings of the YAML file: all that results depend on, so not ``cluster``."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
 
 
 def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:

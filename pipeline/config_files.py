@@ -67,7 +67,7 @@ def load_config(source: str | Path) -> ExperimentConfig:
     # A packaged file has no neighbours: its relative paths are the caller's.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
     try:
-        config = ExperimentConfig.model_validate(_expand_data_paths(content, base, path))
+        config = ExperimentConfig.model_validate(_expand_cluster(_expand_data_paths(content, base, path), base))
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
     return config
@@ -82,6 +82,14 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
         "stores": os.path.abspath(data.stores),
     }
     return config.model_copy(update={"data": data.model_copy(update=paths)})
+
+
+def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make the path of a cluster profile absolute; a word without a suffix is the name of a packaged one."""
+    cluster = content.get("cluster")
+    if not isinstance(cluster, str) or not ("/" in cluster or cluster.endswith((".yaml", ".yml"))):
+        return content
+    return {**content, "cluster": str(base / os.path.expanduser(cluster))}
 
 
 def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[str, Any]:

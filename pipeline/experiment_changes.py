@@ -156,6 +156,7 @@ def _change_run(
     with exclusive(folder, "the run folder"):
         finished = _read_config(earlier)
         wanted = with_absolute_paths(load_config(folder / CONFIG_FILE))
+        finished = finished.model_copy(update={"cluster": wanted.cluster})  # no results depend on it, so none name it
         standing = _open_standing(finished, earlier, progress)
         changed = change(standing)
         if wanted not in (finished, changed):

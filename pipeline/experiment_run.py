@@ -89,7 +89,8 @@ def save_config(config: ExperimentConfig, folder: Path) -> None:
     ResourceError
         If the file cannot be written.
     """
-    text = yaml.safe_dump(with_absolute_paths(config).to_dict(), sort_keys=False, allow_unicode=True)
+    content = with_absolute_paths(config).to_dict() | ({"cluster": config.cluster} if config.cluster else {})
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with replacing(folder / CONFIG_FILE) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -18,17 +18,17 @@ __all__ = ["exclusive"]
 
 
 @contextmanager
-def exclusive(folder: Path, what: str) -> Iterator[None]:
+def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for this process; the lock ends with the process, however it ends.
 
-    On a file system without locks nothing is held, and the user has to know.
+    On a file system without locks nothing is held, and the user has to know. Locks of other names are other locks.
 
     Raises
     ------
     InputError
         If another process holds it.
     """
-    lock = folder / ".lock"
+    lock = folder / name
     with open(lock, "w", encoding="utf-8") as stream:
         try:
             if fcntl is not None:

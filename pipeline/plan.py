@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import shutil
 import time
@@ -36,6 +37,8 @@ _COLUMN_BYTES = 16
 _CONVERT_BYTES = 480
 #: Of each row of a worker's partition, besides 8 for each column of the bins.
 _ROW_BYTES = 80 + 8 * len(LABELS)
+#: Draws share a read as long as workers are at work for this share of what they could be.
+_EFFICIENT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,7 @@ class ExperimentPlan:
         ResourceError
             With the numbers and the setting to turn.
         """
-        if self.worker_memory > self.worker_limit * MEMORY_SHARE:
-            raise ResourceError(
-                f"the plan needs {format_bytes(self.worker_memory)} per worker but workers have "
-                f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
-                "smaller compute.run_rows, fewer workers per machine (--workers), or larger ones"
-            )
+        self.require_workers_fit()
         free_memory = available_memory()
         if self.driver_memory > free_memory:
             raise ResourceError(
@@ -136,7 +134,22 @@ class ExperimentPlan:
                     f"are free; {remedy}"
                 )
 
-    def render(self, flops_per_second: float | None = None) -> str:
+    def require_workers_fit(self) -> None:
+        """Refuse a plan that needs more memory than a worker has.
+
+        Raises
+        ------
+        ResourceError
+            With the numbers and the setting to turn.
+        """
+        if self.worker_memory > self.worker_limit * MEMORY_SHARE:
+            raise ResourceError(
+                f"the plan needs {format_bytes(self.worker_memory)} per worker but workers have "
+                f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
+                "smaller compute.run_rows, fewer workers per machine (--workers), or larger ones"
+            )
+
+    def render(self) -> str:
         """Return the plan as lines for people."""
         lines = [
             f"spectra × pixels     {self.n_spectra:,} × {self.n_pixels:,}",
@@ -153,12 +166,6 @@ class ExperimentPlan:
         ]
         if self.design_models:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
-        if flops_per_second:
-            seconds = self.flops / flops_per_second / self.n_workers
-            lines.append(
-                f"accumulate, at least {seconds:,.1f} s at {flops_per_second / 1e9:,.0f} Gflop/s a worker "
-                "(measured on this machine, just now)"
-            )
         return "\n".join(lines)
 
 
@@ -171,6 +178,7 @@ def plan_run(
     chunk_rows: int = 1024,
     store_disk: int = 0,
     left_out: Sequence[int] = (),
+    worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
 
@@ -190,8 +198,10 @@ def plan_run(
         Bytes of stores that are still to be written.
     left_out
         Numbers of the shards that are left out.
+    worker_threads
+        Cores of a worker; as many as this process may use by default.
     """
-    compute = config.compute
+    compute, cores = config.compute, worker_threads or available_threads()
     folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
     partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
     settings = LoopSettings(config.precision, compute.run_rows)
@@ -212,7 +222,7 @@ def plan_run(
     of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
-    draws_per_pass = max(fitting, default=1)
+    draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
     layout = TileLayout(n_pixels)
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
     # As many models side by side as fit into what the pass needs anyway; a search may take what draws may share.
@@ -221,10 +231,10 @@ def plan_run(
     if isinstance(config.ridge.alpha, AlphaSearch):
         room = max(room, int(allowed - fixed))
         held_folds = len(folds) if solve_memory(n_pixels, 1, len(folds)) <= room else 1
-    threads = max(1, min(available_threads(), room // solve_memory(n_pixels, 1, held_folds)))
+    threads = max(1, min(cores, room // solve_memory(n_pixels, 1, held_folds)))
     design_threads = 0
     if config.design is not None:
-        design_threads = max(1, min(available_threads(), room // solve_memory(n_pixels, 1, len(folds))))
+        design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, len(folds))))
     parts_of_folds = Counter(part.fold for part in partitions).values()
     largest = max(parts_of_folds)
     # A fold of one partition stays as it was accumulated; others are merged in float64, while their parts are there.
@@ -259,6 +269,26 @@ def plan_run(
         design_threads=design_threads,
         design_models=_count_tries(config, len(folds)),
         flops=float(n_draws) * n_spectra * n_pixels**2,
+    )
+
+
+def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
+    """Return how many draws share a read: as many as fit, unless that leaves workers without work for long.
+
+    Draws that share a read are one piece of work for each partition. Reading once more costs less than a worker that
+    waits, and changes no bits.
+    """
+
+    def efficiency(sharing: int) -> float:
+        groups = [min(sharing, n_draws - first) for first in range(0, n_draws, sharing)]
+        ends = [0] * n_workers
+        for size in (size for size in groups for _ in range(n_partitions)):
+            heapq.heapreplace(ends, ends[0] + size)
+        return n_draws * n_partitions / (n_workers * max(ends))
+
+    efficiencies = {sharing: efficiency(sharing) for sharing in fitting}
+    return max(
+        sharing for sharing, found in efficiencies.items() if found >= _EFFICIENT_SHARE * max(efficiencies.values())
     )
 
 

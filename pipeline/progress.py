@@ -22,6 +22,9 @@ class Progress(Protocol):
     def step(self, title: str, total: int, unit: str = "spectra") -> AbstractContextManager[Advance]:
         """Open a step of ``total`` units; the context's value adds finished units."""
 
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Say how many parts of the step are done, where it has parts that stay done whatever happens."""
+
     def note(self, message: str) -> None:
         """Say one line between or within steps."""
 
@@ -33,6 +36,9 @@ class SilentProgress:
     def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
         """Ignore the step."""
         yield lambda _count: None
+
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Ignore the parts."""
 
     def note(self, message: str) -> None:
         """Ignore the line."""
@@ -66,6 +72,9 @@ class LogProgress:
         seconds = time.monotonic() - started
         rate_text = f", {finished / seconds:,.0f} {unit}/s" if finished and seconds > 0 else ""
         self.note(f"{title}: done in {seconds:.1f} s{rate_text}")
+
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Log no parts: the step's units say it."""
 
     def note(self, message: str) -> None:
         """Write one line."""
@@ -113,6 +122,9 @@ class BarProgress:
                 bar.update(task, advance=count, rate=f"{finished / seconds:,.0f}/s")
 
             yield advance
+
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Draw no parts: the step's units say it."""
 
     def note(self, message: str) -> None:
         """Print one line above the bar."""

@@ -27,6 +27,7 @@ from pipeline.models import (
     require_enough_spectra,
     require_searchable,
     shared_scale,
+    trained_cells,
 )
 from pipeline.models_search import SolvedSearch, choose_penalties
 from pipeline.moments import PixelSums
@@ -35,9 +36,10 @@ from pipeline.progress import Progress, SilentProgress
 from pipeline.ridge import RidgePath
 from pipeline.schema import LABELS
 from pipeline.selection import CrossValidation, resolve_alpha
-from pipeline.solve_model import ModelCells, Prefix, cross_validate_cells, solve_prefixes
+from pipeline.solve_model import ModelCells, Prefix, cross_validate_cells, held_out_scales, solve_prefixes
 from pipeline.solve_threads import SolveMemory, solving_threads
 from pipeline.tasks import Task, run_tasks
+from pipeline.tasks_names import name_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -88,7 +90,7 @@ class SolveJob:
     @property
     def models(self) -> list[ModelCells]:
         """The global model, which has most to read and goes first, and every expert."""
-        trained_on = tuple(range(self.moments.n_cells)) if self.ridge.train_on == "all" else self.covered
+        trained_on = trained_cells(self.ridge, self.moments.n_cells, self.covered)
         own_scale = self.ridge.standardize == "per_expert"
         return [ModelCells(trained_on, False), *(ModelCells(cells, own_scale) for cells in self.binning.members)]
 
@@ -147,7 +149,8 @@ def solve_folders(
     """
     report = progress or SilentProgress()
     tasks = [
-        Task((f"solve {job.binning.name}", str(job.moments.folder), k), job, job.size) for k, job in enumerate(jobs)
+        Task((name_group(job.binning.name, "solve"), str(job.moments.folder), k), job, job.size)
+        for k, job in enumerate(jobs)
     ]
     with report.step("solve", sum(task.size for task in tasks), "models") as advance:
         for task, models in run_tasks(client, _solve_job, tasks, "solving", advance):
@@ -175,7 +178,8 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
             solved = run(solve, models, [resolved] * len(models))
         return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
 
-    alphas, scales = np.array(job.ridge.alpha.search), _held_out_scales(job, folds)
+    require_searchable([job.count_bins(saved.counts) for saved in folds], job.ridge, job.binning)
+    alphas, scales = np.array(job.ridge.alpha.search), held_out_scales(folds, models[0].cells, job.ridge)
 
     def validate(model: ModelCells, memory: SolveMemory) -> CrossValidation:
         nonlocal done
@@ -224,14 +228,3 @@ def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]
         whole = PixelSums.merge([cells[k] for k in job.models[0].cells])
         prefixes.append(Prefix(n_folds, whole.count, shared_scale(whole, job.ridge)))
     return prefixes
-
-
-def _held_out_scales(job: SolveJob, folds: Sequence[SavedMoments]) -> list[FloatArray]:
-    """Return the shared scale of the folds without each one, which plays no part in its own trial."""
-    require_searchable([job.count_bins(saved.counts) for saved in folds], job.ridge, job.binning)
-    trained_on = job.models[0].cells
-    of_folds = [PixelSums.merge([sums[k] for k in trained_on]) for sums in (saved.pixel_sums() for saved in folds)]
-    return [
-        shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), job.ridge)
-        for held_out in range(len(folds))
-    ]

@@ -46,7 +46,7 @@ def fix_edges(config: ExperimentConfig, sets: SpectraSets) -> ExperimentConfig:
     plain["binnings"] = {name: edges[f"binnings.{name}"] for name in config.binnings}
     if config.design is not None:
         plain["design"]["grid"] = edges["design.grid"]
-    return ExperimentConfig.model_validate(plain)
+    return ExperimentConfig.model_validate(plain).model_copy(update={"cluster": config.cluster})
 
 
 def _resolve_cuts(name: str, cuts: Mapping[str, Any], sets: SpectraSets) -> dict[str, tuple[float, ...]]:

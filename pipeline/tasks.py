@@ -10,26 +10,30 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from pipeline.errors import ResourceError
 from pipeline.memory import peak_memory
+from pipeline.tasks_watch import ClusterWatch, answer_seconds, idle_seconds, silence_told, wait_for_worker
 from pipeline.workspace import release_workspace
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-__all__ = ["Task", "count_workers", "run_tasks", "workers_limits", "workers_peak"]
+__all__ = ["EXPECTED_WORKERS", "Task", "ask_workers", "count_workers", "run_tasks", "workers_limits", "workers_peak"]
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 #: Told how many units of a task are done so far.
 Report = Callable[[int], None]
 #: A time stamp, and a task's key with its units done so far.
 _Event: TypeAlias = tuple[float, tuple[tuple[Any, ...], int]]
+#: Where a cluster whose workers come later says in the scheduler's metadata how many they will be.
+EXPECTED_WORKERS = "headroom-workers"
 _SECONDS_BETWEEN_REPORTS = 0.25
 _SECONDS_BETWEEN_CHECKS = 2.0
 
@@ -59,6 +63,7 @@ def run_tasks(
     tasks: Sequence[Task[Argument]],
     doing: str,
     advance: Callable[[int], None],
+    observe: Callable[[tuple[Any, ...], int], None] | None = None,
 ) -> Iterator[tuple[Task[Argument], Result]]:
     """Run a function on every task and yield results as they come.
 
@@ -74,6 +79,8 @@ def run_tasks(
         What is being done, for messages: "accumulating".
     advance
         Called with newly finished units, which add up to the sizes of the tasks; always in the caller's thread.
+    observe
+        Called with a task's key and all its finished units, whenever there are more; in the caller's thread.
 
     Yields
     ------
@@ -85,7 +92,8 @@ def run_tasks(
     Raises
     ------
     ResourceError
-        If workers die again and again, or the cluster is lost.
+        If workers die again and again, if all are gone or out of memory for too long (see
+        :mod:`pipeline.tasks_watch`), or if the scheduler is lost or silent.
     """
     seen = dict.fromkeys((task.key for task in tasks), 0)
 
@@ -95,6 +103,8 @@ def run_tasks(
         if newly > 0:
             seen[key] = done
             advance(newly)
+            if observe is not None:
+                observe(key, done)
 
     if client is None:
         try:
@@ -105,30 +115,31 @@ def run_tasks(
         finally:
             release_workspace()  # this process has other things to do than the next task
         return
-    by_key = {task.key: task for task in tasks}
     topic = f"headroom-{uuid.uuid4().hex}"
     # Reports and results come in threads of the client's: they wait here for this one, where callers may block.
     inbox: SimpleQueue[Future[Any] | _Event] = SimpleQueue()
     with _lost_workers_told(doing):
         client.subscribe_topic(topic, inbox.put)
+        # Keys of this call's own: a scheduler that outlives a driver may still hold its results, of other settings.
         futures = [
-            client.submit(_run_on_worker, function, task.argument, topic, task.key, key=task.key, pure=False)
+            client.submit(_run_on_worker, function, task.argument, topic, task.key, key=(*task.key, topic), pure=False)
             for task in tasks
         ]
+        left = {future.key: task for future, task in zip(futures, tasks, strict=True)}
+        watch = ClusterWatch(client, doing)
         try:
             for future in futures:
                 future.add_done_callback(inbox.put)
-            left = set(by_key)
             while left:
-                news = _next_news(inbox, client, futures)
+                news = _next_news(inbox, client, [future for future in futures if future.key in left], watch)
                 if isinstance(news, tuple):
                     key, done = news[1]
                     show(tuple(key), done)
-                elif news.key in left:
-                    left.remove(news.key)
-                    result = news.result()
-                    show(news.key, by_key[news.key].size)
-                    yield by_key[news.key], result
+                elif task_done := left.pop(news.key, None):
+                    result = _fetch_result(news, client, watch)
+                    news.release()  # or Dask would compute it again where its worker is lost later
+                    show(task_done.key, task_done.size)
+                    yield task_done, result
         finally:
             if client.status == "running":
                 client.unsubscribe_topic(topic)
@@ -136,16 +147,33 @@ def run_tasks(
 
 
 def _next_news(
-    inbox: SimpleQueue[Future[Any] | _Event], client: Client, futures: Sequence[Future[Any]]
+    inbox: SimpleQueue[Future[Any] | _Event], client: Client, futures: Sequence[Future[Any]], watch: ClusterWatch
 ) -> Future[Any] | _Event:
     """Return what comes next; never wait for a cluster that is gone."""
     while True:
         try:
-            return inbox.get(timeout=_SECONDS_BETWEEN_CHECKS)
+            news = inbox.get(timeout=_SECONDS_BETWEEN_CHECKS)
+            watch.hear()
+            return news
         except Empty:
-            lost = [future for future in futures if future.status in ("cancelled", "lost")]
-            if client.status != "running" or lost:
-                raise TimeoutError(f"{len(lost)} tasks lost, client {client.status}") from None
+            # Those that Dask calls lost were done by a worker that is gone: they are being computed again.
+            cancelled = sum(future.status == "cancelled" for future in futures)
+            if client.status != "running" or cancelled:
+                raise TimeoutError(f"{cancelled} tasks cancelled, client {client.status}") from None
+            watch.check()
+
+
+def _fetch_result(future: Future[Any], client: Client, watch: ClusterWatch) -> Any:
+    """Return the result of a future that was done; its worker may be gone since, and the task is computed again."""
+    seconds = answer_seconds()
+    while True:
+        try:
+            return future.result(timeout=seconds)
+        except TimeoutError:
+            if future.status == "error" or client.status != "running":
+                raise
+            watch.check()
+            seconds *= 2  # it may be large, and the network slow
 
 
 def _run_on_worker(function: Callable[[Any, Report], Any], argument: Any, topic: str, key: tuple[Any, ...]) -> Any:
@@ -173,36 +201,68 @@ def _lost_workers_told(doing: str) -> Iterator[None]:
     ResourceError
         Finished work is on disk, so running again goes on from there.
     """
-    from distributed import KilledWorker
+    from distributed import KilledWorker, scheduler
     from distributed.comm.core import CommClosedError
+
+    # Newer releases of Dask tell no workers at all from none that a task may run on.
+    no_workers = tuple(
+        getattr(scheduler, name) for name in ("NoWorkerError", "NoValidWorkerError") if hasattr(scheduler, name)
+    )
 
     try:
         yield
     except KilledWorker as error:
+        what = error.task[0] if isinstance(error.task, tuple) else error.task
         raise ResourceError(
-            f"workers died again and again while {doing} ({error}); give them more memory "
-            "(`headroom plan` says how much) and run again: finished work is kept"
+            f"workers died again and again while {doing}: {error.allowed_failures + 1} of them at {what!r}, the last "
+            f"one at {error.last_worker.address}; see the workers' logs, give them more memory (`headroom plan` says "
+            "how much) and run again: finished work is kept"
+        ) from error
+    except no_workers as error:
+        raise ResourceError(
+            f"there has been no worker for {idle_seconds():.0f} s while {doing}; see the workers' logs and, on SLURM, "
+            "`squeue --me`, then run again: finished work is kept"
         ) from error
     except (CancelledError, CommClosedError, TimeoutError) as error:
+        words = getattr(error, "msg", None) or f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ResourceError(
-            f"the cluster was lost while {doing} ({type(error).__name__}: {error}); run again: finished work is kept"
+            f"the cluster was lost while {doing} ({words}); run again: finished work is kept"
         ) from error
 
 
 def count_workers(client: Client | None) -> int:
-    """Return how many workers there are; this process counts as one where there is no client."""
-    return 1 if client is None else len(workers_limits(client))
+    """Return how many workers there are or will be; this process counts as one where there is no client.
+
+    Batch jobs come one after the other: their cluster says how many it has asked for (:data:`EXPECTED_WORKERS`), so
+    that work is not cut for the first of them alone.
+    """
+    if client is None:
+        return 1
+    there = len(workers_limits(client))
+    with silence_told(client):
+        # The client's own question would have no deadline.
+        scheduler: Any = client.scheduler
+        asked_for = client.sync(
+            scheduler.get_metadata, keys=[EXPECTED_WORKERS], default=0, callback_timeout=answer_seconds()
+        )
+    return max(there, int(asked_for))
 
 
 def workers_limits(client: Client) -> list[int | None]:
     """Return the memory limit of every worker in bytes, None where it has none; waits for the first worker."""
     with _lost_workers_told("waiting for the first worker"):
-        client.wait_for_workers(1, timeout=300)
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = wait_for_worker(client).values()
     return [int(worker["memory_limit"]) if worker["memory_limit"] else None for worker in workers]
 
 
 def workers_peak(client: Client) -> int:
-    """Return the summed peak memory of all workers in bytes."""
-    with _lost_workers_told("asking workers for their peak memory"):
-        return sum(client.run(peak_memory).values())
+    """Return the summed peak memory of all workers in bytes, as far as they answer: no run fails for a record."""
+    return sum(ask_workers(client, peak_memory))
+
+
+def ask_workers(client: Client, question: Callable[[], Answer]) -> list[Answer]:
+    """Return what a function gives on every worker that answers; nothing if one is silent."""
+    with suppress(OSError, TimeoutError):
+        # The client's own wait would have no end where a worker is silent.
+        return list(client.run(question, on_error="ignore", callback_timeout=answer_seconds()).values())
+    return []

@@ -137,7 +137,7 @@ def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_plan_that_cannot_fit_exits_with_3(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cluster.connect.LocalProfile.resolved_memory", lambda self: 300 * 2**20)
+    monkeypatch.setattr("cluster.profiles.LocalProfile.resolved_memory", lambda self: 300 * 2**20)
     code, _, err = invoke(capsys, "plan", str(config_file))
     assert code == 3
     require_one_line(err)

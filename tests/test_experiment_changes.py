@@ -249,7 +249,7 @@ def test_partitions_of_a_fold_that_was_not_merged_keep_their_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(accumulate, "merge_fold", lambda *_: None)
-        patch.setattr(accumulate, "merge_finished_folds", lambda *_: None)
+        patch.setattr(accumulate, "_merge_all", lambda *_: None)
         accumulate.accumulate_moments(plan(), draws, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / draws[0].name / "partition-000004")
     read.clear()

@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from distributed import Client
 
 from cluster import LocalProfile, connect_local
 from pipeline.errors import ResourceError
@@ -55,6 +56,35 @@ def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
     assert (tmp_path / "died").exists()
     assert sum(heard) == 5
     assert min(heard) > 0
+
+
+def test_another_driver_on_the_same_scheduler_never_answers() -> None:
+    with (
+        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as first,
+        Client(first.scheduler.address, security=first.security, set_as_default=False) as second,
+    ):
+        held = run_tasks(first, count_to, [Task(("count", 0), 1, 1), Task(("count", 1), 1, 1)], "counting", print)
+        assert next(held)[1] == 1
+        # The same keys, as after a change of settings; the first driver has not let go of its results yet.
+        tasks = [Task(("count", k), 2, 2) for k in range(2)]
+        assert [result for _, result in run_tasks(second, count_to, tasks, "counting", print)] == [2, 2]
+        assert isinstance(held, Generator)
+        held.close()
+
+
+def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is busy with the first result while the only worker, which holds the second one, is killed."""
+    monkeypatch.setattr("pipeline.tasks._SECONDS_BETWEEN_CHECKS", 0.05)
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+        tasks, results = [Task(("count", k), 3, 3) for k in range(4)], []
+        for task, result in run_tasks(client, count_to, tasks, "counting", lambda _: None):
+            results.append(result)
+            if task.key[1] == 0:
+                time.sleep(1.5)
+                for pid in client.run(os.getpid).values():
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(1)
+    assert results == [3, 3, 3, 3]
 
 
 def test_run__raise_when_workers_die_again_and_again() -> None:

@@ -1,0 +1,88 @@
+"""Signals that end a command as Ctrl-C does: what it started is stopped in order, and an exit code tells which it was.
+
+A batch system sends SIGTERM before it kills, and a closed terminal SIGHUP. Python's own answer is to end on the spot,
+which would leave worker jobs in the queue.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+__all__ = ["Terminated", "terminations_deferred", "terminations_raised"]
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+
+
+#: How many blocks defer now, and the signals that came meanwhile; of the main thread, where signals arrive.
+_DEFERRING: list[int] = [0]
+_WAITING: list[int] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asks this process to end; whatever cleans up after Ctrl-C cleans up after it.
+
+    Attributes
+    ----------
+    exit_code
+        128 and the signal's number, as shells say it: 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def terminations_raised() -> Iterator[None]:
+    """Raise :class:`Terminated` in this block on SIGTERM and SIGHUP, once: the cleaning up is not interrupted again.
+
+    A signal that is ignored stays ignored (``nohup``). Outside the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+    is_ending = False
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal is_ending
+        if is_ending:
+            return  # not SIG_IGN: processes started from now on would inherit that
+        is_ending = True
+        if _DEFERRING[0]:
+            _WAITING.append(number)
+        else:
+            raise Terminated(number)
+
+    for one in _SIGNALS:
+        if signal.getsignal(one) is signal.SIG_DFL:
+            before[one] = signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _WAITING.clear()
+
+
+@contextmanager
+def terminations_deferred() -> Iterator[None]:
+    """Let a signal wait until this block has ended: what the block makes is whole then, and can be stopped in order.
+
+    For what takes seconds at most. The block's own exception goes first.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _DEFERRING[0] += 1
+    try:
+        yield
+    finally:
+        _DEFERRING[0] -= 1
+    if _WAITING and not _DEFERRING[0]:
+        raise Terminated(_WAITING.pop())

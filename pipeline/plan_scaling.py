@@ -1,0 +1,221 @@
+"""What a run would cost on many workers: a stated model, of which ``docs/scaling.md`` says where it breaks.
+
+For N spectra of P pixels, D noise draws, K cells, F folds and W workers of c cores each:
+
+=============  ========================================================================================
+arithmetic     D·N·P² / gram rate                                    seconds of one core
+noise          D·N·P / noise rate                                    seconds of one core
+decoding       passes·N·8·P / decoding rate                          seconds of one core
+the pass       their sum / c, in ⌈pieces / W⌉ rounds of equal pieces; or the traffic below / bandwidth if that is longer
+reading        passes·N·8·P / compression                            bytes, by the workers
+partial sums   D·partitions·K·G, with G = 4 or 8 bytes × about P²/2  bytes, written by the workers
+merging        the same read by the driver, one fold after the other while the pass goes on, and 8-byte sums written
+solving        M·P³/3 / factorisation rate / c for the M models of a task; a task for each draw
+=============  ========================================================================================
+
+Pure arithmetic on an :class:`ExperimentPlan` and :class:`Rates`: measures and reads nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import AlphaSearch, ExperimentConfig
+from pipeline.plan import ExperimentPlan, format_bytes
+from pipeline.plan_rates import Rates
+from pipeline.tiles import TileLayout
+
+__all__ = ["COMPRESSION", "Scaling", "count_factorisations", "project_scaling"]
+
+#: Of flux and error together in a store; measured on simulated spectra.
+COMPRESSION = 1.5
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Projected cost on many workers; seconds and bytes.
+
+    Attributes
+    ----------
+    plan
+        What is computed, in which pieces.
+    cores
+        Of one worker.
+    rates
+        Of one core, of the driver, and of the file system.
+    arithmetic, noise, decoding
+        Seconds of the pass if every worker were busy to its end.
+    idle
+        Seconds of the pass that workers wait because pieces do not divide evenly among them.
+    read, partials, merged
+        Bytes that workers read, that they write as partial sums, and that the driver writes as sums of folds.
+    solving
+        Seconds of the models of the main binning.
+    """
+
+    plan: ExperimentPlan
+    cores: int
+    rates: Rates
+    arithmetic: float
+    noise: float
+    decoding: float
+    idle: float
+    read: float
+    partials: float
+    merged: float
+    solving: float
+
+    @property
+    def busy(self) -> float:
+        """Seconds of the pass if every worker were busy to its end and the file system fast enough."""
+        return self.arithmetic + self.noise + self.decoding
+
+    @property
+    def traffic(self) -> float:
+        """Seconds in which the file system gives and takes what workers read and write in the pass."""
+        return (self.read + self.partials) / self.rates.store
+
+    @property
+    def merging(self) -> float:
+        """Seconds in which the driver merges partial sums, if it never waits for them; 0 where folds have one part."""
+        if not self.merged:
+            return 0.0
+        return max(self.partials / self.rates.merge, (self.partials + self.merged) / self.rates.store)
+
+    @property
+    def accumulating(self) -> float:
+        """Seconds from the first read to the last merged fold: reading hides behind computing, merging behind both."""
+        n_sums = self.plan.n_draws * self.plan.n_folds
+        # The last fold is merged when nobody computes any more.
+        return max(self.busy + self.idle, self.traffic, self.merging) + self.merging / n_sums
+
+    @property
+    def total(self) -> float:
+        """Seconds of the pass and of solving."""
+        return self.accumulating + self.solving
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the workers' time in the accumulate step that is work."""
+        return self.busy / self.accumulating
+
+    @property
+    def bottleneck(self) -> tuple[str, str]:
+        """What takes most of the time, and what would make it shorter."""
+        if self.solving > self.accumulating:
+            return "solving the models", (
+                f"a task solves all models of one noise draw, {self.plan.solve_threads} side by side, so that more "
+                "workers than draws do not help"
+            )
+        if self.merging > max(self.busy + self.idle, self.traffic):
+            return "merging partial sums in the driver", "fewer of them: larger compute.partition_rows, fewer bins"
+        if self.traffic > self.busy + self.idle:
+            return (
+                "the shared file system",
+                "more workers do not help; let more noise draws share a read, or fewer cells",
+            )
+        if self.idle > self.busy / 4:
+            return "workers without work", (
+                f"{self.plan.n_pieces:,} pieces for {self.plan.n_workers:,} workers: use fewer workers, or cut finer, "
+                "by a smaller compute.partition_rows"
+            )
+        largest = max((self.arithmetic, "Gram products"), (self.noise, "noise"), (self.decoding, "decoding"))
+        return largest[1], "more workers help, in proportion"
+
+    def render(self, source: str = "") -> str:
+        """Return the projection as lines for people.
+
+        Parameters
+        ----------
+        source
+            Where the rates come from.
+        """
+        plan, rates = self.plan, self.rates
+        what, remedy = self.bottleneck
+        lines = [
+            f"workers              {plan.n_workers:,} × {self.cores} core{'s' if self.cores > 1 else ''}, "
+            f"{plan.n_pieces:,} pieces in {math.ceil(plan.n_pieces / plan.n_workers):,} rounds",
+            f"rates                {rates.gram * self.cores / 1e9:,.0f} Gflop/s, "
+            f"{rates.noise * self.cores / 1e6:,.0f} M normals/s, {rates.decode * self.cores / 1e9:,.1f} GB/s decoded "
+            f"a worker; {rates.merge / 1e9:,.1f} GB/s merged; {rates.store / 1e9:,.1f} GB/s of file system",
+            *([f"                     {source}"] if source else []),
+            f"traffic, reading     {format_bytes(self.read)}, all passes together",
+            f"traffic, sums        {format_bytes(self.partials)} written by workers"
+            + (f", read and merged to {format_bytes(self.merged)} by the driver" if self.merged else ", none merged"),
+            f"time, Gram products  {format_seconds(self.arithmetic)}",
+            f"time, noise          {format_seconds(self.noise)}",
+            f"time, decoding       {format_seconds(self.decoding)}",
+            f"time, uneven pieces  {format_seconds(self.idle)}",
+            f"time, file system    {format_seconds(self.traffic)} beside these",
+            f"time, merging        {format_seconds(self.merging)} beside these",
+            f"time, accumulate     {format_seconds(self.accumulating)}; workers are at work "
+            f"{self.efficiency:.0%} of it",
+            f"time, solve          {format_seconds(self.solving)}",
+            f"bottleneck           {what}: {remedy}",
+        ]
+        return "\n".join(lines)
+
+
+def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates, cores: int) -> Scaling:
+    """Project time and traffic of an experiment.
+
+    Parameters
+    ----------
+    plan
+        From :func:`pipeline.plan.plan_run`, for as many workers as there shall be.
+    config
+        Precision, penalties and bins.
+    rates
+        From :func:`pipeline.plan_rates.measure_rates`, or stated.
+    cores
+        Of one worker.
+    """
+    layout = TileLayout(plan.n_pixels)
+    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
+    n_sums, n_values = plan.n_draws * plan.n_folds * plan.n_cells, float(plan.n_spectra) * plan.n_pixels
+    is_merged = plan.n_partitions > plan.n_folds
+    workers = plan.n_workers * cores
+    decoded = plan.n_passes * n_values * 8
+    arithmetic = plan.flops / rates.gram / workers
+    noise = plan.n_draws * n_values / rates.noise / workers
+    decoding = decoded / rates.decode / workers
+    rounds = math.ceil(plan.n_pieces / plan.n_workers)
+    idle = (arithmetic + noise + decoding) * (rounds * plan.n_workers / plan.n_pieces - 1)
+    saved = merged if is_merged else partial
+    # Every cell is read for the global model and once more for its expert.
+    reading = 2 * plan.n_folds * plan.n_cells * saved / min(rates.merge, rates.store)
+    factorising = count_factorisations(config, plan.n_folds) * plan.n_pixels**3 / 3 / rates.solve
+    threads = min(cores, max(1, plan.solve_threads))
+    return Scaling(
+        plan=plan,
+        cores=cores,
+        rates=rates,
+        arithmetic=arithmetic,
+        noise=noise,
+        decoding=decoding,
+        idle=idle,
+        read=decoded / COMPRESSION,
+        partials=float(plan.n_draws) * plan.n_partitions * plan.n_cells * partial,
+        merged=float(n_sums) * merged if is_merged else 0.0,
+        solving=math.ceil(plan.n_draws / plan.n_workers) * (factorising / threads + reading),
+    )
+
+
+def count_factorisations(config: ExperimentConfig, n_folds: int) -> int:
+    """Return how many ridge systems the main binning needs for one noise draw: prefixes of folds, and a search."""
+    n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
+    alpha, curve = config.ridge.alpha, config.learning_curve
+    sizes = n_folds if curve is None else min(len(curve) + 1, n_folds)
+    searched = len(alpha.search) * (n_folds + 1) - 1 if isinstance(alpha, AlphaSearch) else 0
+    return n_models * (sizes + searched)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a span of time for people."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"

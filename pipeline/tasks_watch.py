@@ -1,0 +1,151 @@
+"""Deadlines for a cluster that is waited for: nobody waits for what cannot come any more.
+
+Dask itself waits without an end where all workers are gone and none comes back, where all have stopped taking tasks
+because their memory is nearly full, and where the scheduler is there but silent. Here each of these ends in an error
+that says what to do. The deadlines are Dask's own settings, so that a cluster's profile and ``~/.config/dask`` rule
+them: ``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default) and
+twice ``distributed.comm.timeouts.connect``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import ResourceError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["ClusterWatch", "answer_seconds", "ask_workers", "idle_seconds", "silence_told", "wait_for_worker"]
+
+_SECONDS_WITHOUT_WORKERS = 300.0
+#: Between questions to the scheduler, which counts all workers for each.
+_SECONDS_BETWEEN_QUESTIONS = 10.0
+_AGAIN = "run the same command again: finished work is kept"
+
+
+def idle_seconds() -> float:
+    """Return how long a cluster may be without a worker that takes tasks."""
+    import dask.config
+    from dask.utils import parse_timedelta
+
+    setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
+    return float(parse_timedelta(setting)) if setting else _SECONDS_WITHOUT_WORKERS
+
+
+def answer_seconds() -> float:
+    """Return how long a scheduler may take to answer."""
+    import dask.config
+    from dask.utils import parse_timedelta
+
+    return 2 * float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s")))
+
+
+def ask_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """Return what the scheduler knows of every worker, by address.
+
+    Raises
+    ------
+    ResourceError
+        If the scheduler does not answer.
+    """
+    with silence_told(client):
+        if client.scheduler is None:
+            raise TimeoutError("the client is closed")
+        answer = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=answer_seconds())
+    workers: Mapping[str, Mapping[str, Any]] = answer["workers"]
+    return workers
+
+
+@contextmanager
+def silence_told(client: Client) -> Iterator[None]:
+    """Turn a question that the scheduler left open into an error that says what to do."""
+    try:
+        yield
+    except (OSError, TimeoutError) as error:
+        address = client.scheduler.address if client.scheduler else "the cluster"
+        raise ResourceError(
+            f"the Dask scheduler at {address} does not answer ({type(error).__name__}: {error}); see that it runs and "
+            f"that the network to it is up, then {_AGAIN}"
+        ) from error
+
+
+def wait_for_worker(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """Wait for the first worker that takes tasks; return what the scheduler knows of all.
+
+    Raises
+    ------
+    ResourceError
+        If none comes, or the scheduler does not answer.
+    """
+    watch = ClusterWatch(client, "waiting for the first worker", pause=0.1)
+    while True:
+        workers = ask_workers(client)
+        if watch.note(workers):
+            return workers
+        time.sleep(0.1)
+
+
+class ClusterWatch:
+    """Looks after a cluster while its results are waited for.
+
+    Parameters
+    ----------
+    client
+        Whose cluster.
+    doing
+        What is being done, for messages: "accumulating".
+    pause
+        Seconds between questions, at least.
+    """
+
+    def __init__(self, client: Client, doing: str, *, pause: float = _SECONDS_BETWEEN_QUESTIONS) -> None:
+        self._client, self._doing = client, doing
+        self._deadline = idle_seconds()
+        self._pause = min(pause, self._deadline / 4)
+        self._asked = time.monotonic()
+        self._idle_since: float | None = None
+
+    def hear(self) -> None:
+        """Take note of news from a worker: one is at work, whatever the scheduler thinks of it."""
+        self._idle_since = None
+
+    def check(self) -> None:
+        """Ask the scheduler, unless that was a moment ago.
+
+        Raises
+        ------
+        ResourceError
+            If it does not answer, or no worker has taken tasks for :func:`idle_seconds`.
+        """
+        if time.monotonic() - self._asked >= self._pause:
+            workers = ask_workers(self._client)
+            self._asked = time.monotonic()
+            self.note(workers)
+
+    def note(self, workers: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Return whether any worker takes tasks; raise if none has for too long."""
+        if any(worker["status"] == "running" for worker in workers.values()):
+            self._idle_since = None
+            return True
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since >= self._deadline:
+            raise ResourceError(f"{self._describe(workers)}, then {_AGAIN}")
+        return False
+
+    def _describe(self, workers: Mapping[str, Mapping[str, Any]]) -> str:
+        seconds = f"for {self._deadline:.0f} s while {self._doing}"
+        if any(worker["status"] == "paused" for worker in workers.values()):
+            return (
+                f"all workers ({len(workers)}) have been out of memory {seconds} and take no more tasks; "
+                "give them more (`headroom plan` says how much)"
+            )
+        return (
+            f"there has been no worker {seconds}: the last ones ended, or none was started; "
+            "see the workers' logs and, on SLURM, `squeue --me`"
+        )
