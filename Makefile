@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench format lint types check lock clean
+.PHONY: help install demo test test-slow test-slurm bench format lint types check lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -29,10 +29,13 @@ demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 min
 	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
 test: $(READY)  ## the tests: under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
 	$(BIN)/python -m pytest -q -m slow
+
+test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: under 4 minutes
+	$(BIN)/python -m pytest -q -m "(faults or slurm) and not slow"
 
 bench: $(READY)  ## all benchmarks, one table: under 15 minutes on 2 cores, once its 15 GB of spectra are simulated
 	$(BIN)/python benchmarks/run.py
