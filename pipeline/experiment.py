@@ -20,9 +20,11 @@ from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.experiment_design import design_products, require_divisible, score_design, search_design
+from pipeline.experiment_gate import fit_gates, gate_products
 from pipeline.experiment_models import require_searchable_folds, solve_models, warn_of_sizes
 from pipeline.experiment_run import Run, open_run, save_config, writable_folder
 from pipeline.experiment_scores import score_models
+from pipeline.hotloop import available_threads
 from pipeline.locks import exclusive
 from pipeline.memory import available_memory, peak_memory
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
@@ -33,7 +35,8 @@ from pipeline.results import RunResults, read_results
 from pipeline.spectra_sets import check_headers, open_spectra_sets, read_headers
 from pipeline.spectra_sets_binnings import resolve_binnings
 from pipeline.summary import RESULTS_VERSION, results_hold, write_tables
-from pipeline.tasks import workers_limits, workers_peak
+from pipeline.tasks import ask_workers, count_workers, workers_limits, workers_peak
+from pipeline.tasks_recording import recorded
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,8 +53,10 @@ def noise_draws(config: ExperimentConfig) -> list[Noise]:
     return {"drawn": drawn, "marginal": marginal, "both": [*drawn, *marginal]}[config.noise.mode]
 
 
-def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | None = None) -> ExperimentPlan:
-    """Check an experiment's inputs and return what it will cost on workers of the given memory.
+def plan_experiment(
+    config: ExperimentConfig, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
+) -> ExperimentPlan:
+    """Check an experiment's inputs and return what it will cost on workers of the given memory and cores.
 
     Reads headers and labels only: nothing is converted or written. The default is one worker on this machine.
 
@@ -70,6 +75,7 @@ def plan_experiment(config: ExperimentConfig, worker_limits: Sequence[int] | Non
         chunk_rows=train.chunk_rows,
         store_disk=train.unconverted_bytes + test.unconverted_bytes,
         left_out=train.left_out,
+        worker_threads=worker_threads,
     )
 
 
@@ -114,11 +120,14 @@ def run_experiment(
     out = Path(folder)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
-    plan = plan_experiment(config, limits_of_workers(client))
+    limits = limits_of_workers(client)
+    threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
+    plan = plan_experiment(config, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
         run = open_run(out, config, progress or SilentProgress())
-        return _run_steps(run, plan, client, convert_workers, command)
+        with recorded(client, out, command or "", run.progress.note):
+            return _run_steps(run, plan, client, convert_workers, command)
 
 
 def _run_steps(
@@ -158,11 +167,16 @@ def _run_steps(
     design = search_design(run, accumulation, moments, files, (plan.design_threads, plan.solve_threads), client)
     if design is not None:
         clock = run.finish_step("design", clock, skipped=run.products == made)
+    made = dict(run.products)
+    gate = fit_gates(run, accumulation, moments, files, client)
+    if gate is not None:
+        clock = run.finish_step("gate", clock, skipped=run.products == made)
     run.worker_peak = workers_peak(client) if client is not None else 0
     products = {name: run.products[name] for file in files for name in file.names} | design_products(run, design)
+    products |= gate_products(run, gate)
     key = content_hash([RESULTS_VERSION, products, sets.test.fingerprint, config.to_dict(), list(config.bins)])
     if not results_hold(run.folder, key):
-        scored = score_models(run, sets, files)
+        scored = score_models(run, sets, files, gate)
         scored = replace(scored, design=score_design(run, sets, design, scored.draws))
         run.finish_step("score", clock)
         save_config(config, run.folder)
@@ -182,9 +196,14 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
 
 
 def limits_of_workers(client: Client | None) -> list[int]:
-    """Return the memory that each worker of a client may use, bytes; that of this process without one."""
-    limits = [None] if client is None else workers_limits(client)
-    return [limit or available_memory() for limit in limits]
+    """Return the memory that each worker of a client may use, bytes; that of this process without one.
+
+    Workers that will come are as large as the smallest of those that are there.
+    """
+    if client is None:
+        return [available_memory()]
+    limits = [limit or available_memory() for limit in workers_limits(client)]
+    return limits + [min(limits)] * (count_workers(client) - len(limits))
 
 
 def _facts(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.config import ExperimentConfig
+from pipeline.experiment_gate import RunGate, score_gate
 from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
 from pipeline.files import replacing
@@ -22,6 +23,7 @@ from pipeline.results import PREDICTIONS_FILE
 from pipeline.spectra_sets import SpectraSets
 from pipeline.summary import ScoredDraw, ScoredRun
 from pipeline.summary_ablation import ScoredBinning
+from pipeline.summary_routing import ScoredGate
 
 __all__ = ["score_models"]
 
@@ -36,7 +38,7 @@ class _Truth:
     bins: Sequence[NDArray[np.int64]]
 
 
-def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles]) -> ScoredRun:
+def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate: RunGate | None = None) -> ScoredRun:
     """Predict and score the test spectra; write the predictions of the noise that the verdict is about."""
     columns = sets.test.columns
     labels = np.asarray(columns[run.config.target], dtype=np.float64)
@@ -45,6 +47,7 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles]) -> Sc
     compared: list[ScoredDraw] = []
     others: list[ScoredBinning] = []
     frames: list[pd.DataFrame] = []
+    gates: list[ScoredGate] = []
     pairs = [(file, test_noise) for file in files for test_noise in _test_noises(run.config, sets, file.noise)]
     reads = sum(len(file.names) for file, _ in pairs)
     with run.progress.step("predict", reads * sets.test.n_spectra) as advance:
@@ -57,12 +60,17 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles]) -> Sc
             frames.append(
                 tabulate_predictions((draw.seed, draw.draw.level), labels, truth.bins[0], predicted, variance)
             )
+            if gate is not None and not isinstance(test_noise, MarginalNoise):
+                noises, known = (file.noise, test_noise), (labels, truth.bins[0])
+                gates.append(score_gate(run, sets, gate, file.main, draw.models[-1], noises, known, predicted))
             if file.others:
                 others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
                 others += _score_binnings(run, sets, truth, file, draw, advance)
     with replacing(run.folder / PREDICTIONS_FILE) as temporary:
         pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
-    return ScoredRun(draws, compared, others)
+    if gate is not None and not gates:
+        run.warnings.append("marginal test noise has no single spectra to route, so the gate was not held against any")
+    return ScoredRun(draws, compared, others, gates=gates)
 
 
 def _score_draw(

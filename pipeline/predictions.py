@@ -16,6 +16,7 @@ from pipeline.store_set import AnyStore
 
 __all__ = [
     "STORED_LEVEL",
+    "predict_columns",
     "predict_marginal",
     "predict_noisy",
     "predict_store",
@@ -124,7 +125,22 @@ def predict_store(
     NDArray[np.float64]
         Shape (M, N, 1 + K), label units; the global model first.
     """
-    weights, intercepts = _join_columns(models, target)
+    predicted = predict_columns(store, *_join_columns(models, target), draw, precision, advance)
+    return _by_model(predicted, len(models))
+
+
+def predict_columns(
+    store: AnyStore,
+    weights: NDArray[np.float64],
+    intercepts: NDArray[np.float64],
+    draw: NoiseDraw | None,
+    precision: str = "float32",
+    advance: Callable[[int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Return ``b + xᵀw`` of every spectrum of a store, shape (N, M), for M columns of weights (P, M) and intercepts.
+
+    See :func:`predict_store` for the other parameters.
+    """
     predicted = np.empty((store.n_spectra, weights.shape[1]))
     # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
     with threadpool_limits(1, user_api="blas"):
@@ -134,7 +150,7 @@ def predict_store(
             predicted[start:stop] = noisy.astype(np.float64) @ weights + intercepts
             if advance is not None:
                 advance(stop - start)
-    return _by_model(predicted, len(models))
+    return predicted
 
 
 def predict_marginal(

@@ -22,6 +22,7 @@ from pipeline.errors import ResourceError
 from pipeline.figures.views import conclusion, headline, symbol
 from pipeline.files import replacing
 from pipeline.report_design import describe_design
+from pipeline.report_gate import describe_gate
 from pipeline.report_search import describe_search
 from pipeline.report_tables import (
     list_ablation,
@@ -47,6 +48,7 @@ from pipeline.report_words import (
     list_commands,
 )
 from pipeline.results import NO_SEED, RunResults
+from pipeline.tasks_recording import list_recordings
 
 __all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]
 
@@ -134,6 +136,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         ],
         "noise_levels": list_levels(results),
         "design": describe_design(results),
+        "gate": describe_gate(results),
         "penalty": describe_search(results),
         "learning": list_learning(results),
         "marginal": list_marginal(results),
@@ -144,6 +147,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "config_yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip(),
         "economy": explain_economy(metadata),
         "provenance": [list_run(results), list_stores(results), list_steps(results), list_files(results)],
+        "recordings": [path.name for path in list_recordings(results.folder)],
         "commands": list_commands(results),
         "glossary": describe_words(results),
         "test_noise": TEST_NOISE,

@@ -62,6 +62,12 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "look a little too good, since the best of many divisions was taken: the dashed curve of the test spectra "
             "tells how much. Where it flattens, more experts bring nothing.",
         ),
+        "moe_gate.png": (
+            "Routing without labels",
+            "Soft routing near the oracle's bar says that the headroom can be had in production. Confusion between "
+            "neighbouring bins costs little, since their experts say much the same; points below the dashed line at "
+            "the lower right say that the gate is surer than it is right.",
+        ),
         "moe_pred_vs_true.png": (
             "Predicted against true",
             "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "

@@ -8,6 +8,7 @@
     RUN/ablation.csv            a row per seed × noise level × binning, where there are others than the main one
     RUN/design.csv              a row per number of experts, where better bins were searched for
     RUN/marginal_learning_curve.csv  as learning_curve.csv, for marginal noise that drawn noise is held against
+    RUN/routing.csv             a row per seed × noise level × scope × route, where a gate was asked for
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
     RUN/alpha_search.csv        R² of every model and penalty, where the penalty was searched for
     RUN/predictions.parquet     every test spectrum under the global model and every expert
@@ -38,6 +39,7 @@ __all__ = [
     "OVERALL_FILE",
     "PER_BIN_FILE",
     "PREDICTIONS_FILE",
+    "ROUTING_FILE",
     "SAMPLE_FILE",
     "SEARCH_COLUMNS",
     "SEARCH_FILE",
@@ -53,6 +55,7 @@ SAMPLE_FILE = "sample_distribution.csv"
 SEARCH_FILE = "alpha_search.csv"
 ABLATION_FILE = "ablation.csv"
 DESIGN_FILE = "design.csv"
+ROUTING_FILE = "routing.csv"
 MARGINAL_FILE = "marginal_learning_curve.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"

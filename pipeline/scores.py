@@ -18,7 +18,15 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
 
-__all__ = ["Bootstrap", "HeadroomScore", "Score", "mean_over_seeds", "score_headroom", "score_headrooms"]
+__all__ = [
+    "Bootstrap",
+    "HeadroomScore",
+    "Score",
+    "mean_over_seeds",
+    "score_headroom",
+    "score_headrooms",
+    "score_routed",
+]
 
 FloatArray = NDArray[np.float64]
 #: R²_oracle, R²_global, ΔR²: the order of every array of figures of merit.
@@ -150,15 +158,39 @@ def score_headrooms(
         R² and ΔR²: those of infinitely many noisy copies of the test spectra. The mean absolute errors have no
         such form, and are NaN.
     """
+    outside = np.asarray(bins) < 0
+    if np.shape(y_oracle) == np.shape(y_global) and outside.shape == np.shape(y_oracle)[1:]:
+        y_oracle = np.where(outside, y_global, y_oracle)
+        variances = variances and (variances[0], np.where(outside, *variances))
+    return score_routed(y_true, y_global, y_oracle, bins, n_bins, bootstrap, variances)
+
+
+def score_routed(
+    y_true: ArrayLike,
+    y_global: ArrayLike,
+    y_routed: ArrayLike,
+    bins: ArrayLike,
+    n_bins: int,
+    bootstrap: Bootstrap | None = None,
+    variances: tuple[FloatArray, FloatArray] | None = None,
+) -> list[HeadroomScore]:
+    """Score M ways of routing, whatever they say of spectra outside the grid.
+
+    Parameters
+    ----------
+    y_true, y_global, bins, n_bins, bootstrap, variances
+        See :func:`score_headrooms`.
+    y_routed
+        Shape (M, N), in the place of the oracle's.
+    """
     settings = bootstrap or Bootstrap()
-    truth, of_global, of_oracle = (np.asarray(a, dtype=np.float64) for a in (y_true, y_global, y_oracle))
+    truth, of_global, of_oracle = (np.asarray(a, dtype=np.float64) for a in (y_true, y_global, y_routed))
     number = np.asarray(bins, dtype=np.int64)
     if of_global.shape != of_oracle.shape or of_global.shape[1:] != truth.shape or truth.shape != number.shape:
         raise InputError(
             "labels, predictions and bins need one shape (N,); found "
             f"{truth.shape}, {of_global.shape[1:]}, {of_oracle.shape[1:]}, {number.shape}"
         )
-    of_oracle = np.where(number < 0, of_global, of_oracle)
     if not (np.isfinite(truth).all() and np.isfinite(of_global).all() and np.isfinite(of_oracle).all()):
         raise InputError("labels and predictions must be finite; one holds NaN or infinity")
     if not (number >= 0).any():
@@ -166,7 +198,7 @@ def score_headrooms(
     strata = [number == k for k in range(n_bins)] + [number < 0]
     terms = _error_terms(truth, of_global, of_oracle)
     if variances is not None:
-        terms[..., 2] += np.where(number < 0, variances[0], variances[1])
+        terms[..., 2] += variances[1]
         terms[..., 3] += variances[0]
         terms[..., 4:] = np.nan
     sums = [terms[:, members].sum(axis=1) for members in strata]

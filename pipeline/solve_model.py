@@ -5,19 +5,22 @@ Gram matrices are read one at a time into memory that the caller lends, whatever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.moments import Moments, MomentsSum
+from pipeline.config import RidgeConfig
+from pipeline.models import shared_scale
+from pipeline.moments import Moments, MomentsSum, PixelSums
 from pipeline.moments_files import SavedMoments
+from pipeline.moments_predictions import PredictionSums, sum_predictions
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import CrossValidation, held_out_errors, total_squares
 from pipeline.solve_threads import SolveMemory
 
-__all__ = ["ModelCells", "Prefix", "cross_validate_cells", "solve_prefixes"]
+__all__ = ["ModelCells", "Prefix", "cross_validate_cells", "held_out_scales", "predict_held_out", "solve_prefixes"]
 
 FloatArray = NDArray[np.float64]
 
@@ -97,6 +100,49 @@ def cross_validate_cells(
     memory
         To work in.
     """
+    read = _fold_reader(folds, model, memory)
+    paths = _iter_held_out(read, model, scales, [alphas] * len(folds), memory)
+    errors = [held_out_errors(read(held_out), path) for held_out, path in enumerate(paths)]
+    return CrossValidation(alphas, np.stack(errors), _total_squares(folds, model.cells))
+
+
+def predict_held_out(
+    folds: Sequence[SavedMoments],
+    model: ModelCells,
+    judged: Sequence[int],
+    scales: Sequence[FloatArray],
+    alphas: Sequence[FloatArray],
+    memory: SolveMemory,
+) -> Iterator[PredictionSums]:
+    """Yield the joint sums of labels and predictions on every fold, by the model trained on the others.
+
+    Parameters
+    ----------
+    folds, model, scales, memory
+        See :func:`cross_validate_cells`.
+    judged
+        The cells whose spectra are predicted.
+    alphas
+        The penalty of each fold's model, shapes (1,).
+    """
+    paths = _iter_held_out(_fold_reader(folds, model, memory), model, scales, alphas, memory)
+    for saved, path in zip(folds, paths, strict=True):
+        # The training sum has been solved: its place is free.
+        moments = _merge(saved, memory.total, ModelCells(tuple(judged), False), memory)
+        yield sum_predictions(moments, path.weights, path.intercepts)
+
+
+def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ridge: RidgeConfig) -> list[FloatArray]:
+    """Return the shared scale of some cells' spectra without each fold, shapes (P,): it plays no part in its trial."""
+    of_folds = [PixelSums.merge([sums[k] for k in trained_on]) for sums in (saved.pixel_sums() for saved in folds)]
+    return [
+        shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), ridge)
+        for held_out in range(len(folds))
+    ]
+
+
+def _fold_reader(folds: Sequence[SavedMoments], model: ModelCells, memory: SolveMemory) -> Callable[[int], Moments]:
+    """Return what gives the moments of a model's cells in a fold, valid until the next call."""
     holds_all = len(memory.folds) >= len(folds)
     held = [_merge(*each, model, memory) for each in zip(folds, memory.folds, strict=True)] if holds_all else []
 
@@ -104,16 +150,24 @@ def cross_validate_cells(
         # Merged in either case, so that the bits do not depend on what there is room for.
         return held[fold] if held else _merge(folds[fold], memory.folds[0], model, memory)
 
-    errors = []
-    for held_out in range(len(folds)):
+    return read
+
+
+def _iter_held_out(
+    read: Callable[[int], Moments],
+    model: ModelCells,
+    scales: Sequence[FloatArray],
+    alphas: Sequence[FloatArray],
+    memory: SolveMemory,
+) -> Iterator[RidgePath]:
+    """Yield the path trained without the first fold, without the second, …; ``memory.total`` is then free."""
+    for held_out, (own_scale, penalties) in enumerate(zip(scales, alphas, strict=True)):
         total = MomentsSum(memory.total)
-        for k in range(len(folds)):
+        for k in range(len(scales)):
             if k != held_out:
                 total.add(read(k))
-        scale = pixel_scale(total.moments) if model.own_scale else scales[held_out]
-        path = solve_ridge_path(total.moments, alphas, scale, memory.system)
-        errors.append(held_out_errors(read(held_out), path))
-    return CrossValidation(alphas, np.stack(errors), _total_squares(folds, model.cells))
+        scale = pixel_scale(total.moments) if model.own_scale else own_scale
+        yield solve_ridge_path(total.moments, penalties, scale, memory.system)
 
 
 def _iter_parts(saved: SavedMoments, model: ModelCells, memory: SolveMemory) -> Iterator[Moments]:

@@ -31,6 +31,7 @@ from pipeline.summary_design import ScoredDesign, summarise_design, tabulate_des
 from pipeline.summary_economy import count_models
 from pipeline.summary_learning import compare_learning, summarise_learning
 from pipeline.summary_merits import estimate_merits, merit_columns, resampling
+from pipeline.summary_routing import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.summary_sample import tabulate_sample
 from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
 
@@ -103,12 +104,13 @@ class ScoredDraw:
 
 @dataclass(frozen=True, eq=False)
 class ScoredRun:
-    """All that a run has scored: the noise that the verdict is about, one held against it, binnings, a bin design."""
+    """All that a run has scored: the noise of the verdict, one held against it, binnings, a bin design, gates."""
 
     draws: Sequence[ScoredDraw]
     compared: Sequence[ScoredDraw] = ()
     binnings: Sequence[ScoredBinning] = ()
     design: ScoredDesign | None = None
+    gates: Sequence[ScoredGate] = ()
 
 
 def write_tables(
@@ -140,7 +142,15 @@ def write_tables(
         tables[files.ABLATION_FILE] = tabulate_ablation(run.binnings, config)
     if run.design is not None:
         tables[files.DESIGN_FILE] = tabulate_design(run.design, config)
-    for name in {files.SEARCH_FILE, files.MARGINAL_FILE, files.ABLATION_FILE, files.DESIGN_FILE} - set(tables):
+    if run.gates:
+        tables[files.ROUTING_FILE] = tabulate_routing(run.gates, config)
+    for name in {
+        files.ROUTING_FILE,
+        files.SEARCH_FILE,
+        files.MARGINAL_FILE,
+        files.ABLATION_FILE,
+        files.DESIGN_FILE,
+    } - set(tables):
         (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     for name, table in tables.items():
         with replacing(folder / name) as temporary:
@@ -218,6 +228,7 @@ def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[st
     levels = [
         _level_summary(_at_level(run.draws, level), config, grid)
         | {"ablation": summarise_ablation([one for one in run.binnings if one.draw.draw.level == level], config)}
+        | {"routing": summarise_routing([one for one in run.gates if one.noise_level == level], config)}
         for level in config.noise.levels
     ]
     headline = config.headline_level

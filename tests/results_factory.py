@@ -33,6 +33,9 @@ from pipeline.results import (
     RunResults,
     read_results,
 )
+from pipeline.routing import assess_gate, route_spectra, score_routes
+from pipeline.scores import Bootstrap
+from pipeline.summary_routing import ScoredGate, summarise_routing
 
 MERITS = ("r2_oracle", "r2_global", "delta_r2")
 SNR_EDGES = {"snr": (2.0, 5.0, 8.0, 12.0, 28.0)}
@@ -56,6 +59,7 @@ class FakeRun:
     warnings: tuple[str, ...] = ()
     marginal: bool = False
     design: bool = False
+    gate: bool = False
     alphas: tuple[float, ...] = ()
 
 
@@ -290,9 +294,27 @@ class _Writer:
             "scopes": scopes,
             "bins": bins,
             "ablation": self._ablation(scopes["covered"]),
+            "routing": self._routing(level) if self.run.gate else None,
             "decision": vars(decide(delta, DecisionConfig(), 0.95)),
             "hypotheses": [hypothesis.to_dict() for hypothesis in hypotheses],
         }
+
+    def _routing(self, level: float) -> dict[str, Any] | None:
+        """The predictions routed by a gate that is right half of the time, and surer than that."""
+        scored = []
+        for seed in self.run.seeds:
+            rows = self.predictions.query("seed == @seed and noise_level == @level")
+            rng = np.random.default_rng(seed)
+            bins = rows["bin"].to_numpy()
+            guesses = np.where(rng.random(len(bins)) < 0.5, bins, rng.integers(-1, self.grid.n_bins, len(bins)))
+            probabilities = rng.dirichlet(np.full(self.grid.n_cells, 0.3), len(bins))
+            probabilities = (probabilities + 1.5 * np.eye(self.grid.n_cells)[guesses]) / 2.5
+            predicted = rows[["y_global", *(f"expert_{k}" for k in range(self.grid.n_bins))]].to_numpy()
+            routed = route_spectra(predicted, probabilities, bins)
+            scores = score_routes(self.y_true, routed, predicted[:, 0], bins, self.grid.n_bins, Bootstrap(50))
+            scored.append(ScoredGate(seed, level, scores, assess_gate(probabilities, bins)))
+        stated = {"data": {"train": "a", "test": "b"}, "gate": {}}
+        return summarise_routing(scored, ExperimentConfig.model_validate(stated))
 
     def _ablation(self, covered: dict[str, Any]) -> list[dict[str, Any]]:
         """The grid and each of its columns alone, which keep a part of its gain; nothing for a single column."""

@@ -33,7 +33,7 @@ ALPHAS = (1e2, 1e4, 1e5, 5e5, 1e6)
 RUNS = {
     "reference": FakeRun(),
     "one bin": FakeRun(edges={"T_eff": (3750.0, 6000.0)}, seeds=(1,)),
-    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True),
+    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True, gate=True),
     "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
     "twelve, noise levels, NaN": FakeRun(
         edges=TWELVE,
@@ -43,12 +43,13 @@ RUNS = {
         alphas=ALPHAS,
         marginal=True,
         design=True,
+        gate=True,
     ),
     "three columns": FakeRun(
         edges={"T_eff": (3750.0, 4500.0, 6000.0), "M_H": (-2.0, -1.0, 0.5), "snr": (2.0, 5.0, 8.0, 28.0)}
     ),
     "long names, real spectra": FakeRun(bin_names=LONG_NAMES, simulated=False, alphas=ALPHAS),
-    "every bin NaN": FakeRun(edges=SNR_EDGES, nan_bins=(0, 1, 2, 3), n_test=200, alphas=(1e5, 2.5e6)),
+    "every bin NaN": FakeRun(edges=SNR_EDGES, nan_bins=(0, 1, 2, 3), n_test=200, alphas=(1e5, 2.5e6), gate=True),
 }
 
 

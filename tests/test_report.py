@@ -21,6 +21,7 @@ from pipeline.figures.views import learning_points
 from pipeline.report import escape_markdown, render_report
 from pipeline.report_words import caption_figure, describe_words, list_commands
 from pipeline.results import RunResults
+from pipeline.routing import ROUTES
 from pipeline.schema import SIMULATED_REMARK
 
 #: The smallest PNG there is: what a report embeds need not be drawn first.
@@ -119,7 +120,9 @@ def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Page]:
     warnings = ("bin 4 has one test spectrum", "clock went back")
     alphas = (1e4, 1e5, 2.5e6)
-    run = FakeRun(levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=alphas, marginal=True, design=True)
+    run = FakeRun(
+        levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=alphas, marginal=True, design=True, gate=True
+    )
     return _report(tmp_path_factory.mktemp("full"), run)
 
 
@@ -284,6 +287,28 @@ def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
     assert [[float(cell) for cell in row[1:]] for row in rows] == [
         [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in chosen
     ]
+
+
+def test_gate__numbers_are_the_summarys_on_both_sets_of_spectra(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for level in results.summary["levels"]:
+        routing = level["routing"]
+        assert routing["sentence"] in page.text
+        assert routing["sentence"] in markdown
+        records = [dict(row) for row in _records(page.tables[f"Routing at noise level {level['noise_level']:g}"])]
+        assert [(row["Spectra"], row["Routing"]) for row in records] == [
+            (scope, route) for scope in ("covered", "all") for route in ROUTES
+        ]
+        for row in records:
+            entry = routing["scopes"][row["Spectra"]][row["Routing"]]
+            assert _agrees(row["R²"], entry["r2"]["mean"])
+            assert row["ρ ≥ 0.7"] == entry.get("verdict", "–")
+
+
+def test_gate__is_silent_where_there_is_none(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "gate" not in {found.get("id") for _, found in page.tags}
+    assert "Routing without labels" not in markdown
 
 
 def test_design__is_silent_where_there_is_none(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.figures.canvas import save_figure
 from pipeline.figures.curves import draw_learning_curve, draw_noise_levels
 from pipeline.figures.dashboard import draw_dashboard
 from pipeline.figures.design import draw_bin_design
+from pipeline.figures.gate import draw_gate
 from pipeline.figures.marginal import draw_marginal_noise
 from pipeline.figures.penalty import draw_alpha_search
 from pipeline.figures.per_bin import draw_delta_heatmap, draw_grouped_r2
@@ -38,6 +39,7 @@ FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
         "moe_marginal_noise.png": draw_marginal_noise,
         "moe_ablation.png": draw_ablation,
         "moe_bin_design.png": draw_bin_design,
+        "moe_gate.png": draw_gate,
         "moe_alpha_search.png": draw_alpha_search,
         NOISE_LEVELS_FIGURE: draw_noise_levels,
     }
@@ -47,6 +49,7 @@ _OPTIONAL: Mapping[str, Callable[[RunResults], bool]] = MappingProxyType(
     {
         "moe_ablation.png": lambda results: bool(binning_views(headline(results))),
         "moe_bin_design.png": lambda results: bool(results.summary.get("design")),
+        "moe_gate.png": lambda results: bool(headline(results).get("routing")),
         "moe_alpha_search.png": lambda results: not results.alpha_search.empty,
         "moe_marginal_noise.png": lambda results: bool(results.summary.get("marginal")),
         NOISE_LEVELS_FIGURE: lambda results: len(results.summary["levels"]) > 1,
