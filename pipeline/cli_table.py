@@ -48,6 +48,8 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
         console.print(
             f"At noise level {level['noise_level']:g}: {level['decision']['sentence']}", highlight=False, markup=False
         )
+        if level.get("routing"):
+            console.print(level["routing"]["sentence"], highlight=False, markup=False)
     for warning in results.metadata["warnings"]:
         console.print(f"note: {warning}", highlight=False, markup=False)
 
