@@ -14,7 +14,11 @@ SIZE = ["--rows", "4000", "--pixels", "128", "--repeats", "1"]
 
 #: The start of every row's name, by the part that measures it.
 ROWS = {
-    "accumulate": ["accumulate step, 4,000 × 128, store to moments", "its bare loop"],
+    "accumulate": [
+        "accumulate step, 4,000 × 128, store to moments",
+        "its bare loop, drawn noise",
+        "its bare loop, marginal noise",
+    ],
     "noises": ["5 noise seeds in one pass"],
     "solve": ["solve 10 models × 8 penalties, 128 pixels", "its peak memory, 128 pixels"],
     "sklearn": [
