@@ -26,9 +26,10 @@ __all__ = ["connect_slurm", "job_name"]
 
 _LOGS = "logs"
 _SECONDS_TO_CLOSE = 30.0
-#: Jobs end for reasons of their own (walltime, preemption, a node): a task that was on several of them is not to blame
-#: yet, and a job that says nothing is given up long before Dask's five minutes.
-_SETTINGS: dict[str, Any] = {"distributed.scheduler.allowed-failures": 8, "distributed.scheduler.worker-ttl": "60s"}
+#: Jobs end for reasons of their own (walltime, preemption, a node): a task that was on several is not to blame yet.
+_ALLOWED_FAILURES = 8
+#: A job that says nothing is given up long before Dask's five minutes.
+_SECONDS_OF_SILENCE = 60.0
 
 
 def job_name(token: str) -> str:
@@ -82,13 +83,20 @@ def connect_slurm(
 @contextmanager
 def _dask_settings(profile: SlurmProfile, settings: dict[str, Any]) -> Iterator[None]:
     import dask
+    from dask.utils import parse_timedelta
 
     from cluster.slurm_script import own_settings_only
+
+    failures, silence = (f"distributed.scheduler.{name}" for name in ("allowed-failures", "worker-ttl"))
+    own = {
+        failures: max(_ALLOWED_FAILURES, int(dask.config.get(failures))),
+        silence: min(_SECONDS_OF_SILENCE, float(parse_timedelta(dask.config.get(silence) or "5 minutes"))),
+    }
 
     waiting = "distributed.scheduler.no-workers-timeout"
     # Jobs that take the place of others may wait as long as the first ones may.
     patience = dask.config.get(waiting, None) or f"{profile.startup_timeout}s"
-    with own_settings_only(), dask.config.set(settings | _SETTINGS | {waiting: patience}):
+    with own_settings_only(), dask.config.set(settings | own | {waiting: patience}):
         yield
 
 
