@@ -17,13 +17,13 @@ from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
 from pipeline.files import remove_leftovers, replacing
 from pipeline.gates import RidgeGate, fit_ridge_gate
-from pipeline.models import ExpertModels, read_models
-from pipeline.noise import Noise, NoiseDraw
+from pipeline.models import read_models
+from pipeline.noise import NoiseDraw
 from pipeline.predictions import predict_columns
-from pipeline.results import NO_SEED
 from pipeline.routing import assess_gate, route_spectra, score_routes
 from pipeline.solve_gate import GateJob, predict_folders
 from pipeline.spectra_sets import SpectraSets
+from pipeline.summary import ScoredDraw
 from pipeline.summary_merits import resampling
 from pipeline.summary_routing import ScoredGate
 
@@ -104,8 +104,7 @@ def score_gate(
     sets: SpectraSets,
     found: RunGate,
     name: str,
-    models: ExpertModels,
-    noise: tuple[Noise, Noise | None],
+    draw: ScoredDraw,
     truth: tuple[FloatArray, NDArray[np.int64]],
     predicted: FloatArray,
 ) -> ScoredGate:
@@ -116,22 +115,19 @@ def score_gate(
     run, sets
         Settings and spectra.
     found, name
-        The run's gates, and whose: the file of the models of all folds.
-    models
-        Those models.
-    noise
-        Of the training, and of the test spectra: drawn, or None for the test store's own.
+        The run's gates, and whose: the file of its models.
+    draw
+        Those models, and the noise of the test spectra: drawn, or the test store's own.
     truth
         Labels and bins of the test spectra, shapes (N,).
     predicted
-        What the models say of them, shape (N, 1 + K).
+        What the models of all folds say of them, shape (N, 1 + K).
     """
-    training, test_noise = noise
     y_true, bins = truth
-    drawn = test_noise if isinstance(test_noise, NoiseDraw) else None
+    models = draw.models[-1]
+    drawn = draw.test_noise if isinstance(draw.test_noise, NoiseDraw) else None
     of_labels = predict_columns(sets.test, models.global_weights, models.global_intercepts, drawn, run.config.precision)
     probabilities = found.gates[name].probabilities(of_labels)
     routed = route_spectra(predicted, probabilities, bins, found.unsure)
     scores = score_routes(y_true, routed, predicted[:, 0], bins, models.n_experts, resampling(run.config))
-    seed = next((one.seed for one in noise if isinstance(one, NoiseDraw)), NO_SEED)
-    return ScoredGate(seed, training.level, scores, assess_gate(probabilities, bins))
+    return ScoredGate(draw.seed, draw.draw.level, scores, assess_gate(probabilities, bins))

@@ -61,8 +61,8 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
                 tabulate_predictions((draw.seed, draw.draw.level), labels, truth.bins[0], predicted, variance)
             )
             if gate is not None and not isinstance(test_noise, MarginalNoise):
-                noises, known = (file.noise, test_noise), (labels, truth.bins[0])
-                gates.append(score_gate(run, sets, gate, file.main, draw.models[-1], noises, known, predicted))
+                known = (labels, truth.bins[0])
+                gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted))
             if file.others:
                 others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
                 others += _score_binnings(run, sets, truth, file, draw, advance)

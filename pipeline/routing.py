@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.bins import OUTSIDE
 from pipeline.decision import Estimate
-from pipeline.scores import Bootstrap, HeadroomScore, Score, score_routed
+from pipeline.scores import Bootstrap, HeadroomScore, Score, interval_of, score_routed
 
 __all__ = ["ROUTES", "GateQuality", "assess_gate", "estimate_kept", "route_spectra", "score_routes"]
 
@@ -93,9 +93,9 @@ def estimate_kept(routed: Sequence[Score], oracle: Sequence[Score], confidence: 
     of_seeds = [a.delta_r2 / b.delta_r2 if b.delta_r2 > 0 else np.nan for a, b in zip(routed, oracle, strict=True)]
     gains, headrooms = (np.mean([one.resampled[:, 2] for one in scores], axis=0) for scores in (routed, oracle))
     ratios = gains[headrooms > 0] / headrooms[headrooms > 0]
-    low, high = np.nanquantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]) if ratios.size else (np.nan,) * 2
+    low, high = interval_of(ratios, confidence)
     spread = float(np.nanstd(of_seeds, ddof=1)) if len(of_seeds) > 1 and not np.isnan(of_seeds).any() else 0.0
-    return Estimate(gain / headroom, spread, float(low), float(high))
+    return Estimate(gain / headroom, spread, low, high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,12 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import InputError
 
 __all__ = [
+    "MERITS",
+    "SCOPES",
     "Bootstrap",
     "HeadroomScore",
     "Score",
+    "interval_of",
     "mean_over_seeds",
     "score_headroom",
     "score_headrooms",
@@ -31,6 +34,8 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 #: R²_oracle, R²_global, ΔR²: the order of every array of figures of merit.
 MERITS = ("r2_oracle", "r2_global", "delta_r2")
+#: The sets of test spectra that are scored besides single bins.
+SCOPES = ("covered", "all")
 #: Largest number of resampled indices held at once.
 _INDICES_AT_ONCE = 2_000_000
 
@@ -250,15 +255,20 @@ def mean_over_seeds(scores: Sequence[Score], confidence: float) -> tuple[FloatAr
     return merits.mean(axis=0), std, _percentiles(pooled, confidence)
 
 
+def interval_of(resampled: FloatArray, confidence: float) -> tuple[float, float]:
+    """Return the central interval of what resamples gave, shape (R,); NaN where none has a value.
+
+    A resample that drew one spectrum only has no variance and no R²: it does not count.
+    """
+    valid = resampled[np.isfinite(resampled)]
+    if not valid.size:
+        return np.nan, np.nan
+    low, high = np.quantile(valid, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def _percentiles(resampled: FloatArray, confidence: float) -> FloatArray:
-    tail = (1 - confidence) / 2
-    interval = np.full((resampled.shape[1], 2), np.nan)
-    for column, values in enumerate(resampled.T):
-        # A resample that drew one spectrum only has no variance and no R².
-        valid = values[np.isfinite(values)]
-        if valid.size:
-            interval[column] = np.quantile(valid, [tail, 1 - tail])
-    return interval
+    return np.array([interval_of(column, confidence) for column in resampled.T])
 
 
 def _resample_sums(terms: FloatArray, settings: Bootstrap, stratum: int) -> FloatArray:

@@ -22,7 +22,7 @@ from pipeline.files import replacing
 from pipeline.models import ExpertModels
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, HeadroomScore, score_headrooms
+from pipeline.scores import MERITS, SCOPES, HeadroomScore, score_headrooms
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_selection import count_selected, find_left_out
 from pipeline.store_set import AnyStore
@@ -39,7 +39,6 @@ __all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_
 
 #: Raised when the same models and test spectra would give other tables.
 RESULTS_VERSION = 1
-SCOPES = ("covered", "all")
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
 

@@ -14,8 +14,8 @@ from pipeline.binnings import Binning
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.models import ExpertModels
-from pipeline.scores import HeadroomScore, score_headrooms
-from pipeline.summary_merits import estimate_merits, interval_of, merit_columns, resampling
+from pipeline.scores import HeadroomScore, interval_of, score_headrooms
+from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExperimentConfig
-from pipeline.summary_merits import estimate_merits, interval_of
+from pipeline.scores import interval_of
+from pipeline.summary_merits import estimate_merits
 
 if TYPE_CHECKING:
     from pipeline.summary import ScoredDraw

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.scores import MERITS, Bootstrap, Score, mean_over_seeds
 
-__all__ = ["estimate_merits", "interval_of", "merit_columns", "resampling"]
+__all__ = ["estimate_merits", "merit_columns", "resampling"]
 
 
 def resampling(config: ExperimentConfig) -> Bootstrap:
     """Return how the test spectra of an experiment are resampled."""
     return Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
-
-
-def interval_of(resampled: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Return the central interval of what resamples gave, shape (R,), of this confidence; NaNs do not count."""
-    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def estimate_merits(scores: Sequence[Score], confidence: float) -> dict[str, Estimate]:

@@ -12,12 +12,10 @@ import pandas as pd
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.routing import ROUTES, GateQuality, estimate_kept
-from pipeline.scores import HeadroomScore
+from pipeline.scores import SCOPES, HeadroomScore
 from pipeline.summary_merits import estimate_merits, merit_columns
 
 __all__ = ["ScoredGate", "summarise_routing", "tabulate_routing"]
-
-SCOPES = ("covered", "all")
 
 
 @dataclass(frozen=True, eq=False)
