@@ -25,9 +25,8 @@ from pipeline.progress import Progress
 from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.schema import LABELS
 from pipeline.selection import held_out_errors, resolve_alpha
+from pipeline.solve_tasks import run_jobs
 from pipeline.solve_threads import SolveMemory, solving_threads
-from pipeline.tasks import Task, run_tasks
-from pipeline.tasks_names import name_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -101,13 +100,9 @@ def hold_out_models(
     list of list of float or None
         See :data:`HeldOutErrors`, squared label units.
     """
-    tasks = [
-        Task((name_group(job.name.replace("-", " to "), "design"), str(job.moments.folder), k), job, job.size)
-        for k, job in enumerate(jobs)
-    ]
-    with progress.step("design", sum(task.size for task in tasks), "models") as advance:
-        for task, errors in run_tasks(client, _hold_out_job, tasks, "searching for divisions", advance):
-            yield task.key[-1], errors
+    subjects = [job.name.replace("-", " to ") for job in jobs]
+    words = ("design", "design", "searching for divisions")
+    yield from run_jobs(client, _hold_out_job, jobs, subjects, words, progress)
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,8 @@ from pipeline.ridge import RidgePath
 from pipeline.schema import LABELS
 from pipeline.selection import CrossValidation, resolve_alpha
 from pipeline.solve_model import ModelCells, Prefix, cross_validate_cells, held_out_scales, solve_prefixes
+from pipeline.solve_tasks import run_jobs
 from pipeline.solve_threads import SolveMemory, solving_threads
-from pipeline.tasks import Task, run_tasks
-from pipeline.tasks_names import name_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -147,14 +146,8 @@ def solve_folders(
     SingularGramError
         If a penalty of 0 meets a rank-deficient system.
     """
-    report = progress or SilentProgress()
-    tasks = [
-        Task((name_group(job.binning.name, "solve"), str(job.moments.folder), k), job, job.size)
-        for k, job in enumerate(jobs)
-    ]
-    with report.step("solve", sum(task.size for task in tasks), "models") as advance:
-        for task, models in run_tasks(client, _solve_job, tasks, "solving", advance):
-            yield task.key[-1], models
+    subjects = [job.binning.name for job in jobs]
+    yield from run_jobs(client, _solve_job, jobs, subjects, ("solve", "solve", "solving"), progress or SilentProgress())
 
 
 def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:

@@ -17,9 +17,8 @@ from pipeline.models import trained_cells
 from pipeline.moments_predictions import PredictionSums
 from pipeline.progress import Progress, SilentProgress
 from pipeline.solve_model import ModelCells, held_out_scales, predict_held_out
+from pipeline.solve_tasks import run_jobs
 from pipeline.solve_threads import SolveMemory, solving_threads
-from pipeline.tasks import Task, run_tasks
-from pipeline.tasks_names import name_group
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,19 +48,18 @@ class GateJob:
     covered: tuple[int, ...]
     alpha: float
 
+    @property
+    def size(self) -> int:
+        """Models to solve: one without each fold."""
+        return self.moments.n_folds
+
 
 def predict_folders(
     jobs: Sequence[GateJob], *, client: Client | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[int, PredictionSums]]:
     """Predict the folds of every job; yield which job, and the joint sums over all folds, as they are done."""
-    report = progress or SilentProgress()
-    tasks = [
-        Task((name_group("gate", "solve"), str(job.moments.folder), k), job, job.moments.n_folds)
-        for k, job in enumerate(jobs)
-    ]
-    with report.step("gate", sum(task.size for task in tasks), "models") as advance:
-        for task, sums in run_tasks(client, _predict_folds, tasks, "predicting folds for the gate", advance):
-            yield task.key[-1], sums
+    words = ("solve", "gate", "predicting folds for the gate")
+    yield from run_jobs(client, _predict_folds, jobs, ["gate"] * len(jobs), words, progress or SilentProgress())
 
 
 def _predict_folds(job: GateJob, report: Callable[[int], None]) -> PredictionSums:

@@ -19,7 +19,7 @@ from pipeline.errors import ResourceError
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ClusterWatch", "answer_seconds", "ask_workers", "idle_seconds", "silence_told", "wait_for_worker"]
+__all__ = ["ClusterWatch", "answer_seconds", "describe_workers", "idle_seconds", "silence_told", "wait_for_worker"]
 
 _SECONDS_WITHOUT_WORKERS = 300.0
 #: Between questions to the scheduler, which counts all workers for each.
@@ -44,7 +44,7 @@ def answer_seconds() -> float:
     return 2 * float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s")))
 
 
-def ask_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
+def describe_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:
     """Return what the scheduler knows of every worker, by address.
 
     Raises
@@ -83,7 +83,7 @@ def wait_for_worker(client: Client) -> Mapping[str, Mapping[str, Any]]:
     """
     watch = ClusterWatch(client, "waiting for the first worker", pause=0.1)
     while True:
-        workers = ask_workers(client)
+        workers = describe_workers(client)
         if watch.note(workers):
             return workers
         time.sleep(0.1)
@@ -122,7 +122,7 @@ class ClusterWatch:
             If it does not answer, or no worker has taken tasks for :func:`idle_seconds`.
         """
         if time.monotonic() - self._asked >= self._pause:
-            workers = ask_workers(self._client)
+            workers = describe_workers(self._client)
             self._asked = time.monotonic()
             self.note(workers)
 
