@@ -3,9 +3,12 @@
     python benchmarks/scaling.py [--rows 100000] [--pixels 4096] [--seeds 2] [--workers 2] [--repeats 3] [--out FILE]
     python benchmarks/scaling.py step STORE.zarr --workers 2 --seeds 2 --rows 100000 --folder EMPTY   # a line of JSON
 
-Needs an idle machine with as many cores as workers. The spectra are those of `make bench`, simulated on first use and
-kept. Every run is a process of its own with new workers, and the two numbers of workers take turns. At the default size
-each run takes 20 seconds or more on the cores that this was written on; smaller ones measure how workers start.
+Needs an idle machine with as many cores as workers. A worker's threads are bound to one core, as SLURM binds a job of
+one: otherwise the threads that read and draw beside the one that multiplies take some of the next core. Workers have
+imported and compiled what they need before the clock starts. The spectra are those of `make bench`, simulated on first
+use and kept. Every run is a process of its own with new workers, and the two numbers of workers take turns. At the
+default size each run takes 20 seconds or more on the cores that this was written on; with smaller ones a piece is much
+of it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +28,7 @@ from table import Row, render_table
 
 from cluster import LocalProfile, connect_local
 from pipeline import NoiseDraw, SpectraStore, accumulate_moments
+from pipeline.checkpoints_plan import AccumulationPlan
 from pipeline.config import ComputeConfig, ExperimentConfig
 from pipeline.memory import available_cores
 from pipeline.plan import plan_run
@@ -35,17 +40,38 @@ from pipeline.schema import STREAM_TRAIN
 EFFICIENCY_TARGET = 0.9
 #: What a run must take for its efficiency to mean something.
 LEAST_SECONDS = 20.0
+#: Of the sums that a worker throws away before it is timed.
+WARM_ROWS = 256
 
 
 def run_step(store: SpectraStore, options: argparse.Namespace) -> float:
-    """Run the step on new single-thread workers; return its seconds, without the cluster's start."""
+    """Run the step on new single-thread workers; return its seconds, without the start of cluster and imports."""
     plan = plan_first_rows(store, options.rows, ComputeConfig())
     draws = [NoiseDraw(1.0, SEED + k, STREAM_TRAIN) for k in range(options.seeds)]
     with connect_local(LocalProfile(workers=options.workers, threads=1)) as client:
         client.wait_for_workers(options.workers, timeout=120)
+        if not options.unbound:
+            cores = sorted(os.sched_getaffinity(0))
+            for place, address in enumerate(sorted(client.scheduler_info(n_workers=-1)["workers"])):
+                client.run(bind_to_core, cores[place % len(cores)], workers=[address])
+        warm = plan_first_rows(store, min(WARM_ROWS, options.rows), ComputeConfig())
+        client.run(warm_worker, warm, options.folder.with_name(f"{options.folder.name}_warm"))
         started = time.perf_counter()
         accumulate_moments(plan, draws, options.folder, client=client)
         return time.perf_counter() - started
+
+
+def warm_worker(plan: AccumulationPlan, folder: Path) -> None:
+    """Import what tasks need and load compiled kernels, on the way to moments that nobody wants."""
+    own = folder.with_name(f"{folder.name}_{os.getpid()}")
+    accumulate_moments(plan, [NoiseDraw(1.0, SEED, STREAM_TRAIN)], own)
+    shutil.rmtree(own)
+
+
+def bind_to_core(core: int) -> None:
+    """Keep all threads of this process on one core, as SLURM binds a job of one core; new threads follow."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
 
 
 def measure_scaling(sample: Sample, seeds: int, workers: int, repeats: int) -> list[Row]:
@@ -108,6 +134,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pixels", type=int, default=4096, help="pixels per spectrum (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="noise draws, each a pass (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--unbound", action="store_true", help="with step: let a worker's threads use all cores")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument(
         "--folder", type=Path, help="where spectra are kept (runs/bench); with step where moments go, which is new"
