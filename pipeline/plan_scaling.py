@@ -209,8 +209,11 @@ def count_factorisations(config: ExperimentConfig, n_folds: int) -> int:
     n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
     alpha, curve = config.ridge.alpha, config.learning_curve
     sizes = n_folds if curve is None else min(len(curve) + 1, n_folds)
-    searched = len(alpha.search) * (n_folds + 1) - 1 if isinstance(alpha, AlphaSearch) else 0
-    return n_models * (sizes + searched)
+    if not isinstance(alpha, AlphaSearch):
+        return n_models * sizes
+    n_tried, n_searching = len(alpha.search), n_models if alpha.expert_curves else 1
+    # Penalties are tried without each fold; for the curve on test spectra once more, on all, the choice among them.
+    return n_models * (sizes + n_tried - 1) + n_searching * n_tried * n_folds
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,10 +1,11 @@
 """Deadlines for a cluster that is waited for: nobody waits for what cannot come any more.
 
 Dask itself waits without an end where all workers are gone and none comes back, where all have stopped taking tasks
-because their memory is nearly full, and where the scheduler is there but silent. Here each of these ends in an error
-that says what to do. The deadlines are Dask's own settings, so that a cluster's profile and ``~/.config/dask`` rule
-them: ``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default) and
-twice ``distributed.comm.timeouts.connect``.
+because their memory is nearly full, where the scheduler is there but silent, and where a worker is well but its task hangs, as
+on a file system that does not answer. Here each of these ends in an error that says what to do. The deadlines are
+Dask's settings, so that a cluster's profile and ``~/.config/dask`` rule them:
+``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default), twice
+``distributed.comm.timeouts.connect``, and one of our own, ``headroom.no-progress-timeout`` (an hour).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["ClusterWatch", "answer_seconds", "describe_workers", "idle_seconds", "silence_told", "wait_for_worker"]
 
 _SECONDS_WITHOUT_WORKERS = 300.0
+#: A task tells of every block of spectra and of every model, which take seconds.
+_NO_PROGRESS = "1h"
 #: Between questions to the scheduler, which counts all workers for each.
 _SECONDS_BETWEEN_QUESTIONS = 10.0
 _AGAIN = "run the same command again: finished work is kept"
@@ -34,6 +37,14 @@ def idle_seconds() -> float:
 
     setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
     return float(parse_timedelta(setting)) if setting else _SECONDS_WITHOUT_WORKERS
+
+
+def stall_seconds() -> float:
+    """Return how long workers may be there without any task that advances."""
+    import dask.config
+    from dask.utils import parse_timedelta
+
+    return float(parse_timedelta(dask.config.get("headroom.no-progress-timeout", _NO_PROGRESS)))
 
 
 def answer_seconds() -> float:
@@ -104,14 +115,15 @@ class ClusterWatch:
 
     def __init__(self, client: Client, doing: str, *, pause: float = _SECONDS_BETWEEN_QUESTIONS) -> None:
         self._client, self._doing = client, doing
-        self._deadline = idle_seconds()
-        self._pause = min(pause, self._deadline / 4)
-        self._asked = time.monotonic()
+        self._deadline, self._patience = idle_seconds(), stall_seconds()
+        self._pause = min(pause, self._deadline / 4, self._patience / 4)
+        self._asked = self._heard = time.monotonic()
         self._idle_since: float | None = None
 
     def hear(self) -> None:
         """Take note of news from a worker: one is at work, whatever the scheduler thinks of it."""
         self._idle_since = None
+        self._heard = time.monotonic()
 
     def check(self) -> None:
         """Ask the scheduler, unless that was a moment ago.
@@ -119,12 +131,18 @@ class ClusterWatch:
         Raises
         ------
         ResourceError
-            If it does not answer, or no worker has taken tasks for :func:`idle_seconds`.
+            If it does not answer, if no worker has taken tasks for :func:`idle_seconds`, or if those that are there
+            have told of nothing new for :func:`stall_seconds`.
         """
         if time.monotonic() - self._asked >= self._pause:
             workers = describe_workers(self._client)
             self._asked = time.monotonic()
-            self.note(workers)
+            if self.note(workers) and self._asked - self._heard >= self._patience:
+                raise ResourceError(
+                    f"no task has advanced for {self._patience:.0f} s while {self._doing}, though {len(workers)} workers "
+                    "answer: a file system may hang, see the workers' logs; if it is only slow, set "
+                    f"DASK_HEADROOM__NO_PROGRESS_TIMEOUT=4h; then {_AGAIN}"
+                )
 
     def note(self, workers: Mapping[str, Mapping[str, Any]]) -> bool:
         """Return whether any worker takes tasks; raise if none has for too long."""

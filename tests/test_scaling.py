@@ -134,6 +134,9 @@ def test_a_search_factorises_every_penalty_on_every_fold() -> None:
     # Four prefixes once each; every penalty on all folds together and without each.
     searching = make_config(ridge={"alpha": {"search": [1.0, 10.0, 100.0]}})
     assert count_factorisations(searching, 5) == 10 * (4 + 3 + 5 * 3)
+    # The same, but the global model alone is tried without each fold.
+    searching = make_config(ridge={"alpha": {"search": [1.0, 10.0, 100.0], "by": "global", "expert_curves": False}})
+    assert count_factorisations(searching, 5) == 10 * (4 + 3) + 5 * 3
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
@@ -93,6 +94,32 @@ def test_run__raise_when_workers_die_again_and_again() -> None:
         pytest.raises(ResourceError, match=r"died again and again while testing.*run again"),
     ):
         list(run_tasks(client, always_die, [Task(("die", 0), 0, 1)], "testing", lambda _: None))
+
+
+def hang(_: int, report: Callable[[int], None]) -> None:
+    report(0)
+    time.sleep(60)
+
+
+def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
+    """As on a file system that does not answer: the worker's own heart beats on."""
+    started = time.monotonic()
+    with (
+        dask.config.set({"headroom.no-progress-timeout": "3s"}),
+        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+        pytest.raises(ResourceError, match=r"no task has advanced for 3 s while testing, though 1 workers answer"),
+    ):
+        list(run_tasks(client, hang, [Task(("hang", 0), 0, 1)], "testing", lambda _: None))
+    assert time.monotonic() - started < 40
+
+
+def test_a_task_that_advances_slowly_is_waited_for() -> None:
+    with (
+        dask.config.set({"headroom.no-progress-timeout": "2s"}),
+        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+    ):
+        [(_, result)] = run_tasks(client, count_to, [Task(("count", 0), 40, 40)], "counting", lambda _: None)
+    assert result == 40
 
 
 def test_tasks_run_here_without_a_client() -> None:
