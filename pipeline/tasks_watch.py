@@ -1,8 +1,8 @@
 """Deadlines for a cluster that is waited for: nobody waits for what cannot come any more.
 
 Dask itself waits without an end where all workers are gone and none comes back, where all have stopped taking tasks
-because their memory is nearly full, where the scheduler is there but silent, and where a worker is well but its task hangs, as
-on a file system that does not answer. Here each of these ends in an error that says what to do. The deadlines are
+because their memory is nearly full, where the scheduler is there but silent, and where a worker is well but its task hangs,
+as on a file system that does not answer. Here each of these ends in an error that says what to do. The deadlines are
 Dask's settings, so that a cluster's profile and ``~/.config/dask`` rule them:
 ``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default), twice
 ``distributed.comm.timeouts.connect``, and one of our own, ``headroom.no-progress-timeout`` (an hour).
@@ -139,8 +139,8 @@ class ClusterWatch:
             self._asked = time.monotonic()
             if self.note(workers) and self._asked - self._heard >= self._patience:
                 raise ResourceError(
-                    f"no task has advanced for {self._patience:.0f} s while {self._doing}, though {len(workers)} workers "
-                    "answer: a file system may hang, see the workers' logs; if it is only slow, set "
+                    f"no task has advanced for {self._patience:.0f} s while {self._doing}, though {len(workers)} "
+                    "workers answer: a file system may hang, see the workers' logs; if it is only slow, set "
                     f"DASK_HEADROOM__NO_PROGRESS_TIMEOUT=4h; then {_AGAIN}"
                 )
 
