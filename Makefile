@@ -32,10 +32,10 @@ test: $(READY)  ## the tests: under 5 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
-test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 6 minutes
-	$(BIN)/python -m pytest -q -m "(faults or slurm) and not slow"
+test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 minutes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
 
 bench: $(READY)  ## all benchmarks, one table: under 15 minutes on 2 cores, once its 15 GB of spectra are simulated
 	$(BIN)/python benchmarks/run.py

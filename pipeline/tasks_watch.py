@@ -1,9 +1,9 @@
 """Deadlines for a cluster that is waited for: nobody waits for what cannot come any more.
 
 Dask itself waits without an end where all workers are gone and none comes back, where all have stopped taking tasks
-because their memory is nearly full, where the scheduler is there but silent, and where a worker is well but its task hangs,
-as on a file system that does not answer. Here each of these ends in an error that says what to do. The deadlines are
-Dask's settings, so that a cluster's profile and ``~/.config/dask`` rule them:
+because their memory is nearly full, where the scheduler is there but silent, and where a worker is well but its task
+hangs, as on a file system that does not answer. Here each of these ends in an error that says what to do. The
+deadlines are Dask's settings, so that a cluster's profile and ``~/.config/dask`` rule them:
 ``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default), twice
 ``distributed.comm.timeouts.connect``, and one of our own, ``headroom.no-progress-timeout`` (an hour).
 """
