@@ -115,7 +115,7 @@ def test_steps_parts_and_notes_of_a_progress_are_in_the_file(tmp_path: Path, qui
                 (3, 12, "partitions"),
             )
             assert 0 < step.rate < 250 / 0.3
-            assert step.left_seconds == pytest.approx(750 / step.rate, rel=0.01)
+            assert step.left_seconds == pytest.approx(750 / step.rate, abs=0.051), "kept to a tenth of a second"
             assert step.advanced > step.started
     status = read(tmp_path / "run")
     assert (status.state, status.step, status.error) == ("finished", None, None)
