@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import MAIN_BINNING
 
-__all__ = ["Binning", "CellGrid", "plan_binnings", "quantile_edges"]
+__all__ = ["Binning", "CellGrid", "crossed_name", "plan_binnings", "quantile_edges"]
 
 #: The binning that the verdict is about; the others are held against it.
 MAIN = MAIN_BINNING
@@ -106,6 +106,18 @@ class Binning:
         """Return the binning with an expert for each bin of a grid; ``cells`` are those of every bin."""
         return cls(name, grid.columns, grid, tuple(range(grid.n_bins)), grid.bin_names, tuple(cells))
 
+    @classmethod
+    def cross(cls, first: Binning, second: Binning) -> Binning:
+        """Return the binning with an expert for each pair of bins of two grids on different columns.
+
+        The pair (i, j) has the number i · K₂ + j. The cells tell both grids apart, so each pair is some of them.
+        """
+        grid = BinGrid(
+            {**first.base.edges, **second.base.edges}, {**first.base.interval_names, **second.base.interval_names}
+        )
+        members = tuple(tuple(sorted(set(a) & set(b))) for a, b in product(first.members, second.members))
+        return cls.of_grid(crossed_name(first.name, second.name), grid, members)
+
     @property
     def n_bins(self) -> int:
         """Number of experts."""
@@ -123,6 +135,11 @@ class Binning:
     def assign(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.int64]:
         """Assign every spectrum to its expert, shape (N,); :data:`OUTSIDE` for those of none."""
         return np.array([*self.groups, OUTSIDE])[self.base.assign(columns)]
+
+
+def crossed_name(first: str, second: str) -> str:
+    """Return the name of the binning by both of two others."""
+    return f"{first} × {second}"
 
 
 def plan_binnings(

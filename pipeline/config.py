@@ -21,7 +21,7 @@ from pydantic import (
 
 from pipeline import schema
 from pipeline.config_cuts import Cut, DesignConfig, Quantiles, Section, require_increasing
-from pipeline.config_gate import GateConfig
+from pipeline.config_gate import FeatureConfig, GateConfig, LineWindow
 from pipeline.errors import did_you_mean
 
 __all__ = [
@@ -32,8 +32,10 @@ __all__ = [
     "DecisionConfig",
     "DesignConfig",
     "ExperimentConfig",
+    "FeatureConfig",
     "GateConfig",
     "HypothesesConfig",
+    "LineWindow",
     "NoiseConfig",
     "PerSpectrum",
     "Quantiles",
@@ -300,6 +302,7 @@ class ExperimentConfig(Section):
                 )
         if self.gate is not None:
             self.gate.require_bins(tuple(self.bins), has_one_fold=self.compute.folds == 1)
+            self.gate.require_binnings({name: tuple(cuts) for name, cuts in self.binnings.items()})
         for column, names in self.bin_names.items():
             expected = len(self.bins.get(column, ())) - 1
             if len(names) != expected:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ def packaged_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(source: str | Path) -> ExperimentConfig:
+def load_config(source: str | Path, variables: Mapping[str, str] | None = None) -> ExperimentConfig:
     """Read and validate a configuration.
 
     Parameters
     ----------
     source
         A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
+    variables
+        What ``${NAME}`` stands for in data paths, in place of the environment.
 
     Returns
     -------
@@ -66,8 +69,9 @@ def load_config(source: str | Path) -> ExperimentConfig:
         raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
     # A packaged file has no neighbours: its relative paths are the caller's.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
+    expanded = _expand_data_paths(content, base, path, os.environ if variables is None else variables)
     try:
-        config = ExperimentConfig.model_validate(_expand_cluster(_expand_data_paths(content, base, path), base))
+        config = ExperimentConfig.model_validate(_expand_cluster(expanded, base))
     except ValidationError as error:
         raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
     return config
@@ -92,7 +96,7 @@ def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**content, "cluster": str(base / os.path.expanduser(cluster))}
 
 
-def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[str, Any]:
+def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     section = content.get("data")
     if not isinstance(section, dict):
         return content
@@ -105,12 +109,12 @@ def _expand_data_paths(content: dict[str, Any], base: Path, path: Path) -> dict[
 
     def substitute(match: re.Match[str]) -> str:
         name = match.group(1) or match.group(2)
-        if name not in os.environ:
+        if name not in variables:
             raise ConfigError(
                 f"configuration {path}: the environment variable {name} is not set; "
                 f"set it first, for example: export {name}=/path/to/spectra"
             )
-        return os.environ[name]
+        return variables[name]
 
     expanded = dict(section)
     expanded.setdefault("stores", "stores")

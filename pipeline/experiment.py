@@ -20,7 +20,7 @@ from pipeline.checkpoints_plan import plan_accumulation
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.experiment_design import design_products, require_divisible, score_design, search_design
-from pipeline.experiment_gate import fit_gates, gate_products
+from pipeline.experiment_gate import fit_gates, gate_products, require_gate
 from pipeline.experiment_models import require_searchable_folds, solve_models, warn_of_sizes
 from pipeline.experiment_run import Run, open_run, save_config, writable_folder
 from pipeline.experiment_scores import score_models
@@ -145,6 +145,7 @@ def _run_steps(
     accumulation = plan_accumulation(sets.train, cells, config.compute, config.precision)
     require_searchable_folds(run, sets, accumulation)
     require_divisible(run, sets, accumulation)
+    require_gate(run)
     warn_of_sizes(run, accumulation)
     draws, moments_folder = noise_draws(config), run.folder / "moments"
     saved = set(range(len(accumulation.folds))).intersection(
@@ -168,7 +169,7 @@ def _run_steps(
     if design is not None:
         clock = run.finish_step("design", clock, skipped=run.products == made)
     made = dict(run.products)
-    gate = fit_gates(run, accumulation, moments, files, client)
+    gate = fit_gates(run, sets, accumulation, moments, files, client)
     if gate is not None:
         clock = run.finish_step("gate", clock, skipped=run.products == made)
     run.worker_peak = workers_peak(client) if client is not None else 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,22 @@ from numpy.typing import NDArray
 from pipeline.checkpoints import MomentsFolder
 from pipeline.checkpoints_plan import AccumulationPlan
 from pipeline.config import content_hash
+from pipeline.experiment_blend import fit_blends, solve_folds
+from pipeline.experiment_features import compute_rows, grid_items, recipe_file, rows_file, write_recipes
 from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
+from pipeline.experiment_snr import QualityGates, fit_quality_gates
+from pipeline.features import FeatureRecipe
+from pipeline.features_files import read_recipe
 from pipeline.files import remove_leftovers, replacing
-from pipeline.gates import RidgeGate, fit_ridge_gate
+from pipeline.gates import Gate, fit_ridge_gate, gate_from_dict
+from pipeline.gates_logistic import require_scikit_learn
 from pipeline.models import read_models
-from pipeline.noise import NoiseDraw
+from pipeline.noise import Noise, NoiseDraw
 from pipeline.predictions import predict_columns
 from pipeline.routing import assess_gate, route_spectra, score_routes
-from pipeline.solve_gate import GateJob, predict_folders
+from pipeline.routing_blend import Blend
+from pipeline.solve_gate import GateJob, LogisticJob, fit_logistic_jobs, predict_folders
 from pipeline.spectra_sets import SpectraSets
 from pipeline.summary import ScoredDraw
 from pipeline.summary_merits import resampling
@@ -30,7 +37,7 @@ from pipeline.summary_routing import ScoredGate
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["RunGate", "fit_gates", "gate_products", "score_gate"]
+__all__ = ["RunGate", "fit_gates", "gate_file", "gate_products", "held_out_file", "require_gate", "score_gate"]
 
 FloatArray = NDArray[np.float64]
 #: Raised when the same moments and settings would give another gate.
@@ -39,15 +46,60 @@ ALGORITHM_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class RunGate:
-    """The gate of every training noise, by the file of its models; the files that hold the gates; what is unsure."""
+    """The gates of a run.
 
-    gates: dict[str, RidgeGate]
+    Attributes
+    ----------
+    gates
+        The gate of every training noise, by the file of its models.
+    recipes
+        How its features come from pixels, likewise; only where it needs any.
+    fits
+        What its file says of the fit itself, likewise.
+    files
+        The files that gates and recipes are in.
+    unsure
+        See :func:`pipeline.routing.route_spectra`.
+    blends
+        The blend of every training noise, by the file of its models, where blends were asked for.
+    quality
+        The gates of other binnings, where they were asked for.
+    """
+
+    gates: Mapping[str, Gate]
+    recipes: Mapping[str, FeatureRecipe]
+    fits: Mapping[str, Mapping[str, Any]]
     files: tuple[str, ...]
     unsure: float
+    blends: Mapping[str, Blend] = field(default_factory=dict)
+    quality: QualityGates | None = None
+
+
+def gate_file(noise: Noise) -> str:
+    """Return the name of a noise's gate in the run folder."""
+    return f"gates/{noise.name}.json"
+
+
+def held_out_file(noise: Noise) -> str:
+    """Return the name of the probabilities of the rows that a noise's logistic gate was fitted to, held out."""
+    return f"gates/{noise.name}_held_out.npy"
+
+
+def require_gate(run: Run) -> None:
+    """Refuse a gate that cannot be fitted here, before the pass over the spectra.
+
+    Raises
+    ------
+    ConfigError
+        If it needs a library that is not installed.
+    """
+    if run.config.gate is not None and (run.config.gate.kind == "logistic" or run.config.gate.binnings):
+        require_scikit_learn()
 
 
 def fit_gates(
     run: Run,
+    sets: SpectraSets,
     plan: AccumulationPlan,
     moments: Sequence[MomentsFolder],
     files: Sequence[ModelFiles],
@@ -59,39 +111,89 @@ def fit_gates(
     ----------
     run
         Its gates are fitted again only where their keys have changed.
+    sets
+        The training spectra, for what a logistic gate looks at.
     plan, moments, files
         Of the pass, for every noise: its moments and models. Noise that is only compared has no gate.
     client
-        A Dask client whose workers predict the folds.
+        A Dask client whose workers read spectra and moments.
     """
-    if run.config.gate is None:
+    settings = run.config.gate
+    if settings is None:
         return None
     remove_leftovers(run.folder / "gates")
     (run.folder / "gates").mkdir(exist_ok=True)
     parts = [one for one in zip(moments, files, strict=True) if not run.is_compared(one[0].draw)]
-    names = [f"gates/{one.draw.name}.json" for one, _ in parts]
-    keys = [content_hash([ALGORITHM_VERSION, run.config.gate.kind, run.products[file.main]]) for _, file in parts]
-    missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
+    noises = [one.draw for one, _ in parts]
+    of_features: list[str] = []
+    fold_models = solve_folds(run, parts, client)
+    if settings.kind == "logistic":
+        write_recipes(run, sets.train, plan, [one for one, _ in parts], client)
+    if settings.kind == "logistic" or fold_models is not None:
+        compute_rows(run, plan, noises, client, fold_models=fold_models)
+    if settings.kind == "logistic":
+        of_features = [recipe_file(noise) for noise in noises]
+        described = [ALGORITHM_VERSION, settings.kind, settings.features.products]
+        keys = [content_hash([*described, run.products[rows_file(noise)]]) for noise in noises]
+    else:
+        keys = [content_hash([ALGORITHM_VERSION, settings.kind, run.products[file.main]]) for _, file in parts]
+    missing = [k for k, noise in enumerate(noises) if not run.is_made(gate_file(noise), keys[k])]
+    fit = _fit_logistic if settings.kind == "logistic" else _fit_ridge
+    for place, plain in fit(run, plan, [parts[k] for k in missing], client) if missing else ():
+        name = gate_file(noises[missing[place]])
+        with replacing(run.folder / name) as temporary:
+            temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        run.record(name, keys[missing[place]])
+    plains = {
+        file.main: json.loads((run.folder / gate_file(one.draw)).read_text(encoding="utf-8")) for one, file in parts
+    }
+    blends: dict[str, Blend] = {}
+    of_blends: tuple[str, ...] = ()
+    if fold_models is not None:
+        held_out = [held_out_file(noise) if settings.kind == "logistic" else None for noise in noises]
+        blends, of_blends = fit_blends(run, parts, dict(zip(map(gate_file, noises), held_out, strict=True)), client)
+    quality = fit_quality_gates(run, plan, client)
+    return RunGate(
+        gates={name: gate_from_dict(plain, run.grid) for name, plain in plains.items()},
+        recipes={
+            file.main: read_recipe(run.folder / name) for (_, file), name in zip(parts, of_features, strict=False)
+        },
+        fits={name: plain.get("fit", {}) for name, plain in plains.items()},
+        files=(*map(gate_file, noises), *of_features, *of_blends, *(quality.files if quality else ())),
+        unsure=settings.unsure,
+        blends=blends,
+        quality=quality,
+    )
+
+
+def _fit_ridge(
+    run: Run, plan: AccumulationPlan, parts: Sequence[tuple[MomentsFolder, ModelFiles]], client: Client | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     covered = run.binnings[0].covered
     jobs = [
-        GateJob(
-            parts[k][0],
-            run.config.ridge,
-            covered,
-            read_models(run.folder / parts[k][1].main)[-1].global_alpha,
-        )
-        for k in missing
+        GateJob(one, run.config.ridge, covered, read_models(run.folder / file.main)[-1].global_alpha)
+        for one, file in parts
     ]
-    for place, sums in predict_folders(jobs, client=client, progress=run.progress) if jobs else ():
-        gate = fit_ridge_gate(sums, plan.labels, plan.y_origin, run.grid)
-        with replacing(run.folder / names[missing[place]]) as temporary:
-            temporary.write_text(json.dumps(gate.to_dict(), indent=1), encoding="utf-8")
-        run.record(names[missing[place]], keys[missing[place]])
-    gates = {
-        file.main: RidgeGate.from_dict(json.loads((run.folder / name).read_text(encoding="utf-8")), run.grid)
-        for (_, file), name in zip(parts, names, strict=True)
-    }
-    return RunGate(gates, tuple(names), run.config.gate.unsure)
+    for place, sums in predict_folders(jobs, client=client, progress=run.progress):
+        yield place, fit_ridge_gate(sums, plan.labels, plan.y_origin, run.grid).to_dict()
+
+
+def _fit_logistic(
+    run: Run, plan: AccumulationPlan, parts: Sequence[tuple[MomentsFolder, ModelFiles]], client: Client | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    assert run.config.gate is not None
+    grid, folder, products = grid_items(run.grid), run.folder, run.config.gate.features.products
+    jobs = [
+        LogisticJob(
+            rows=str(folder / rows_file(one.draw)),
+            recipe=str(folder / recipe_file(one.draw)),
+            held_out=str(folder / held_out_file(one.draw)),
+            grid=grid,
+            products=products,
+        )
+        for one, _ in parts
+    ]
+    yield from fit_logistic_jobs(jobs, client=client, progress=run.progress)
 
 
 def gate_products(run: Run, found: RunGate | None) -> dict[str, str]:
@@ -107,6 +209,7 @@ def score_gate(
     draw: ScoredDraw,
     truth: tuple[FloatArray, NDArray[np.int64]],
     predicted: FloatArray,
+    advance: Callable[[int], None] | None = None,
 ) -> ScoredGate:
     """Route the test spectra by a gate.
 
@@ -122,12 +225,23 @@ def score_gate(
         Labels and bins of the test spectra, shapes (N,).
     predicted
         What the models of all folds say of them, shape (N, 1 + K).
+    advance
+        Called with the number of finished spectra: they are read once more.
     """
     y_true, bins = truth
-    models = draw.models[-1]
+    models, recipe = draw.models[-1], found.recipes.get(name)
     drawn = draw.test_noise if isinstance(draw.test_noise, NoiseDraw) else None
-    of_labels = predict_columns(sets.test, models.global_weights, models.global_intercepts, drawn, run.config.precision)
-    probabilities = found.gates[name].probabilities(of_labels)
+    weights, intercepts, n_labels = models.global_weights, models.global_intercepts, len(models.labels)
+    if recipe is not None:  # one product gives predictions and features
+        weights = np.concatenate([weights, recipe.columns], axis=1)
+        intercepts = np.concatenate([intercepts, np.zeros(recipe.columns.shape[1])])
+    products = predict_columns(sets.test, weights, intercepts, drawn, run.config.precision, advance)
+    features = None if recipe is None else recipe.from_products(products[:, n_labels:])
+    probabilities = found.gates[name].probabilities(products[:, :n_labels], features)
     routed = route_spectra(predicted, probabilities, bins, found.unsure)
+    if name in found.blends:
+        routed["blend"] = found.blends[name].route(predicted, probabilities, products[:, :n_labels])
     scores = score_routes(y_true, routed, predicted[:, 0], bins, models.n_experts, resampling(run.config))
-    return ScoredGate(draw.seed, draw.draw.level, scores, assess_gate(probabilities, bins))
+    importance = found.fits[name].get("importance", {})
+    quality = assess_gate(probabilities, bins)
+    return ScoredGate(draw.seed, draw.draw.level, scores, quality, importance, found.blends.get(name), probabilities)

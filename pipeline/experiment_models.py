@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.binnings import Binning
 from pipeline.checkpoints import MomentsFolder
 from pipeline.checkpoints_plan import AccumulationPlan
-from pipeline.config import AlphaSearch, content_hash
+from pipeline.config import AlphaSearch, RidgeConfig, content_hash
 from pipeline.experiment_run import Run
 from pipeline.folds import choose_prefixes, count_in_folds
 from pipeline.models import (
@@ -28,7 +29,7 @@ from pipeline.spectra_sets import SpectraSets
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ModelFiles", "require_searchable_folds", "solve_models", "warn_of_sizes"]
+__all__ = ["ModelFiles", "require_searchable_folds", "settle_penalty", "solve_models", "warn_of_sizes"]
 
 #: Share of a training size by which the nearest number of whole folds may miss it without a word.
 _FAR = 0.1
@@ -124,7 +125,13 @@ def solve_models(
     keys = [content_hash([key, described]) for key in keys]
     missing = [k for k, file in enumerate(files) if file.others and not run.is_made(file.others, keys[k])]
     jobs = [
-        SolveJob(moments[k], binning, **_settle_penalty(run, files[k]), **common, prefixes=(moments[k].n_folds,))
+        SolveJob(
+            moments[k],
+            binning,
+            **settle_penalty(run.config.ridge, run.folder / files[k].main),
+            **common,
+            prefixes=(moments[k].n_folds,),
+        )
         for k in missing
         for binning in others
     ]
@@ -141,13 +148,12 @@ def _solve(run: Run, jobs: Sequence[SolveJob], client: Client | None) -> Iterabl
     return solve_folders(jobs, client=client, progress=run.progress) if jobs else ()
 
 
-def _settle_penalty(run: Run, file: ModelFiles) -> dict[str, Any]:
-    """Return the settings of other binnings' models: what the global model chose stays, and is theirs where it chose
-    for all."""
-    ridge = run.config.ridge
+def settle_penalty(ridge: RidgeConfig, main: Path) -> dict[str, Any]:
+    """Return the settings of other binnings' models: what the global model of the file ``main`` chose stays, and is
+    theirs where it chose for all."""
     if not isinstance(ridge.alpha, AlphaSearch):
         return {"ridge": ridge}
-    chosen = read_models(run.folder / file.main)[-1].global_alpha
+    chosen = read_models(main)[-1].global_alpha
     if ridge.alpha.by == "global":
         return {"ridge": ridge.model_copy(update={"alpha": chosen})}
     return {"ridge": ridge, "global_alpha": chosen}

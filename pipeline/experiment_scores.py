@@ -24,8 +24,9 @@ from pipeline.spectra_sets import SpectraSets
 from pipeline.summary import ScoredDraw, ScoredRun
 from pipeline.summary_ablation import ScoredBinning
 from pipeline.summary_routing import ScoredGate
+from pipeline.summary_snr import ScoredBinningGate
 
-__all__ = ["score_models"]
+__all__ = ["choose_test_noises", "score_models"]
 
 FloatArray = NDArray[np.float64]
 
@@ -48,8 +49,12 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
     others: list[ScoredBinning] = []
     frames: list[pd.DataFrame] = []
     gates: list[ScoredGate] = []
-    pairs = [(file, test_noise) for file in files for test_noise in _test_noises(run.config, sets, file.noise)]
+    of_binnings: list[ScoredBinningGate] = []
+    quality = gate.quality.ask(sets.test) if gate is not None and gate.quality is not None else None
+    pairs = [(file, test_noise) for file in files for test_noise in choose_test_noises(run.config, sets, file.noise)]
     reads = sum(len(file.names) for file, _ in pairs)
+    if gate is not None:
+        reads += sum(not (run.is_compared(file.noise) or isinstance(noise, MarginalNoise)) for file, noise in pairs)
     with run.progress.step("predict", reads * sets.test.n_spectra) as advance:
         for file, test_noise in pairs:
             draw, predicted, variance = _score_draw(run, sets, truth, file, test_noise, advance)
@@ -62,15 +67,18 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
             )
             if gate is not None and not isinstance(test_noise, MarginalNoise):
                 known = (labels, truth.bins[0])
-                gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted))
+                gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted, advance))
             if file.others:
                 others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
-                others += _score_binnings(run, sets, truth, file, draw, advance)
+                for one, known, own in _score_binnings(run, sets, truth, file, draw, advance):
+                    others.append(one)
+                    if quality is not None and not isinstance(test_noise, MarginalNoise):
+                        of_binnings += quality.route(run, one, known, own, gates[-1])
     with replacing(run.folder / PREDICTIONS_FILE) as temporary:
         pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
     if gate is not None and not gates:
         run.warnings.append("marginal test noise has no single spectra to route, so the gate was not held against any")
-    return ScoredRun(draws, compared, others, gates=gates)
+    return ScoredRun(draws, compared, others, gates=gates, binning_gates=of_binnings)
 
 
 def _score_draw(
@@ -98,8 +106,11 @@ def _score_draw(
 
 def _score_binnings(
     run: Run, sets: SpectraSets, truth: _Truth, file: ModelFiles, draw: ScoredDraw, advance: Callable[[int], None]
-) -> Iterator[ScoredBinning]:
-    """Score the models of all other binnings, in one read of the test spectra."""
+) -> Iterator[tuple[ScoredBinning, tuple[FloatArray, NDArray[np.int64]], FloatArray]]:
+    """Score the models of all other binnings, in one read of the test spectra.
+
+    Yield also labels and bins (N,), and the predictions of the global model and the experts, (N, 1 + K).
+    """
     models = read_models(run.folder / str(file.others))
     # All experts as those of one model: one product for all of them.
     predicted, variance = predict_noisy(
@@ -110,12 +121,14 @@ def _score_binnings(
         columns = [0, *range(first, first + own.n_experts)]
         first += own.n_experts
         spread = None if variance is None else variance[0][:, columns]
-        yield ScoredBinning.score_predictions(
-            binning, draw, own, truth.labels, (bins, truth.bins[0]), predicted[0][:, columns], run.config, spread
+        of_experts = predicted[0][:, columns]
+        scored = ScoredBinning.score_predictions(
+            binning, draw, own, truth.labels, (bins, truth.bins[0]), of_experts, run.config, spread
         )
+        yield scored, (truth.labels, bins), of_experts
 
 
-def _test_noises(config: ExperimentConfig, sets: SpectraSets, draw: Noise) -> list[Noise | None]:
+def choose_test_noises(config: ExperimentConfig, sets: SpectraSets, draw: Noise) -> list[Noise | None]:
     """Return the test noises that models of a training noise are scored under; None is the test store's own.
 
     Models trained on drawn noise are tested on a draw of the same seed; marginal ones on one draw for every seed.

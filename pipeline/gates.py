@@ -1,14 +1,25 @@
 """Gates: how probable every bin is for a spectrum whose labels nobody knows.
 
+Whatever its kind, a gate is asked in one way (:class:`Gate`)::
+
+    gate.probabilities(of_labels, features)      (N, Q), (N, F) or None  →  (N, K + 1), the outside last
+
+``of_labels`` are the global model's predictions of all labels; ``features`` come from the
+:class:`pipeline.features.FeatureRecipe` that belongs to the gate, and are needed only where ``gate.feature_names`` is
+not empty. Both are linear in the pixels but for a little algebra a spectrum, so one product of a block of spectra with
+``[global weights | recipe.columns]`` serves both. ``gate.to_dict()`` and :func:`gate_from_dict` take it to JSON and
+back.
+
 The *ridge gate* needs no features and no training of its own: the global ridge model predicts all labels from the
 same moments, and how far such predictions are off, on folds that did not train them, is known from the moments too.
+The *logistic gate* (:mod:`pipeline.gates_logistic`) is trained on features of the spectra.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,13 +27,56 @@ from scipy.special import ndtr, owens_t
 
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
+from pipeline.gates_logistic import LogisticGate
 from pipeline.moments_predictions import PredictionSums
 
-__all__ = ["RidgeGate", "bivariate_normal_cdf", "fit_ridge_gate"]
+__all__ = ["Gate", "RidgeGate", "bivariate_normal_cdf", "fit_ridge_gate", "gate_from_dict"]
 
 FloatArray = NDArray[np.float64]
 #: Stands for 0 where a ratio of two zeros would have no value.
 _NEARLY_ZERO = 1e-300
+
+
+class Gate(Protocol):
+    """What all gates have in common."""
+
+    @property
+    def grid(self) -> BinGrid:
+        """The K bins."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The F features that it must be given, in order; none where it needs only predictions."""
+
+    def probabilities(self, predicted: ArrayLike, features: ArrayLike | None = None) -> FloatArray:
+        """Return the probability of every bin and, last, of the outside, shape (N, K + 1).
+
+        Parameters
+        ----------
+        predicted
+            Predictions of all labels by the global model, shape (N, Q), label units.
+        features
+            The features that :attr:`feature_names` lists, shape (N, F).
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+
+
+def gate_from_dict(plain: Mapping[str, Any], grid: BinGrid) -> Gate:
+    """Return the gate, of whatever kind, whose ``to_dict`` gave these values, over these bins.
+
+    Raises
+    ------
+    InputError
+        If its kind is not known.
+    """
+    kinds: dict[str, Any] = {"ridge": RidgeGate, "logistic": LogisticGate}
+    kind = plain.get("kind")
+    if kind not in kinds:
+        raise InputError(f"a gate of kind {' or '.join(kinds)} is required, found {kind!r}; fit the gate again")
+    gate: Gate = kinds[kind].from_dict(plain, grid)
+    return gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +119,20 @@ class RidgeGate:
         """Return the expected bin columns, shape (N, D), of predictions of all labels (N, Q)."""
         return np.asarray(np.asarray(predicted, dtype=np.float64) @ self.slope.T + self.intercept)
 
-    def probabilities(self, predicted: ArrayLike) -> FloatArray:
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """None: predictions are enough."""
+        return ()
+
+    def probabilities(self, predicted: ArrayLike, features: ArrayLike | None = None) -> FloatArray:
         """Return the probability of every bin and, last, of the outside.
 
         Parameters
         ----------
         predicted
             Predictions of all labels by the global model, shape (N, Q), label units.
+        features
+            Not looked at.
 
         Returns
         -------

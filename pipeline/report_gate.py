@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from pipeline.figures.views import estimate_view
+from pipeline.report_snr import list_binning_gates
 from pipeline.report_tables import MISSING, Table
 from pipeline.results import RunResults
-from pipeline.routing import ROUTES
 
 __all__ = ["describe_gate"]
 
@@ -28,14 +28,20 @@ def describe_gate(results: RunResults) -> dict[str, Any] | None:
         )
         where = f"Noise level {level['noise_level']:g}: " if several else ""
         sentences.append(f"{where}{routing['sentence']} {quality}")
-    return {"sentences": sentences, "tables": [_list_routes(level) for level in levels]}
+        if routing.get("blend"):
+            sentences.append(f"{where}{routing['blend']['sentence']}")
+    tables = [_list_routes(level) for level in levels]
+    return {"sentences": sentences, "tables": [*tables, *map(list_binning_gates, _with_binnings(levels))]}
+
+
+def _with_binnings(levels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [level for level in levels if level.get("gated_binnings")]
 
 
 def _list_routes(level: dict[str, Any]) -> Table:
     rows = []
     for scope in ("covered", "all"):
-        for route in ROUTES:
-            entry = level["routing"]["scopes"][scope][route]
+        for route, entry in level["routing"]["scopes"][scope].items():
             r2, gain, kept = (estimate_view(entry[merit]) for merit in ("r2", "gain", "kept"))
             rows.append(
                 (

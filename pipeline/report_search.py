@@ -11,7 +11,7 @@ from pipeline.report_tables import MISSING, Table
 from pipeline.results import GLOBAL_MODEL, RunResults
 from pipeline.selection import format_alpha
 
-__all__ = ["describe_search"]
+__all__ = ["count_choices", "describe_search"]
 
 
 def describe_search(results: RunResults) -> dict[str, Any] | None:
@@ -54,11 +54,11 @@ def _list_choices(results: RunResults, level: dict[str, Any]) -> Table:
         rows.append(
             (
                 name,
-                _count_choices(chosen["alpha"]),
+                count_choices(chosen["alpha"]),
                 ", ".join(sorted({edges[alpha] for alpha in chosen["alpha"] if alpha in edges})) or "inside",
                 _mean(chosen["r2_cv"]),
                 _mean(chosen["r2_test"]),
-                _count_choices(best["alpha"]),
+                count_choices(best["alpha"]),
             )
         )
     header = ("Model", "α chosen", "place in the grid", "R² held-out folds", "R² test", "best α of its own")
@@ -66,8 +66,8 @@ def _list_choices(results: RunResults, level: dict[str, Any]) -> Table:
     return Table(caption, header, tuple(rows), 3)
 
 
-def _count_choices(alphas: pd.Series) -> str:
-    """Return the penalties with the number of seeds that chose each, where they differ."""
+def count_choices(alphas: pd.Series) -> str:
+    """Return the penalties with the number of seeds that chose each, where they differ; a dash where there is none."""
     counts = alphas.value_counts().sort_index()
     if len(counts) == 1:
         return format_alpha(float(counts.index[0]))

@@ -9,6 +9,7 @@
     RUN/design.csv              a row per number of experts, where better bins were searched for
     RUN/marginal_learning_curve.csv  as learning_curve.csv, for marginal noise that drawn noise is held against
     RUN/routing.csv             a row per seed × noise level × scope × route, where a gate was asked for
+    RUN/routing_binnings.csv    the same for binnings by SNR with gates of their own, where they were asked for
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
     RUN/alpha_search.csv        R² of every model and penalty, where the penalty was searched for
     RUN/predictions.parquet     every test spectrum under the global model and every expert
@@ -39,6 +40,7 @@ __all__ = [
     "OVERALL_FILE",
     "PER_BIN_FILE",
     "PREDICTIONS_FILE",
+    "ROUTING_BINNINGS_FILE",
     "ROUTING_FILE",
     "SAMPLE_FILE",
     "SEARCH_COLUMNS",
@@ -56,6 +58,7 @@ SEARCH_FILE = "alpha_search.csv"
 ABLATION_FILE = "ablation.csv"
 DESIGN_FILE = "design.csv"
 ROUTING_FILE = "routing.csv"
+ROUTING_BINNINGS_FILE = "routing_binnings.csv"
 MARGINAL_FILE = "marginal_learning_curve.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"
@@ -121,6 +124,16 @@ class RunResults:
     summary: dict[str, Any]
     metadata: dict[str, Any]
     alpha_search: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SEARCH_COLUMNS)))
+
+    def store_paths(self, role: str) -> list[str]:
+        """Return the stores of the ``train`` or ``test`` spectra, for :func:`pipeline.open_spectra`."""
+        try:
+            return [str(path) for path in self.metadata["stores"][role]["paths"]]
+        except KeyError:
+            raise InputError(
+                f"run folder {self.folder}: metadata.json names no {role!r} stores; ask for train or test, or, if an "
+                "earlier version wrote it, run again with the same --out"
+            ) from None
 
 
 def read_results(folder: str | Path) -> RunResults:

@@ -19,7 +19,17 @@ from pipeline.bins import OUTSIDE
 from pipeline.decision import Estimate
 from pipeline.scores import Bootstrap, HeadroomScore, Score, interval_of, score_routed
 
-__all__ = ["ROUTES", "GateQuality", "assess_gate", "estimate_kept", "route_spectra", "score_routes"]
+__all__ = [
+    "ROUTES",
+    "GateQuality",
+    "assess_gate",
+    "cross_probabilities",
+    "estimate_kept",
+    "route_fallback",
+    "route_soft",
+    "route_spectra",
+    "score_routes",
+]
 
 FloatArray = NDArray[np.float64]
 #: Every way of routing, the upper bound first.
@@ -49,18 +59,27 @@ def route_spectra(
     dict
         Shape (N,) for every name in :data:`ROUTES`. Where all probability lies outside, ``soft`` is the global model.
     """
-    of_global, experts = predicted[:, 0], predicted[:, 1:]
-    of_bins, outside = probabilities[:, :-1], probabilities[:, -1]
-    inside = of_bins.sum(axis=1)
-    mixed = np.einsum("nk,nk->n", of_bins, experts)
-    rows, likeliest = np.arange(len(predicted)), of_bins.argmax(axis=1)
-    is_sure = of_bins[rows, likeliest] > unsure
+    rows, likeliest = np.arange(len(predicted)), probabilities[:, :-1].argmax(axis=1)
     return {
-        "oracle": np.where(bins == OUTSIDE, of_global, predicted[rows, 1 + np.maximum(bins, 0)]),
-        "hard": experts[rows, likeliest],
-        "soft": np.where(inside > 0, mixed / np.where(inside > 0, inside, 1.0), of_global),
-        "fallback": np.where(is_sure, mixed + outside * of_global, of_global),
+        "oracle": predicted[rows, np.where(bins == OUTSIDE, 0, 1 + bins)],
+        "hard": predicted[rows, 1 + likeliest],
+        "soft": route_soft(predicted, probabilities),
+        "fallback": route_fallback(predicted, probabilities, unsure),
     }
+
+
+def route_soft(predicted: FloatArray, probabilities: FloatArray) -> FloatArray:
+    """Return the mean of the experts weighted by their bins' probabilities, shape (N,); see :func:`route_spectra`."""
+    inside = probabilities[:, :-1].sum(axis=1)
+    mixed = np.einsum("nk,nk->n", probabilities[:, :-1], predicted[:, 1:])
+    return np.where(inside > 0, mixed / np.where(inside > 0, inside, 1.0), predicted[:, 0])
+
+
+def route_fallback(predicted: FloatArray, probabilities: FloatArray, unsure: float = 0.0) -> FloatArray:
+    """Return the same, the global model standing for the outside and for all spectra that no bin is probable for."""
+    of_global, of_bins = predicted[:, 0], probabilities[:, :-1]
+    mixed = np.einsum("nk,nk->n", of_bins, predicted[:, 1:])
+    return np.where(of_bins.max(axis=1) > unsure, mixed + probabilities[:, -1] * of_global, of_global)
 
 
 def score_routes(
@@ -96,6 +115,16 @@ def estimate_kept(routed: Sequence[Score], oracle: Sequence[Score], confidence: 
     low, high = interval_of(ratios, confidence)
     spread = float(np.nanstd(of_seeds, ddof=1)) if len(of_seeds) > 1 and not np.isnan(of_seeds).any() else 0.0
     return Estimate(gain / headroom, spread, low, high)
+
+
+def cross_probabilities(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Return the probabilities of pairs of bins of two independent gates, (N, K₁ + 1) and (N, K₂ + 1).
+
+    Shape (N, K₁K₂ + 1): the pair (i, j) has the number i · K₂ + j; last comes what lies outside either grid.
+    """
+    pairs = (first[:, :-1, None] * second[:, None, :-1]).reshape(len(first), -1)
+    outside = np.clip(1 - pairs.sum(axis=1, keepdims=True), 0.0, 1.0)
+    return np.concatenate([pairs, outside], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

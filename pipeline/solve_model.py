@@ -20,7 +20,16 @@ from pipeline.ridge import RidgePath, pixel_scale, solve_ridge_path
 from pipeline.selection import CrossValidation, held_out_errors, total_squares
 from pipeline.solve_threads import SolveMemory
 
-__all__ = ["ModelCells", "Prefix", "cross_validate_cells", "held_out_scales", "predict_held_out", "solve_prefixes"]
+__all__ = [
+    "ModelCells",
+    "Prefix",
+    "cross_validate_cells",
+    "held_out_penalties",
+    "held_out_scales",
+    "predict_held_out",
+    "solve_held_out",
+    "solve_prefixes",
+]
 
 FloatArray = NDArray[np.float64]
 
@@ -125,11 +134,22 @@ def predict_held_out(
     alphas
         The penalty of each fold's model, shapes (1,).
     """
-    paths = _iter_held_out(_fold_reader(folds, model, memory), model, scales, alphas, memory)
+    paths = solve_held_out(folds, model, scales, alphas, memory)
     for saved, path in zip(folds, paths, strict=True):
         # The training sum has been solved: its place is free.
         moments = _merge(saved, memory.total, ModelCells(tuple(judged), False), memory)
         yield sum_predictions(moments, path.weights, path.intercepts)
+
+
+def solve_held_out(
+    folds: Sequence[SavedMoments],
+    model: ModelCells,
+    scales: Sequence[FloatArray],
+    alphas: Sequence[FloatArray],
+    memory: SolveMemory,
+) -> Iterator[RidgePath]:
+    """Yield the model trained without the first fold, without the second, …; see :func:`predict_held_out`."""
+    return _iter_held_out(_fold_reader(folds, model, memory), model, scales, alphas, memory)
 
 
 def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ridge: RidgeConfig) -> list[FloatArray]:
@@ -139,6 +159,12 @@ def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ri
         shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), ridge)
         for held_out in range(len(folds))
     ]
+
+
+def held_out_penalties(folds: Sequence[SavedMoments], model: ModelCells, alpha: float) -> list[FloatArray]:
+    """Return a model's penalty without each fold, shapes (1,): it shrinks with the spectra, so that of each stays."""
+    counts = np.array([sum(saved.counts[cell] for cell in model.cells) for saved in folds])
+    return [np.array([alpha * (1 - count / counts.sum())]) for count in counts]
 
 
 def _fold_reader(folds: Sequence[SavedMoments], model: ModelCells, memory: SolveMemory) -> Callable[[int], Moments]:

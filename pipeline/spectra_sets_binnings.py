@@ -26,8 +26,10 @@ def resolve_binnings(config: ExperimentConfig, sets: SpectraSets) -> tuple[CellG
     fine = grids.pop("design.grid", None)
     others = dict(zip(config.binnings, grids.values(), strict=True))
     cells, binnings = plan_binnings(BinGrid(config.bins, config.bin_names), others, ablation=config.ablation, fine=fine)
+    gated = config.gate.binnings if config.gate is not None else ()
+    crossed = [Binning.cross(binnings[0], binning) for binning in binnings if binning.name in gated]
     kept, warnings = binnings[:1], []
-    for binning in binnings[1:]:
+    for binning in [*binnings[1:], *crossed]:
         problem = _find_problem(binning, config, sets)
         if problem:
             warnings.append(f"the binning {binning.name!r} is left out: {problem}")

@@ -34,6 +34,7 @@ from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 from pipeline.summary_routing import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.summary_sample import tabulate_sample
 from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
+from pipeline.summary_snr import ScoredBinningGate, summarise_binning_gates, tabulate_binning_gates
 
 __all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
 
@@ -110,6 +111,7 @@ class ScoredRun:
     binnings: Sequence[ScoredBinning] = ()
     design: ScoredDesign | None = None
     gates: Sequence[ScoredGate] = ()
+    binning_gates: Sequence[ScoredBinningGate] = ()
 
 
 def write_tables(
@@ -143,8 +145,11 @@ def write_tables(
         tables[files.DESIGN_FILE] = tabulate_design(run.design, config)
     if run.gates:
         tables[files.ROUTING_FILE] = tabulate_routing(run.gates, config)
+    if run.binning_gates:
+        tables[files.ROUTING_BINNINGS_FILE] = tabulate_binning_gates(run.binning_gates, config)
     for name in {
         files.ROUTING_FILE,
+        files.ROUTING_BINNINGS_FILE,
         files.SEARCH_FILE,
         files.MARGINAL_FILE,
         files.ABLATION_FILE,
@@ -228,6 +233,7 @@ def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[st
         _level_summary(_at_level(run.draws, level), config, grid)
         | {"ablation": summarise_ablation([one for one in run.binnings if one.draw.draw.level == level], config)}
         | {"routing": summarise_routing([one for one in run.gates if one.noise_level == level], config)}
+        | _gated_binnings(run, config, level)
         for level in config.noise.levels
     ]
     headline = config.headline_level
@@ -241,6 +247,11 @@ def _summary(run: ScoredRun, config: ExperimentConfig, grid: BinGrid) -> dict[st
         "marginal": compare_learning(at_headline, compared, config) if compared else None,
         "design": summarise_design(run.design, config) if run.design is not None else None,
     }
+
+
+def _gated_binnings(run: ScoredRun, config: ExperimentConfig, level: float) -> dict[str, Any]:
+    own = [one for one in run.binning_gates if one.gate.noise_level == level]
+    return {"gated_binnings": summarise_binning_gates(own, config)} if own else {}
 
 
 def _at_level(scored: Sequence[ScoredDraw], level: float) -> list[ScoredDraw]:

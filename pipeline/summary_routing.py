@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
-from pipeline.routing import ROUTES, GateQuality, estimate_kept
+from pipeline.routing import GateQuality, estimate_kept
+from pipeline.routing_blend import Blend
 from pipeline.scores import SCOPES, HeadroomScore
+from pipeline.summary_blend import summarise_blends
 from pipeline.summary_merits import estimate_merits, merit_columns
 
 __all__ = ["ScoredGate", "summarise_routing", "tabulate_routing"]
@@ -20,12 +23,24 @@ __all__ = ["ScoredGate", "summarise_routing", "tabulate_routing"]
 
 @dataclass(frozen=True, eq=False)
 class ScoredGate:
-    """Every way of routing under one training and one test noise; in a score, the route stands for the oracle."""
+    """Every way of routing under one training and one test noise; in a score, the route stands for the oracle.
+
+    ``importance`` is that of each feature of a gate that looks at features; see
+    :class:`pipeline.gates_logistic.LogisticFit`.
+    """
 
     seed: int
     noise_level: float
     scores: Mapping[str, HeadroomScore]
     quality: GateQuality
+    importance: Mapping[str, float] = field(default_factory=dict)
+    blend: Blend | None = None
+    probabilities: NDArray[np.float64] | None = None
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The ways of routing, the upper bound first."""
+        return tuple(self.scores)
 
 
 def tabulate_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) -> pd.DataFrame:
@@ -36,7 +51,7 @@ def tabulate_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) -> 
         n_bins = len(one.scores["oracle"].bins)
         for scope in (*SCOPES, *map(str, range(n_bins))):
             of_scope = {route: _scope(score, scope) for route, score in one.scores.items()}
-            for route in ROUTES:
+            for route in one.routes:
                 score = of_scope[route]
                 columns = merit_columns(score, confidence)
                 kept = estimate_kept([score], [of_scope["oracle"]], confidence)
@@ -68,7 +83,7 @@ def summarise_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) ->
     for scope in SCOPES:
         oracle = [_scope(one.scores["oracle"], scope) for one in scored]
         scopes[scope] = {}
-        for route in ROUTES:
+        for route in scored[0].routes:
             own = [_scope(one.scores[route], scope) for one in scored]
             merits = estimate_merits(own, confidence)
             scopes[scope][route] = {
@@ -84,7 +99,7 @@ def summarise_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) ->
             for name in ("told", "found")
         )
     for routes in scopes.values():
-        for route in ROUTES[1:]:
+        for route in scored[0].routes[1:]:
             routes[route]["verdict"] = _judge(Estimate(**routes[route]["kept"]), config.gate.keep)
     return {
         "kind": config.gate.kind,
@@ -94,6 +109,7 @@ def summarise_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) ->
         "scopes": scopes,
         "accuracy": float(np.mean([one.accuracy for one in qualities])),
         "calibration_error": float(np.mean([one.calibration_error for one in qualities])),
+        "blend": summarise_blends([one.blend for one in scored if one.blend is not None]),
         "confusion": np.sum([one.confusion for one in qualities], axis=0).tolist(),
         "reliability": {"told": told.tolist(), "found": found.tolist(), "counts": counts.tolist()},
     }

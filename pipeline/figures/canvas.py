@@ -63,10 +63,20 @@ VERDICT_COLORS = {"continue": "#009E73", "undecided": "#B8B8B8", "stop": "#D55E0
 BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.22, 1.0, 256)), name="visible_blues")
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as notebooks ask for it."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
     """Return an empty figure whose layout makes room for every label."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -29,7 +29,6 @@ from pipeline.figures.canvas import (
 )
 from pipeline.figures.views import bin_views, estimate_view, headline, scope_views
 from pipeline.results import RunResults
-from pipeline.routing import ROUTES
 
 __all__ = ["draw_gate"]
 
@@ -61,7 +60,8 @@ def draw_gate(results: RunResults) -> Figure:
 
 
 def _draw_r2(axes: Axes, routing: Mapping[str, Any], of_global: float) -> None:
-    for place, route in enumerate(ROUTES):
+    routes = tuple(routing["scopes"]["covered"])
+    for place, route in enumerate(routes):
         estimate = estimate_view(routing["scopes"]["covered"][route]["r2"])
         color = ORACLE if route == "oracle" else INK
         axes.plot([estimate.mean], [place], color=color, marker="o", markersize=10, linestyle="none", zorder=5)
@@ -69,11 +69,11 @@ def _draw_r2(axes: Axes, routing: Mapping[str, Any], of_global: float) -> None:
     axes.axvline(of_global, color=GLOBAL, linewidth=2.4)
     style_axes(axes, title="R² by routing (line: global model)", x="R²", grid="x")
     axes.margins(y=0.25)
-    _name_routes(axes, ROUTES)
+    _name_routes(axes, routes)
 
 
 def _draw_kept(axes: Axes, routing: Mapping[str, Any]) -> None:
-    routes = ROUTES[1:]
+    routes = tuple(routing["scopes"]["covered"])[1:]
     for place, route in enumerate(routes):
         entry = routing["scopes"]["covered"][route]
         estimate = estimate_view(entry["kept"])

@@ -1,0 +1,162 @@
+"""Features of a noisy spectrum that a gate may look at: principal components and windows around spectral lines.
+
+Of a window W of pixels with flux x, widths Δλ, and the mean flux c of its continuum bands::
+
+    mean = mean of x over W
+    depth = 1 − (mean of x over the three pixels of W nearest the centre) / c
+    equivalent width = Σ_W (1 − x/c) Δλ                                        (Å, positive in absorption)
+
+All but the division is linear in the pixels, so one product with :attr:`FeatureRecipe.columns` gives everything.
+Features are made of the flux alone: the error vector gives labels away (photon noise follows the flux).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.components import PrincipalComponents
+from pipeline.config import LineWindow
+from pipeline.errors import InputError
+
+__all__ = ["FeatureRecipe", "choose_windows"]
+
+FloatArray = NDArray[np.float64]
+#: Pixels whose mean is the flux at the centre of a line: one alone is mostly noise.
+_CENTRAL_PIXELS = 3
+#: Columns of a window: mean and central flux, Σ x Δλ, and the continuum.
+_PER_WINDOW = 4
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureRecipe:
+    """How F features come from P pixels.
+
+    Attributes
+    ----------
+    components
+        C principal components, whose scores come first; None for none.
+    windows
+        W windows whose pixels are all there, see :func:`choose_windows`.
+    wavelength
+        Of the pixels, shape (P,), Å, increasing.
+    """
+
+    components: PrincipalComponents | None
+    windows: tuple[LineWindow, ...]
+    wavelength: FloatArray
+
+    @property
+    def n_components(self) -> int:
+        """C."""
+        return 0 if self.components is None else self.components.vectors.shape[1]
+
+    @property
+    def totals(self) -> tuple[str, ...]:
+        """Names that the equivalent widths of several windows are summed under."""
+        return tuple(dict.fromkeys(window.total for window in self.windows if window.total is not None))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The F features, in order."""
+        return (
+            *(f"pc_{k + 1}" for k in range(self.n_components)),
+            *(f"{window.name}_{what}" for window in self.windows for what in ("mean", "depth", "width")),
+            *(f"{total}_width" for total in self.totals),
+        )
+
+    @cached_property
+    def columns(self) -> FloatArray:
+        """What a block of spectra is multiplied by, shape (P, C + 4 W): see :meth:`from_products`."""
+        own = [] if self.components is None else [self.components.vectors]
+        own += [_window_columns(window, self.wavelength) for window in self.windows]
+        return np.concatenate(own, axis=1)
+
+    @cached_property
+    def _widths(self) -> FloatArray:
+        """Σ_W Δλ of every window, shape (W,), Å."""
+        return np.asarray(self.columns[:, self.n_components + 2 :: _PER_WINDOW].sum(axis=0))
+
+    @cached_property
+    def _offsets(self) -> FloatArray:
+        """Scores of no flux at all, shape (C,)."""
+        return np.zeros(0) if self.components is None else -self.components.mean @ self.components.vectors
+
+    def from_products(self, products: ArrayLike) -> FloatArray:
+        """Return the features of spectra x from their products ``x @ columns``.
+
+        Parameters
+        ----------
+        products
+            Shape (N, C + 4 W), of spectra with nothing subtracted.
+
+        Returns
+        -------
+        FloatArray
+            Shape (N, F). Where a continuum has no flux, there is no depth and no width: both are 0.
+        """
+        given = np.asarray(products, dtype=np.float64)
+        scores = given[:, : self.n_components] + self._offsets
+        mean, central, sums, continuum = (given[:, self.n_components + k :: _PER_WINDOW] for k in range(_PER_WINDOW))
+        has_flux = continuum > 0
+        level = np.where(has_flux, continuum, 1.0)
+        depth = np.where(has_flux, 1 - central / level, 0.0)
+        width = np.where(has_flux, self._widths - sums / level, 0.0)
+        of_windows = np.stack([mean, depth, width], axis=2).reshape(len(given), -1)
+        names = [window.total for window in self.windows]
+        totals = [width[:, [name == total for name in names]].sum(axis=1, keepdims=True) for total in self.totals]
+        return np.concatenate([scores, of_windows, *totals], axis=1)
+
+    def compute(self, noisy: ArrayLike) -> FloatArray:
+        """Return the features, shape (N, F), of spectra (N, P) as the models see them: noisy and never negative."""
+        return self.from_products(np.asarray(noisy, dtype=np.float64) @ self.columns)
+
+
+def choose_windows(windows: Sequence[LineWindow], wavelength: ArrayLike) -> tuple[tuple[LineWindow, ...], list[str]]:
+    """Return the windows whose line and continuum are covered by pixels, and the names of the others.
+
+    A window is covered if it and each of its continuum bands lie within the wavelengths and hold a pixel's centre.
+
+    Raises
+    ------
+    InputError
+        If the wavelengths do not increase.
+    """
+    grid = np.asarray(wavelength, dtype=np.float64)
+    if not (np.diff(grid) > 0).all():
+        raise InputError("windows need wavelengths that increase; convert the spectra again, or leave the windows out")
+
+    def is_covered(low: float, high: float) -> bool:
+        return bool(grid[0] <= low and high <= grid[-1] and _inside(grid, low, high).any())
+
+    usable = tuple(
+        window for window in windows if all(is_covered(*span) for span in (_span(window), *window.continuum))
+    )
+    return usable, [window.name for window in windows if window not in usable]
+
+
+def _span(window: LineWindow) -> tuple[float, float]:
+    return window.centre - window.half_width, window.centre + window.half_width
+
+
+def _inside(wavelength: FloatArray, low: float, high: float) -> NDArray[np.bool_]:
+    return (wavelength >= low) & (wavelength <= high)
+
+
+def _window_columns(window: LineWindow, wavelength: FloatArray) -> FloatArray:
+    """Return the columns of a window, shape (P, 4); see :data:`_PER_WINDOW`."""
+    inside = np.flatnonzero(_inside(wavelength, *_span(window)))
+    nearest = np.argsort(np.abs(wavelength[inside] - window.centre), kind="stable")[:_CENTRAL_PIXELS]
+    continuum = np.zeros(wavelength.size, dtype=bool)
+    for band in window.continuum:
+        continuum |= _inside(wavelength, *band)
+    columns = np.zeros((wavelength.size, _PER_WINDOW))
+    columns[inside, 0] = 1 / len(inside)
+    columns[inside[nearest], 1] = 1 / len(nearest)
+    columns[inside, 2] = np.gradient(wavelength)[inside]
+    columns[continuum, 3] = 1 / continuum.sum()
+    return columns
