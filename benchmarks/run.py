@@ -23,6 +23,7 @@ from conversion import measure_conversion
 from measure import MeasurementError, describe_machine
 from memory import measure_memory
 from peers import compare_dask, compare_dask_ml, compare_sklearn
+from predict import measure_predict
 from samples import Sample, Sizes
 from solve import measure_solve
 from table import Row, render_table
@@ -39,6 +40,7 @@ PARTS: dict[str, tuple[Part, int | None, int | None]] = {
     "dask": (compare_dask, 20_000, 2048),
     "dask-ml": (compare_dask_ml, 20_000, 256),
     "convert": (measure_conversion, None, None),
+    "predict": (measure_predict, None, None),
 }
 #: The widest spectra, on request: their sample has fewer rows, and 7200 pixels whatever `--pixels` says.
 WIDE_PARTS: dict[str, Part] = {

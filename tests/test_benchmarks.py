@@ -40,6 +40,11 @@ ROWS = {
         "the same against writing alone",
         "the same against naive Dask",
     ],
+    "predict": [
+        "predict 10 experts × 3 labels, ridge gate, 4,000 × 128",
+        "predict 10 experts × 3 labels, logistic gate, 4,000 × 128",
+        "its peak memory",
+    ],
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -52,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "parts",
-    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["dask", "dask-ml", "convert"]],
+    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["dask", "dask-ml", "convert", "predict"]],
     ids=lambda parts: "+".join(parts),
 )
 def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:

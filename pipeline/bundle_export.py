@@ -1,0 +1,320 @@
+"""From a finished run to a model bundle: the models of one noise draw, and what the training spectra were like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline import schema
+from pipeline.bins import BinGrid
+from pipeline.bundle import load_model, save_model
+from pipeline.bundle_card import render_card
+from pipeline.bundle_files import require_free
+from pipeline.bundle_model import BLEND_ROUTE, FALLBACK_ROUTE, GLOBAL_ROUTE, MixtureModel
+from pipeline.bundle_prediction import DomainLimits
+from pipeline.bundle_sample import TrainingSample, find_ranges, measure_sample
+from pipeline.checkpoints import MomentsFolder
+from pipeline.components import find_components
+from pipeline.config import ExperimentConfig
+from pipeline.config_errors import describe_findings
+from pipeline.errors import InputError, enumerate_words
+from pipeline.experiment_blend import blend_file
+from pipeline.experiment_features import recipe_file
+from pipeline.experiment_gate import gate_file
+from pipeline.features_files import read_recipe
+from pipeline.gates import Gate, gate_from_dict
+from pipeline.models import ExpertModels, read_models
+from pipeline.moments import Moments
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.progress import Progress, SilentProgress
+from pipeline.provenance import describe_environment
+from pipeline.results import METADATA_FILE, RunResults, read_results
+from pipeline.routing_blend import Blend
+from pipeline.store_selection import match_shards, select_shards
+from pipeline.store_set import AnyStore, open_stores
+
+__all__ = ["COMPONENTS", "QUANTILE", "export_model", "model_of_run"]
+
+#: Principal components that distances are measured along, where no gate has its own.
+COMPONENTS = 10
+#: Share of the training spectra that are not far from the training spectra.
+QUANTILE = 0.999
+#: The bundle that ``headroom predict RUN`` makes for itself.
+_OWN_FOLDER = "model"
+
+
+def export_model(
+    run: str | Path,
+    path: str | Path,
+    *,
+    level: float | None = None,
+    seed: int | None = None,
+    quantile: float = QUANTILE,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MixtureModel:
+    """Write the models of a finished run as a bundle that needs neither the run nor its spectra any more.
+
+    Parameters
+    ----------
+    run
+        The run folder. Its training stores are read once more, at most
+        :data:`pipeline.bundle_sample.SAMPLE_SPECTRA` spectra of them.
+    path
+        A new folder.
+    level, seed
+        Which noise the models were trained with, where the run has several; by default the level that its
+        conclusions are about, and the first seed.
+    quantile
+        Spectra farther from the mean than this share of the training spectra are out of domain.
+    overwrite
+        Replace a bundle that is there.
+    progress
+        Told of the sample's reading.
+
+    Returns
+    -------
+    MixtureModel
+        As :func:`pipeline.load_model` reads it.
+
+    Raises
+    ------
+    InputError
+        If the run is not finished, has no such noise, or its moments or training stores are gone; or if something
+        is at the path already.
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+    out = Path(path)
+    require_free(out, overwrite=overwrite)
+    if not 0 < quantile < 1:
+        raise InputError(f"--quantile must lie between 0 and 1, found {quantile:g}; for example {QUANTILE:g}")
+    source = _open_run(Path(run), level, seed)
+    model = source.build()
+    sample = measure_sample(
+        model, source.store, source.sample_noise, source.config.precision, progress or SilentProgress()
+    )
+    limits = DomainLimits(distance=float(np.quantile(sample.distances, quantile)), quantile=quantile)
+    model = replace(model, limits=limits, facts=source.describe(sample, limits))
+    save_model(model, out, render_card(model), overwrite=overwrite)
+    return load_model(out)
+
+
+def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureModel:
+    """Return the model of a run, with the defaults of :func:`export_model`; made once and kept as ``RUN/model``.
+
+    Raises
+    ------
+    InputError, ResourceError
+        See :func:`export_model`.
+    """
+    folder = Path(run)
+    results, own = read_results(folder), folder / _OWN_FOLDER
+    if own.exists():
+        try:
+            model = load_model(own)
+            if model.facts["provenance"]["results"] == results.metadata["key"]:
+                return model
+        except InputError:
+            pass  # damaged, or of another version: it is made again
+    return export_model(folder, own, overwrite=True, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a bundle is made from: a run's results, one noise of it, its models, and its training spectra."""
+
+    results: RunResults
+    config: ExperimentConfig
+    noise: Noise
+    models: ExpertModels
+    store: AnyStore
+
+    @property
+    def grid(self) -> BinGrid:
+        return BinGrid(self.config.bins, self.config.bin_names)
+
+    @property
+    def sample_noise(self) -> NoiseDraw:
+        """The training noise; a draw of it where that is an expectation over all draws."""
+        if isinstance(self.noise, NoiseDraw):
+            return self.noise
+        return NoiseDraw(self.noise.level, self.config.seeds[0], schema.STREAM_TRAIN)
+
+    def read_moments(self) -> Moments:
+        """Read the moments of all training spectra, wherever they lie."""
+        folder, n_folds = self.results.folder / "moments" / self.noise.name, self.results.metadata["folds"]["total"]
+        if not folder.is_dir():
+            raise InputError(
+                f"run folder {self.results.folder}: the moments of {self.noise.name} are gone, and the principal "
+                f"components come from them; run the experiment again with the same --out"
+            )
+        saved = MomentsFolder(folder, self.noise, n_folds, 0)
+        n_cells = saved.open(0).n_cells
+        return Moments.merge(saved.read(fold, cell) for fold in range(n_folds) for cell in range(n_cells))
+
+    def build(self) -> MixtureModel:
+        """Return the model, for which nothing is out of domain yet."""
+        columns = [self.models.columns(label) for label in self.models.labels]
+        gate, blend = self._read_gate(), self._read_blend()
+        recipe = read_recipe(self.results.folder / recipe_file(self.noise)) if gate and gate.feature_names else None
+        if recipe is not None and gate is not None and gate.feature_names != recipe.names:
+            raise InputError(
+                f"run folder {self.results.folder}: its gate needs {', '.join(gate.feature_names)}, and only features "
+                "of the flux can be computed for spectra without labels; export a run with another gate"
+            )
+        components = recipe.components if recipe is not None else None
+        if components is None:
+            components = find_components(self.read_moments(), min(COMPONENTS, len(self.store.wavelength)))
+        return MixtureModel(
+            labels=self.models.labels,
+            target=self.config.target,
+            wavelength=self.store.wavelength,
+            weights=np.ascontiguousarray(np.stack([weights for weights, _ in columns], axis=2)),
+            intercepts=np.ascontiguousarray(np.stack([intercepts for _, intercepts in columns], axis=1)),
+            grid=self.grid,
+            components=components,
+            limits=DomainLimits(distance=np.inf, quantile=1.0),
+            gate=gate,
+            recipe=recipe,
+            blend=blend,
+            route=GLOBAL_ROUTE if gate is None else FALLBACK_ROUTE if blend is None else BLEND_ROUTE,
+            unsure=0.0 if self.config.gate is None else self.config.gate.unsure,
+        )
+
+    def _read_gate(self) -> Gate | None:
+        path = self.results.folder / gate_file(self.noise)
+        if self.config.gate is None or not path.is_file():
+            return None  # noise that is only compared has none
+        return gate_from_dict(json.loads(path.read_text(encoding="utf-8")), self.grid)
+
+    def _read_blend(self) -> Blend | None:
+        """Return the blend, where it was better than its gate on held-out folds of the training spectra."""
+        path = self.results.folder / blend_file(self.noise)
+        if self.config.gate is None or not self.config.gate.blend or not path.is_file():
+            return None
+        blend = Blend.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return blend if blend.is_kept else None
+
+    def describe(self, sample: TrainingSample, limits: DomainLimits) -> dict[str, Any]:
+        """Return what ``model.json`` says besides what predicting needs."""
+        metadata = self.results.metadata
+        ranges = find_ranges(self.store, self.models.labels)
+        flagged = sample.distances > limits.distance
+        if sample.outside is not None:
+            flagged |= sample.outside > limits.outside
+        return {
+            "label_units": {label: schema.COLUMN_UNITS[label] for label in self.models.labels},
+            "training": {
+                "ranges": {label: list(ranges[label]) for label in self.models.labels},
+                "wavelength_range": [float(self.store.wavelength[0]), float(self.store.wavelength[-1])],
+                "spectra": self.models.global_count,
+                "spectra_of_experts": self.models.expert_counts.tolist(),
+                "noise": {"mode": "marginal", "level": self.noise.level, "seed": None}
+                if isinstance(self.noise, MarginalNoise)
+                else {"mode": "drawn", "level": self.noise.level, "seed": self.noise.seed},
+                "alpha": self.models.global_alpha,
+                "alpha_of_experts": self.models.expert_alphas.tolist(),
+                "standardize": self.config.ridge.standardize,
+                "train_on": self.config.ridge.train_on,
+                "simulated": bool(metadata["simulated"]),
+            },
+            "sample": {
+                "spectra": len(sample.distances),
+                "noise": vars(self.sample_noise),
+                "median_distance": float(np.median(sample.distances)),
+                "out_of_domain": float(flagged.mean()),
+            },
+            "metrics": _describe_metrics(self.results, self.noise),
+            "provenance": {
+                "results": metadata["key"],
+                "config_hash": metadata["config_hash"],
+                "started": metadata["started"],
+                "software": metadata["versions"],
+                "git_commit": metadata["git_commit"],
+                "exported_with": describe_environment()["versions"].get("headroom"),
+                "stores": {role: _describe_store(metadata["stores"][role]) for role in ("train", "test")},
+            },
+        }
+
+
+def _open_run(folder: Path, level: float | None, seed: int | None) -> _Source:
+    results = read_results(folder)
+    config = _read_config(results)
+    noise = _choose_noise(config, level, seed)
+    file = folder / "models" / f"{noise.name}.npz"
+    stated = results.metadata["stores"]["train"]
+    gone = [path for path in stated["paths"] if not Path(path).is_dir()]
+    if gone:
+        raise InputError(
+            f"run folder {folder}: its training store {gone[0]} is gone, and a sample of it says what is out of "
+            "domain; put it back where it was"
+        )
+    store = open_stores(stated["paths"])
+    if store.fingerprint != stated["fingerprint"]:
+        raise InputError(
+            f"run folder {folder}: its training store changed since (fingerprint {stated['fingerprint'][:12]} became "
+            f"{store.fingerprint[:12]}); run the experiment again with another --out"
+        )
+    left_out = match_shards(stated["left_out"], store.shard_names)
+    selected = select_shards(store, [store.shard_names[k] for k in left_out])
+    return _Source(results, config, noise, read_models(file)[-1], selected)
+
+
+def _read_config(results: RunResults) -> ExperimentConfig:
+    """Return the configuration of a run's results, which another version may have written."""
+    wanted = ("config", "key", "folds", "stores", "simulated", "config_hash", "started", "versions", "git_commit")
+    missing = [name for name in wanted if name not in results.metadata]
+    try:
+        if not missing:
+            return ExperimentConfig.model_validate(results.metadata["config"])
+        found = f"{METADATA_FILE} lacks {enumerate_words(missing)}"
+    except ValidationError as error:
+        found = describe_findings(error, ExperimentConfig)
+    raise InputError(
+        f"run folder {results.folder}: another version of this program wrote its results ({found}); run the experiment "
+        "again with the same --out"
+    )
+
+
+def _choose_noise(config: ExperimentConfig, level: float | None, seed: int | None) -> Noise:
+    """Return the training noise whose models are meant."""
+    chosen = config.headline_level if level is None else level
+    if chosen not in config.noise.levels:
+        known = ", ".join(f"{one:g}" for one in config.noise.levels)
+        raise InputError(f"--level must be one of the run's noise levels ({known}), found {chosen:g}")
+    if config.noise.mode == "marginal":
+        if seed is not None:
+            raise InputError(f"--seed {seed}: this run trained on marginal noise, which has no seed; leave --seed out")
+        return MarginalNoise(chosen)
+    wanted = config.seeds[0] if seed is None else seed
+    if wanted not in config.seeds:
+        known = ", ".join(map(str, config.seeds))
+        raise InputError(f"--seed must be one of the run's seeds ({known}), found {wanted}")
+    return NoiseDraw(chosen, wanted, schema.STREAM_TRAIN)
+
+
+def _describe_metrics(results: RunResults, noise: Noise) -> dict[str, Any]:
+    """Return the run's figures of merit at this noise level; means over its seeds."""
+    level = next(one for one in results.summary["levels"] if one["noise_level"] == noise.level)
+    routing = level.get("routing")
+    return {
+        "target": results.summary["target"],
+        "confidence": results.summary["confidence"],
+        "test_noise": level["test_noise"],
+        "scopes": level["scopes"],
+        "decision": level["decision"],
+        "routing": routing and {"sentence": routing["sentence"], "scopes": routing["scopes"]},
+    }
+
+
+def _describe_store(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a set of spectra from another, without where it lies."""
+    names = [source["name"] for source in stated["sources"]]
+    return {"fingerprint": stated["fingerprint"], "n_spectra": stated["n_spectra"], "sources": names}
