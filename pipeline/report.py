@@ -23,6 +23,7 @@ from pipeline.figures.views import conclusion, headline, symbol
 from pipeline.files import replacing
 from pipeline.report_design import describe_design
 from pipeline.report_gate import describe_gate
+from pipeline.report_interactive import answer_cards, describe_interactive, hash_script, read_asset
 from pipeline.report_search import describe_search
 from pipeline.report_tables import (
     list_ablation,
@@ -107,7 +108,13 @@ def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Pat
 def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]:
     level, levels, metadata = headline(results), results.summary["levels"], results.metadata
     config = metadata.get("config") or {}
+    script = read_asset("report.js")
     return {
+        "style": read_asset("report.css"),
+        "script": script,
+        "script_hash": hash_script(script),
+        "interactive": describe_interactive(results),
+        "cards": answer_cards(results),
         "title": f"Headroom of a mixture of experts for {symbol(results.summary['target'])}",
         "verdict": level["decision"]["verdict"],
         "conclusion": conclusion(results),
@@ -174,13 +181,16 @@ def _read_pictures(results: RunResults, figures: Mapping[str, Path]) -> dict[str
 
 
 def _html() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # `tojson` escapes what could end a script; the order of entries is the order in which the page shows them.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    return environment
 
 
 def _markdown() -> jinja2.Environment:

@@ -30,6 +30,7 @@ from pipeline.results import RunResults
 __all__ = [
     "MISSING",
     "Table",
+    "interval_cells",
     "list_ablation",
     "list_bins",
     "list_files",
@@ -41,6 +42,7 @@ __all__ = [
     "list_run",
     "list_steps",
     "list_stores",
+    "number_cell",
 ]
 
 MISSING = "–"
@@ -86,11 +88,11 @@ def list_bins(results: RunResults, level: Mapping[str, Any]) -> Table:
             (
                 str(view.number),
                 *view.names,
-                _number(view.r2_global.mean),
-                _number(view.r2_oracle.mean),
+                number_cell(view.r2_global.mean),
+                number_cell(view.r2_oracle.mean),
                 *_estimate_cells("delta_r2", delta, several_seeds=_several_seeds(results)),
-                *(_number(errors[name].get(view.number, math.nan)) for name in errors),
-                _number(view.alpha, ".6g"),
+                *(number_cell(errors[name].get(view.number, math.nan)) for name in errors),
+                number_cell(view.alpha, ".6g"),
                 f"{view.n_train:,}",
                 f"{view.n_test:,}",
             )
@@ -121,9 +123,9 @@ def list_levels(results: RunResults) -> Table:
             (
                 f"{level['noise_level']:g}",
                 str(level["decision"]["verdict"]),
-                _number(scope.r2_global.mean),
-                _number(scope.r2_oracle.mean),
-                *_interval_cells("delta_r2", scope.delta_r2),
+                number_cell(scope.r2_global.mean),
+                number_cell(scope.r2_oracle.mean),
+                *interval_cells("delta_r2", scope.delta_r2),
             )
         )
     header = ("Noise level", "Verdict", "R²_global", "R²_oracle", "ΔR²", "low", "high")
@@ -134,17 +136,17 @@ def list_ablation(results: RunResults, level: Mapping[str, Any]) -> Table:
     """Return what every binning gains on the spectra that it covers; no rows where there is no other binning."""
     rows = []
     for view in binning_views(level):
-        ends = [_number(value, ".0%") for value in (view.share.mean, view.share.low, view.share.high)]
+        ends = [number_cell(value, ".0%") for value in (view.share.mean, view.share.low, view.share.high)]
         rows.append(
             (
                 view.name,
                 " × ".join(symbol(column) for column in view.columns),
                 str(view.n_bins),
-                _number(view.r2_global.mean),
-                _number(view.r2_oracle.mean),
+                number_cell(view.r2_global.mean),
+                number_cell(view.r2_oracle.mean),
                 *_estimate_cells("delta_r2", view.delta_r2, several_seeds=_several_seeds(results)),
                 *ends,
-                _number(view.coverage, ".1%"),
+                number_cell(view.coverage, ".1%"),
                 f"{view.n_test:,}",
             )
         )
@@ -162,7 +164,7 @@ def list_learning(results: RunResults) -> Table:
         cells = [f"{int(point['n_train']):,}", f"{int(point['n_test']):,}"]
         for merit in MERITS:
             ends = Estimate(point[merit], 0.0, point[f"{merit}_low"], point[f"{merit}_high"])
-            cells.extend(_interval_cells(merit, ends))
+            cells.extend(interval_cells(merit, ends))
         rows.append(tuple(cells))
     header = ["n train", "n test"]
     for title in MERITS.values():
@@ -179,7 +181,7 @@ def list_marginal(results: RunResults) -> Table:
         points = (results.summary.get(entry) or {}).get("points") or ()
         for point in points if results.summary.get("marginal") else ():
             estimates = {merit: estimate_view(point[merit]) for merit in MERITS}
-            cells = [cell for merit, estimate in estimates.items() for cell in _interval_cells(merit, estimate)]
+            cells = [cell for merit, estimate in estimates.items() for cell in interval_cells(merit, estimate)]
             rows.append((name, f"{int(point['n_train']):,}", *cells))
     header = ["Training noise", "n train"]
     for title in MERITS.values():
@@ -256,17 +258,19 @@ def _several_seeds(results: RunResults) -> bool:
 
 
 def _estimate_cells(merit: str, estimate: Estimate, *, several_seeds: bool) -> tuple[str, ...]:
-    mean, *ends = _interval_cells(merit, estimate)
+    mean, *ends = interval_cells(merit, estimate)
     # One seed has no spread; a zero would claim perfect agreement.
-    return (mean, _number(estimate.std) if several_seeds else MISSING, *ends)
+    return (mean, number_cell(estimate.std) if several_seeds else MISSING, *ends)
 
 
-def _interval_cells(merit: str, estimate: Estimate) -> tuple[str, ...]:
+def interval_cells(merit: str, estimate: Estimate) -> tuple[str, ...]:
+    """Return mean, low and high of a figure of merit with four decimals; ΔR² always has its sign."""
     form = "+.4f" if merit == "delta_r2" else ".4f"
-    return tuple(_number(value, form) for value in (estimate.mean, estimate.low, estimate.high))
+    return tuple(number_cell(value, form) for value in (estimate.mean, estimate.low, estimate.high))
 
 
-def _number(value: float, form: str = ".4f") -> str:
+def number_cell(value: float, form: str = ".4f") -> str:
+    """Return a number as text, and a dash for NaN."""
     return MISSING if pd.isna(value) else format(value, form)
 
 

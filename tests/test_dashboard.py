@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import socket
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import keep_picture
 from dask.utils import key_split
 from distributed import Client
 from distributed.diagnostics.progress_stream import progress_quads
@@ -29,16 +29,6 @@ from pipeline.experiment_run import save_config
 from pipeline.tasks_names import name_group
 from pipeline.tasks_recording import list_recordings, recorded
 
-#: What chromium needs to run as root, without a screen, and to ask nobody for anything.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 #: The names that the progress page has drawn or may draw, from the numbers behind its picture.
 NAMES_ON_PAGE = """() => Bokeh.documents
   .flatMap(document => Array.from(document._all_models.values()))
@@ -50,33 +40,6 @@ NAMES_ON_PAGE = """() => Bokeh.documents
 def client() -> Iterator[Client]:
     with connect_local(LocalProfile(workers=2, threads=1, memory_limit=2**31)) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    def lacking(what: str) -> None:
-        if os.environ.get("HEADROOM_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"{what}, and HEADROOM_REQUIRE_BROWSER=1 requires it")
-        pytest.skip(what)
-
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        lacking("playwright is not installed: pip install 'headroom[dev]'")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        lacking("there is no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-def keep_picture(page: Any, name: str, folder: Path) -> None:
-    """Keep a screenshot where CI collects what tests leave, or with the test's own files."""
-    kept = Path(os.environ.get("HEADROOM_ARTEFACTS") or folder)
-    kept.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=kept / name)
 
 
 @pytest.mark.parametrize(

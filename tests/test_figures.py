@@ -99,6 +99,13 @@ def test_save_figure__same_results_give_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
+def test_figures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    image = draw_delta_heatmap(make_results(tmp_path))._repr_png_()
+    assert image.startswith(b"\x89PNG")
+    width, height = struct.unpack(">2I", image[16:24])
+    assert (width, height) == tuple(draw_delta_heatmap(make_results(tmp_path)).canvas.get_width_height())
+
+
 def test_render_figures__one_level_removes_an_old_noise_figure_and_leaves_global_state_alone(tmp_path: Path) -> None:
     from matplotlib import pyplot
 

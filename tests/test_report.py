@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 import math
@@ -20,7 +21,7 @@ from pipeline.figures import FIGURES
 from pipeline.figures.views import learning_points
 from pipeline.report import escape_markdown, render_report
 from pipeline.report_words import caption_figure, describe_words, list_commands
-from pipeline.results import RunResults
+from pipeline.results import RunResults, read_results
 from pipeline.routing import ROUTES
 from pipeline.schema import SIMULATED_REMARK
 
@@ -413,7 +414,7 @@ def test_report__says_nothing_of_a_search_that_there_was_not(tmp_path: Path) -> 
 
 def test_html__is_self_contained(full: tuple[RunResults, str, _Page]) -> None:
     _, _, page = full
-    assert not any(tag in ("script", "iframe", "object", "embed", "base") for tag, _ in page.tags)
+    assert not any(tag in ("iframe", "object", "embed", "base") for tag, _ in page.tags)
     references = [value for _, found in page.tags for key, value in found.items() if key in ("src", "href", "srcset")]
     assert len(references) > 15
     assert all(value is not None and value.startswith(("data:", "#")) for value in references)
@@ -423,12 +424,44 @@ def test_html__is_self_contained(full: tuple[RunResults, str, _Page]) -> None:
     assert not any(key.startswith("on") for _, found in page.tags for key in found)
 
 
+def _scripts(page: _Page) -> list[tuple[str, str]]:
+    """Type and text of the page's scripts."""
+    return re.findall(r"<script([^>]*)>(.*?)</script", page.source, re.DOTALL | re.IGNORECASE)
+
+
+def test_html__runs_one_script_that_no_run_can_change(full: tuple[RunResults, str, _Page], tmp_path: Path) -> None:
+    _, _, page = full
+    (kind, content), (own_kind, own) = _scripts(page)
+    assert (kind, own_kind) == (' type="application/json" id="explorer-content"', "")
+    json.loads(content)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    policy = next(str(found["content"]) for _, found in page.tags if "Content-Security-Policy" in found.values())
+    # A browser then refuses every other script, wherever it may have come from.
+    assert re.findall(r"script-src ([^;]*);", policy) == [f"'sha256-{digest}'"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|XMLHttp|import\(", own)
+    other = _report(tmp_path, FakeRun(edges=SNR_EDGES, bin_names={"snr": (HOSTILE, "b", "c", "</script>")}))[2]
+    assert len(_scripts(other)) == 2
+    assert _scripts(other)[1] == ("", own)
+    assert HOSTILE in json.dumps(json.loads(_scripts(other)[0][1]), ensure_ascii=False).replace('\\"', '"')
+
+
+def test_render_report__same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
+    first = [path.read_bytes() for path in render_report(results, {})]
+    assert first == [path.read_bytes() for path in render_report(read_results(tmp_path), {})]
+
+
 def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunResults, str, _Page]) -> None:
     _, _, page = full
     identifiers = [found["id"] for _, found in page.tags if "id" in found]
     assert len(identifiers) == len(set(identifiers))
     anchors = [found["href"] for tag, found in page.tags if tag == "a"]
-    assert {str(anchor).removeprefix("#") for anchor in anchors} == set(identifiers)
+    assert {str(anchor).removeprefix("#") for anchor in anchors} == set(identifiers) - {
+        "explorer",
+        "explorer-content",
+        "explorer-lack",
+    }
     images = [found for tag, found in page.tags if tag == "img"]
     assert len(images) == len(FIGURES)
     for image in images:
@@ -456,7 +489,7 @@ def test_report__hostile_names_stay_text(tmp_path: Path) -> None:
     }
     run = FakeRun(metadata=metadata, warnings=(HOSTILE,), bin_names={"T_eff": (HOSTILE, "b", "c")})
     _, markdown, page = _report(tmp_path, run)
-    assert not any(tag == "script" for tag, _ in page.tags)
+    assert len(_scripts(page)) == 2
     assert page.text.count(HOSTILE) >= 8
     outside = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in outside
@@ -486,7 +519,8 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
     assert "not recorded" in page.text
     assert {dict(record)["± seeds"] for record in _records(page.tables["Key numbers, noise level 1"])} == {"–"}
     assert {dict(record)["ΔR²"] for record in _records(page.tables["Bins, noise level 1"])} == {"–"}
-    assert "nan" not in re.sub(r"<style>.*?</style>", "", page.source, flags=re.DOTALL).lower().split()
+    shown = re.sub(r"<(style|script)>.*?</\1>", "", page.source, flags=re.DOTALL).lower()
+    assert "nan" not in re.split(r"[\s\",:]+", shown)
 
 
 @pytest.mark.parametrize(
