@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-slurm bench format lint types check lock clean
+.PHONY: help install demo notebooks test test-slow test-slurm bench format lint types check lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -28,11 +28,16 @@ demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 min
 	$(BIN)/headroom sample $(DEMO)/spectra --train 64000 --test 8000 --pixels 1024
 	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
+notebooks: $(READY)  ## write the .ipynb from the .py, and run all four on the demonstration: 1 minute
+	$(BIN)/python notebooks/pair.py
+	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/test_notebooks.py
+
 test: $(READY)  ## the tests: under 5 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -m slow tests/test_demo.py  # has a deadline, so it runs alone
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/test_demo.py
 
 test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
