@@ -16,7 +16,12 @@ import click
 
 from pipeline.cli_changes import add, remove
 from pipeline.cli_cluster import cluster
+from pipeline.cli_compare import compare
+from pipeline.cli_doctor import doctor
+from pipeline.cli_export import export
+from pipeline.cli_json import json_option, print_json
 from pipeline.cli_plan import plan
+from pipeline.cli_predict import predict
 from pipeline.cli_run import run
 from pipeline.cli_status import status
 from pipeline.cli_submit import submit
@@ -52,8 +57,15 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@json_option
 def sample(
-    directory: Path, only: tuple[str, ...], workers: int | None, overwrite: bool, quiet: bool, **spec: Any
+    directory: Path,
+    only: tuple[str, ...],
+    workers: int | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    **spec: Any,
 ) -> None:
     """Simulate shards in the pfsspec layout, to try everything without real data.
 
@@ -78,6 +90,9 @@ def sample(
         overwrite=overwrite,
         progress=choose_progress(quiet=quiet),
     )
+    if as_json:
+        print_json(summary)
+        return
     low, median, high = summary.snr[0], summary.snr[2], summary.snr[4]
     click.echo(
         f"{directory}: {summary.train:,} training and {summary.test:,} test spectra × {summary.pixels:,} pixels, "
@@ -91,7 +106,8 @@ def sample(
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--config", help="Count spectra in the bins of this configuration, not of the reference grid.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
+@json_option
+def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bool) -> None:
     """Check shards or stores and say what is inside.
 
     PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs; every pixel
@@ -109,9 +125,12 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
     inspections = []
     for path in paths:
         for inspection in inspect_path(path, bins=bins, progress=progress):
-            click.echo(render_inspection(inspection))
+            if not as_json:
+                click.echo(render_inspection(inspection))
             inspections.append(inspection)
-    if len(inspections) > 1:
+    if as_json:
+        print_json({"files": inspections, "n_spectra": sum(one.n_spectra for one in inspections)})
+    elif len(inspections) > 1:
         click.echo(render_total(inspections))
     if any(inspection.problem is not None for inspection in inspections):
         sys.exit(2)
@@ -138,7 +157,8 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool) -> None:
     help="Delete every shard once the finished store was compared with it, pixel by pixel.",
 )
 @click.option("--quiet", is_flag=True, help="No progress.")
-def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -> None:
+@json_option
+def convert(shards: tuple[str, ...], store: Path, quiet: bool, as_json: bool, **options: Any) -> None:
     """Convert HDF5 shards to one Zarr store; run it again to resume.
 
     With --delete-source a shard is deleted once all its pixels and columns were found in the finished store, bit for
@@ -157,6 +177,10 @@ def convert(shards: tuple[str, ...], store: Path, quiet: bool, **options: Any) -
     found = find_sources(shards, Path.cwd(), store)
     made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    if as_json:
+        sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}
+        print_json({"store": store, "fingerprint": made.fingerprint, **sizes})
+        return
     click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")
 
 
@@ -167,6 +191,10 @@ cli.add_command(remove)
 cli.add_command(cluster)
 cli.add_command(submit)
 cli.add_command(status)
+cli.add_command(compare)
+cli.add_command(doctor)
+cli.add_command(export)
+cli.add_command(predict)
 
 
 @cli.command()

@@ -10,7 +10,8 @@ import click
 
 from pipeline.cli_cluster import ClusterChoice, cluster_options
 from pipeline.cli_journal import connected
-from pipeline.cli_table import print_table
+from pipeline.cli_json import json_option, print_json
+from pipeline.cli_table import print_table, summarise_run
 from pipeline.config import ExperimentConfig
 from pipeline.config_files import load_config
 from pipeline.journal import RunJournal
@@ -27,7 +28,8 @@ __all__ = ["add", "remove"]
 @click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
 @cluster_options
 @click.option("--quiet", is_flag=True, help="No progress.")
-def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool) -> None:
+@json_option
+def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
     """Add spectra to a finished run: read these alone, and bring all its results up to date.
 
     Shards are converted to a store of their own; a shard that was taken out comes back. The results are those of a run
@@ -45,7 +47,7 @@ def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bo
         folder,
         f"headroom add {folder} {' '.join(sources)}",
         choice,
-        quiet,
+        (quiet, as_json),
     )
 
 
@@ -54,7 +56,8 @@ def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bo
 @click.argument("shard", metavar="SHARD")
 @cluster_options
 @click.option("--quiet", is_flag=True, help="No progress.")
-def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool) -> None:
+@json_option
+def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
     """Take one shard, given by its name, out of a finished run, and bring all its results up to date.
 
     The name joins data.exclude in RUN/config.yaml. The shard's moments are deleted from the run; its store stays, since
@@ -71,17 +74,21 @@ def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool) -> None
         folder,
         f"headroom remove {folder} {shard}",
         choice,
-        quiet,
+        (quiet, as_json),
     )
 
 
-def _change(change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, quiet: bool) -> None:
+def _change(
+    change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, told: tuple[bool, bool]
+) -> None:
+    """Change a run and say what came of it; ``told`` is how: without progress, as JSON."""
     from pipeline.experiment import render_run
     from pipeline.experiment_changes import describe_reuse
     from pipeline.experiment_run import CONFIG_FILE
     from pipeline.results import read_results
 
     earlier = read_results(folder)  # a mistake needs no workers to be told
+    quiet, as_json = told
     progress = choose_progress(quiet=quiet)
     command += choice.words()
     # The run as it stands is a good enough measure of what workers need; its shards may be gone, its stores are not.
@@ -93,7 +100,12 @@ def _change(change: Callable[..., RunResults], folder: Path, command: str, choic
         progress = journal.progress(progress)
         with connected(journal, profile, folder, progress) as client:
             results = change(client=client, progress=progress, command=command)
-        _, page = render_run(folder)
+        with progress.step("draw figures and report", 1, "page") as advance:
+            _, page = render_run(folder)
+            advance(1)
+        if as_json:
+            print_json(summarise_run(results, page) | {"folds": results.metadata["folds"]})
+            return
         print_table(results, ExperimentConfig.model_validate(results.metadata["config"]))
         click.echo(describe_reuse(results))
         click.echo(f"report: {page}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli_cluster import ClusterChoice, cluster_options
+from pipeline.cli_json import json_option, print_json
 from pipeline.cli_run import run_folder
 from pipeline.config_files import load_config
 from pipeline.errors import ConfigError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.config import ExperimentConfig
     from pipeline.plan import ExperimentPlan
     from pipeline.plan_rates import Rates
+    from pipeline.plan_scaling import Scaling
 
 __all__ = ["plan"]
 
@@ -78,7 +80,8 @@ def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
 @cluster_options
 @_paper_options
-def plan(config: str | None, out: Path | None, choice: ClusterChoice, **stated: Any) -> None:
+@json_option
+def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: bool, **stated: Any) -> None:
     """Project memory, disk, traffic and time of a run, name its bottleneck, and refuse what cannot fit.
 
     Reads the headers of shards and stores only; converts and writes nothing. With --spectra and --pixels it reads not
@@ -102,18 +105,39 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, **stated: 
         projected = plan_run([stated["spectra"]], stated["pixels"], experiment, limits, worker_threads=cores)
     else:
         projected = plan_experiment(experiment, limits, cores)
-    click.echo(projected.render())
+    if not as_json:
+        click.echo(projected.render())
     rates, source = _stated_rates(projected, experiment, cores, stated)
     scaling = project_scaling(projected, experiment, rates, cores)
-    click.echo(scaling.render(source))
+    if not as_json:
+        click.echo(scaling.render(source))
     if config is not None and not on_paper:
         choice.require_fit(projected, profile, experiment.cluster)
         projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
     else:
         projected.require_workers_fit()
     better = _better_partitions(projected, experiment, rates, limits, cores)
-    if better is not None:
+    if as_json:
+        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+    elif better is not None:
         click.echo(f"shorter              {better}")
+
+
+def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+    """Return what is printed, for machines: bytes, seconds, counts."""
+    what, remedy = scaling.bottleneck
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    return {
+        **asdict(projected),
+        "n_passes": projected.n_passes,
+        "n_pieces": projected.n_pieces,
+        "read_bytes": scaling.read,
+        "seconds": seconds,
+        "efficiency": scaling.efficiency,
+        "bottleneck": what,
+        "remedy": remedy,
+        "rates": {**asdict(scaling.rates), "source": source},
+    }
 
 
 def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConfig:

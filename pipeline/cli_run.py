@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
 from pipeline.cli_cluster import ClusterChoice, cluster_options
 from pipeline.cli_journal import connected
-from pipeline.cli_table import print_table
+from pipeline.cli_json import json_option, print_json
+from pipeline.cli_table import print_table, summarise_run
 from pipeline.config_files import load_config
 from pipeline.journal import RunJournal
 from pipeline.progress import choose_progress
@@ -23,7 +25,8 @@ __all__ = ["run", "run_folder"]
 @click.option("--dashboard", is_flag=True, help="Open Dask's dashboard in a browser; it stays until a key is pressed.")
 @cluster_options
 @click.option("--quiet", is_flag=True, help="No progress.")
-def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, quiet: bool) -> None:
+@json_option
+def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
     """Run an experiment: convert (if needed), accumulate, solve, score, report.
 
     CONFIG is a YAML file or the name of a packaged one (demo, oracle_noise1). Run it again to resume: finished
@@ -46,11 +49,17 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
         progress = journal.progress(shown)
         with connected(journal, profile, folder, progress) as client:
             if dashboard or not quiet:
-                announce(client, click.echo if quiet else shown.note, browser=dashboard)
+                say = partial(click.echo, err=as_json) if quiet else shown.note
+                announce(client, say, browser=dashboard)
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
-            if dashboard and sys.stdin.isatty():
+            if dashboard and sys.stdin.isatty() and not as_json:
                 click.pause("Press any key to close the dashboard …")
-        _, page = render_run(folder)
+        with progress.step("draw figures and report", 1, "page") as advance:
+            _, page = render_run(folder)
+            advance(1)
+        if as_json:
+            print_json(summarise_run(results, page))
+            return
         print_table(results, experiment)
         click.echo(f"report: {page}")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from pipeline.results import RunResults
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "summarise_run"]
 
 
 def print_table(results: RunResults, config: ExperimentConfig) -> None:
@@ -52,6 +53,14 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
             console.print(level["routing"]["sentence"], highlight=False, markup=False)
     for warning in results.metadata["warnings"]:
         console.print(f"note: {warning}", highlight=False, markup=False)
+
+
+def summarise_run(results: RunResults, page: Path) -> dict[str, Any]:
+    """Return a run's results for machines: what ``summary.json`` holds, and where everything is."""
+    metadata = results.metadata
+    where = {"run": results.folder, "report": page, "config_hash": metadata["config_hash"]}
+    facts = {name: metadata[name] for name in ("simulated", "steps", "warnings", "peak_memory_bytes")}
+    return {**where, **results.summary, **facts}
 
 
 def _format_figure(value: float | None, form: str) -> str:

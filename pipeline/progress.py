@@ -5,13 +5,14 @@ Steps take a :class:`Progress` and know nothing of terminals; the command line c
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-__all__ = ["BarProgress", "LogProgress", "Progress", "SilentProgress", "choose_progress"]
+__all__ = ["BarProgress", "LogProgress", "Progress", "SilentProgress", "choose_progress", "wants_colour"]
 
 Advance = Callable[[int], None]
 
@@ -132,7 +133,13 @@ class BarProgress:
 
 
 def choose_progress(*, quiet: bool = False) -> Progress:
-    """Return a bar on a terminal, log lines otherwise, nothing when ``quiet``."""
+    """Return a bar on a terminal or in a notebook, log lines otherwise, nothing when ``quiet``."""
     if quiet:
         return SilentProgress()
-    return BarProgress() if sys.stderr.isatty() else LogProgress()
+    in_notebook = "ipykernel.zmqshell" in sys.modules
+    return BarProgress() if sys.stderr.isatty() or in_notebook else LogProgress()
+
+
+def wants_colour(stream: TextIO | None = None) -> bool:
+    """Whether to write colours to a stream (standard output by default): a terminal, and ``NO_COLOR`` is not set."""
+    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

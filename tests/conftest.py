@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browsing import open_browser
 
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
@@ -45,3 +48,10 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
             "bootstrap": {"resamples": 200},
         }
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, see :mod:`browsing`."""
+    with open_browser() as browser:
+        yield browser

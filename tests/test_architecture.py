@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
         "binnings",
         "bins",
         "divisions",
+        "lines",
         "folds",
         "partitions",
         "normals",
@@ -32,8 +33,11 @@ LAYERS: list[set[str]] = [
         "marginal",
         "selection",
         "decision",
+        "components",
+        "features",
         "gates",
         "routing",
+        "resample",
     },
     {"design_grid"},
     # Edges: each owns one foreign library or one kind of file.
@@ -48,6 +52,7 @@ LAYERS: list[set[str]] = [
         "workspace",
         "tasks",
         "moments_files",
+        "features_files",
         "results",
         "shards",
         "inspection",
@@ -57,9 +62,10 @@ LAYERS: list[set[str]] = [
     },
     {"hotloop", "models", "predictions", "checkpoints"},
     {"estimators"},
-    {"accumulate", "solve", "design", "plan", "spectra_sets", "summary", "figures", "report"},
+    {"accumulate", "solve", "design", "plan", "spectra_sets", "summary", "figures", "report", "compare", "doctor"},
     {"moments_contents", "moments_listing"},
-    {"experiment"},
+    {"experiment", "revisit"},
+    {"bundle", "predict"},
     {"cli", "__init__", "__main__"},
 ]
 #: Foreign libraries that one room only may know, at run time.
@@ -68,12 +74,12 @@ OWNERS = {
     "distributed": {"tasks"},
     "dask": {"tasks"},
     "zarr": {"store", "convert"},
-    "xarray": {"store"},
+    "xarray": {"store", "revisit"},
     "matplotlib": {"figures"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "compare"},
     "click": {"cli"},
     "rich": {"progress", "cli"},
-    "sklearn": {"estimators"},
+    "sklearn": {"estimators", "gates"},
     "pickle": {"simulate"},  # writes the column names as pandas does; nothing is ever unpickled
 }
 #: Libraries of the extra "ml", which only the rooms that OWNERS names may import.
@@ -167,7 +173,10 @@ def test_environment_yml_agrees_with_pyproject() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = [item for item in environment["dependencies"] if isinstance(item, str)]
     optional = PROJECT["project"]["optional-dependencies"]
-    wanted = [*PROJECT["project"]["dependencies"], *optional["cluster"], *optional["ml"]]
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(one for extra in ("cluster", "ml", "notebooks") for one in optional[extra]),
+    ]
     python = PROJECT["project"]["requires-python"]
     # conda-forge calls matplotlib without its Qt windows matplotlib-base, and google-crc32c the same.
     renamed = {"matplotlib": "matplotlib-base"}

@@ -1,0 +1,233 @@
+"""Whether this machine is fit for a run: one check after the other, each with what was found and what to do.
+
+The checks of what :mod:`cluster` needs (SLURM, TLS) are made by the command line, which alone knows it.
+"""
+
+from __future__ import annotations
+
+import locale
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+from threadpoolctl import threadpool_info
+
+from pipeline.errors import HeadroomError
+from pipeline.files import replacing
+from pipeline.memory import available_cores, available_memory
+
+__all__ = ["Check", "Verdict", "check_machine", "check_requirements", "guarded"]
+
+Verdict = Literal["ok", "note", "broken"]
+_GIB: Final = 2**30
+#: Below these a run of a million spectra is in trouble, and a small one need not be.
+_LITTLE_MEMORY, _LITTLE_DISK, _LITTLE_TEMPORARY = 4 * _GIB, 20 * _GIB, 1 * _GIB
+#: What a core does at the least with a BLAS that is built for its processor, flop/s in float32.
+_SLOW_BLAS = 10e9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    name
+        What.
+    verdict
+        ``ok``; ``note``: works, but slower or with less; ``broken``: a run cannot work.
+    found
+        What is there.
+    remedy
+        What to do; empty where there is nothing to do.
+    """
+
+    name: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def check_machine(folder: Path) -> Iterator[Check]:
+    """Check Python, libraries, BLAS, memory, disk, the temporary folder, sockets and the terminal.
+
+    Parameters
+    ----------
+    folder
+        Where runs shall be written; it or its nearest parent that is there is tried.
+    """
+    yield guarded(check_python, "Python")
+    yield guarded(check_packages, "libraries")
+    yield guarded(check_extras, "optional extras")
+    yield guarded(check_blas, "BLAS")
+    yield guarded(check_memory, "memory")
+    yield guarded(lambda: check_folder("run folder", folder, _LITTLE_DISK, "--folder"), "run folder")
+    temporary = Path(tempfile.gettempdir())
+    yield guarded(lambda: check_folder("temporary folder", temporary, _LITTLE_TEMPORARY, "TMPDIR"), "temporary folder")
+    yield guarded(check_loopback, "loopback")
+    yield guarded(check_terminal, "terminal")
+
+
+def guarded(check: Callable[[], Check], name: str) -> Check:
+    """Make a check; one that fails itself is broken, and the others are made all the same."""
+    try:
+        return check()
+    except (HeadroomError, OSError, ImportError, ValueError) as error:
+        return Check(name, "broken", f"{type(error).__name__}: {error}", "see the message, and check again")
+
+
+def check_python() -> Check:
+    """Whether this Python is new enough."""
+    required = metadata.metadata("headroom")["Requires-Python"]
+    found = f"{platform.python_version()} ({platform.python_implementation()}), {required} required"
+    if _is_enough(platform.python_version(), required):
+        return Check("Python", "ok", found)
+    return Check("Python", "broken", found, f"install Python {required}, for example `make PYTHON=python3.12 demo`")
+
+
+def check_packages() -> Check:
+    """Whether the libraries that a run needs are there, in versions that will do."""
+    wrong, n = check_requirements(_requirements(""), _version_of), len(_requirements(""))
+    if not wrong:
+        return Check("libraries", "ok", f"all {n} are there, headroom {metadata.version('headroom')}")
+    return Check("libraries", "broken", "; ".join(wrong), "`pip install -r requirements.lock`, or `make install`")
+
+
+def check_extras() -> Check:
+    """Which optional libraries are there; nothing is broken without them."""
+    missing = [extra for extra in ("cluster", "ml") if check_requirements(_requirements(extra), _version_of)]
+    if not missing:
+        return Check("optional extras", "ok", "cluster (SLURM), ml (scikit-learn, dask-ml)")
+    uses = {"cluster": "SLURM jobs", "ml": "estimators and the logistic gate"}
+    found = "; ".join(f"{extra} is incomplete, for {uses[extra]}" for extra in missing)
+    return Check("optional extras", "note", found, f"pip install 'headroom[{','.join(missing)}]'")
+
+
+def check_requirements(required: Mapping[str, str], version_of: Callable[[str], str | None]) -> list[str]:
+    """Return what is wrong with libraries.
+
+    Parameters
+    ----------
+    required
+        Ranges such as ``>=2.2`` by name; an empty one takes any version.
+    version_of
+        Gives the installed version of a library, or None.
+    """
+    wrong = []
+    for name, wanted in required.items():
+        version = version_of(name)
+        if version is None:
+            wrong.append(f"{name} is missing, {wanted or 'any version'} required")
+        elif not _is_enough(version, wanted):
+            wrong.append(f"{name} {version} found, {wanted} required")
+    return wrong
+
+
+def check_blas() -> Check:
+    """Which BLAS multiplies, with how many threads, and how fast; takes a second."""
+    from pipeline.plan import measure_flops
+
+    libraries = [one for one in threadpool_info() if one["user_api"] == "blas"]
+    names = sorted({f"{one['internal_api']} {one['version']}" for one in libraries})
+    threads = max((int(one["num_threads"]) for one in libraries), default=1)
+    cores = available_cores()
+    flops = measure_flops(1024, "float32", rows=4096)
+    found = f"{', '.join(names) or 'unknown'}, {threads} threads on {cores} cores, {flops / 1e9:,.0f} Gflop/s (float32)"
+    if flops < _SLOW_BLAS * cores:
+        return Check("BLAS", "note", found, "a run will be slow: stop other work, or install NumPy and SciPy wheels")
+    return Check("BLAS", "ok", found)
+
+
+def check_memory() -> Check:
+    """How much memory is free for this process, in a batch job or container too."""
+    free = available_memory()
+    found = f"{free / _GIB:.1f} GiB free for new processes"
+    if free < _LITTLE_MEMORY:
+        return Check(
+            "memory", "note", found, "`headroom plan CONFIG` says what a run needs; ask for more if it is less"
+        )
+    return Check("memory", "ok", found)
+
+
+def check_folder(name: str, folder: Path, little: int, setting: str) -> Check:
+    """Whether a folder can be written, and how much space it has."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    remedy = f"name another one with {setting}"
+    if not there.is_dir():
+        return Check(name, "broken", f"{there} is a file", remedy)
+    try:
+        with replacing(there / f".headroom-doctor-{os.getpid()}") as temporary:
+            temporary.write_bytes(b"writable")
+        (there / f".headroom-doctor-{os.getpid()}").unlink()
+    except (HeadroomError, OSError) as error:
+        return Check(name, "broken", str(error), remedy)
+    free = shutil.disk_usage(there).free
+    found = f"{there}, {free / _GIB:.1f} GiB free"
+    if free < little:
+        return Check(name, "note", found, f"stores and moments are large: free space, or {remedy}")
+    return Check(name, "ok", found)
+
+
+def check_loopback() -> Check:
+    """Whether processes of this machine can talk to each other."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(1)
+        with socket.create_connection(listening.getsockname(), timeout=5):
+            return Check("loopback", "ok", "127.0.0.1 takes connections")
+
+
+def check_terminal() -> Check:
+    """Whether R² and ΔR² can be printed, and whether in colour."""
+    encoding = (sys.stdout.encoding or locale.getpreferredencoding(False)).lower()
+    seen = "a terminal" if sys.stdout.isatty() else "no terminal"
+    colour = "no colour, NO_COLOR is set" if os.environ.get("NO_COLOR") else "colour"
+    found = f"{seen}, {encoding}" + (f", {colour}" if sys.stdout.isatty() else "")
+    try:
+        "ΔR² → Å".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return Check("terminal", "note", found, "set PYTHONUTF8=1 or LC_ALL=C.UTF-8: ΔR² cannot be printed")
+    return Check("terminal", "ok", found)
+
+
+def _requirements(extra: str) -> dict[str, str]:
+    """Return the ranges of what headroom requires, by name; with an extra those that it adds."""
+    found = {}
+    for line in metadata.requires("headroom") or ():
+        requirement, _, marker = line.partition(";")
+        named = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+        if (named.group(1) if named else "") == extra:
+            match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", requirement)
+            assert match is not None
+            found[match.group(1)] = match.group(2).strip()
+    return found
+
+
+def _version_of(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _is_enough(version: str, wanted: str) -> bool:
+    """Whether a version is in a range such as ``>=2.2``; only lower ends are stated in this project."""
+    lowest = re.search(r">=\s*([\d.]+)", wanted)
+    if lowest is None:
+        return True
+    found, least = (
+        [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", one).group())]  # type: ignore[union-attr]
+        for one in (version, lowest.group(1))
+    )
+    return found >= least
