@@ -20,7 +20,7 @@ from pipeline.models import read_models
 from pipeline.noise import Noise
 from pipeline.routing_blend import Blend
 from pipeline.solve_blend import BlendJob, fit_blend_jobs
-from pipeline.solve_held_out import HeldOutJob, find_starved_bin, solve_fold_models, write_fold_models
+from pipeline.solve_held_out import FoldModelsJob, find_starved_bin, solve_fold_models, write_fold_models
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,12 +48,12 @@ def solve_folds(run: Run, parts: Sequence[tuple[MomentsFolder, ModelFiles]], cli
     """
     if run.config.gate is None or not run.config.gate.blend:
         return None
-    jobs = []
-    for one, file in parts:
-        models = read_models(run.folder / file.main)[-1]
-        alphas = (models.global_alpha, *models.expert_alphas.tolist())
-        main = run.binnings[0]
-        jobs.append(HeldOutJob(one, main, run.config.ridge, main.covered, alphas, run.config.target))
+    jobs = [
+        FoldModelsJob.of_models(
+            one, run.binnings[0], run.config.ridge, read_models(run.folder / file.main)[-1], run.config.target
+        )
+        for one, file in parts
+    ]
     if starved := next((words for job in jobs if (words := find_starved_bin(job))), None):
         run.warnings.append(f"the blend is left out: {starved}")
         return None

@@ -124,46 +124,51 @@ def fit_gates(
     remove_leftovers(run.folder / "gates")
     (run.folder / "gates").mkdir(exist_ok=True)
     parts = [one for one in zip(moments, files, strict=True) if not run.is_compared(one[0].draw)]
-    noises = [one.draw for one, _ in parts]
-    of_features: list[str] = []
+    noises, is_logistic = [one.draw for one, _ in parts], settings.kind == "logistic"
     fold_models = solve_folds(run, parts, client)
-    if settings.kind == "logistic":
+    if is_logistic:
         write_recipes(run, sets.train, plan, [one for one, _ in parts], client)
-    if settings.kind == "logistic" or fold_models is not None:
+    if is_logistic or fold_models is not None:
         compute_rows(run, plan, noises, client, fold_models=fold_models)
-    if settings.kind == "logistic":
-        of_features = [recipe_file(noise) for noise in noises]
-        described = [ALGORITHM_VERSION, settings.kind, settings.features.products]
-        keys = [content_hash([*described, run.products[rows_file(noise)]]) for noise in noises]
-    else:
-        keys = [content_hash([ALGORITHM_VERSION, settings.kind, run.products[file.main]]) for _, file in parts]
-    missing = [k for k, noise in enumerate(noises) if not run.is_made(gate_file(noise), keys[k])]
-    fit = _fit_logistic if settings.kind == "logistic" else _fit_ridge
-    for place, plain in fit(run, plan, [parts[k] for k in missing], client) if missing else ():
-        name = gate_file(noises[missing[place]])
-        with replacing(run.folder / name) as temporary:
-            temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
-        run.record(name, keys[missing[place]])
-    plains = {
-        file.main: json.loads((run.folder / gate_file(one.draw)).read_text(encoding="utf-8")) for one, file in parts
-    }
+    plains = _fit_missing(run, plan, parts, client)
     blends: dict[str, Blend] = {}
     of_blends: tuple[str, ...] = ()
     if fold_models is not None:
-        held_out = [held_out_file(noise) if settings.kind == "logistic" else None for noise in noises]
+        held_out = [held_out_file(noise) if is_logistic else None for noise in noises]
         blends, of_blends = fit_blends(run, parts, dict(zip(map(gate_file, noises), held_out, strict=True)), client)
     quality = fit_quality_gates(run, plan, client)
+    recipes = {file.main: recipe_file(one.draw) for one, file in parts} if is_logistic else {}
     return RunGate(
         gates={name: gate_from_dict(plain, run.grid) for name, plain in plains.items()},
-        recipes={
-            file.main: read_recipe(run.folder / name) for (_, file), name in zip(parts, of_features, strict=False)
-        },
+        recipes={name: read_recipe(run.folder / path) for name, path in recipes.items()},
         fits={name: plain.get("fit", {}) for name, plain in plains.items()},
-        files=(*map(gate_file, noises), *of_features, *of_blends, *(quality.files if quality else ())),
+        files=(*map(gate_file, noises), *recipes.values(), *of_blends, *(quality.files if quality else ())),
         unsure=settings.unsure,
         blends=blends,
         quality=quality,
     )
+
+
+def _fit_missing(
+    run: Run, plan: AccumulationPlan, parts: Sequence[tuple[MomentsFolder, ModelFiles]], client: Client | None
+) -> dict[str, dict[str, Any]]:
+    """Fit and write the main gates that are not there yet; return all as plain values by the file of their models."""
+    assert run.config.gate is not None
+    kind, names = run.config.gate.kind, [gate_file(one.draw) for one, _ in parts]
+    made_of = [rows_file(one.draw) if kind == "logistic" else file.main for one, file in parts]
+    settings = [ALGORITHM_VERSION, kind, *([run.config.gate.features.products] if kind == "logistic" else [])]
+    keys = [content_hash([*settings, run.products[name]]) for name in made_of]
+    missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
+    fit = _fit_logistic if kind == "logistic" else _fit_ridge
+    for place, plain in fit(run, plan, [parts[k] for k in missing], client) if missing else ():
+        k = missing[place]
+        with replacing(run.folder / names[k]) as temporary:
+            temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+        run.record(names[k], keys[k])
+    return {
+        file.main: json.loads((run.folder / name).read_text(encoding="utf-8"))
+        for (_, file), name in zip(parts, names, strict=True)
+    }
 
 
 def _fit_ridge(

@@ -32,7 +32,14 @@ from pipeline.solve_threads import SolveMemory, solving_threads
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["FoldModels", "HeldOutJob", "find_starved_bin", "read_fold_models", "solve_fold_models", "write_fold_models"]
+__all__ = [
+    "FoldModels",
+    "FoldModelsJob",
+    "find_starved_bin",
+    "read_fold_models",
+    "solve_fold_models",
+    "write_fold_models",
+]
 
 FORMAT = "headroom-fold-models"
 FORMAT_VERSION = 1
@@ -70,7 +77,7 @@ class FoldModels:
 
 
 @dataclass(frozen=True)
-class HeldOutJob:
+class FoldModelsJob:
     """The models of one noise and one binning without each fold.
 
     Attributes
@@ -81,37 +88,31 @@ class HeldOutJob:
         Whose experts.
     ridge
         Scaling, and which spectra train the global model.
-    covered
-        The cells that ``train_on: covered`` trains it on.
     alphas
         The penalties of the global model and every expert, trained on all folds, shape (1 + K,).
     target
         The experts' label.
-    threads
-        Models solved side by side, at most.
     """
 
     moments: MomentsFolder
     binning: Binning
     ridge: RidgeConfig
-    covered: tuple[int, ...]
     alphas: tuple[float, ...]
     target: str = LABELS[0]
-    threads: int = 1
 
     @classmethod
     def of_models(
-        cls, moments: MomentsFolder, binning: Binning, ridge: RidgeConfig, models: ExpertModels, covered: Sequence[int]
-    ) -> HeldOutJob:
+        cls, moments: MomentsFolder, binning: Binning, ridge: RidgeConfig, models: ExpertModels, target: str = LABELS[0]
+    ) -> FoldModelsJob:
         """Return the job whose models are those of all folds, less one fold each time."""
         alphas = (models.global_alpha, *models.expert_alphas.tolist())
-        return cls(moments, binning, ridge, tuple(covered), tuple(float(alpha) for alpha in alphas))
+        return cls(moments, binning, ridge, tuple(float(alpha) for alpha in alphas), target)
 
     @property
     def models(self) -> list[ModelCells]:
         """The global model and every expert."""
         own_scale = self.ridge.standardize == "per_expert"
-        trained_on = trained_cells(self.ridge, self.moments.n_cells, self.covered)
+        trained_on = trained_cells(self.ridge, self.moments.n_cells, self.binning.covered)
         return [ModelCells(trained_on, False), *(ModelCells(cells, own_scale) for cells in self.binning.members)]
 
     @property
@@ -120,7 +121,7 @@ class HeldOutJob:
         return (1 + self.binning.n_bins) * self.moments.n_folds
 
 
-def find_starved_bin(job: HeldOutJob) -> str | None:
+def find_starved_bin(job: FoldModelsJob) -> str | None:
     """Say which bin has too few training spectra outside some fold, and which fold; None if all have enough."""
     counts = [job.moments.open(fold).counts for fold in range(job.moments.n_folds)]
     for number, cells in enumerate(job.binning.members):
@@ -136,7 +137,7 @@ def find_starved_bin(job: HeldOutJob) -> str | None:
 
 
 def solve_fold_models(
-    jobs: Sequence[HeldOutJob], *, client: Client | None = None, progress: Progress | None = None
+    jobs: Sequence[FoldModelsJob], *, client: Client | None = None, progress: Progress | None = None
 ) -> Iterator[tuple[int, FoldModels]]:
     """Solve the models of every job without each fold; yield which job, and its models, as they are done.
 
@@ -149,7 +150,7 @@ def solve_fold_models(
     yield from run_jobs(client, _solve_job, jobs, ["folds"] * len(jobs), words, progress or SilentProgress())
 
 
-def _solve_job(job: HeldOutJob, report: Callable[[int], None]) -> FoldModels:
+def _solve_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldModels:
     """Solve all models of one job. The body of a Dask task."""
     folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
     models, label, done = job.models, LABELS.index(job.target), 0
@@ -164,7 +165,7 @@ def _solve_job(job: HeldOutJob, report: Callable[[int], None]) -> FoldModels:
             report(done)
         return paths
 
-    with solving_threads(len(scales[0]), job.threads, held_folds=1) as run:
+    with solving_threads(len(scales[0]), 1, held_folds=1) as run:
         of_global, *experts = run(solve, models, job.alphas)
     parts = [
         (

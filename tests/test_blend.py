@@ -26,7 +26,7 @@ from pipeline.routing_blend import Blend, BlendProblem, HeldOutRows, fit_blend
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.solve import SolveJob, solve_folders
 from pipeline.solve_held_out import (
-    HeldOutJob,
+    FoldModelsJob,
     find_starved_bin,
     read_fold_models,
     solve_fold_models,
@@ -192,7 +192,7 @@ def test_fold_models_are_scikit_learns_without_the_fold(
     )
     covered = tuple(range(GRID.n_bins))
     [(_, solved)] = solve_folders([SolveJob(folder, BINNING, ridge, covered)])
-    job = HeldOutJob.of_models(folder, BINNING, ridge, solved[-1], covered)
+    job = FoldModelsJob.of_models(folder, BINNING, ridge, solved[-1])
     [(place, found)] = solve_fold_models([job])
     assert place == 0
     assert find_starved_bin(job) is None
@@ -229,7 +229,7 @@ def folder_folds(folder: MomentsFolder, n_spectra: int) -> list[tuple[int, int]]
 
 
 def test_fold_models_on_disk(folder: MomentsFolder, tmp_path: Path) -> None:
-    job = HeldOutJob(folder, BINNING, RidgeConfig(min_spectra=2), tuple(range(GRID.n_bins)), (10.0,) * 10)
+    job = FoldModelsJob(folder, BINNING, RidgeConfig(min_spectra=2), (10.0,) * 10)
     [(_, models)] = solve_fold_models([job])
     path = tmp_path / "folds.npz"
     write_fold_models(path, models)
@@ -253,5 +253,5 @@ def test_a_bin_that_lies_in_one_fold_alone_is_named(folder: MomentsFolder) -> No
             counts[4] = 7 * fold + 1
             return type("Saved", (), {"counts": counts})
 
-    job = HeldOutJob(Starved(), BINNING, RidgeConfig(), (), ())  # type: ignore[arg-type]
+    job = FoldModelsJob(Starved(), BINNING, RidgeConfig(), ())  # type: ignore[arg-type]
     assert str(find_starved_bin(job)).startswith("bin 4 (Mid, Solar) has 1 training spectra outside fold 1 of 2")
