@@ -8,7 +8,6 @@ from __future__ import annotations
 import locale
 import os
 import platform
-import re
 import shutil
 import socket
 import sys
@@ -19,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from threadpoolctl import threadpool_info
 
 from pipeline.errors import HeadroomError
@@ -89,7 +90,7 @@ def check_python() -> Check:
     """Whether this Python is new enough."""
     required = metadata.metadata("headroom")["Requires-Python"]
     found = f"{platform.python_version()} ({platform.python_implementation()}), {required} required"
-    if _is_enough(platform.python_version(), required):
+    if SpecifierSet(required).contains(platform.python_version(), prereleases=True):
         return Check("Python", "ok", found)
     return Check("Python", "broken", found, f"install Python {required}, for example `make PYTHON=python3.12 demo`")
 
@@ -104,10 +105,10 @@ def check_packages() -> Check:
 
 def check_extras() -> Check:
     """Which optional libraries are there; nothing is broken without them."""
-    missing = [extra for extra in ("cluster", "ml") if check_requirements(_requirements(extra), _version_of)]
+    uses = {"cluster": "SLURM jobs", "ml": "estimators and the logistic gate", "notebooks": "notebooks"}
+    missing = [extra for extra in uses if check_requirements(_requirements(extra), _version_of)]
     if not missing:
-        return Check("optional extras", "ok", "cluster (SLURM), ml (scikit-learn, dask-ml)")
-    uses = {"cluster": "SLURM jobs", "ml": "estimators and the logistic gate"}
+        return Check("optional extras", "ok", f"all are there: {', '.join(uses)}")
     found = "; ".join(f"{extra} is incomplete, for {uses[extra]}" for extra in missing)
     return Check("optional extras", "note", found, f"pip install 'headroom[{','.join(missing)}]'")
 
@@ -127,7 +128,7 @@ def check_requirements(required: Mapping[str, str], version_of: Callable[[str], 
         version = version_of(name)
         if version is None:
             wrong.append(f"{name} is missing, {wanted or 'any version'} required")
-        elif not _is_enough(version, wanted):
+        elif not SpecifierSet(wanted).contains(version, prereleases=True):
             wrong.append(f"{name} {version} found, {wanted} required")
     return wrong
 
@@ -203,15 +204,13 @@ def check_terminal() -> Check:
 
 def _requirements(extra: str) -> dict[str, str]:
     """Return the ranges of what headroom requires, by name; with an extra those that it adds."""
-    found = {}
-    for line in metadata.requires("headroom") or ():
-        requirement, _, marker = line.partition(";")
-        named = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
-        if (named.group(1) if named else "") == extra:
-            match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", requirement)
-            assert match is not None
-            found[match.group(1)] = match.group(2).strip()
-    return found
+    stated = [Requirement(line) for line in metadata.requires("headroom") or ()]
+    by_extra = {name: {one.name: str(one.specifier) for one in stated if _holds(one, name)} for name in {"", extra}}
+    return {name: wanted for name, wanted in by_extra[extra].items() if not extra or name not in by_extra[""]}
+
+
+def _holds(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _version_of(name: str) -> str | None:
@@ -219,15 +218,3 @@ def _version_of(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _is_enough(version: str, wanted: str) -> bool:
-    """Whether a version is in a range such as ``>=2.2``; only lower ends are stated in this project."""
-    lowest = re.search(r">=\s*([\d.]+)", wanted)
-    if lowest is None:
-        return True
-    found, least = (
-        [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", one).group())]  # type: ignore[union-attr]
-        for one in (version, lowest.group(1))
-    )
-    return found >= least

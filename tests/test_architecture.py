@@ -78,6 +78,7 @@ OWNERS = {
     "matplotlib": {"figures"},
     "jinja2": {"report", "compare"},
     "click": {"cli"},
+    "packaging": {"doctor"},
     "rich": {"progress", "cli"},
     "sklearn": {"estimators", "gates"},
     "pickle": {"simulate"},  # writes the column names as pandas does; nothing is ever unpickled
