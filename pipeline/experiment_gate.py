@@ -249,4 +249,6 @@ def score_gate(
     scores = score_routes(y_true, routed, predicted[:, 0], bins, models.n_experts, resampling(run.config))
     importance = found.fits[name].get("importance", {})
     quality = assess_gate(probabilities, bins)
-    return ScoredGate(draw.seed, draw.draw.level, scores, quality, importance, found.blends.get(name), probabilities)
+    return ScoredGate(
+        draw.seed, draw.draw.level, scores, quality, routed, importance, found.blends.get(name), probabilities
+    )

@@ -62,12 +62,12 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
                 compared.append(draw)
                 continue
             draws.append(draw)
-            frames.append(
-                tabulate_predictions((draw.seed, draw.draw.level), labels, truth.bins[0], predicted, variance)
-            )
+            known = (labels, truth.bins[0])
+            frame = tabulate_predictions((draw.seed, draw.draw.level), *known, predicted, variance)
             if gate is not None and not isinstance(test_noise, MarginalNoise):
-                known = (labels, truth.bins[0])
                 gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted, advance))
+                frame = frame.assign(**{f"y_{route}": values for route, values in gates[-1].routed.items()})
+            frames.append(frame)
             if file.others:
                 others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
                 for one, known, own in _score_binnings(run, sets, truth, file, draw, advance):

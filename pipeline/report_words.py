@@ -68,6 +68,17 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "neighbouring bins costs little, since their experts say much the same; points below the dashed line at "
             "the lower right say that the gate is surer than it is right.",
         ),
+        "moe_gate_probabilities.png": (
+            "What the gate says of each bin",
+            "A row is a true bin. Probability beside the diagonal goes to neighbours, which costs little; probability "
+            "that goes far away, or outside, is where an expert is lost. A feature of no importance may be left out "
+            "without harm, unless another one tells the same.",
+        ),
+        "moe_routes.png": (
+            "Predicted against true, by route",
+            "What routing costs shows between the oracle and the other routes: points far from the dashed line that "
+            "the oracle's panel does not have were sent to a wrong expert.",
+        ),
         "moe_pred_vs_true.png": (
             "Predicted against true",
             "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "

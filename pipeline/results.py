@@ -104,7 +104,8 @@ class RunResults:
     predictions
         Columns ``seed, noise_level, row`` (of the test store), ``bin`` (−1 outside), ``y_true, y_global,
         y_oracle`` and ``expert_<bin>``, in units of the target; with marginal test noise these are means over the
-        noise, and ``y_global_std, y_oracle_std, expert_<bin>_std`` their standard deviations. ``seed`` is
+        noise, and ``y_global_std, y_oracle_std, expert_<bin>_std`` their standard deviations; with a gate also
+        ``y_hard, y_soft, y_fallback`` (and ``y_blend``), by :mod:`pipeline.routing`. ``seed`` is
         :data:`NO_SEED` where no noise was drawn from one.
     summary
         ``summary.json``, see :mod:`pipeline.decision`.

@@ -21,6 +21,7 @@ from pipeline.scores import Bootstrap, HeadroomScore, Score, interval_of, score_
 
 __all__ = [
     "ROUTES",
+    "TRUTH_QUANTILES",
     "GateQuality",
     "assess_gate",
     "cross_probabilities",
@@ -36,6 +37,8 @@ FloatArray = NDArray[np.float64]
 ROUTES = ("oracle", "hard", "soft", "fallback")
 #: Intervals of the stated probability in which it is held against what came true.
 _RELIABILITY_STEPS = 10
+#: Of the probability that a spectrum's own cell was given.
+TRUTH_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def route_spectra(
@@ -138,12 +141,20 @@ class GateQuality:
     told, found, counts
         Reliability of the probability of the most probable cell: its mean, the share that lay there, and the spectra,
         in tenths of it, shapes (10,); NaN where a tenth is empty.
+    spread
+        Mean probability of every cell (columns) for spectra of a true one (rows), shape (K + 1, K + 1); NaN where there
+        are no such spectra.
+    truth_quantiles
+        Quantiles :data:`TRUTH_QUANTILES` of the probability that spectra's own cell was given, by true cell, shape
+        (K + 1, 5); NaN likewise.
     """
 
     confusion: NDArray[np.int64]
     told: FloatArray
     found: FloatArray
     counts: NDArray[np.int64]
+    spread: FloatArray
+    truth_quantiles: FloatArray
 
     @property
     def accuracy(self) -> float:
@@ -169,4 +180,10 @@ def assess_gate(probabilities: FloatArray, bins: NDArray[np.int64]) -> GateQuali
     total = np.where(counts > 0, counts, np.nan)
     told = np.bincount(step, largest, _RELIABILITY_STEPS) / total
     found = np.bincount(step, likeliest == truth, _RELIABILITY_STEPS) / total
-    return GateQuality(confusion, told, found, counts)
+    spread = np.full((n_cells, n_cells), np.nan)
+    quantiles = np.full((n_cells, len(TRUTH_QUANTILES)), np.nan)
+    for cell in np.unique(truth):
+        own = probabilities[truth == cell]
+        spread[cell] = own.mean(axis=0)
+        quantiles[cell] = np.quantile(own[:, cell], TRUTH_QUANTILES)
+    return GateQuality(confusion, told, found, counts, spread, quantiles)

@@ -39,7 +39,7 @@ from pipeline.summary_snr import ScoredBinningGate, summarise_binning_gates, tab
 __all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
 
 #: Raised when the same models and test spectra would give other tables.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
 

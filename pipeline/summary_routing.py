@@ -25,14 +25,16 @@ __all__ = ["ScoredGate", "summarise_routing", "tabulate_routing"]
 class ScoredGate:
     """Every way of routing under one training and one test noise; in a score, the route stands for the oracle.
 
-    ``importance`` is that of each feature of a gate that looks at features; see
-    :class:`pipeline.gates_logistic.LogisticFit`.
+    ``routed`` are the predictions of every route, shape (N,), label units; ``importance`` is that of each feature of a
+    gate that looks at features, see :class:`pipeline.gates_logistic.LogisticFit`; ``probabilities`` are what the gate
+    said, shape (N, K + 1).
     """
 
     seed: int
     noise_level: float
     scores: Mapping[str, HeadroomScore]
     quality: GateQuality
+    routed: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     importance: Mapping[str, float] = field(default_factory=dict)
     blend: Blend | None = None
     probabilities: NDArray[np.float64] | None = None
@@ -111,6 +113,9 @@ def summarise_routing(scored: Sequence[ScoredGate], config: ExperimentConfig) ->
         "calibration_error": float(np.mean([one.calibration_error for one in qualities])),
         "blend": summarise_blends([one.blend for one in scored if one.blend is not None]),
         "confusion": np.sum([one.confusion for one in qualities], axis=0).tolist(),
+        "spread": np.mean([one.spread for one in qualities], axis=0).tolist(),
+        "truth_quantiles": np.mean([one.truth_quantiles for one in qualities], axis=0).tolist(),
+        "importance": {name: float(np.mean([one.importance[name] for one in scored])) for name in scored[0].importance},
         "reliability": {"told": told.tolist(), "found": found.tolist(), "counts": counts.tolist()},
     }
 

@@ -60,6 +60,7 @@ class FakeRun:
     marginal: bool = False
     design: bool = False
     gate: bool = False
+    features: int = 0
     alphas: tuple[float, ...] = ()
 
 
@@ -91,9 +92,9 @@ class _Writer:
         self._write_csv(SAMPLE_FILE, self._sample())
         if self.run.alphas:
             self._write_csv(SEARCH_FILE, self._search())
-        self.predictions.to_parquet(self.folder / PREDICTIONS_FILE)
         overall = pd.read_csv(self.folder / OVERALL_FILE)
         self._write_json(SUMMARY_FILE, self._summary(overall, per_bin))
+        self.predictions.to_parquet(self.folder / PREDICTIONS_FILE)  # with what the summary's gate has routed
         self._write_json(METADATA_FILE, {**self._metadata(), **self.run.metadata})
         return read_results(self.folder)
 
@@ -312,7 +313,10 @@ class _Writer:
             predicted = rows[["y_global", *(f"expert_{k}" for k in range(self.grid.n_bins))]].to_numpy()
             routed = route_spectra(predicted, probabilities, bins)
             scores = score_routes(self.y_true, routed, predicted[:, 0], bins, self.grid.n_bins, Bootstrap(50))
-            scored.append(ScoredGate(seed, level, scores, assess_gate(probabilities, bins)))
+            importance = {f"pc_{k + 1}": float(rng.exponential(0.1)) for k in range(self.run.features)}
+            scored.append(ScoredGate(seed, level, scores, assess_gate(probabilities, bins), routed, importance))
+            for route, values in routed.items():
+                self.predictions.loc[rows.index, f"y_{route}"] = values
         stated = {"data": {"train": "a", "test": "b"}, "gate": {}}
         return summarise_routing(scored, ExperimentConfig.model_validate(stated))
 

@@ -33,7 +33,9 @@ ALPHAS = (1e2, 1e4, 1e5, 5e5, 1e6)
 RUNS = {
     "reference": FakeRun(),
     "one bin": FakeRun(edges={"T_eff": (3750.0, 6000.0)}, seeds=(1,)),
-    "four snr bins": FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True, gate=True),
+    "four snr bins": FakeRun(
+        edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True, gate=True, features=30
+    ),
     "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
     "twelve, noise levels, NaN": FakeRun(
         edges=TWELVE,

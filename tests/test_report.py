@@ -122,7 +122,14 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Pa
     warnings = ("bin 4 has one test spectrum", "clock went back")
     alphas = (1e4, 1e5, 2.5e6)
     run = FakeRun(
-        levels=(0.2, 1.0), nan_bins=(4,), warnings=warnings, alphas=alphas, marginal=True, design=True, gate=True
+        levels=(0.2, 1.0),
+        nan_bins=(4,),
+        warnings=warnings,
+        alphas=alphas,
+        marginal=True,
+        design=True,
+        gate=True,
+        features=5,
     )
     return _report(tmp_path_factory.mktemp("full"), run)
 

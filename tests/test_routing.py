@@ -112,6 +112,18 @@ def test_quality_is_scikit_learns() -> None:
     np.testing.assert_array_equal(found.confusion, confusion_matrix(truth, likeliest))
     assert found.accuracy == accuracy_score(truth, likeliest)
     assert found.counts.sum() == 500
+    for cell in range(N_BINS + 1):
+        own = probabilities[truth == cell]
+        np.testing.assert_allclose(found.spread[cell], [np.mean(column) for column in own.T])
+        assert found.truth_quantiles[cell, 2] == pytest.approx(np.median(own[:, cell]))
+        assert found.truth_quantiles[cell, 0] == pytest.approx(np.percentile(own[:, cell], 5))
+
+
+def test_cells_without_test_spectra_have_no_mean_probability() -> None:
+    found = assess_gate(np.full((3, N_BINS + 1), 1 / (N_BINS + 1)), np.zeros(3, np.int64))
+    assert np.isfinite(found.spread[0]).all()
+    assert np.isnan(found.spread[1:]).all()
+    assert np.isnan(found.truth_quantiles[1:]).all()
 
 
 def test_a_gate_that_draws_by_its_own_probabilities_is_calibrated_and_a_boastful_one_is_not() -> None:

@@ -13,11 +13,11 @@ from pipeline.figures.canvas import save_figure
 from pipeline.figures.curves import draw_learning_curve, draw_noise_levels
 from pipeline.figures.dashboard import draw_dashboard
 from pipeline.figures.design import draw_bin_design
-from pipeline.figures.gate import draw_gate
+from pipeline.figures.gate import draw_gate, draw_gate_probabilities
 from pipeline.figures.marginal import draw_marginal_noise
 from pipeline.figures.penalty import draw_alpha_search
 from pipeline.figures.per_bin import draw_delta_heatmap, draw_grouped_r2
-from pipeline.figures.predictions import draw_predicted_against_true
+from pipeline.figures.predictions import draw_predicted_against_true, draw_routed_against_true
 from pipeline.figures.sample import draw_sample_distribution
 from pipeline.figures.views import binning_views, headline
 from pipeline.results import RunResults
@@ -26,6 +26,11 @@ __all__ = ["FIGURES", "FIGURES_FOLDER", "NOISE_LEVELS_FIGURE", "render_figures"]
 
 FIGURES_FOLDER = "figures"
 NOISE_LEVELS_FIGURE = "moe_noise_amplification.png"
+
+
+def _has_gate(results: RunResults) -> bool:
+    return bool(headline(results).get("routing"))
+
 
 #: Every figure by its file name, in the order of the report.
 FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
@@ -40,6 +45,8 @@ FIGURES: Mapping[str, Callable[[RunResults], Figure]] = MappingProxyType(
         "moe_ablation.png": draw_ablation,
         "moe_bin_design.png": draw_bin_design,
         "moe_gate.png": draw_gate,
+        "moe_gate_probabilities.png": draw_gate_probabilities,
+        "moe_routes.png": draw_routed_against_true,
         "moe_alpha_search.png": draw_alpha_search,
         NOISE_LEVELS_FIGURE: draw_noise_levels,
     }
@@ -49,7 +56,7 @@ _OPTIONAL: Mapping[str, Callable[[RunResults], bool]] = MappingProxyType(
     {
         "moe_ablation.png": lambda results: bool(binning_views(headline(results))),
         "moe_bin_design.png": lambda results: bool(results.summary.get("design")),
-        "moe_gate.png": lambda results: bool(headline(results).get("routing")),
+        **dict.fromkeys(("moe_gate.png", "moe_gate_probabilities.png", "moe_routes.png"), _has_gate),
         "moe_alpha_search.png": lambda results: not results.alpha_search.empty,
         "moe_marginal_noise.png": lambda results: bool(results.summary.get("marginal")),
         NOISE_LEVELS_FIGURE: lambda results: len(results.summary["levels"]) > 1,

@@ -30,10 +30,12 @@ from pipeline.figures.canvas import (
 from pipeline.figures.views import bin_views, estimate_view, headline, scope_views
 from pipeline.results import RunResults
 
-__all__ = ["draw_gate"]
+__all__ = ["draw_gate", "draw_gate_probabilities"]
 
 #: Cells of a matrix beyond which their numbers would touch.
 _READABLE_CELLS = 14
+#: Features shown, of those that a gate looks at.
+_MOST_FEATURES = 20
 
 
 def draw_gate(results: RunResults) -> Figure:
@@ -57,6 +59,74 @@ def draw_gate(results: RunResults) -> Figure:
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
+
+
+def draw_gate_probabilities(results: RunResults) -> Figure:
+    """Draw what probabilities spectra of each bin are given, and which features a gate lives on."""
+    level = headline(results)
+    routing = level.get("routing")
+    importance = (routing or {}).get("importance") or {}
+    figure = new_figure(SLIDE[0], 9.4 if importance else 5.4)
+    if not routing:
+        show_empty(figure.subplots(), "no gate was asked for in this run")
+        return figure
+    names = [*(str(view.number) for view in bin_views(level)), "outside"]
+    panels = figure.subplots(2 if importance else 1, 2, squeeze=False, width_ratios=(1.15, 1))
+    _draw_spread(panels[0, 0], np.array(routing["spread"], dtype=np.float64), names)
+    _draw_truth(panels[0, 1], np.array(routing["truth_quantiles"], dtype=np.float64), names)
+    if importance:
+        for axes in panels[1]:
+            axes.remove()
+        _draw_importance(figure.add_subplot(panels[1, 0].get_gridspec()[1, :]), importance)
+    add_title(
+        figure,
+        "How probable the gate takes each bin to be",
+        f"Noise level {level['noise_level']:g}; {routing['kind']} gate; all test spectra, mean over seeds. Bins have "
+        "the numbers of the tables; thin lines hold 90 % of the spectra."
+        + (" Importance was measured on held-out folds of the training set." if importance else ""),
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _draw_spread(axes: Axes, spread: np.ndarray, names: list[str]) -> None:
+    axes.imshow(spread, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
+    _write_cells(axes, spread, names, np.isfinite(spread))
+    style_axes(axes, title="Mean probability of each bin, by true bin", x="bin", y="true bin", grid="")
+
+
+def _draw_truth(axes: Axes, quantiles: np.ndarray, names: list[str]) -> None:
+    for place, (low, lower, middle, upper, high) in enumerate(quantiles):
+        if np.isfinite(middle):
+            axes.plot([place, place], [low, high], color=ORACLE, linewidth=1.6)
+            axes.plot([place, place], [lower, upper], color=ORACLE, linewidth=8, alpha=0.45, solid_capstyle="butt")
+            axes.plot([place], [middle], color=INK, marker="o", markersize=6)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    style_axes(axes, title="Probability of the true bin (dot: median; bar: half)", x="true bin", grid="y")
+
+
+def _draw_importance(axes: Axes, importance: Mapping[str, float]) -> None:
+    largest = sorted(importance.items(), key=lambda pair: -pair[1])[:_MOST_FEATURES]
+    places = range(len(largest))
+    axes.bar(places, [value for _, value in largest], width=0.6, color=MUTED)
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_xticks(places, [name.replace("_", " ") for name, _ in largest], rotation=35, ha="right")
+    shown = "" if len(largest) == len(importance) else f"the {len(largest)} of {len(importance)} that matter most; "
+    title = f"Features of the gate ({shown}log loss gained when a feature is shuffled)"
+    style_axes(axes, title=title, y="nats per spectrum", grid="y")
+
+
+def _write_cells(axes: Axes, shares: np.ndarray, labels: list[str], is_shown: np.ndarray) -> None:
+    """Name rows and columns of a matrix, and write its shares into the cells while these can be read."""
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    if len(labels) > _READABLE_CELLS:
+        return
+    for row, column in zip(*np.nonzero(is_shown), strict=True):
+        ink, words = choose_ink(BLUES(shares[row, column])), f"{shares[row, column]:.0%}"
+        axes.text(column, row, words, ha="center", va="center", fontsize=SMALL, color=ink)
 
 
 def _draw_r2(axes: Axes, routing: Mapping[str, Any], of_global: float) -> None:
@@ -104,16 +174,7 @@ def _draw_confusion(axes: Axes, routing: Mapping[str, Any], names: list[str]) ->
     counts = np.asarray(routing["confusion"], dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
-    labels = [*names, "outside"]
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
-    if len(labels) <= _READABLE_CELLS:
-        for row, column in np.ndindex(*shares.shape):
-            if counts[row, column]:
-                ink = choose_ink(BLUES(shares[row, column]))
-                axes.text(
-                    column, row, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=SMALL, color=ink
-                )
+    _write_cells(axes, shares, [*names, "outside"], counts > 0)
     accuracy = f"right: {routing['accuracy']:.0%} of all spectra"
     style_axes(axes, title=f"True bin and most probable one ({accuracy})", x="most probable", y="true", grid="")
 
