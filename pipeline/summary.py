@@ -19,6 +19,7 @@ from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, content_hash
 from pipeline.decision import Estimate, decide, evaluate_hypotheses
 from pipeline.files import replacing
+from pipeline.files_json import json_text
 from pipeline.models import ExpertModels
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
@@ -355,17 +356,4 @@ def _describe_store(store: AnyStore, grid: BinGrid) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values: NaN and infinity become null, NumPy scalars and tuples their plain kin."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        temporary.write_text(json_text(value), encoding="utf-8")
