@@ -27,7 +27,7 @@ from scipy.linalg.blas import ssyrk
 from table import Row
 
 from cluster import connect_local
-from pipeline import AccumulationPlan, MarginalNoise, NoiseDraw, SpectraStore, accumulate_moments, plan_accumulation
+from pipeline import AccumulationPlan, MarginalNoise, NoiseDraw, accumulate_moments, plan_accumulation
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
@@ -36,6 +36,7 @@ from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_
 from pipeline.noise import Noise
 from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS, STREAM_TRAIN
+from pipeline.store_set import AnyStore, find_stores, open_stores
 from pipeline.workspace import Workspace
 
 FLOOR_ROWS = 8192
@@ -119,7 +120,7 @@ def measure_noises(sample: Sample, repeats: int | None) -> list[Row]:
     ]
 
 
-def plan_first_rows(store: SpectraStore, rows: int, compute: ComputeConfig) -> AccumulationPlan:
+def plan_first_rows(store: AnyStore, rows: int, compute: ComputeConfig) -> AccumulationPlan:
     """Return the plan of a store's first rows, cut as a store of that size would be."""
     plan = plan_accumulation(store, CellGrid((BinGrid(REFERENCE_EDGES),)), compute)
     if rows >= store.n_spectra:
@@ -128,7 +129,7 @@ def plan_first_rows(store: SpectraStore, rows: int, compute: ComputeConfig) -> A
     return dataclasses.replace(plan, folds=folds, partitions=plan_partitions(folds, compute.partition_rows))
 
 
-def first_rows(store: SpectraStore, n: int) -> CellRows:
+def first_rows(store: AnyStore, n: int) -> CellRows:
     grid = BinGrid(REFERENCE_EDGES)
     columns = store.read_columns((*grid.columns, *LABELS), 0, n)
     labels = np.column_stack([columns[label] for label in LABELS])
@@ -156,7 +157,7 @@ class Floor:
 class Loop:
     """The hot loop over a store's first rows, on warm memory."""
 
-    def __init__(self, store: SpectraStore, rows: int) -> None:
+    def __init__(self, store: AnyStore, rows: int) -> None:
         self._store, self._rows = store, first_rows(store, min(rows, store.n_spectra))
         self._settings, self._workspace = LoopSettings(threads=available_threads()), Workspace()
         self.measure()  # touches the memory
@@ -179,7 +180,7 @@ def run_step(plan: AccumulationPlan, seeds: int, draws_per_pass: int, folder: Pa
         return time.perf_counter() - started
 
 
-def compare(store: SpectraStore, rows: int, repeats: int) -> None:
+def compare(store: AnyStore, rows: int, repeats: int) -> None:
     """Print floor and loop by turns in one process: quick, for work on the loop."""
     floor, loop = Floor(store.n_pixels), Loop(store, rows)
     print(f"{rows:,} × {store.n_pixels:,}, one-minute load {os.getloadavg()[0]:.1f}")
@@ -198,7 +199,7 @@ def compare(store: SpectraStore, rows: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["all", "floor", "loop", "step"])
-    parser.add_argument("store")
+    parser.add_argument("store", help="a store, or a glob of several in quotes")
     parser.add_argument("--rows", type=int, default=LOOP_ROWS)
     parser.add_argument("--repeats", type=int, default=5, help="with all")
     parser.add_argument("--folder", type=Path, help="with step: where the moments go, a folder that does not exist")
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--draws-per-pass", type=int, default=1, help="with step")
     parser.add_argument("--folds", type=int, default=ComputeConfig().folds, help="with step")
     options = parser.parse_args()
-    store = SpectraStore.open(options.store)
+    store = open_stores(find_stores([options.store]))
     if options.what == "all":
         compare(store, min(options.rows, store.n_spectra), options.repeats)
     elif options.what == "floor":
