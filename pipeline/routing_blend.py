@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
@@ -42,6 +41,7 @@ STRENGTHS = (1e4, 1e3, 1e2, 1e1, 1e0)
 #: Probabilities below this count as this: beyond it a logarithm says more than a gate knows.
 _LEAST = 1e-6
 _ITERATIONS = 200
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,13 +202,22 @@ class BlendProblem:
 
     def evaluate(self, theta: FloatArray, strength: float) -> tuple[float, FloatArray]:
         """Return the penalised error and its gradient, with ∂ŷ/∂(logit m) = w_m (ŷ_m − ŷ)."""
-        weights = _weigh(*self.split(theta), self.log_p, self.inputs)
-        mixed = (weights * self.predicted).sum(axis=1)
-        error = mixed - self.y
-        slope = (2 / self.unit) * error[:, None] * weights * (self.predicted - mixed[:, None])
-        gradient = np.concatenate([[(slope * self.log_p).sum()], (slope.T @ self.inputs).ravel()])
-        value = (error**2).sum() / self.unit + strength * (theta**2).sum()
-        return float(value), gradient + 2 * strength * theta
+        tau, slopes = self.split(theta)
+        value, of_tau, of_slopes = 0.0, 0.0, np.zeros_like(slopes)
+        # Block by block: what is small stays in the cache, and fresh memory costs more than the arithmetic.
+        for start in range(0, len(self.y), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            log_p, inputs, predicted = self.log_p[rows], self.inputs[rows], self.predicted[rows]
+            weights = _weigh(tau, slopes, log_p, inputs)
+            mixed = np.einsum("nm,nm->n", weights, predicted)
+            error = mixed - self.y[rows]
+            weights *= predicted - mixed[:, None]
+            weights *= error[:, None]
+            value += float(error @ error)
+            of_tau += float(np.einsum("nm,nm->", weights, log_p))
+            of_slopes += weights.T @ inputs
+        gradient = np.concatenate([[of_tau], of_slopes.ravel()]) * (2 / self.unit)
+        return value / self.unit + strength * float(theta @ theta), gradient + 2 * strength * theta
 
     def minimise(self, strength: float, start: FloatArray) -> FloatArray:
         """Return θ of the least penalised error that L-BFGS reaches from a start."""
@@ -293,4 +302,10 @@ def _log_probabilities(probabilities: ArrayLike) -> FloatArray:
 
 
 def _weigh(tau: float, slopes: FloatArray, log_p: FloatArray, inputs: FloatArray) -> FloatArray:
-    return np.asarray(softmax(tau * log_p + inputs @ slopes.T, axis=1))
+    """Return softmax(τ log p + b + B·z), shape (N, 1 + K)."""
+    weights: FloatArray = inputs @ slopes.T
+    weights += tau * log_p
+    weights -= weights.max(axis=1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights

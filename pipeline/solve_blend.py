@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BlendJob", "fit_blend_jobs"]
 
 #: Spectra that a blend is fitted to, at most: some hundred numbers do not need more, and time grows with them.
-_MOST_ROWS = 50_000
+_MOST_ROWS = 20_000
 
 
 @dataclass(frozen=True)

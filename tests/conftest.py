@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from browsing import open_browser
+from distributed import Client
 
+from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
 from pipeline.shards import find_shards
@@ -48,6 +50,20 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
             "bootstrap": {"resamples": 200},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def one_worker() -> Iterator[Client]:
+    """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[Client]:
+    """A cluster of two workers, as :func:`one_worker`."""
+    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

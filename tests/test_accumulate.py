@@ -81,10 +81,14 @@ def test_every_spectrum_is_counted_once(reference: list[MomentsFolder], train_st
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_and_shared_reads_change_no_bit(
-    plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path, workers: int
+    plan: AccumulationPlan,
+    reference: list[MomentsFolder],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    workers: int,
 ) -> None:
-    with connect_local(LocalProfile(workers=workers, memory_limit=2**30)) as client:
-        found = accumulate_moments(plan, DRAWS, tmp_path, client=client, draws_per_pass=workers)
+    client = request.getfixturevalue({1: "one_worker", 2: "two_workers"}[workers])
+    found = accumulate_moments(plan, DRAWS, tmp_path, client=client, draws_per_pass=workers)
     require_identical(found, reference)
     assert not list(tmp_path.rglob("partition-*")), "partitions of finished folds are removed"
 

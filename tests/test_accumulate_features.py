@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import LocalProfile, connect_local
 from pipeline import schema
 from pipeline.accumulate_features import FeatureJob, FeatureRows, accumulate_features, plan_runs
 from pipeline.binnings import CellGrid
@@ -114,7 +114,7 @@ def test_fewer_spectra_are_rows_of_all(plan: AccumulationPlan, job: FeatureJob, 
 
 
 def test_workers_and_a_resume_change_no_bit(
-    plan: AccumulationPlan, job: FeatureJob, monkeypatch: pytest.MonkeyPatch
+    plan: AccumulationPlan, job: FeatureJob, two_workers: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accumulate_features(plan, [job])
     expected = Path(job.path).read_bytes()
@@ -138,8 +138,7 @@ def test_workers_and_a_resume_change_no_bit(
     assert len(calls) == 3 + len(plan.partitions) - 2  # the two that were done are not done again
     assert Path(job.path).read_bytes() == expected
     Path(job.path).unlink()
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        accumulate_features(plan, [job], client=client)
+    accumulate_features(plan, [job], client=two_workers)
     assert Path(job.path).read_bytes() == expected
 
 

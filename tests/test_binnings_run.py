@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from sklearn.linear_model import Ridge
 
-from cluster import LocalProfile, connect_local
 from pipeline import read_noisy_rows
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
@@ -129,11 +129,10 @@ def test_both_are_reported(finished: RunResults) -> None:
 
 
 def test_workers_change_no_bit_and_nothing_is_made_twice(
-    finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: RunResults, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ExperimentConfig.model_validate(finished.metadata["config"])
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        found = run_experiment(config, tmp_path, client=client)
+    found = run_experiment(config, tmp_path, client=two_workers)
     for name in ("ablation.csv", "marginal_learning_curve.csv", "results.csv", "summary.json"):
         assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
     monkeypatch.setattr("pipeline.accumulate.accumulate_parts", None)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Client
 from scipy import integrate, stats
 from test_hotloop import SETTINGS, rows_of
 
-from cluster import LocalProfile, connect_local
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES, ExperimentConfig
 from pipeline.config_files import load_config
@@ -346,10 +346,9 @@ def test_a_finished_run_is_not_computed_again(
     assert [step["skipped"] for step in again.metadata["steps"]] == [True, True, True, False]
 
 
-def test_workers_do_not_change_the_results(finished: RunResults, tmp_path: Path) -> None:
+def test_workers_do_not_change_the_results(finished: RunResults, two_workers: Client, tmp_path: Path) -> None:
     config = ExperimentConfig.model_validate(finished.metadata["config"])
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        run_experiment(config, tmp_path, client=client)
+    run_experiment(config, tmp_path, client=two_workers)
     for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv", "predictions.parquet"):
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes(), name
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cluster import LocalProfile, connect_local
 from pipeline import schema
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
@@ -162,10 +162,11 @@ def test_a_finished_search_is_left_as_it_is(finished: RunResults, small_config: 
     assert state() == before
 
 
-def test_workers_change_no_bit(finished: RunResults, small_config: ExperimentConfig, tmp_path: Path) -> None:
+def test_workers_change_no_bit(
+    finished: RunResults, two_workers: Client, small_config: ExperimentConfig, tmp_path: Path
+) -> None:
     by = finished.metadata["config"]["ridge"]["alpha"]["by"]
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        run_experiment(searching(small_config, by), tmp_path, client=client)
+    run_experiment(searching(small_config, by), tmp_path, client=two_workers)
     for name in TABLES:
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from cluster import LocalProfile, connect_local
 from pipeline.accumulate import accumulate_moments
 from pipeline.binnings import CellGrid, plan_binnings
 from pipeline.bins import BinGrid
@@ -89,11 +88,10 @@ def test_other_binnings_are_those_of_their_cells_added(folders: list[MomentsFold
         np.testing.assert_allclose(models.expert_weights, expected.expert_weights, rtol=1e-7, atol=1e-9)
 
 
-def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder]) -> None:
+def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder], two_workers: Client) -> None:
     one = solve(folders, RIDGE, threads=1)
     many = solve(folders, RIDGE, threads=3)
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        elsewhere = solve(folders, RIDGE, client=client)
+    elsewhere = solve(folders, RIDGE, client=two_workers)
     for others in (many, elsewhere):
         for a, b in zip(itertools.chain(*one), itertools.chain(*others), strict=True):
             np.testing.assert_array_equal(a.global_weights, b.global_weights)
@@ -137,9 +135,9 @@ def test_a_prefix_that_starves_a_bin_is_left_out_and_the_whole_set_may_not(folde
         solve(folders, RIDGE.model_copy(update={"min_spectra": smallest[2] + 1}))
 
 
-def test_solve__raise_on_singular_system_from_a_worker(folders: list[MomentsFolder], tmp_path: Path) -> None:
+def test_solve__raise_on_singular_system_from_a_worker(folders: list[MomentsFolder], two_workers: Client) -> None:
     ridge = RidgeConfig.model_construct(**{**dict(RIDGE), "alpha": 0.0})
     with pytest.raises(SingularGramError, match="use alpha >="):
         solve(folders, ridge)
-    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client, pytest.raises(SingularGramError):
-        solve(folders, ridge, client=client)
+    with pytest.raises(SingularGramError):
+        solve(folders, ridge, client=two_workers)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from cluster import LocalProfile, connect_local
 from pipeline.accumulate import accumulate_moments
 from pipeline.binnings import CellGrid, plan_binnings
 from pipeline.bins import BinGrid
@@ -139,11 +138,10 @@ def test_choose_penalties_by_global_asks_the_global_model_alone() -> None:
     assert choose_penalties(ridge("per_expert").alpha, curves, 0, 2) == [0, 1]  # type: ignore[arg-type]
 
 
-def test_threads_and_workers_change_no_bit_of_a_search(folder: MomentsFolder) -> None:
+def test_threads_and_workers_change_no_bit_of_a_search(folder: MomentsFolder, two_workers: Client) -> None:
     one = solve(folder, ridge(), threads=1)
     many = solve(folder, ridge(), threads=3)
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        elsewhere = solve(folder, ridge(), client=client)
+    elsewhere = solve(folder, ridge(), client=two_workers)
     for others in (many, elsewhere):
         for a, b in zip(one, others, strict=True):
             np.testing.assert_array_equal(a.expert_weights, b.expert_weights)

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 import zarr
+from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_factory import make_frame, make_pixels, write_shard
 
-from cluster import LocalProfile, connect_local
 from pipeline import schema
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
@@ -434,10 +434,9 @@ def test_results_are_those_of_one_store(
 
 
 def test_workers_do_not_change_the_results_of_several_stores(
-    in_parts: ExperimentConfig, run_in_parts: RunResults, tmp_path: Path
+    in_parts: ExperimentConfig, run_in_parts: RunResults, two_workers: Client, tmp_path: Path
 ) -> None:
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        run_experiment(in_parts, tmp_path, client=client)
+    run_experiment(in_parts, tmp_path, client=two_workers)
     for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv"):
         assert (tmp_path / name).read_bytes() == (run_in_parts.folder / name).read_bytes()
 
