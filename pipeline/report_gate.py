@@ -29,7 +29,9 @@ def describe_gate(results: RunResults) -> dict[str, Any] | None:
         where = f"Noise level {level['noise_level']:g}: " if several else ""
         sentences.append(f"{where}{routing['sentence']} {quality}")
         if routing.get("blend"):
-            sentences.append(f"{where}{routing['blend']['sentence']}")
+            sentences.append(f"{where}{routing['blend']['sentence']}{_say_blend(routing)}")
+        if routing.get("importance"):
+            sentences.append(f"{where}{_say_importance(routing['importance'])}")
     tables = [_list_routes(level) for level in levels]
     return {"sentences": sentences, "tables": [*tables, *map(list_binning_gates, _with_binnings(levels))]}
 
@@ -59,6 +61,29 @@ def _list_routes(level: dict[str, Any]) -> Table:
             )
     header = ("Spectra", "Routing", "R²", "gain over global", "low", "high", "ρ", "low", "high", f"ρ ≥ {_asked(level)}")
     return Table(f"Routing at noise level {level['noise_level']:g}", header, tuple(rows), 2)
+
+
+def _say_blend(routing: dict[str, Any]) -> str:
+    """Say what the blend keeps, and how that can be more than all."""
+    kept = estimate_view(routing["scopes"]["covered"]["blend"]["kept"])
+    if not math.isfinite(kept.mean):
+        return ""
+    more = (
+        " That is more than all: the oracle asks one expert of each spectrum, the blend averages several."
+        if kept.mean > 1
+        else ""
+    )
+    return f" On covered test spectra its route keeps {kept.mean:.0%} of the headroom.{more}"
+
+
+def _say_importance(importance: dict[str, float]) -> str:
+    """Name the features that the gate would miss most."""
+    most = sorted(importance, key=lambda name: -importance[name])[:3]
+    words = ", ".join(f"{name} ({importance[name]:.3f})" for name in most)
+    return (
+        f"Of {len(importance)} features the gate would miss {words} most: by so much its log loss on held-out folds of "
+        "the training spectra grows where a feature's values are shuffled."
+    )
 
 
 def _asked(level: dict[str, Any]) -> str:
