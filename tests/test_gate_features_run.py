@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from scipy import stats
 from scipy.special import softmax
 from sklearn.decomposition import PCA
@@ -19,7 +22,7 @@ from pipeline import schema
 from pipeline.accumulate_features import FeatureRows
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import run_experiment
+from pipeline.experiment import render_run, run_experiment
 from pipeline.folds import plan_folds
 from pipeline.models import read_models
 from pipeline.noise import NoiseDraw
@@ -294,3 +297,36 @@ def test_binnings_are_routed_by_aggregates_of_the_errors(
         experts = noisy @ weights + intercepts
         rows = table.query(f"binning == '{name}' and seed == {seed}")
         compare_table(rows, truth, bins, routes_of(experts, probabilities, 0.2))
+
+
+def test_nothing_learned_sees_the_test_spectra(
+    finished: RunResults, small_config: ExperimentConfig, train_store: SpectraStore, tmp_path: Path
+) -> None:
+    """With another test store all that gates and blends are made of, and made into, is the same bytes."""
+    swapped = {"train": [str(train_store.path)], "test": [str(train_store.path)], "allow_overlap": True}
+    other = run_experiment(gated(small_config, data=swapped), tmp_path)
+    assert not pd.read_csv(other.folder / ROUTING_FILE).equals(pd.read_csv(finished.folder / ROUTING_FILE))
+    learned = sorted(path.name for path in (finished.folder / "gates").glob("*_noise-*"))
+    assert {name.split("_noise-1.0")[1] for name in learned} == {
+        ".json", "_recipe.npz", "_rows.npz", "_held_out.npy", "_folds.npz", "_blend.json"
+    }  # fmt: skip
+    for name in [*learned, "quality_0.json"]:
+        assert (other.folder / "gates" / name).read_bytes() == (finished.folder / "gates" / name).read_bytes(), name
+
+
+def test_workers_change_no_bit(
+    finished: RunResults, small_config: ExperimentConfig, two_workers: Client, tmp_path: Path
+) -> None:
+    other = run_experiment(gated(small_config), tmp_path, client=two_workers)
+    for name in (ROUTING_FILE, ROUTING_BINNINGS_FILE, "predictions.parquet"):
+        assert (other.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
+
+
+def test_the_report_says_what_the_blend_keeps_and_which_features_matter(finished: RunResults) -> None:
+    routing = finished.summary["levels"][0]["routing"]
+    most = max(routing["importance"], key=routing["importance"].__getitem__)
+    expected = f"Of {len(routing['importance'])} features the gate would miss {most}"
+    for path in render_run(finished.folder):
+        text = html.unescape(path.read_text(encoding="utf-8")).replace("\\", "")
+        assert expected in text
+        assert routing["blend"]["sentence"].split(":")[0] in text

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cluster import LocalProfile, connect_local
 from pipeline import schema
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
@@ -130,11 +130,10 @@ def test_no_gate_ever_sees_the_test_spectra(
 
 
 def test_workers_change_no_bit(
-    finished: RunResults, train_on: str, small_config: ExperimentConfig, tmp_path: Path
+    finished: RunResults, train_on: str, small_config: ExperimentConfig, two_workers: Client, tmp_path: Path
 ) -> None:
     ridge = {"alpha": {"per_spectrum": 0.1}, "train_on": train_on}
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        run_experiment(gated(small_config, ridge=ridge), tmp_path, client=client)
+    run_experiment(gated(small_config, ridge=ridge), tmp_path, client=two_workers)
     assert (tmp_path / ROUTING_FILE).read_bytes() == (finished.folder / ROUTING_FILE).read_bytes()
 
 
