@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.experiment_blend import blend_file
 from pipeline.experiment_features import recipe_file
 from pipeline.experiment_gate import gate_file
 from pipeline.features_files import read_recipe
+from pipeline.files_json import read_json
 from pipeline.gates import Gate, gate_from_dict
 from pipeline.models import ExpertModels, read_models
 from pipeline.moments import Moments
@@ -192,14 +193,14 @@ class _Source:
         path = self.results.folder / gate_file(self.noise)
         if self.config.gate is None or not path.is_file():
             return None  # noise that is only compared has none
-        return gate_from_dict(json.loads(path.read_text(encoding="utf-8")), self.grid)
+        return read_json(path, partial(gate_from_dict, grid=self.grid))
 
     def _read_blend(self) -> Blend | None:
         """Return the blend, where it was better than its gate on held-out folds of the training spectra."""
         path = self.results.folder / blend_file(self.noise)
         if self.config.gate is None or not self.config.gate.blend or not path.is_file():
             return None
-        blend = Blend.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        blend = read_json(path, Blend.from_dict)
         return blend if blend.is_kept else None
 
     def describe(self, sample: TrainingSample, limits: DomainLimits) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class MixtureModel:
         """Predict the labels of spectra.
 
         Products are float32, about the mean training spectrum: they differ from float64 by some 1e-5 of the labels'
-        scatter. What is said of a spectrum does not depend on the others of the call.
+        scatter. What is said of a spectrum does not depend on the others of the call, only, in the last digits of
+        single precision, on its own place among them: some BLAS add up the rows of a tile in different orders.
 
         Parameters
         ----------

@@ -16,6 +16,7 @@ from pipeline.experiment_features import grid_items, rows_file
 from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
 from pipeline.files import replacing
+from pipeline.files_json import read_json
 from pipeline.models import read_models
 from pipeline.noise import Noise
 from pipeline.routing_blend import Blend
@@ -111,7 +112,6 @@ def fit_blends(
                 temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
             run.record(names[k], keys[k])
     blends = {
-        file.main: Blend.from_dict(json.loads((run.folder / name).read_text(encoding="utf-8")))
-        for (_, file), name in zip(parts, names, strict=True)
+        file.main: read_json(run.folder / name, Blend.from_dict) for (_, file), name in zip(parts, names, strict=True)
     }
     return blends, tuple(names)

@@ -21,6 +21,7 @@ from pipeline.experiment_snr import QualityGates, fit_quality_gates
 from pipeline.features import FeatureRecipe
 from pipeline.features_files import read_recipe
 from pipeline.files import remove_leftovers, replacing
+from pipeline.files_json import read_json
 from pipeline.gates import Gate, fit_ridge_gate, gate_from_dict
 from pipeline.gates_logistic import require_scikit_learn
 from pipeline.models import read_models
@@ -130,7 +131,7 @@ def fit_gates(
         write_recipes(run, sets.train, plan, [one for one, _ in parts], client)
     if is_logistic or fold_models is not None:
         compute_rows(run, plan, noises, client, fold_models=fold_models)
-    plains = _fit_missing(run, plan, parts, client)
+    fitted = _fit_missing(run, plan, parts, client)
     blends: dict[str, Blend] = {}
     of_blends: tuple[str, ...] = ()
     if fold_models is not None:
@@ -139,9 +140,9 @@ def fit_gates(
     quality = fit_quality_gates(run, plan, client)
     recipes = {file.main: recipe_file(one.draw) for one, file in parts} if is_logistic else {}
     return RunGate(
-        gates={name: gate_from_dict(plain, run.grid) for name, plain in plains.items()},
+        gates={name: gate for name, (gate, _) in fitted.items()},
         recipes={name: read_recipe(run.folder / path) for name, path in recipes.items()},
-        fits={name: plain.get("fit", {}) for name, plain in plains.items()},
+        fits={name: fit for name, (_, fit) in fitted.items()},
         files=(*map(gate_file, noises), *recipes.values(), *of_blends, *(quality.files if quality else ())),
         unsure=settings.unsure,
         blends=blends,
@@ -151,8 +152,8 @@ def fit_gates(
 
 def _fit_missing(
     run: Run, plan: AccumulationPlan, parts: Sequence[tuple[MomentsFolder, ModelFiles]], client: Client | None
-) -> dict[str, dict[str, Any]]:
-    """Fit and write the main gates that are not there yet; return all as plain values by the file of their models."""
+) -> dict[str, tuple[Gate, dict[str, Any]]]:
+    """Fit and write the main gates that are not there yet; return all, and their fits, by the file of their models."""
     assert run.config.gate is not None
     kind, names = run.config.gate.kind, [gate_file(one.draw) for one, _ in parts]
     made_of = [rows_file(one.draw) if kind == "logistic" else file.main for one, file in parts]
@@ -166,7 +167,7 @@ def _fit_missing(
             temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
         run.record(names[k], keys[k])
     return {
-        file.main: json.loads((run.folder / name).read_text(encoding="utf-8"))
+        file.main: read_json(run.folder / name, lambda plain: (gate_from_dict(plain, run.grid), plain.get("fit", {})))
         for (_, file), name in zip(parts, names, strict=True)
     }
 

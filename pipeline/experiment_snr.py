@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.experiment_run import Run
 from pipeline.features_quality import QUALITY_COLUMN, QUALITY_NAMES, quality_features, require_no_leak
 from pipeline.files import replacing
+from pipeline.files_json import read_json
 from pipeline.gates_logistic import LogisticGate, fit_logistic_gate
 from pipeline.noise import NoiseDraw
 from pipeline.routing import assess_gate, cross_probabilities, route_spectra, score_routes
@@ -129,8 +131,7 @@ def fit_quality_gates(run: Run, plan: AccumulationPlan, client: Client | None) -
             with replacing(run.folder / name) as temporary:
                 temporary.write_text(json.dumps(gate.to_dict(), indent=1), encoding="utf-8")
             run.record(name, key)
-        plain = json.loads((run.folder / name).read_text(encoding="utf-8"))
-        found[binning.name] = LogisticGate.from_dict(plain, binning.base), name
+        found[binning.name] = read_json(run.folder / name, partial(LogisticGate.from_dict, grid=binning.base)), name
     return QualityGates({name: gate for name, (gate, _) in found.items()}, tuple(file for _, file in found.values()))
 
 

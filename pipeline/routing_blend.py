@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
@@ -303,9 +304,4 @@ def _log_probabilities(probabilities: ArrayLike) -> FloatArray:
 
 def _weigh(tau: float, slopes: FloatArray, log_p: FloatArray, inputs: FloatArray) -> FloatArray:
     """Return softmax(τ log p + b + B·z), shape (N, 1 + K)."""
-    weights: FloatArray = inputs @ slopes.T
-    weights += tau * log_p
-    weights -= weights.max(axis=1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights
+    return np.asarray(softmax(tau * log_p + inputs @ slopes.T, axis=1))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.accumulate_features import FeatureRows
 from pipeline.bins import OUTSIDE, BinGrid
+from pipeline.files_json import read_json
 from pipeline.gates import gate_from_dict
 from pipeline.progress import Progress, SilentProgress
 from pipeline.routing_blend import HeldOutRows, fit_blend
@@ -73,8 +74,8 @@ def _fit_job(job: BlendJob, report: Callable[[int], None]) -> dict[str, Any]:
     if job.held_out is not None:
         probabilities = read_held_out(Path(job.held_out))
     else:
-        plain = json.loads(Path(job.gate).read_text(encoding="utf-8"))
-        probabilities = gate_from_dict(plain, BinGrid(dict(job.grid))).probabilities(of_labels)
+        gate = read_json(Path(job.gate), partial(gate_from_dict, grid=BinGrid(dict(job.grid))))
+        probabilities = gate.probabilities(of_labels)
     taken = slice(None, None, -(-len(rows.rows) // _MOST_ROWS))
     blend = fit_blend(
         HeldOutRows(

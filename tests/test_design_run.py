@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client
 from sklearn.linear_model import Ridge
 
-from cluster import LocalProfile, connect_local
 from pipeline import read_noisy_rows
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
@@ -167,11 +167,10 @@ def test_it_is_reported(finished: RunResults, small_config: ExperimentConfig, tm
 
 
 def test_workers_change_no_bit_and_nothing_is_made_twice(
-    finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: RunResults, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ExperimentConfig.model_validate(finished.metadata["config"])
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
-        found = run_experiment(config, tmp_path, client=client)
+    found = run_experiment(config, tmp_path, client=two_workers)
     for name in TABLES:
         assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
     for name in ("accumulate.accumulate_parts", "solve._solve_job", "design._hold_out_job"):

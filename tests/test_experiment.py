@@ -136,12 +136,11 @@ def test_a_learning_curve_of_stated_sizes_is_part_of_the_whole_one(
     pd.testing.assert_frame_equal(results.overall, finished.overall)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", ["one_worker", "two_workers"])
 def test_workers_do_not_change_the_results(
-    config: ExperimentConfig, finished: RunResults, tmp_path: Path, workers: int
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, workers: str, request: pytest.FixtureRequest
 ) -> None:
-    with connect_local(LocalProfile(workers=workers, memory_limit=2**30)) as client:
-        run_experiment(config, tmp_path, client=client)
+    run_experiment(config, tmp_path, client=request.getfixturevalue(workers))
     for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv", "summary.json"):
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import html
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,15 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from pipeline import schema
 from pipeline.accumulate_features import FeatureRows
 from pipeline.bins import BinGrid
+from pipeline.bundle_export import export_model
 from pipeline.config import ExperimentConfig
+from pipeline.errors import InputError
 from pipeline.experiment import render_run, run_experiment
 from pipeline.folds import plan_folds
 from pipeline.models import read_models
 from pipeline.noise import NoiseDraw
 from pipeline.predictions import read_noisy_rows
+from pipeline.report_gate import describe_gate
 from pipeline.results import ROUTING_BINNINGS_FILE, ROUTING_FILE, RunResults
 from pipeline.routing_blend import HeldOutRows, fit_blend
 from pipeline.store import SpectraStore
@@ -100,6 +107,14 @@ def told_by(plain: dict[str, Any], features: np.ndarray, n_cells: int) -> np.nda
     return probabilities
 
 
+def told_by_main_gate(run: RunResults, seed: int, x: np.ndarray, wavelength: np.ndarray, grid: BinGrid) -> np.ndarray:
+    """Ask the gate over the bins about spectra, from its recipe and its file."""
+    with np.load(run.folder / "gates" / f"{name_of(seed)}_recipe.npz") as recipe:
+        scores = (x - recipe["mean"]) @ recipe["vectors"]
+    features = np.concatenate([scores, window_features(x, np.asarray(wavelength))], axis=1)
+    return told_by(read_plain(run, name_of(seed)), features, grid.n_bins + 1)
+
+
 def routes_of(experts: np.ndarray, told: np.ndarray, unsure: float) -> dict[str, np.ndarray]:
     """Hard, soft and fall-back routing, spectrum by spectrum; ``experts`` has the global model first."""
     routed: dict[str, list[float]] = {"hard": [], "soft": [], "fallback": []}
@@ -113,10 +128,9 @@ def routes_of(experts: np.ndarray, told: np.ndarray, unsure: float) -> dict[str,
 
 
 def fold_of_rows(store: SpectraStore) -> np.ndarray:
-    folds = np.empty(store.n_spectra, dtype=np.int64)
-    for fold, (start, stop) in enumerate(plan_folds(store.shard_lengths, 3)):
-        folds[start:stop] = fold
-    return folds
+    return np.concatenate(
+        [np.full(stop - start, fold) for fold, (start, stop) in enumerate(plan_folds(store.shard_lengths, 3))]
+    )
 
 
 def predict_without_folds(x: np.ndarray, store: SpectraStore, bins: np.ndarray, folds: np.ndarray) -> np.ndarray:
@@ -243,10 +257,7 @@ def test_predictions_and_tables_follow_from_the_files_of_the_gate(
     grid, noisy = BinGrid(small_config.bins), read_noisy(test_store, None)
     table = pd.read_csv(finished.folder / ROUTING_FILE)
     for seed in small_config.seeds:
-        with np.load(finished.folder / "gates" / f"{name_of(seed)}_recipe.npz") as recipe:
-            scores = (noisy - recipe["mean"]) @ recipe["vectors"]
-        features = np.concatenate([scores, window_features(noisy, np.asarray(test_store.wavelength))], axis=1)
-        told = told_by(read_plain(finished, name_of(seed)), features, grid.n_bins + 1)
+        told = told_by_main_gate(finished, seed, noisy, test_store.wavelength, grid)
         models = read_models(finished.folder / "models" / f"{name_of(seed)}.npz")[-1]
         of_labels = noisy @ models.global_weights + models.global_intercepts
         saved = finished.predictions.query(f"seed == {seed}")
@@ -282,10 +293,7 @@ def test_binnings_are_routed_by_aggregates_of_the_errors(
     np.testing.assert_allclose(plain["centre"], aggregates(train_store).mean(axis=0), rtol=1e-6)
     models = read_models(finished.folder / "models" / f"{name_of(seed)}_binnings.npz")[-2:]  # after the ablation's
     noisy, truth = read_noisy(test_store, None), np.asarray(test_store.columns["log_g"], np.float64)
-    with np.load(finished.folder / "gates" / f"{name_of(seed)}_recipe.npz") as recipe:
-        scores = (noisy - recipe["mean"]) @ recipe["vectors"]
-    features = np.concatenate([scores, window_features(noisy, np.asarray(test_store.wavelength))], axis=1)
-    of_main = told_by(read_plain(finished, name_of(seed)), features, grid.n_bins + 1)
+    of_main = told_by_main_gate(finished, seed, noisy, test_store.wavelength, grid)
     pairs = np.stack([of_main[:, i] * told[:, j] for i in range(grid.n_bins) for j in range(3)], axis=1)
     crossed = np.column_stack([pairs, 1 - pairs.sum(axis=1)])
     main_bins = grid.assign(test_store.columns)
@@ -322,7 +330,29 @@ def test_workers_change_no_bit(
         assert (other.folder / name).read_bytes() == (finished.folder / name).read_bytes(), name
 
 
-def test_the_report_says_what_the_blend_keeps_and_which_features_matter(finished: RunResults) -> None:
+@pytest.mark.parametrize(
+    ("kept", "expected", "unexpected"),
+    [
+        (0.84, "its route keeps 84% of the headroom.", "more than all"),
+        (1.31, "its route keeps 131% of the headroom. That is more than all: the oracle asks one expert", None),
+        (None, "", "its route keeps"),
+    ],
+)
+def test_the_report_says_what_the_blend_keeps(
+    finished: RunResults, kept: float | None, expected: str, unexpected: str | None
+) -> None:
+    summary = copy.deepcopy(dict(finished.summary))
+    routing = summary["levels"][0]["routing"]
+    routing["scopes"]["covered"]["blend"]["kept"] = {"mean": kept}
+    section = describe_gate(dataclasses.replace(finished, summary=summary))
+    assert section is not None
+    told = [sentence for sentence in section["sentences"] if routing["blend"]["sentence"] in sentence]
+    assert len(told) == 1
+    assert expected in told[0]
+    assert unexpected is None or unexpected not in told[0]
+
+
+def test_both_reports_name_the_blend_and_the_features_that_matter(finished: RunResults) -> None:
     routing = finished.summary["levels"][0]["routing"]
     most = max(routing["importance"], key=routing["importance"].__getitem__)
     expected = f"Of {len(routing['importance'])} features the gate would miss {most}"
@@ -330,3 +360,26 @@ def test_the_report_says_what_the_blend_keeps_and_which_features_matter(finished
         text = html.unescape(path.read_text(encoding="utf-8")).replace("\\", "")
         assert expected in text
         assert routing["blend"]["sentence"].split(":")[0] in text
+
+
+@pytest.mark.parametrize("file", ["{name}.json", "{name}_blend.json", "quality_0.json"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "logistic"}'])
+def test_gates__raise_on_damaged_files(
+    finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, file: str, content: str
+) -> None:
+    """Another run of the folder, and an export of its models, name the file; once it is gone, it is made again."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    path = folder / "gates" / file.format(name=name_of(small_config.seeds[0]))
+    whole = path.read_bytes()
+    path.write_text(content)
+    again = gated(small_config, decision={"continue": 0.04})  # the gates stay, what is said of them does not
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged \(.*\); delete the file, and run again"):
+        run_experiment(again, folder)
+    if not file.startswith("quality"):  # no model has one of these
+        with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged"):
+            export_model(folder, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+    path.unlink()
+    run_experiment(gated(small_config), folder)
+    assert path.read_bytes() == whole
