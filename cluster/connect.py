@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.files import disk_errors_told
 from pipeline.interrupts import terminations_deferred
 from pipeline.tasks_watch import wait_for_worker
+from pipeline.workspace import release_workspace
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["connect", "connect_address", "connect_local"]
+__all__ = ["connect", "connect_address", "connect_local", "silence_dask"]
 
 #: Told one line at a time what a user should know while waiting.
 Say = Callable[[str], None]
@@ -106,10 +108,11 @@ def _start_up_told() -> Iterator[None]:
 
 @contextmanager
 def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
-    """Start worker processes on this machine and yield a client; everything stops with the block.
+    """Start workers on this machine and yield a client; everything stops with the block.
 
-    Scheduler, workers and dashboard listen on 127.0.0.1 only, and the scheduler speaks TLS with certificates
-    made for this cluster: without them any account of the machine could run code as its owner.
+    A single worker is a thread of this process, unless the profile says otherwise; nothing but the dashboard listens
+    then. Several are processes, and scheduler, workers and dashboard listen on 127.0.0.1 only; the scheduler speaks TLS
+    with certificates made for this cluster: without them any account of the machine could run code as its owner.
 
     Raises
     ------
@@ -120,24 +123,55 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     chosen = profile or LocalProfile()
+    facts: dict[str, Any] = {
+        "n_workers": chosen.workers,
+        "threads_per_worker": 1,
+        "memory_limit": chosen.resolved_memory(),
+        "dashboard_address": "127.0.0.1:0",
+        "worker_dashboard_address": "127.0.0.1:0",  # or Dask opens it to all
+        "silence_logs": 50,
+    }
+    environment = {"HEADROOM_THREADS": str(chosen.resolved_threads())}
     with dask.config.set(SETTINGS), ExitStack() as stack:
         # A cluster that is half started could not be stopped in order.
         with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told():
-            cluster = LocalCluster(
-                n_workers=chosen.workers,
-                threads_per_worker=1,
-                memory_limit=chosen.resolved_memory(),
-                host="127.0.0.1",
-                protocol="tls://",
-                security=make_certificates().security(),
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                env={"HEADROOM_THREADS": str(chosen.resolved_threads())},
-                silence_logs=50,
-            )
+            if chosen.has_processes:
+                cluster = LocalCluster(
+                    **facts,
+                    host="127.0.0.1",
+                    protocol="tls://",
+                    security=make_certificates().security(),
+                    env=environment,
+                )
+            else:
+                from cluster.threaded import ThreadedWorker
+
+                stack.enter_context(_variables_set(environment))
+                stack.callback(release_workspace)  # this process has other things to do than the next task
+                cluster = LocalCluster(
+                    **facts,
+                    processes=False,
+                    protocol="inproc://",
+                    worker_class=ThreadedWorker,
+                )
             stack.callback(cluster.close)
         with Client(cluster) as client:
             yield client
+
+
+@contextmanager
+def _variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process for the block: its worker reads them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -209,3 +243,16 @@ def _read_scheduler_file(profile: AddressProfile) -> str:
             "`certificates`, tcp:// with `insecure: true`"
         )
     return address
+
+
+def silence_dask() -> None:
+    """Let Dask log nothing in this process until it ends: what a user should know is told by errors and notes of ours.
+
+    A cluster silences Dask while it is there, and no longer; the message to a lost worker that cannot be sent is
+    logged whenever the event loop comes to it, with a traceback, and that may be when the cluster has been closed.
+    """
+    import distributed  # noqa: F401  its import adds the handlers
+
+    for name in ("distributed", "bokeh", "tornado"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.CRITICAL)

@@ -1,6 +1,6 @@
 """What a cluster is, as a user states it: one YAML file, validated into a typed, immutable profile.
 
-Three kinds: worker processes on this machine, batch jobs of SLURM, or a scheduler that somebody else started.
+Three kinds: workers on this machine, batch jobs of SLURM, or a scheduler that somebody else started.
 """
 
 from __future__ import annotations
@@ -93,23 +93,35 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class LocalProfile(Section):
-    """Worker processes on this machine.
+    """Workers on this machine.
 
     Attributes
     ----------
     workers
-        Processes. One worker with all cores is the default: BLAS threads share one set of accumulators,
-        where every further process holds its own.
-    threads
-        BLAS threads of each worker; the cores divided by the workers by default.
-    memory_limit
-        Bytes for each worker; the available memory divided by the workers by default.
+        One with all cores is the default: its threads share one set of sums, where every further one has its own.
+    processes
+        Whether they are processes, as several always are; a single one is a thread of this process by default, which
+        starts at once and speaks over no network.
+    threads, memory_limit
+        Of each, and its bytes; the cores, and the available memory, divided by the workers by default.
     """
 
     kind: Literal["local"] = "local"
     workers: Count = 1
+    processes: bool | None = None
     threads: Count | None = None
     memory_limit: Bytes | None = None
+
+    @model_validator(mode="after")
+    def _require_processes_of_several(self) -> Self:
+        if self.workers > 1 and self.processes is False:
+            raise ValueError("processes: false is for a single worker; leave it out, or set workers: 1")
+        return self
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether workers are processes of their own."""
+        return self.workers > 1 or bool(self.processes)
 
     def resolved_threads(self) -> int:
         """Return the BLAS threads of one worker."""

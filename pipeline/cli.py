@@ -6,11 +6,13 @@ configuration, 3 the environment, 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -30,6 +32,8 @@ from pipeline.errors import HeadroomError, ResourceError
 from pipeline.interrupts import Terminated, terminations_raised
 from pipeline.progress import choose_progress
 
+#: Exit codes of commands that a signal ended: SIGHUP, SIGINT, SIGTERM.
+_INTERRUPTED = (129, 130, 143)
 _EXAMPLE_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -261,14 +265,27 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _end_now(code: int) -> NoReturn:
+    """End this process, all cleaning up being done: Python would wait for threads that compute what nobody wants."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the ``headroom`` command."""
-    with _exit_codes(), terminations_raised():
-        try:
-            cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
+    """Entry point of the ``headroom`` command; with arguments, as if it were called with these."""
+    try:
+        with _exit_codes(), terminations_raised():
+            try:
+                cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+            except click.ClickException as error:
+                error.show()
+                sys.exit(error.exit_code)
+    except SystemExit as end:
+        if arguments is None and end.code in _INTERRUPTED:
+            _end_now(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +15,14 @@ if TYPE_CHECKING:
 
     from cluster import Profile
 
-__all__ = ["connected", "silence_dask"]
+__all__ = ["connected"]
 
 
 @contextmanager
 def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Progress) -> Iterator[Client]:
     """Connect as :func:`cluster.connect` does; the journal says what is waited for, and then counts the workers."""
     from cluster import connect
+    from cluster.connect import silence_dask
     from cluster.dashboard import find_dashboard, tunnel_hint
 
     silence_dask()
@@ -31,16 +31,3 @@ def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Pro
         address = find_dashboard(client)
         with journal.attend(client, address.link if address else None, tunnel_hint(client)):
             yield client
-
-
-def silence_dask() -> None:
-    """Let Dask log nothing in this process until it ends: what a user should know is told by errors and notes of ours.
-
-    A cluster silences Dask while it is there, and no longer; the message to a lost worker that cannot be sent is
-    logged whenever the event loop comes to it, with a traceback, and that may be when the cluster has been closed.
-    """
-    import distributed  # noqa: F401  its import adds the handlers
-
-    for name in ("distributed", "bokeh", "tornado"):
-        for handler in logging.getLogger(name).handlers:
-            handler.setLevel(logging.CRITICAL)

@@ -215,7 +215,7 @@ def _facts(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None)
         "steps": run.steps,
         "warnings": run.warnings,
         "peak_memory_bytes": peak_memory() + run.worker_peak,
-        "worker_peak_memory_bytes": run.worker_peak,
+        "worker_peak_memory_bytes": run.worker_peak or None,  # a thread of this process has no memory of its own
         "folds": {"total": run.n_folds, "reused": list(run.reused_folds)},
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,7 @@ class _Part:
     ridge: RidgeConfig
     trained_on: tuple[int, ...]
     target: str
+    main: Path
     key: str
 
     @property
@@ -156,7 +158,7 @@ def _plan_part(run: Run, plan: AccumulationPlan, moments: MomentsFolder, file: M
     trained_on = trained_cells(ridge, moments.n_cells, covered)
     versions = [ALGORITHM_VERSION, models.ALGORITHM_VERSION]
     key = content_hash([versions, plan.key, vars(moments.draw), ridge.model_dump(mode="json"), target])
-    return _Part(moments, ridge, trained_on, target, key)
+    return _Part(moments, ridge, trained_on, target, run.folder / file.main, key)
 
 
 def _plan_bands(fine: FineGrid) -> dict[str, tuple[Band, ...]]:
@@ -239,6 +241,7 @@ def _solve_divisions(
             prefixes=(parts[k].moments.n_folds,),
             target=run.config.target,
             threads=threads,
+            known_global=parts[k].main,
         )
         for k in missing
     ]

@@ -29,7 +29,7 @@ from pipeline.spectra_sets import SpectraSets
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ModelFiles", "require_searchable_folds", "settle_penalty", "solve_models", "warn_of_sizes"]
+__all__ = ["ModelFiles", "require_searchable_folds", "settle_global", "solve_models", "warn_of_sizes"]
 
 #: Share of a training size by which the nearest number of whole folds may miss it without a word.
 _FAR = 0.1
@@ -128,7 +128,7 @@ def solve_models(
         SolveJob(
             moments[k],
             binning,
-            **settle_penalty(run.config.ridge, run.folder / files[k].main),
+            **settle_global(run.config.ridge, run.folder / files[k].main),
             **common,
             prefixes=(moments[k].n_folds,),
         )
@@ -148,15 +148,14 @@ def _solve(run: Run, jobs: Sequence[SolveJob], client: Client | None) -> Iterabl
     return solve_folders(jobs, client=client, progress=run.progress) if jobs else ()
 
 
-def settle_penalty(ridge: RidgeConfig, main: Path) -> dict[str, Any]:
-    """Return the settings of other binnings' models: what the global model of the file ``main`` chose stays, and is
-    theirs where it chose for all."""
-    if not isinstance(ridge.alpha, AlphaSearch):
-        return {"ridge": ridge}
-    chosen = read_models(main)[-1].global_alpha
-    if ridge.alpha.by == "global":
-        return {"ridge": ridge.model_copy(update={"alpha": chosen})}
-    return {"ridge": ridge, "global_alpha": chosen}
+def settle_global(ridge: RidgeConfig, main: Path) -> dict[str, Any]:
+    """Return the settings of other binnings' models.
+
+    The global model of the file ``main`` is theirs, too, and so is its penalty where it chose for all.
+    """
+    if isinstance(ridge.alpha, AlphaSearch) and ridge.alpha.by == "global":
+        ridge = ridge.model_copy(update={"alpha": read_models(main)[-1].global_alpha})
+    return {"ridge": ridge, "known_global": main}
 
 
 def _write(run: Run, name: str, key: str, models: Sequence[ExpertModels]) -> None:

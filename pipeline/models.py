@@ -95,6 +95,17 @@ class ExpertModels:
         """K."""
         return len(self.expert_weights)
 
+    @property
+    def global_path(self) -> RidgePath:
+        """The global model alone."""
+        return RidgePath(
+            np.array([self.global_alpha]),
+            self.global_weights[None],
+            self.global_intercepts[None],
+            self.labels,
+            self.global_count,
+        )
+
     def along_search(self) -> list[ExpertModels]:
         """Return the models that every model taking the same penalty gives, for each one tried; none without a search.
 

@@ -22,7 +22,7 @@ from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.config_files import load_config
 from pipeline.errors import InputError
 from pipeline.experiment import noise_draws
-from pipeline.experiment_models import settle_penalty
+from pipeline.experiment_models import settle_global
 from pipeline.experiment_run import CONFIG_FILE
 from pipeline.experiment_scores import choose_test_noises
 from pipeline.hotloop import available_threads
@@ -241,7 +241,7 @@ def revisit_run(
     else:
         changed = config.ridge if alpha is None else config.ridge.model_copy(update={"alpha": float(alpha)})
         binning = binnings[0] if bins is None else _merge_cells(cells, grid)
-        settled = {"ridge": changed} if bins is None else settle_penalty(changed, saved_models)
+        settled = {"ridge": changed} if alpha is not None else settle_global(changed, saved_models)
         models = _solve(moments, binning, settled, covered, config.target)
     folds = [moments.open(fold).pixel_sums() for fold in range(moments.n_folds)]
     trained_on = trained_cells(config.ridge, cells.n_cells, covered)

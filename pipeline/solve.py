@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.models import (
     ExpertModels,
     TooFewSpectraError,
     join_models,
+    read_models,
     require_enough_spectra,
     require_searchable,
     shared_scale,
@@ -72,8 +74,9 @@ class SolveJob:
     holds_folds
         Hold every fold's sums where a penalty is searched for, instead of reading them for each fold anew; the same
         bits.
-    global_alpha
-        The penalty of the global model where that is settled, and only the experts search for theirs.
+    known_global
+        A file of models whose last global model is this one, too: the experts alone are solved, or search for their
+        penalties.
     """
 
     moments: MomentsFolder
@@ -84,19 +87,24 @@ class SolveJob:
     target: str = LABELS[0]
     threads: int = 1
     holds_folds: bool = False
-    global_alpha: float | None = None
+    known_global: Path | None = None
+
+    @property
+    def trained_on(self) -> ModelCells:
+        """The cells that train the global model."""
+        return ModelCells(trained_cells(self.ridge, self.moments.n_cells, self.covered), False)
 
     @property
     def models(self) -> list[ModelCells]:
-        """The global model, which has most to read and goes first, and every expert."""
-        trained_on = trained_cells(self.ridge, self.moments.n_cells, self.covered)
+        """The models to solve: the global one, which has most to read and goes first, and every expert."""
         own_scale = self.ridge.standardize == "per_expert"
-        return [ModelCells(trained_on, False), *(ModelCells(cells, own_scale) for cells in self.binning.members)]
+        experts = [ModelCells(cells, own_scale) for cells in self.binning.members]
+        return experts if self.known_global is not None else [self.trained_on, *experts]
 
     @property
     def size(self) -> int:
         """Models to solve, those of a search counted once for each fold."""
-        return len(self.rounds) * (self.binning.n_bins + 1) + self.moments.n_folds * self.n_searching
+        return len(self.rounds) * len(self.models) + self.moments.n_folds * self.n_searching
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -109,7 +117,7 @@ class SolveJob:
         alpha = self.ridge.alpha
         if not isinstance(alpha, AlphaSearch):
             return 0
-        return self.binning.n_bins + 1 if alpha.expert_curves else 1
+        return len(self.models) if alpha.expert_curves or self.known_global is not None else 1
 
     def count_bins(self, counts: Sequence[int]) -> list[int]:
         """Return the spectra of every bin, from those of every cell."""
@@ -169,10 +177,10 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
         resolved = [np.array([resolve_alpha(job.ridge.alpha, prefix.count)]) for prefix in prefixes]
         with solving_threads(prefixes[0].scale.size, job.threads) as run:
             solved = run(solve, models, [resolved] * len(models))
-        return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
+        return _join_prefixes(job, solved)
 
     require_searchable([job.count_bins(saved.counts) for saved in folds], job.ridge, job.binning)
-    alphas, scales = np.array(job.ridge.alpha.search), held_out_scales(folds, models[0].cells, job.ridge)
+    alphas, scales = np.array(job.ridge.alpha.search), held_out_scales(folds, job.trained_on.cells, job.ridge)
 
     def validate(model: ModelCells, memory: SolveMemory) -> CrossValidation:
         nonlocal done
@@ -183,11 +191,9 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
 
     label, held_folds = LABELS.index(job.target), len(folds) if job.holds_folds else 1
     with solving_threads(prefixes[0].scale.size, job.threads, held_folds) as run:
-        if job.global_alpha is not None:
-            found = [curve.alphas[curve.best(label)] for curve in run(validate, models[1:])]
-            fixed = [[np.array([alpha])] * len(prefixes) for alpha in (job.global_alpha, *found)]
-            solved = run(solve, models, fixed)
-            return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
+        if job.known_global is not None:
+            found = [curve.alphas[curve.best(label)] for curve in run(validate, models)]
+            return _join_prefixes(job, run(solve, models, [[np.array([alpha])] * len(prefixes) for alpha in found]))
         curves = run(validate, models[: job.n_searching])
         chosen = choose_penalties(job.ridge.alpha, curves, label, len(models))
         # The path of the whole set holds the model of the choice: it is not solved once more.
@@ -200,6 +206,14 @@ def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModel
         *(join_models(first, others, job.binning) for first, *others in zip(*(p[:-1] for p in solved), strict=True)),
         join_models(whole, rest, job.binning, search),
     ]
+
+
+def _join_prefixes(job: SolveJob, solved: Sequence[Sequence[RidgePath]]) -> list[ExpertModels]:
+    """Return the models of every prefix, from the paths of each model."""
+    if job.known_global is not None:
+        whole = read_models(job.known_global)[-1].global_path
+        solved = [[whole] * len(solved[0]), *solved]
+    return [join_models(first, rest, job.binning) for first, *rest in zip(*solved, strict=True)]
 
 
 def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]:
@@ -218,6 +232,6 @@ def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]
             if n_folds == len(folds):
                 raise
             continue
-        whole = PixelSums.merge([cells[k] for k in job.models[0].cells])
+        whole = PixelSums.merge([cells[k] for k in job.trained_on.cells])
         prefixes.append(Prefix(n_folds, whole.count, shared_scale(whole, job.ridge)))
     return prefixes

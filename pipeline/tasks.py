@@ -6,6 +6,8 @@ disk, or return little, and give the same bits wherever and however often it run
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +36,8 @@ Report = Callable[[int], None]
 _Event: TypeAlias = tuple[float, tuple[tuple[Any, ...], int]]
 #: Where a cluster whose workers come later says in the scheduler's metadata how many they will be.
 EXPECTED_WORKERS = "headroom-workers"
+#: Topics whose driver has stopped waiting: their tasks, if they run in the driver's own process, end when they report.
+_ABANDONED: set[str] = set()
 _SECONDS_BETWEEN_REPORTS = 0.25
 _SECONDS_BETWEEN_CHECKS = 2.0
 
@@ -141,6 +145,8 @@ def run_tasks(
                     show(task_done.key, task_done.size)
                     yield task_done, result
         finally:
+            if left:
+                _ABANDONED.add(topic)
             if client.status == "running":
                 client.unsubscribe_topic(topic)
                 client.cancel(futures, force=True)
@@ -184,6 +190,8 @@ def _run_on_worker(function: Callable[[Any, Report], Any], argument: Any, topic:
 
     def report(done: int) -> None:
         nonlocal last
+        if topic in _ABANDONED:
+            raise CancelledError("nobody waits for this task any more")
         now = time.monotonic()
         if now - last > _SECONDS_BETWEEN_REPORTS:
             last = now
@@ -256,8 +264,17 @@ def workers_limits(client: Client) -> list[int | None]:
 
 
 def workers_peak(client: Client) -> int:
-    """Return the summed peak memory of all workers in bytes, as far as they answer: no run fails for a record."""
-    return sum(ask_workers(client, peak_memory))
+    """Return the summed peak memory of all worker processes in bytes, as far as they answer: no run fails for a record.
+
+    A worker that is a thread of this process has no memory of its own.
+    """
+    here = _process_peak()[:2]
+    return sum(peak for *process, peak in ask_workers(client, _process_peak) if tuple(process) != here)
+
+
+def _process_peak() -> tuple[str, int, int]:
+    """Return the machine and number of this process, and its peak memory."""
+    return socket.gethostname(), os.getpid(), peak_memory()
 
 
 def ask_workers(client: Client, question: Callable[[], Answer]) -> list[Answer]:

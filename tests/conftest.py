@@ -55,7 +55,7 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
 @pytest.fixture(scope="session")
 def one_worker() -> Iterator[Client]:
     """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
-    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         yield client
 
 

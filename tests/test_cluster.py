@@ -26,25 +26,44 @@ from greeting import ask_for_identity
 from cluster import AddressProfile, LocalProfile, SlurmProfile, connect, connect_local
 from cluster.certificates import VALIDITY, Certificates, make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers, unfit_workers
+from cluster.dashboard import find_dashboard
 from cluster.shared_folder import abandoned_tokens, shared_folder
 from pipeline.errors import ConfigError, InputError, ResourceError
 
-SMALL = LocalProfile(workers=1, memory_limit=2**30)
+SMALL = LocalProfile(workers=1, processes=True, memory_limit=2**30)
 
 
 def test_everything_listens_on_loopback_and_speaks_tls() -> None:
     with connect_local(SMALL) as client:
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
         assert client.dashboard_link.startswith("http://127.0.0.1:")
-        here = psutil.Process()
-        listening = [
-            connection
-            for process in (here, *here.children(recursive=True))
-            for connection in process.net_connections(kind="inet")
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        assert listening
-        assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+        assert {address for address, _ in listening_here()} == {"127.0.0.1"}
+
+
+def listening_here() -> set[tuple[str, int]]:
+    """Addresses that this process and its children listen on."""
+    here = psutil.Process()
+    return {
+        (connection.laddr.ip, connection.laddr.port)
+        for process in (here, *here.children(recursive=True))
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_a_single_worker_is_a_thread_here_and_only_dashboards_listen() -> None:
+    before, children = listening_here(), len(psutil.Process().children())
+    with connect_local(LocalProfile(threads=3, memory_limit=2**30)) as client:
+        assert list(client.run(os.getpid).values()) == [os.getpid()]
+        assert len(psutil.Process().children()) == children
+        address = find_dashboard(client)
+        assert address is not None
+        new = listening_here() - before
+        assert ("127.0.0.1", address.port) in new
+        assert {host for host, _ in new} == {"127.0.0.1"}
+        assert list(client.run(lambda: os.environ["HEADROOM_THREADS"]).values()) == ["3"]
+    assert "HEADROOM_THREADS" not in os.environ
+    assert listening_here() == before
 
 
 def test_dask_is_left_as_it_was() -> None:
@@ -59,13 +78,15 @@ def test_threads_and_memory_are_shared_out() -> None:
     assert one.resolved_threads() >= four.resolved_threads() >= 1
     assert one.resolved_memory() > 3 * four.resolved_memory()
     assert LocalProfile(threads=3).resolved_threads() == 3
-    with connect(LocalProfile(workers=1, threads=3, memory_limit=2**30)) as client:
+    with connect(LocalProfile(workers=1, processes=True, threads=3, memory_limit=2**30)) as client:
         assert list(client.run(lambda: os.environ["HEADROOM_THREADS"]).values()) == ["3"]
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
-    script.write_text("from cluster import connect_local\nwith connect_local() as client:\n    print(client)\n")
+    script.write_text(
+        "from cluster import *\nwith connect_local(LocalProfile(workers=2)) as client:\n    print(client)\n"
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]

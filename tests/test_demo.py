@@ -59,7 +59,8 @@ def test_make_demo_ends_within_three_minutes_with_a_meaningful_result(
     assert headline["low"] > 0, "the simulated spectra show headroom beyond their test set's scatter"
     assert results.learning["n_train"].nunique() >= 4
     assert results.metadata["simulated"] is True
-    assert results.metadata["worker_peak_memory_bytes"] <= results.metadata["plan"]["memory_per_worker_bytes"]
+    plan = results.metadata["plan"]
+    assert results.metadata["peak_memory_bytes"] <= plan["memory_per_worker_bytes"] + plan["driver_memory_bytes"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -418,18 +418,24 @@ def test_moments_on_disk_are_what_was_planned(config: ExperimentConfig, tmp_path
     assert planned < 3 * (found - headers)
 
 
+@pytest.mark.parametrize("processes", [True, False])
 def test_measured_memory_is_below_the_planned_one(
-    config: ExperimentConfig, train_store: SpectraStore, test_store: SpectraStore, tmp_path: Path
+    config: ExperimentConfig, train_store: SpectraStore, test_store: SpectraStore, tmp_path: Path, processes: bool
 ) -> None:
     """Driver and worker as a user runs them; at this size most of it is the processes themselves."""
     content = changed(config, data={"train": [str(train_store.path)], "test": [str(test_store.path)]}).to_dict()
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (tmp_path / "here.yaml").write_text(f"kind: local\nprocesses: {str(processes).lower()}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pipeline", "run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
-    subprocess.run([*command, "--quiet"], check=True, capture_output=True)
+    subprocess.run([*command, "--cluster", str(tmp_path / "here.yaml"), "--quiet"], check=True, capture_output=True)
     metadata = read_results(tmp_path / "run").metadata
-    worker, both = metadata["worker_peak_memory_bytes"], metadata["peak_memory_bytes"]
-    assert 0 < worker <= metadata["plan"]["memory_per_worker_bytes"]
-    assert 0 < both - worker <= metadata["plan"]["driver_memory_bytes"]
+    worker, both, plan = metadata["worker_peak_memory_bytes"], metadata["peak_memory_bytes"], metadata["plan"]
+    assert (worker is None) != processes
+    if processes:
+        assert 0 < worker <= plan["memory_per_worker_bytes"]
+        assert 0 < both - worker <= plan["driver_memory_bytes"]
+    else:
+        assert 0 < both <= plan["memory_per_worker_bytes"]
 
 
 def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path, tmp_path: Path) -> None:
@@ -442,7 +448,7 @@ def test_plan_of_shards_converts_nothing(config: ExperimentConfig, sample: Path,
 
 
 def test_measured_peak_stays_below_the_plan(config: ExperimentConfig, tmp_path: Path) -> None:
-    with connect_local(LocalProfile(workers=1, memory_limit=2**31)) as client:
+    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**31)) as client:
         results = run_experiment(config, tmp_path, client=client)
     plan = results.metadata["plan"]
     assert results.metadata["worker_peak_memory_bytes"] <= plan["memory_per_worker_bytes"]

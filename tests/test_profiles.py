@@ -147,6 +147,13 @@ def test_workers_are_known_before_any_is_queued() -> None:
     adaptive = slurm().with_bounds(2, 7)
     assert (adaptive.fewest_workers, adaptive.most_workers) == (2, 7)
     assert LocalProfile(workers=3, memory_limit=2**30).worker_limits() == [2**30] * 3
+    assert [LocalProfile(workers=n, processes=p).has_processes for n, p in ((1, None), (1, True), (2, None))] == [
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(ValueError, match="processes: false is for a single worker"):
+        LocalProfile(workers=2, processes=False)
     with pytest.raises(ConfigError, match="--min 3 --max 2"):
         slurm().with_bounds(3, 2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,19 @@ def test_holding_every_fold_changes_no_bit(folder: MomentsFolder) -> None:
     np.testing.assert_array_equal(one.sse, other.sse)
 
 
-def test_experts_search_alone_where_the_global_penalty_is_settled(folder: MomentsFolder) -> None:
-    searched = solve(folder, ridge())[-1]
-    [models] = solve(folder, ridge(), prefixes=(folder.n_folds,), global_alpha=2 * ALPHAS[-1])
-    assert models.global_alpha == 2 * ALPHAS[-1]
-    np.testing.assert_array_equal(models.expert_alphas, searched.expert_alphas)
-    np.testing.assert_allclose(models.expert_weights, searched.expert_weights, rtol=1e-12)
+@pytest.mark.parametrize("alpha", [5.0, None])
+def test_experts_are_solved_alone_where_the_global_model_is_known(
+    folder: MomentsFolder, tmp_path: Path, alpha: float | None
+) -> None:
+    settings = ridge() if alpha is None else RidgeConfig(alpha=alpha)
+    every = solve(folder, settings)[-1]
+    known = replace(every, global_alpha=2 * ALPHAS[-1], search=None)
+    write_models(tmp_path / "models.npz", [replace(known, global_count=1), known], {})
+    [models] = solve(folder, settings, prefixes=(folder.n_folds,), known_global=tmp_path / "models.npz")
+    assert (models.global_alpha, models.global_count) == (2 * ALPHAS[-1], every.global_count)
+    np.testing.assert_array_equal(models.global_weights, every.global_weights)
+    np.testing.assert_array_equal(models.expert_alphas, every.expert_alphas)
+    np.testing.assert_allclose(models.expert_weights, every.expert_weights, rtol=1e-12)
 
 
 def test_memory_of_a_search_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:

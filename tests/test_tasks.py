@@ -41,7 +41,7 @@ def test_progress_comes_while_a_task_runs_and_adds_up() -> None:
     tasks = [Task(("count", k), 12, 12) for k in range(2)]
     heard: list[tuple[int, int]] = []
     finished: list[int] = []
-    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         for _, result in run_tasks(client, count_to, tasks, "counting", lambda n: heard.append((n, len(finished)))):
             finished.append(result)
     assert finished == [12, 12]
@@ -52,7 +52,7 @@ def test_progress_comes_while_a_task_runs_and_adds_up() -> None:
 def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
     heard: list[int] = []
     tasks = [Task(("die", 0), str(tmp_path / "died"), 5)]
-    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         assert [r for _, r in run_tasks(client, die_once, tasks, "dying", heard.append)] == [1]
     assert (tmp_path / "died").exists()
     assert sum(heard) == 5
@@ -61,7 +61,7 @@ def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
 
 def test_another_driver_on_the_same_scheduler_never_answers() -> None:
     with (
-        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as first,
+        connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as first,
         Client(first.scheduler.address, security=first.security, set_as_default=False) as second,
     ):
         held = run_tasks(first, count_to, [Task(("count", 0), 1, 1), Task(("count", 1), 1, 1)], "counting", print)
@@ -76,7 +76,7 @@ def test_another_driver_on_the_same_scheduler_never_answers() -> None:
 def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is busy with the first result while the only worker, which holds the second one, is killed."""
     monkeypatch.setattr("pipeline.tasks._SECONDS_BETWEEN_CHECKS", 0.05)
-    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
+    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         tasks, results = [Task(("count", k), 3, 3) for k in range(4)], []
         for task, result in run_tasks(client, count_to, tasks, "counting", lambda _: None):
             results.append(result)
@@ -90,7 +90,7 @@ def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeyp
 
 def test_run__raise_when_workers_die_again_and_again() -> None:
     with (
-        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+        connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
         pytest.raises(ResourceError, match=r"died again and again while testing.*run again"),
     ):
         list(run_tasks(client, always_die, [Task(("die", 0), 0, 1)], "testing", lambda _: None))
@@ -106,7 +106,7 @@ def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
     started = time.monotonic()
     with (
         dask.config.set({"headroom.no-progress-timeout": "3s"}),
-        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+        connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
         pytest.raises(ResourceError, match=r"no task has advanced for 3 s while testing, though 1 workers answer"),
     ):
         list(run_tasks(client, hang, [Task(("hang", 0), 0, 1)], "testing", lambda _: None))
@@ -116,10 +116,32 @@ def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
 def test_a_task_that_advances_slowly_is_waited_for() -> None:
     with (
         dask.config.set({"headroom.no-progress-timeout": "2s"}),
-        connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client,
+        connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
     ):
         [(_, result)] = run_tasks(client, count_to, [Task(("count", 0), 40, 40)], "counting", lambda _: None)
     assert result == 40
+
+
+def count_in_a_file(file: str, report: Callable[[int], None]) -> None:
+    for done in range(200):
+        Path(file).write_text(str(done))
+        time.sleep(0.05)
+        report(done)
+
+
+def test_a_task_in_this_process_ends_when_its_driver_stops_waiting(tmp_path: Path) -> None:
+    file = tmp_path / "count"
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with connect_local(LocalProfile(memory_limit=2**30)) as client, pytest.raises(KeyboardInterrupt):
+        list(run_tasks(client, count_in_a_file, [Task(("count", 0), str(file), 200)], "counting", interrupt))
+    time.sleep(0.2)
+    reached = file.read_text()
+    time.sleep(0.3)
+    assert file.read_text() == reached
+    assert int(reached) < 100
 
 
 def test_tasks_run_here_without_a_client() -> None:

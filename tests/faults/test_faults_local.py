@@ -150,7 +150,7 @@ def test_exhausted_memory_is_told(
     words: str,
 ) -> None:
     faults, out = Faults(tmp_path, seconds=0.3, fill_mib=fill_mib), tmp_path / "run"
-    profile = LocalProfile(workers=1, memory_limit=2**30)
+    profile = LocalProfile(workers=1, processes=True, memory_limit=2**30)
     monkeypatch.setenv("HEADROOM_FAULTS", faults.environment["HEADROOM_FAULTS"])
     settings = {
         "distributed.worker.preload": [faults.environment["DASK_DISTRIBUTED__WORKER__PRELOAD"]],
