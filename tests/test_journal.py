@@ -507,18 +507,18 @@ def shown_on_a_terminal(command: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does(config_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_a_run_as_ctrl_c_does(config_file: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [HEADROOM, "run", str(config_file), "--out", str(out)], stderr=subprocess.PIPE, text=True
-    )
+    command = [HEADROOM, "run", str(config_file), "--out", str(out), "--workers", str(workers)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = []
     while "accumulate" not in (line := process.stderr.readline()):
         assert line, "the run ended before it was interrupted"
         said.append(line)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert children
+    assert len(children) >= 2 or workers == 1, "a single worker is a thread"
     process.terminate()
     process.terminate()  # a second one must not disturb the cleaning up
     _, err = process.communicate(timeout=60)
