@@ -59,6 +59,7 @@ class Experiment:
             "ridge": {"alpha": {"per_spectrum": 0.1}, "min_spectra": 2},
             "seeds": [42],
             "compute": {"folds": 1},
+            "ablation": False,  # ten models, as the peer
         }
         path = self.sample.folder / f"experiment-{self.rows}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

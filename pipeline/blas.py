@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack
 
-__all__ = ["add_product", "add_symmetric_product", "factorise_and_solve"]
+__all__ = ["add_product", "add_symmetric_product", "factorise_and_solve", "multiply_symmetric"]
 
 _CAPSULES = {
     name: module.__pyx_capi__[name]
     for module, names in (
-        (cython_blas, ("ssyrk", "dsyrk", "sgemm", "dgemm")),
+        (cython_blas, ("ssyrk", "dsyrk", "sgemm", "dgemm", "dsymv")),
         (cython_lapack, ("dpotrf", "dpotrs")),
     )
     for name in names
@@ -103,3 +103,19 @@ def factorise_and_solve(system: NDArray[np.float64], target: NDArray[np.float64]
     if info.value == 0:
         _routine("dpotrs", 8)(b"U", n, q, system.ctypes.data, n, target.ctypes.data, n, ctypes.byref(info))
     return info.value
+
+
+def multiply_symmetric(matrix: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a symmetric matrix times a few columns, each of which reads half of it once.
+
+    ``matrix`` is C-ordered (P, P), and only its lower triangle is read; ``columns`` is Fortran-ordered (P, M), and so
+    is the product.
+    """
+    product = np.empty(columns.shape, order="F")
+    n, step = _integers(len(matrix), 1)
+    one, zero = ctypes.byref(ctypes.c_double(1.0)), ctypes.byref(ctypes.c_double(0.0))
+    for k in range(columns.shape[1]):
+        x, y = columns[:, k].ctypes.data, product[:, k].ctypes.data
+        # BLAS is column-major: "upper" there is "lower" here.
+        _routine("dsymv", 10)(b"U", n, one, matrix.ctypes.data, n, x, step, zero, y, step)
+    return product

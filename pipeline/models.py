@@ -40,7 +40,7 @@ __all__ = [
 FORMAT = "headroom-models"
 FORMAT_VERSION = 1
 #: Raised when the same moments and settings would give other models.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 _ARRAYS = (
     "global_weights",
     "global_intercepts",

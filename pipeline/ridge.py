@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 
 from pipeline.blas import factorise_and_solve
 from pipeline.errors import InputError, SingularGramError
+from pipeline.krylov import solve_shifted
 from pipeline.moments import Moments, PixelSums
 
 __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
@@ -17,6 +18,8 @@ __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
 FloatArray = NDArray[np.float64]
 #: Rounding errors of a long sum, in units of its type's epsilon, beyond which a variance is taken as real.
 _CANCELLATION = 64
+#: Penalties of a path from which one Krylov space for all is tried before factorisations.
+_FEWEST_FOR_KRYLOV = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,8 @@ def solve_ridge_path(
 
     Minimises ``Σ(y − b − w'ᵀ(x − m)/d)² + α‖w'‖²`` (a sum over spectra, not a mean; ``b`` is not penalised)
     through ``A = D C D + αI``, ``w = D A⁻¹ D C_xy`` with ``C = S − ssᵀ/n``, ``C_xy = U − stᵀ/n``,
-    ``D = diag(1/d)``, by one Cholesky factorisation for each α.
+    ``D = diag(1/d)``: by one Cholesky factorisation for each α, or for several α of many pixels by one Krylov space for
+    all (:mod:`pipeline.krylov`), as far as that is shorter.
 
     Parameters
     ----------
@@ -124,7 +128,13 @@ def solve_ridge_path(
         raise InputError(f"the scale must be {moments.n_pixels} positive numbers, found shape {d.shape}")
     weights = np.empty((path.size, moments.n_pixels, len(moments.labels)))
     system = np.empty((moments.n_pixels, moments.n_pixels)) if memory is None else memory
+    found: list[FloatArray | None] = [None] * path.size
+    if path.size >= _FEWEST_FOR_KRYLOV and (path > 0).all():
+        found = solve_shifted(*moments.covariance_sums(d, out=system), path.tolist())
     for k, alpha in enumerate(path):
+        if (solution := found[k]) is not None:
+            weights[k] = solution / d[:, None]
+            continue
         # The factorisation overwrites the system: filling it again costs less memory than a copy, and as little time.
         _, target = moments.covariance_sums(d, out=system)
         solution = _solve_one(system, target, float(alpha))

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.hotloop import available_threads
+from pipeline.krylov import krylov_memory
+from pipeline.schema import LABELS
 from pipeline.tiles import TileLayout
 from pipeline.workspace import process_workspace
 
@@ -28,7 +30,8 @@ def solve_memory(n_pixels: int, threads: int, held_folds: int = 0) -> int:
 
     ``held_folds`` are the folds whose sums each thread holds at once where a penalty is searched for: all or one.
     """
-    return threads * ((2 + held_folds) * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8)
+    beside = krylov_memory(n_pixels, len(LABELS)) if held_folds else 0
+    return threads * ((2 + held_folds) * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8 + beside)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS: list[set[str]] = [
     {"errors", "schema"},
     {"config"},
-    {"blas", "tiles", "moments", "ridge", "scores"},
+    {"blas", "tiles", "moments", "krylov", "ridge", "scores"},
     {
         "binnings",
         "bins",
