@@ -48,7 +48,7 @@ def run_step(store: SpectraStore, options: argparse.Namespace) -> float:
     """Run the step on new single-thread workers; return its seconds, without the start of cluster and imports."""
     plan = plan_first_rows(store, options.rows, ComputeConfig())
     draws = [NoiseDraw(1.0, SEED + k, STREAM_TRAIN) for k in range(options.seeds)]
-    with connect_local(LocalProfile(workers=options.workers, threads=1)) as client:
+    with connect_local(LocalProfile(workers=options.workers, processes=True, threads=1)) as client:
         client.wait_for_workers(options.workers, timeout=120)
         if not options.unbound:
             cores = sorted(os.sched_getaffinity(0))

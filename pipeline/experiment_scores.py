@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from pipeline.results import PREDICTIONS_FILE
 from pipeline.spectra_sets import SpectraSets
 from pipeline.summary import ScoredDraw, ScoredRun
 from pipeline.summary_ablation import ScoredBinning
+from pipeline.summary_labels import other_labels, score_label
 from pipeline.summary_routing import ScoredGate
 from pipeline.summary_snr import ScoredBinningGate
 
@@ -33,17 +34,24 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class _Truth:
-    """What is known of the test spectra: labels, and the bin in every binning, the main one first; shapes (N,)."""
+    """What is known of the test spectra: the target, the bin in every binning, the main one first, and other labels.
+
+    All of shape (N,).
+    """
 
     labels: FloatArray
     bins: Sequence[NDArray[np.int64]]
+    others: Mapping[str, FloatArray]
 
 
 def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate: RunGate | None = None) -> ScoredRun:
     """Predict and score the test spectra; write the predictions of the noise that the verdict is about."""
     columns = sets.test.columns
     labels = np.asarray(columns[run.config.target], dtype=np.float64)
-    truth = _Truth(labels, [binning.assign(columns) for binning in run.binnings])
+    others_known = {label: np.asarray(columns[label], dtype=np.float64) for label in other_labels(run.config)}
+    # Test spectra need the target alone.
+    others_known = {label: values for label, values in others_known.items() if np.isfinite(values).all()}
+    truth = _Truth(labels, [binning.assign(columns) for binning in run.binnings], others_known)
     draws: list[ScoredDraw] = []
     compared: list[ScoredDraw] = []
     others: list[ScoredBinning] = []
@@ -91,15 +99,28 @@ def _score_draw(
 ) -> tuple[ScoredDraw, FloatArray, FloatArray | None]:
     """Score the main binning's models; return also the predictions of the largest training set, and their variances."""
     models = read_models(run.folder / file.main)
-    tried = models[-1].along_search()
+    sets_of_models = [*models, *models[-1].along_search()]
+    n_sets, others = len(sets_of_models), truth.others
+    # The other labels come from the same read, by the models of all folds.
     predicted, variance = predict_noisy(
-        sets.test, [*models, *tried], run.config.target, test_noise, run.config.precision, advance
+        sets.test,
+        sets_of_models + [models[-1]] * len(others),
+        [run.config.target] * n_sets + [*others],
+        test_noise,
+        run.config.precision,
+        advance,
     )
+    of_labels = {}
+    for k, (label, known) in enumerate(others.items(), start=n_sets):
+        spread = None if variance is None else variance[k]
+        of_labels[label] = score_label(label, known, truth.bins[0], predicted[k], run.config, spread)
+    predicted, variance = predicted[:n_sets], None if variance is None else variance[:n_sets]
     if isinstance(file.noise, NoiseDraw):  # what they warn of is what drawn noise does
         run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
     scored = ScoredDraw.score(
         file.noise, test_noise, models, truth.labels, truth.bins[0], predicted, run.config, variance
     )
+    scored = replace(scored, labels=of_labels)
     whole = len(models) - 1
     return scored, predicted[whole], None if variance is None else variance[whole]
 

@@ -100,7 +100,7 @@ def read_marginal_rows(
 def predict_store(
     store: AnyStore,
     models: Sequence[ExpertModels],
-    target: str,
+    target: str | Sequence[str],
     draw: NoiseDraw | None,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
@@ -114,7 +114,7 @@ def predict_store(
     models
         M sets of a global model and K experts.
     target
-        The label.
+        The label, or one for each set of models.
     draw, precision
         The noise, see :func:`read_noisy_rows`.
     advance
@@ -156,7 +156,7 @@ def predict_columns(
 def predict_marginal(
     store: AnyStore,
     models: Sequence[ExpertModels],
-    target: str,
+    target: str | Sequence[str],
     noise: MarginalNoise,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -196,7 +196,7 @@ def predict_marginal(
 def predict_noisy(
     store: AnyStore,
     models: Sequence[ExpertModels],
-    target: str,
+    target: str | Sequence[str],
     noise: Noise | None,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
@@ -207,9 +207,12 @@ def predict_noisy(
     return predict_store(store, models, target, noise, precision, advance), None
 
 
-def _join_columns(models: Sequence[ExpertModels], target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _join_columns(
+    models: Sequence[ExpertModels], target: str | Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the weights (P, M · (1 + K)) and intercepts of all models."""
-    columns = [one.columns(target) for one in models]
+    targets = [target] * len(models) if isinstance(target, str) else target
+    columns = [one.columns(label) for one, label in zip(models, targets, strict=True)]
     return np.concatenate([w for w, _ in columns], axis=1), np.concatenate([b for _, b in columns])
 
 

@@ -31,6 +31,7 @@ from pipeline.report_tables import (
     list_files,
     list_hypotheses,
     list_key_numbers,
+    list_labels,
     list_learning,
     list_levels,
     list_marginal,
@@ -39,6 +40,7 @@ from pipeline.report_tables import (
     list_stores,
 )
 from pipeline.report_words import (
+    ABOUT_LABELS,
     REPORT_FIGURES,
     TEST_NOISE,
     caption_figure,
@@ -132,6 +134,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
                 "test_noise": entry["test_noise"],
                 "hypotheses": list_hypotheses(entry),
                 "key_numbers": list_key_numbers(results, entry),
+                "labels": list_labels(results, entry),
                 "bins": list_bins(results, entry),
                 "ablation": list_ablation(results, entry),
                 # The conclusion at the top is about this level, and one page states it once.
@@ -158,6 +161,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "commands": list_commands(results),
         "glossary": describe_words(results),
         "test_noise": TEST_NOISE,
+        "about_labels": ABOUT_LABELS,
     }
 
 

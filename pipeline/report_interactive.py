@@ -41,6 +41,9 @@ _ASSETS = Path(__file__).parent / "templates"
 #: The choice that stands for all seeds together.
 _MEAN = "mean"
 _OUTSIDE = "outside"
+_LEAK = (
+    "The bins are cut by this label: experts chosen by its true value would know it, so there is only the global model."
+)
 #: The figures of merit in the order of importance.
 _SHOWN = {merit: MERITS[merit] for merit in ("delta_r2", "r2_oracle", "r2_global")}
 
@@ -76,28 +79,58 @@ def describe_interactive(results: RunResults) -> dict[str, Any]:
     Returns
     -------
     dict[str, Any]
-        ``choices``: pairs of value and words for ``level``, ``seed``, ``scope``; ``start``: the values to start with;
-        ``parts``: the bins and the scopes with name and edges; ``facts``: what each row tells beside its figures
-        of merit; ``rows``: by ``level|seed|part`` the figures of merit (mean, low, high) and those facts.
+        ``choices``: pairs of value and words for ``label``, ``level``, ``seed``, ``scope``; ``start``: the values to
+        start with; ``parts``: the bins and the scopes with name and edges; ``leaks``: why a label has no experts here;
+        ``facts``: what each row tells beside its figures of merit; ``rows``: by ``label|level|seed|part`` the figures
+        of merit (mean, low, high) and those facts.
     """
-    rows = dict(_joint_rows(results)) | dict(_seed_rows(results))
+    labels = _list_labels(results)
+    rows: dict[str, Any] = {}
+    for label in labels:
+        rows |= dict(_joint_rows(results, label)) | dict(_seed_rows(results, label))
     limits = thresholds(results)
     start = headline(results)
     return {
-        "target": quantity(results.summary["target"]),
         "confidence": f"{results.summary['confidence']:.0%}",
+        "leaks": {label: _LEAK for label in labels if _leaks(start, label)},
         "choices": {
+            "label": [[label, quantity(label)] for label in labels],
             "level": [[f"{level['noise_level']:g}"] * 2 for level in results.summary["levels"]],
             "seed": _list_seeds(results),
             "scope": _list_scopes(start),
         },
-        "start": {"level": f"{start['noise_level']:g}", "seed": _MEAN, "scope": next(iter(scope_views(start)))},
+        "start": {
+            "label": labels[0],
+            "level": f"{start['noise_level']:g}",
+            "seed": _MEAN,
+            "scope": next(iter(scope_views(start))),
+        },
         "thresholds": [["stop below", f"{limits.stop:g}"], ["continue from", f"{limits.continue_:g}"]],
         "merits": _SHOWN,
         "parts": _list_parts(results, start),
-        "facts": _name_facts(results),
+        "facts": ["ΔR² ± seeds", "MAE global", "MAE oracle", "α expert", "α global", "n train", "n test"],
         "rows": rows,
     }
+
+
+def _list_labels(results: RunResults) -> list[str]:
+    """Return the target, and then all labels that every noise level knows."""
+    known = [set(level.get("labels") or ()) for level in results.summary["levels"]]
+    others = headline(results).get("labels") or {}
+    return [str(results.summary["target"]), *(label for label in others if all(label in one for one in known))]
+
+
+def _leaks(level: Mapping[str, Any], label: str) -> bool:
+    return bool(((level.get("labels") or {}).get(label) or {}).get("leaks"))
+
+
+def _tables_of(results: RunResults, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of ``results.csv`` and of ``per_bin_results.csv`` for the target, the same for other labels."""
+    if label == results.summary["target"]:
+        return results.overall, results.per_bin
+    own = results.labels[results.labels["target"] == label]
+    is_bin = own["part"].str.isdigit()
+    return own[~is_bin].rename(columns={"part": "scope"}), own[is_bin].assign(bin=own["part"][is_bin].astype(int))
 
 
 def _list_seeds(results: RunResults) -> list[list[str]]:
@@ -132,39 +165,37 @@ def _list_parts(results: RunResults, level: Mapping[str, Any]) -> list[dict[str,
     return [*parts, {"id": _OUTSIDE, "name": "outside every bin", "where": where}]
 
 
+def _with_unit(cell: str, unit: str) -> str:
+    return cell if cell == MISSING else f"{cell}{unit}"
+
+
 def _unit(column: str) -> str:
     unit = quantity(column).removeprefix(symbol(column)).strip(" ()")
     return f" {unit}" if unit else ""
 
 
-def _name_facts(results: RunResults) -> list[str]:
-    unit = quantity(results.summary["target"]).removeprefix(symbol(results.summary["target"]))
-    errors = [f"MAE global{unit}", f"MAE oracle{unit}"]
-    return ["ΔR² ± seeds", *errors, "α expert", "α global", "n train", "n test"]
-
-
-def _joint_rows(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of all seeds together, whose intervals are those of the key numbers."""
+def _joint_rows(results: RunResults, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a label's rows of all seeds together, whose intervals are those of the key numbers."""
+    tables = _tables_of(results, label)
     for level in results.summary["levels"]:
-        overall = results.overall[results.overall["noise_level"] == level["noise_level"]]
-        bins = results.per_bin[results.per_bin["noise_level"] == level["noise_level"]]
-        views = {str(view.number): view for view in bin_views(level)}
-        yield from _rows(f"{level['noise_level']:g}|{_MEAN}", scope_views(level), views, (overall, bins))
+        own = level if label == results.summary["target"] else level["labels"][label]
+        at_level = [table[table["noise_level"] == level["noise_level"]] for table in tables]
+        views = {str(view.number): view for view in bin_views(own)}
+        key = f"{label}|{level['noise_level']:g}|{_MEAN}"
+        yield from _rows(key, scope_views(own), views, (at_level[0], at_level[1]), label)
 
 
-def _seed_rows(results: RunResults) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of every seed alone, from the tables of results; none where there is one seed only."""
-    if results.overall["seed"].nunique() < 2:
+def _seed_rows(results: RunResults, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a label's rows of every seed alone, from the tables of results; none where there is one seed only."""
+    tables = _tables_of(results, label)
+    if tables[0]["seed"].nunique() < 2:
         return
-    draws = results.overall[["noise_level", "seed"]].drop_duplicates()
+    draws = tables[0][["noise_level", "seed"]].drop_duplicates()
     for level, seed in draws.itertuples(index=False):
-        overall, bins = (
-            table[(table["noise_level"] == level) & (table["seed"] == seed)]
-            for table in (results.overall, results.per_bin)
-        )
+        overall, bins = (table[(table["noise_level"] == level) & (table["seed"] == seed)] for table in tables)
         scopes = {str(row["scope"]): _read_view(row) for row in overall.to_dict("records")}
         views = {str(row["bin"]): _read_view(row) for row in bins.to_dict("records")}
-        yield from _rows(f"{level:g}|{seed}", scopes, views, (overall, bins))
+        yield from _rows(f"{label}|{level:g}|{seed}", scopes, views, (overall, bins), label)
 
 
 def _read_view(row: Mapping[Hashable, Any]) -> ScopeView:
@@ -181,17 +212,18 @@ def _rows(
     scopes: Mapping[str, ScopeView],
     views: Mapping[str, ScopeView],
     tables: tuple[pd.DataFrame, pd.DataFrame],
+    label: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what scopes, bins and the outside show; ``tables`` are their rows of ``results.csv`` and per bin."""
     overall, bins = tables
+    unit = _unit(label)
     several = overall["seed"].nunique() > 1
     penalty = count_choices(overall.drop_duplicates("seed")["alpha_global"])
     for part, view in {**scopes, **views}.items():
         found = bins[bins["bin"] == int(part)] if part in views else bins.iloc[:0]
         facts = (
             number_cell(view.delta_r2.std) if several else MISSING,
-            number_cell(found["mae_global"].mean()),
-            number_cell(found["mae_oracle"].mean()),
+            *(_with_unit(number_cell(found[name].mean()), unit) for name in ("mae_global", "mae_oracle")),
             count_choices(found["alpha"].dropna()),
             penalty,
             *(f"{count:,}" for count in (view.n_train, view.n_test)),

@@ -36,6 +36,7 @@ __all__ = [
     "list_files",
     "list_hypotheses",
     "list_key_numbers",
+    "list_labels",
     "list_learning",
     "list_levels",
     "list_marginal",
@@ -76,6 +77,19 @@ def list_key_numbers(results: RunResults, level: Mapping[str, Any]) -> Table:
             rows.append((name, title, *cells, f"{scope.n_train:,}", f"{scope.n_test:,}"))
     header = ("Test spectra", "Figure of merit", "mean", "± seeds", "low", "high", "n train", "n test")
     return Table(f"Key numbers, noise level {level['noise_level']:g}", header, tuple(rows), 2)
+
+
+def list_labels(results: RunResults, level: Mapping[str, Any]) -> Table:
+    """Return the figures of merit of the labels beside the target, as far as they mean anything."""
+    rows = [
+        (symbol(label), scope, title, *_estimate_cells(merit, estimate, several_seeds=_several_seeds(results)))
+        for label, own in (level.get("labels") or {}).items()
+        for scope, view in scope_views(own).items()
+        for merit, title in MERITS.items()
+        if not math.isnan((estimate := getattr(view, merit)).mean)
+    ]
+    header = ("Label", "Test spectra", "Figure of merit", "mean", "± seeds", "low", "high")
+    return Table(f"Other labels, noise level {level['noise_level']:g}", header, tuple(rows), 3)
 
 
 def list_bins(results: RunResults, level: Mapping[str, Any]) -> Table:

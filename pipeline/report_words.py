@@ -17,6 +17,7 @@ from pipeline.figures.views import amplification, headline, scope_views, symbol,
 from pipeline.results import RunResults
 
 __all__ = [
+    "ABOUT_LABELS",
     "REPORT_FIGURES",
     "TEST_NOISE",
     "caption_figure",
@@ -108,6 +109,11 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
+#: What stands above the figures of merit of other labels.
+ABOUT_LABELS = (
+    "The models of the same pass predict these labels, too, with the penalties that the target has. Where the bins are "
+    "cut by a label, experts chosen by its true value would know it, so only the global model counts."
+)
 #: The protocol of the test noise in words.
 TEST_NOISE: Mapping[str, str] = MappingProxyType(
     {

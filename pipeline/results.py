@@ -4,6 +4,7 @@
 
     RUN/results.csv             a row per seed × noise level × target × scope
     RUN/per_bin_results.csv     the same per bin
+    RUN/other_labels.csv        both for the labels beside the target
     RUN/learning_curve.csv      the same for growing prefixes of the training folds
     RUN/ablation.csv            a row per seed × noise level × binning, where there are others than the main one
     RUN/design.csv              a row per number of experts, where better bins were searched for
@@ -32,6 +33,8 @@ __all__ = [
     "ABLATION_FILE",
     "DESIGN_FILE",
     "GLOBAL_MODEL",
+    "LABELS_COLUMNS",
+    "LABELS_FILE",
     "LEARNING_FILE",
     "MARGINAL_FILE",
     "METADATA_FILE",
@@ -53,6 +56,7 @@ __all__ = [
 OVERALL_FILE = "results.csv"
 PER_BIN_FILE = "per_bin_results.csv"
 LEARNING_FILE = "learning_curve.csv"
+LABELS_FILE = "other_labels.csv"
 SAMPLE_FILE = "sample_distribution.csv"
 SEARCH_FILE = "alpha_search.csv"
 ABLATION_FILE = "ablation.csv"
@@ -76,6 +80,16 @@ OVERALL_COLUMNS = (
     "n_train",
     "n_test",
     *(f"{merit}{suffix}" for merit in _MERITS for suffix in ("", "_low", "_high")),
+)
+LABELS_COLUMNS = (
+    "seed",
+    "noise_level",
+    "target",
+    "part",
+    "alpha",
+    *OVERALL_COLUMNS[4:],
+    "mae_oracle",
+    "mae_global",
 )
 SEARCH_COLUMNS = ("seed", "noise_level", "target", "model", "alpha", "r2_cv", "chosen", "r2_test")
 #: The global model among the models of a search; experts have the number of their bin.
@@ -114,6 +128,9 @@ class RunResults:
     alpha_search
         ``alpha_search.csv``: columns :data:`SEARCH_COLUMNS`; ``model`` is :data:`GLOBAL_MODEL` or the number of a bin,
         as text, ``r2_test`` that of covered test spectra or of those in the bin. Empty without a search.
+    labels
+        ``other_labels.csv``: columns :data:`LABELS_COLUMNS`; ``part`` is a scope or the number of a bin, as text. R² of
+        the oracle is NaN for labels that the bins are cut by. Empty in a run of an earlier version.
     """
 
     folder: Path
@@ -125,6 +142,7 @@ class RunResults:
     summary: dict[str, Any]
     metadata: dict[str, Any]
     alpha_search: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SEARCH_COLUMNS)))
+    labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LABELS_COLUMNS)))
 
     def store_paths(self, role: str) -> list[str]:
         """Return the stores of the ``train`` or ``test`` spectra, for :func:`pipeline.open_spectra`."""
@@ -173,11 +191,12 @@ def read_results(folder: str | Path) -> RunResults:
             predictions=pd.read_parquet(run / PREDICTIONS_FILE),
             summary=json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8")),
             metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
-            **_read_search(run / SEARCH_FILE),
+            **_read_where_there("alpha_search", run / SEARCH_FILE, "model"),
+            **_read_where_there("labels", run / LABELS_FILE, "part"),
         )
     except (ValueError, OSError) as error:
         raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None
 
 
-def _read_search(path: Path) -> dict[str, pd.DataFrame]:
-    return {"alpha_search": pd.read_csv(path, dtype={"model": str})} if path.is_file() else {}
+def _read_where_there(name: str, path: Path, text: str) -> dict[str, pd.DataFrame]:
+    return {name: pd.read_csv(path, dtype={text: str})} if path.is_file() else {}

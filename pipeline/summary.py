@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from pipeline.store_set import AnyStore
 from pipeline.summary_ablation import ScoredBinning, summarise_ablation, tabulate_ablation
 from pipeline.summary_design import ScoredDesign, summarise_design, tabulate_design
 from pipeline.summary_economy import count_models
+from pipeline.summary_labels import summarise_labels, tabulate_labels
 from pipeline.summary_learning import compare_learning, summarise_learning
-from pipeline.summary_merits import estimate_merits, merit_columns, resampling
+from pipeline.summary_merits import merit_columns, resampling, summarise_parts
 from pipeline.summary_routing import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.summary_sample import tabulate_sample
 from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
@@ -40,7 +41,7 @@ from pipeline.summary_snr import ScoredBinningGate, summarise_binning_gates, tab
 __all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
 
 #: Raised when the same models and test spectra would give other tables.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
 
@@ -50,7 +51,8 @@ class ScoredDraw:
     """Models of one training noise and their scores under one test noise, for every prefix of the training folds.
 
     ``test_noise`` is None where the test files' own noisy spectra were used; ``search`` is what a search for the
-    penalty found (:func:`pipeline.summary_search.tabulate_search`), if there was one.
+    penalty found (:func:`pipeline.summary_search.tabulate_search`), if there was one; ``labels`` are the scores of the
+    models of all folds for the labels beside the target.
     """
 
     draw: Noise
@@ -58,6 +60,7 @@ class ScoredDraw:
     models: Sequence[ExpertModels]
     scores: Sequence[HeadroomScore]
     search: pd.DataFrame | None = None
+    labels: Mapping[str, HeadroomScore] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -130,6 +133,7 @@ def write_tables(
         files.LEARNING_FILE: _overall_table(scored, config, last_only=False),
         files.PER_BIN_FILE: _bin_table(scored, config, grid),
         files.SAMPLE_FILE: tabulate_sample(sets, grid),
+        files.LABELS_FILE: tabulate_labels(scored, config),
     }
     search = config.ridge.alpha if isinstance(config.ridge.alpha, AlphaSearch) else None
     if search is not None:
@@ -262,46 +266,24 @@ def _at_level(scored: Sequence[ScoredDraw], level: float) -> list[ScoredDraw]:
 def _level_summary(scored: Sequence[ScoredDraw], config: ExperimentConfig, grid: BinGrid) -> dict[str, Any]:
     confidence = config.bootstrap.confidence
     first = scored[0]
-    scopes: dict[str, Any] = {}
-    for scope in SCOPES:
-        estimates = estimate_merits([one.scores[-1].scope(scope) for one in scored], confidence)
-        scopes[scope] = {
-            "n_train": first.models[-1].global_count,
-            "n_test": first.scores[-1].scope(scope).n_test,
-            **{merit: vars(estimate) for merit, estimate in estimates.items()},
-        }
-    of_bins = [estimate_merits([one.scores[-1].bins[k] for one in scored], confidence) for k in range(grid.n_bins)]
-    covered = {merit: Estimate(**scopes["covered"][merit]) for merit in MERITS}
+    parts = summarise_parts([one.scores[-1] for one in scored], [one.models[-1] for one in scored], grid, confidence)
+    covered = {merit: Estimate(**parts["scopes"]["covered"][merit]) for merit in MERITS}
+    of_bins = {one["bin"]: float(one["r2_oracle"]["mean"]) for one in parts["bins"]}
     hypotheses = evaluate_hypotheses(
         covered["r2_oracle"],
         covered["delta_r2"],
-        {k: one["r2_oracle"].mean for k, one in enumerate(of_bins) if math.isfinite(one["r2_oracle"].mean)},
+        {k: mean for k, mean in of_bins.items() if math.isfinite(mean)},
         config.stated_hypotheses,
         [grid.describe(k) for k in range(grid.n_bins)],
     )
     return {
         "noise_level": first.draw.level,
         "test_noise": first.test_noise_name,
-        "scopes": scopes,
-        "bins": [
-            {
-                "bin": k,
-                "names": list(grid.bin_names[k]),
-                "n_train": int(first.models[-1].expert_counts[k]),
-                "n_test": first.scores[-1].bins[k].n_test,
-                "alpha": _common([float(one.models[-1].expert_alphas[k]) for one in scored]),
-                **{merit: vars(estimate) for merit, estimate in one.items()},
-            }
-            for k, one in enumerate(of_bins)
-        ],
+        **parts,
+        "labels": summarise_labels(scored, config, grid),
         "decision": vars(decide(covered["delta_r2"], config.decision, confidence)),
         "hypotheses": [hypothesis.to_dict() for hypothesis in hypotheses],
     }
-
-
-def _common(values: Sequence[float]) -> float:
-    """Return what all values are; NaN where they differ, as penalties do that each seed has chosen."""
-    return values[0] if len(set(values)) == 1 else math.nan
 
 
 def _alpha_warnings(levels: Sequence[dict[str, Any]], scored: Sequence[ScoredDraw]) -> list[str]:

@@ -113,6 +113,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
         marginal=True,
         design=True,
         gate=True,
+        labels=True,
     )
     return _report(tmp_path_factory.mktemp("page"), run)
 
@@ -192,7 +193,8 @@ def test_hover_and_focus_show_the_numbers_of_every_bin(results: RunResults, open
         shown = _details(page)
         _agrees(shown, _flat(entry))
         frame = results.per_bin.query("noise_level == 1 and bin == @entry['bin']")
-        assert _numbers(shown["MAE oracle (dex)"]) == pytest.approx([frame["mae_oracle"].mean()], abs=0.5001e-4)
+        assert shown["MAE oracle"].endswith(" dex")
+        assert _numbers(shown["MAE oracle"]) == pytest.approx([frame["mae_oracle"].mean()], abs=0.5001e-4)
         assert shown["α expert"] == "1e5"
         assert ("Too few test spectra" in page.locator(".explorer-details").inner_text()) == (entry["bin"] == 4)
     assert "T_eff 5250 to 6000 K; [M/H] 0 to 0.5 dex" in page.locator(".explorer-details").inner_text()
@@ -248,6 +250,23 @@ def test_marks_stand_where_their_numbers_are(results: RunResults, opened: Opener
                 value = _numbers(text.split(f"{title} ")[-1].split(",")[0])[0]
                 assert float(place[:-1]) == pytest.approx(start + slope * value, abs=0.02), text
             assert page.locator("[data-part='4'] .mark").count() == 0
+
+
+def test_other_labels_can_be_chosen(results: RunResults, opened: Opener) -> None:
+    page = opened(results)
+    of_target = _numbers(_details(page)["R²_global"])
+    _control(page, "Label").select_option("a_M")
+    assert page.locator(".explorer-state").inner_text().startswith("Shown: a_M (dex); noise level 1;")
+    shown = results.labels.query("target == 'a_M' and noise_level == 1 and part == 'covered'")["r2_global"].mean()
+    assert _numbers(_details(page)["R²_global"])[0] == pytest.approx(shown, abs=1e-4)
+    assert page.locator(".mark.delta_r2").count() > 0
+    _control(page, "Label").select_option("T_eff")
+    assert _numbers(_details(page)["R²_global"]) == of_target
+    assert "would know it" in page.locator(".explorer-details").inner_text()
+    assert "ΔR²" not in _details(page)
+    assert page.locator(".explorer-row .mark.r2_oracle, .explorer-row .mark.delta_r2").count() == 0
+    _control(page, "Label").select_option("log_g")
+    assert _numbers(_details(page)["R²_global"]) == of_target
 
 
 def test_marks_beyond_the_axis_are_arrows(opened: Opener, tmp_path: Path) -> None:
@@ -465,7 +484,16 @@ def test_interactive__has_every_combination_once(results: RunResults) -> None:
     assert [part["id"] for part in content["parts"]] == parts
     seeds = ["mean", "42", "123", "456"]
     assert [value for value, _ in content["choices"]["seed"]] == seeds
-    expected = {f"{level}|{seed}|{part}" for level in ("0.2", "1") for seed in seeds for part in parts}
+    labels = ["log_g", "T_eff", "a_M"]
+    assert [value for value, _ in content["choices"]["label"]] == labels
+    assert content["leaks"].keys() == {"T_eff"}
+    expected = {
+        f"{label}|{level}|{seed}|{part}"
+        for label in labels
+        for level in ("0.2", "1")
+        for seed in seeds
+        for part in parts
+    }
     assert content["rows"].keys() == expected
     assert {len(row["facts"]) for row in content["rows"].values()} == {len(content["facts"])}
 
@@ -478,9 +506,9 @@ def test_interactive__marginal_noise_has_no_seed(tmp_path: Path) -> None:
     found.per_bin[["mae_oracle", "mae_global"]] = math.nan
     content = describe_interactive(found)
     assert content["choices"]["seed"] == [["mean", "none (marginal noise)"]]
-    assert {key.split("|")[1] for key in content["rows"]} == {"mean"}
-    row = dict(zip(content["facts"], content["rows"]["1|mean|0"]["facts"], strict=True))
-    assert row["MAE oracle (dex)"] == row["ΔR² ± seeds"] == "–"
+    assert {key.split("|")[2] for key in content["rows"]} == {"mean"}
+    row = dict(zip(content["facts"], content["rows"]["log_g|1|mean|0"]["facts"], strict=True))
+    assert row["MAE oracle"] == row["ΔR² ± seeds"] == "–"
 
 
 def test_interactive__penalties_that_seeds_disagree_on_are_counted(tmp_path: Path) -> None:
@@ -489,7 +517,7 @@ def test_interactive__penalties_that_seeds_disagree_on_are_counted(tmp_path: Pat
     found.overall.loc[found.overall["seed"] == 42, "alpha_global"] = 10.0
     content = describe_interactive(found)
     [expert, whole] = [content["facts"].index(name) for name in ("α expert", "α global")]
-    assert content["rows"]["1|mean|2"]["facts"][expert] == "12345 (1×), 1e5 (2×)"
-    assert content["rows"]["1|mean|covered"]["facts"][whole] == "10 (1×), 1e5 (2×)"
-    assert content["rows"]["1|42|2"]["facts"][expert] == "12345"
-    assert content["rows"]["1|42|2"]["facts"][whole] == "10"
+    assert content["rows"]["log_g|1|mean|2"]["facts"][expert] == "12345 (1×), 1e5 (2×)"
+    assert content["rows"]["log_g|1|mean|covered"]["facts"][whole] == "10 (1×), 1e5 (2×)"
+    assert content["rows"]["log_g|1|42|2"]["facts"][expert] == "12345"
+    assert content["rows"]["log_g|1|42|2"]["facts"][whole] == "10"

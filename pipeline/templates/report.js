@@ -124,7 +124,7 @@
     let selected = null;
     const orders = [["bin", "bin number"], ["delta_r2", "ΔR², highest first"], ["r2_oracle", "R²_oracle, highest first"],
       ["n", "test spectra, most first"]];
-    const names = { level: "Noise level", seed: "Seed", scope: "Test spectra", order: "Order of bins" };
+    const names = { label: "Label", level: "Noise level", seed: "Seed", scope: "Test spectra", order: "Order of bins" };
     const choices = { ...content.choices, order: orders };
     const limits = content.thresholds.map(([, value]) => numberOf(value));
     const all = (merit) => Object.values(content.rows).flatMap((row) => row[merit].map(numberOf));
@@ -136,7 +136,7 @@
       root.querySelector(`.explorer-${name}`));
     const selects = {};
 
-    const rowOf = (part) => content.rows[`${state.level}|${state.seed}|${part.id}`];
+    const rowOf = (part) => content.rows[`${state.label}|${state.level}|${state.seed}|${part.id}`];
     const factOf = (row, name) => row.facts[content.facts.indexOf(name)];
     const wordsOf = (name) => choices[name].find(([value]) => value === state[name])[1];
 
@@ -160,7 +160,7 @@
     function allowSeeds() {
       if (!selects.seed) return;
       for (const option of selects.seed.options) {
-        option.disabled = !(`${state.level}|${option.value}|${state.scope}` in content.rows);
+        option.disabled = !(`${state.label}|${state.level}|${option.value}|${state.scope}` in content.rows);
         if (option.disabled && option.selected) state.seed = selects.seed.value = content.start.seed;
       }
     }
@@ -182,7 +182,8 @@
       drawMark(r2, axes.r2, row.r2_oracle, "r2_oracle", 10);
       drawMark(r2, axes.r2, row.r2_global, "r2_global", 21);
       const delta = drawGrid(axes.delta, 30, limits);
-      const lack = part.id === "outside" ? "no expert" : row.delta_r2[0] === "–" ? "too few test spectra" : "";
+      const isFew = row.r2_global[0] === "–";
+      const lack = part.id === "outside" ? "no expert" : isFew ? "too few test spectra" : "";
       if (lack) r2.append(shape("text", { x: "50%", y: 19, "text-anchor": "middle", class: "lack" }, lack));
       drawMark(delta, axes.delta, row.delta_r2, "delta_r2", 15);
       const said = Object.entries(content.merits).map(([merit, title]) => `${title} ${row[merit][0]}`);
@@ -207,8 +208,9 @@
       }
       content.facts.forEach((name, k) => row.facts[k] !== "–" && tell("fact", name, row.facts[k]));
       const where = part.where ? [element("p", {}, part.where)] : [];
-      const few = row.delta_r2[0] === "–" && part.id !== "outside";
+      const few = row.r2_global[0] === "–" && part.id !== "outside";
       if (few) where.push(element("p", {}, "Too few test spectra for an R²."));
+      if (content.leaks[state.label]) where.push(element("p", {}, content.leaks[state.label]));
       details.replaceChildren(element("h3", {}, part.name), ...where, lines);
     }
 
@@ -226,7 +228,7 @@
       list.replaceChildren();
       shownParts().forEach(addRow);
       select([...list.children].find((option) => option.dataset.part === selected) ?? list.firstElementChild);
-      status.textContent = `Shown: ${content.target}; noise level ${wordsOf("level")}; seed: ${wordsOf("seed")}; `
+      status.textContent = `Shown: ${wordsOf("label")}; noise level ${wordsOf("level")}; seed: ${wordsOf("seed")}; `
         + `test spectra: ${wordsOf("scope")}.`;
     }
 
