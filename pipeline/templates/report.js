@@ -60,7 +60,7 @@
 
   // ---- The interactive view ----
 
-  /** An axis over all values that the view can ever show, so that switching moves marks and not the axis. */
+  /** An axis over all given values, and zero. */
   function makeAxis(values, [floor, ceiling], marks) {
     const known = [0, ...marks, ...values.filter((value) => !Number.isNaN(value))];
     const low = Math.max(Math.min(...known), floor);
@@ -127,11 +127,16 @@
     const names = { label: "Label", level: "Noise level", seed: "Seed", scope: "Test spectra", order: "Order of bins" };
     const choices = { ...content.choices, order: orders };
     const limits = content.thresholds.map(([, value]) => numberOf(value));
-    const all = (merit) => Object.values(content.rows).flatMap((row) => row[merit].map(numberOf));
-    const axes = {
-      r2: makeAxis([...all("r2_global"), ...all("r2_oracle")], [-0.5, 1], []),
-      delta: makeAxis(all("delta_r2"), [-0.5, 1], limits),
-    };
+    /** Axes for all that a label can show: its switches move marks and not the axes. */
+    function makeAxes(label) {
+      const rows = Object.entries(content.rows).filter(([key]) => key.startsWith(`${label}|`));
+      const all = (merit) => rows.flatMap(([, row]) => row[merit].map(numberOf));
+      return {
+        r2: makeAxis([...all("r2_global"), ...all("r2_oracle")], [-0.5, 1], []),
+        delta: makeAxis(all("delta_r2"), [-0.5, 1], limits),
+      };
+    }
+    let axes = makeAxes(state.label);
     const [list, head, details, status] = ["list", "head", "details", "state"].map((name) =>
       root.querySelector(`.explorer-${name}`));
     const selects = {};
@@ -225,6 +230,9 @@
 
     function draw() {
       allowSeeds();
+      axes = makeAxes(state.label);
+      head.replaceChildren(element("span"), drawTicks(axes.r2, "R²"), drawTicks(axes.delta, "ΔR²"),
+        element("span", { class: "count" }, "n test"));
       list.replaceChildren();
       shownParts().forEach(addRow);
       select([...list.children].find((option) => option.dataset.part === selected) ?? list.firstElementChild);
@@ -243,8 +251,6 @@
 
     list.addEventListener("keydown", moveBy);
     list.addEventListener("pointerleave", () => describe(content.parts.find((part) => part.id === selected)));
-    head.append(element("span"), drawTicks(axes.r2, "R²"), drawTicks(axes.delta, "ΔR²"),
-      element("span", { class: "count" }, "n test"));
     addControls();
     draw();
     root.hidden = false;
