@@ -3,12 +3,13 @@
     python benchmarks/accumulate.py all   STORE.zarr [--rows 65536] [--repeats 5]   # floor and loop in one process
     python benchmarks/accumulate.py floor STORE.zarr                                # one line of JSON, like the next
     python benchmarks/accumulate.py loop  STORE.zarr --rows 65536
+    python benchmarks/accumulate.py noises STORE.zarr --rows 20000 --seeds 5   # one read for all against one for each
     python benchmarks/accumulate.py step  STORE.zarr --rows 100000 --folder EMPTY [--seeds 5 --draws-per-pass 5]
 
 The *floor* is one large multi-threaded `ssyrk`, N·P² operations for N rows. The *loop* is ``accumulate_rows`` on the
 store's first rows (10 cells, noise level 1 with clipping, drawn and marginal), when its memory is warm. The *step* is
 what a user waits for: ``accumulate_moments`` on the worker of ``headroom run``, from a store on disk to the moments of
-every fold and cell on disk, with the defaults of the configuration. The worker is new and its memory fresh.
+every fold and cell on disk, with the defaults of the configuration. The process is new and its memory fresh.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from pipeline.workspace import Workspace
 
 FLOOR_ROWS = 8192
 LOOP_ROWS = 65_536
-NOISES_ROWS, NOISES_SEEDS = 20_000, 5
+NOISES_ROWS, NOISES_SEEDS, NOISES_REPEATS = 20_000, 5, 5
 SEED = 42
 NOISES: dict[str, Noise] = {"drawn": NoiseDraw(1.0, SEED, STREAM_TRAIN), "marginal": MarginalNoise(1.0)}
 #: What the loop, the step and one read for five seeds should reach.
@@ -94,27 +95,21 @@ def measure_step(sample: Sample, repeats: int | None) -> list[Row]:
 
 
 def measure_noises(sample: Sample, repeats: int | None) -> list[Row]:
-    """Return the row of several noise draws in one read against one read for each."""
+    """Return the row of several noise draws in one read against one read for each, on warm memory.
+
+    A new worker pays for the fresh memory of its accumulators, five times as much for five draws, once for a whole
+    pass: that is in the rows of the step.
+    """
     rows = min(NOISES_ROWS, sample.rows)
     warm_up(sample.train_store)
-    together: list[float] = []
-    apart: list[float] = []
-    wanted = 1
-    while len(together) < wanted:
-        for draws_per_pass, seconds in ((NOISES_SEEDS, together), (1, apart)):
-            words = ["--rows", rows, "--seeds", NOISES_SEEDS, "--draws-per-pass", draws_per_pass]
-            folder = sample.scratch("noises")
-            seconds.append(
-                measure_script("accumulate.py", "step", sample.train_store, *words, "--folder", folder).facts["seconds"]
-            )
-        wanted = count_repeats(repeats, together[0])
-    sample.scratch("noises")
+    words = ["--rows", rows, "--seeds", NOISES_SEEDS, "--repeats", repeats or NOISES_REPEATS]
+    facts = measure_script("accumulate.py", "noises", sample.train_store, *words).facts
     return [
         Row(
-            f"{NOISES_SEEDS} noise seeds in one pass, {rows:,} × {sample.pixels:,}",
-            f"{median(together):.1f} s (median of {len(together)})",
-            f"{NOISES_SEEDS} passes {median(apart):.1f} s",
-            median([a / b for a, b in zip(together, apart, strict=True)]),
+            f"{NOISES_SEEDS} noise seeds in one read, loop over {rows:,} × {sample.pixels:,}",
+            f"{median(facts['together']):.1f} s (median of {len(facts['together'])})",
+            f"{NOISES_SEEDS} reads {median(facts['apart']):.1f} s",
+            median([a / b for a, b in zip(facts["together"], facts["apart"], strict=True)]),
             NOISES_TARGET,
         )
     ]
@@ -170,6 +165,25 @@ class Loop:
         return len(self._rows.cells) * self._store.n_pixels**2 / (time.perf_counter() - started)
 
 
+def time_noises(store: AnyStore, rows: int, seeds: int, repeats: int) -> dict[str, list[float]]:
+    """Return seconds of the loop for several draws in one read, and for one read after the other, by turns."""
+    first, settings, workspace = first_rows(store, rows), LoopSettings(threads=available_threads()), Workspace()
+    draws = [NoiseDraw(1.0, SEED + k, STREAM_TRAIN) for k in range(seeds)]
+
+    def loop(*groups: list[NoiseDraw]) -> float:
+        started = time.perf_counter()
+        for group in groups:
+            accumulate_rows(store, first, group, settings, workspace=workspace)
+        return time.perf_counter() - started
+
+    loop(draws)  # touches the memory
+    found: dict[str, list[float]] = {"together": [], "apart": []}
+    for _ in range(repeats):
+        found["together"].append(loop(draws))
+        found["apart"].append(loop(*([draw] for draw in draws)))
+    return found
+
+
 def run_step(plan: AccumulationPlan, seeds: int, draws_per_pass: int, folder: Path) -> float:
     """Run the step on a new worker, as ``headroom run`` does; return its seconds, without the cluster's start."""
     draws = [NoiseDraw(1.0, SEED + k, STREAM_TRAIN) for k in range(seeds)]
@@ -198,12 +212,12 @@ def compare(store: AnyStore, rows: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["all", "floor", "loop", "step"])
+    parser.add_argument("what", choices=["all", "floor", "loop", "noises", "step"])
     parser.add_argument("store", help="a store, or a glob of several in quotes")
     parser.add_argument("--rows", type=int, default=LOOP_ROWS)
-    parser.add_argument("--repeats", type=int, default=5, help="with all")
+    parser.add_argument("--repeats", type=int, default=5, help="with all and noises")
     parser.add_argument("--folder", type=Path, help="with step: where the moments go, a folder that does not exist")
-    parser.add_argument("--seeds", type=int, default=1, help="with step")
+    parser.add_argument("--seeds", type=int, default=1, help="with noises and step")
     parser.add_argument("--draws-per-pass", type=int, default=1, help="with step")
     parser.add_argument("--folds", type=int, default=ComputeConfig().folds, help="with step")
     options = parser.parse_args()
@@ -215,6 +229,8 @@ def main() -> None:
     elif options.what == "loop":
         loop = Loop(store, options.rows)
         print(json.dumps({name: loop.measure(name) for name in NOISES}))
+    elif options.what == "noises":
+        print(json.dumps(time_noises(store, options.rows, options.seeds, options.repeats)))
     else:
         if options.folder is None or options.folder.exists():
             parser.error("step needs --folder, and a folder that does not exist yet")

@@ -67,8 +67,8 @@ print(f"{plan.worker_memory / 2**30:.1f} GiB for a worker, {plan.moments_disk / 
 # %% [markdown]
 # ## Run it on a cluster
 #
-# `connect` starts worker processes on this machine, encrypted, and stops them when the block ends. Open the link while
-# the cell runs: Dask's dashboard shows every task by name. Another profile does the same on SLURM (notebook 4).
+# `connect` starts a worker on this machine and stops it when the block ends. Open the link while the cell runs: Dask's
+# dashboard shows every task by name. Another profile does the same on SLURM (notebook 4).
 
 # %%
 out = Path(tempfile.mkdtemp(prefix="headroom_"))  # deleted at the end of this notebook

@@ -103,12 +103,13 @@ print(f"{plan.n_pieces} pieces of work for at most {profile.most_workers} worker
 # for itself alone: both ends of every connection must show one, and nothing else is let in. Nothing has to be set up.
 # On SLURM the key files lie in the run folder, readable by you alone, and go with the run.
 #
-# Here is a cluster on this machine. The second client has a certificate, but of another run, and is refused.
+# Here is a cluster on this machine, whose worker is a process of its own. The second client has a certificate, but of
+# another run, and is refused.
 
 # %%
 from distributed import Client
 
-with cluster.connect(cluster.load_profile("local")) as client:
+with cluster.connect(cluster.LocalProfile(processes=True)) as client:
     address = client.scheduler_info()["address"]
     print("scheduler:", address)
     cluster.announce(client, print)

@@ -195,7 +195,10 @@ def _describe(profile: Profile) -> str:
 
     if isinstance(profile, LocalProfile):
         cores, memory = profile.resolved_threads(), format_bytes(profile.resolved_memory())
-        return f"{_count(profile.workers, 'worker process', 'es')} on this machine, {_count(cores, 'core')}, {memory}"
+        workers = (
+            _count(profile.workers, "worker process", "es") if profile.has_processes else "1 worker in the command"
+        )
+        return f"{workers} on this machine, {_count(cores, 'core')}, {memory}"
     if isinstance(profile, SlurmProfile):
         number = _count(profile.jobs, "job") if profile.jobs else f"{profile.minimum} to {profile.maximum} jobs"
         return (
