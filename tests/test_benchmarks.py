@@ -19,7 +19,7 @@ ROWS = {
         "its bare loop, drawn noise",
         "its bare loop, marginal noise",
     ],
-    "noises": ["5 noise seeds in one pass"],
+    "noises": ["5 noise seeds in one read"],
     "solve": ["solve 10 models × 8 penalties, 128 pixels", "its peak memory, 128 pixels"],
     "sklearn": [
         "headroom run, store to report",
