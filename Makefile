@@ -42,7 +42,7 @@ test-slow: $(READY)  ## the slow tests too, as CI runs them
 test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
 
-bench: $(READY)  ## all benchmarks, one table: under 15 minutes on 2 cores, once its 15 GB of spectra are simulated
+bench: $(READY)  ## all benchmarks, one table: about 15 minutes on 2 cores, once its 15 GB of spectra are simulated
 	$(BIN)/python benchmarks/run.py
 
 format: $(READY)  ## rewrite the sources in the house format

@@ -38,7 +38,7 @@ SHARE_OF_PASS, QUARTER_PIXELS = 0.25, 4096
 
 def measure_solve(sample: Sample, repeats: int | None) -> list[Row]:
     """Return the time against a quarter of the projected pass, and the peak memory."""
-    folder = _prepare_moments(sample)
+    folder, words = _prepare_moments(sample), ["--rows", LOOP_ROWS // 2, "--noise", "drawn"]
     warm_up(folder)
     seconds: list[float] = []
     ratios: list[float] = []
@@ -46,7 +46,7 @@ def measure_solve(sample: Sample, repeats: int | None) -> list[Row]:
     peaks: list[int] = []
     wanted = 1
     while len(seconds) < wanted:
-        rate = measure_script("accumulate.py", "loop", sample.train_store, "--rows", LOOP_ROWS).facts["drawn"]
+        rate = measure_script("accumulate.py", "loop", sample.train_store, *words).facts["drawn"]
         facts = measure_script("solve.py", folder).facts
         shares.append(SHARE_OF_PASS * MILLION * sample.pixels**2 / rate)
         seconds.append(facts["seconds"])

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from threading import Thread
 
 import dask
 import pytest
@@ -13,6 +14,7 @@ from distributed import Client
 from cluster import LocalProfile, connect_local
 from pipeline.errors import ResourceError
 from pipeline.tasks import Task, run_tasks
+from pipeline.workspace import process_workspace, release_workspace
 
 
 def count_to(argument: int, report: Callable[[int], None]) -> int:
@@ -142,6 +144,19 @@ def test_a_task_in_this_process_ends_when_its_driver_stops_waiting(tmp_path: Pat
     time.sleep(0.3)
     assert file.read_text() == reached
     assert int(reached) < 100
+
+
+def test_memory_in_use_is_not_waited_for() -> None:
+    """A cluster in this process closes while a task that nobody wants any more still computes."""
+    with process_workspace() as workspace:
+        [numbers] = workspace.lease(((4,), float))
+        numbers[:] = 7
+        release = Thread(target=release_workspace)
+        release.start()
+        release.join(5)
+        assert not release.is_alive()
+        assert numbers.tolist() == [7] * 4
+    release_workspace()
 
 
 def test_tasks_run_here_without_a_client() -> None:
