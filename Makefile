@@ -32,7 +32,7 @@ notebooks: $(READY)  ## write the .ipynb from the .py, and run all four on the d
 	$(BIN)/python notebooks/pair.py
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/test_notebooks.py
 
-test: $(READY)  ## the tests: under 5 minutes on 2 cores
+test: $(READY)  ## the tests: 5 to 7 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
