@@ -100,7 +100,8 @@ def _score_draw(
     """Score the main binning's models; return also the predictions of the largest training set, and their variances."""
     models = read_models(run.folder / file.main)
     sets_of_models = [*models, *models[-1].along_search()]
-    n_sets, others = len(sets_of_models), truth.others
+    # What is only held against the verdict's noise is compared by the target.
+    n_sets, others = len(sets_of_models), {} if run.is_compared(file.noise) else truth.others
     # The other labels come from the same read, by the models of all folds.
     predicted, variance = predict_noisy(
         sets.test,

@@ -33,6 +33,7 @@ from pipeline.figures.views import (
 )
 from pipeline.report_search import count_choices
 from pipeline.report_tables import MISSING, interval_cells, number_cell
+from pipeline.report_words import LEAK
 from pipeline.results import NO_SEED, RunResults
 
 __all__ = ["answer_cards", "describe_interactive", "hash_script", "read_asset"]
@@ -41,9 +42,6 @@ _ASSETS = Path(__file__).parent / "templates"
 #: The choice that stands for all seeds together.
 _MEAN = "mean"
 _OUTSIDE = "outside"
-_LEAK = (
-    "The bins are cut by this label: experts chosen by its true value would know it, so there is only the global model."
-)
 #: The figures of merit in the order of importance.
 _SHOWN = {merit: MERITS[merit] for merit in ("delta_r2", "r2_oracle", "r2_global")}
 
@@ -92,7 +90,7 @@ def describe_interactive(results: RunResults) -> dict[str, Any]:
     start = headline(results)
     return {
         "confidence": f"{results.summary['confidence']:.0%}",
-        "leaks": {label: _LEAK for label in labels if _leaks(start, label)},
+        "leaks": {label: LEAK for label in labels if _leaks(start, label)},
         "choices": {
             "label": [[label, quantity(label)] for label in labels],
             "level": [[f"{level['noise_level']:g}"] * 2 for level in results.summary["levels"]],

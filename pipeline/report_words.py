@@ -18,6 +18,7 @@ from pipeline.results import RunResults
 
 __all__ = [
     "ABOUT_LABELS",
+    "LEAK",
     "REPORT_FIGURES",
     "TEST_NOISE",
     "caption_figure",
@@ -109,10 +110,13 @@ REPORT_FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
+_KNOWS = "experts chosen by its true value would know it, so only the global model counts."
+#: What a label that the bins are cut by shows instead of experts.
+LEAK = f"The bins are cut by this label: {_KNOWS}"
 #: What stands above the figures of merit of other labels.
 ABOUT_LABELS = (
-    "The models of the same pass predict these labels, too, with the penalties that the target has. Where the bins are "
-    "cut by a label, experts chosen by its true value would know it, so only the global model counts."
+    "The models of the same pass predict these labels, too, with the penalties that the target has. "
+    f"Where the bins are cut by a label, {_KNOWS}"
 )
 #: The protocol of the test noise in words.
 TEST_NOISE: Mapping[str, str] = MappingProxyType(

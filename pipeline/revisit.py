@@ -34,7 +34,7 @@ from pipeline.noise import MarginalNoise, Noise
 from pipeline.plan import MEMORY_SHARE
 from pipeline.predictions import predict_noisy
 from pipeline.results import RunResults, read_results
-from pipeline.scores import HeadroomScore, Score, score_headrooms
+from pipeline.scores import HeadroomScore, Score, score_experts
 from pipeline.solve import SolveJob, solve_folders
 from pipeline.solve_threads import solve_memory
 from pipeline.spectra_sets import SpectraSets
@@ -137,12 +137,8 @@ class Revisit:
         """Score the models on the run's test spectra, with the run's test noise and resamples."""
         mean, variance = self._predicted
         truth, bins = self._truth
-        routed = (np.arange(len(bins)), 1 + np.maximum(bins, 0))
-        variances = None if variance is None else (variance[None, :, 0], variance[routed][None])
-        settings = resampling(self.config)
-        return score_headrooms(
-            truth, mean[None, :, 0], mean[routed][None], bins, self.grid.n_bins, settings, variances
-        )[0]
+        spread = None if variance is None else variance[None]
+        return score_experts(truth, mean[None], bins, resampling(self.config), spread)[0]
 
     def table(self) -> pd.DataFrame:
         """Return R² of global model and oracle on covered spectra, on all, and in every bin.

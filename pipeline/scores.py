@@ -26,6 +26,7 @@ __all__ = [
     "Score",
     "interval_of",
     "mean_over_seeds",
+    "score_experts",
     "score_headroom",
     "score_headrooms",
     "score_routed",
@@ -168,6 +169,33 @@ def score_headrooms(
         y_oracle = np.where(outside, y_global, y_oracle)
         variances = variances and (variances[0], np.where(outside, *variances))
     return score_routed(y_true, y_global, y_oracle, bins, n_bins, bootstrap, variances)
+
+
+def score_experts(
+    y_true: ArrayLike,
+    predicted: FloatArray,
+    bins: NDArray[np.int64],
+    bootstrap: Bootstrap | None = None,
+    variance: FloatArray | None = None,
+    strata: tuple[NDArray[np.int64], int] | None = None,
+) -> list[HeadroomScore]:
+    """Score M sets of models by what they all predict: the oracle asks the expert of each spectrum's true bin.
+
+    Parameters
+    ----------
+    y_true, bootstrap
+        See :func:`score_headroom`.
+    predicted, variance
+        Shape (M, N, 1 + K), the global model first; their variances where they are means over the noise.
+    bins
+        The bin that each spectrum's expert is of, shape (N,), −1 outside.
+    strata
+        Other bins, and how many, that the spectra are scored and resampled in; those of the experts by default.
+    """
+    routed = (slice(None), np.arange(len(bins)), 1 + np.maximum(bins, 0))
+    variances = None if variance is None else (variance[:, :, 0], variance[routed])
+    scored_in, n_bins = strata or (bins, predicted.shape[2] - 1)
+    return score_headrooms(y_true, predicted[:, :, 0], predicted[routed], scored_in, n_bins, bootstrap, variances)
 
 
 def score_routed(

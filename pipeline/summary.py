@@ -23,7 +23,7 @@ from pipeline.files_json import json_text
 from pipeline.models import ExpertModels
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, SCOPES, HeadroomScore, score_headrooms
+from pipeline.scores import MERITS, SCOPES, HeadroomScore, score_experts
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_selection import count_selected, find_left_out
 from pipeline.store_set import AnyStore
@@ -93,11 +93,7 @@ class ScoredDraw:
         n = len(models)
         predicted, tried = predicted[:n], predicted[n:]
         variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
-        settings = resampling(config)
-        routed = (slice(None), np.arange(len(bins)), 1 + np.maximum(bins, 0))
-        n_bins = predicted.shape[2] - 1
-        variances = None if variance is None else (variance[:, :, 0], variance[routed])
-        scores = score_headrooms(y_true, predicted[:, :, 0], predicted[routed], bins, n_bins, settings, variances)
+        scores = score_experts(y_true, predicted, bins, resampling(config), variance)
         found = models[-1].search
         table = None
         if found is not None:

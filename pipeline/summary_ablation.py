@@ -14,7 +14,7 @@ from pipeline.binnings import Binning
 from pipeline.config import ExperimentConfig
 from pipeline.decision import Estimate
 from pipeline.models import ExpertModels
-from pipeline.scores import HeadroomScore, interval_of, score_headrooms
+from pipeline.scores import HeadroomScore, interval_of, score_experts
 from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 
 if TYPE_CHECKING:
@@ -75,14 +75,10 @@ class ScoredBinning:
         ``bins`` are the binning's and the main one's, shapes (N,).
         """
         own, main = bins
-        routed = (np.arange(len(own)), 1 + np.maximum(own, 0))
         is_paired = bool(np.array_equal(own < 0, main < 0))
-        strata, n_strata = (main, len(draw.scores[-1].bins)) if is_paired else (own, binning.n_bins)
-        settings = resampling(config)
-        variances = None if variance is None else (variance[None, :, 0], variance[routed][None])
-        [score] = score_headrooms(
-            y_true, predicted[None, :, 0], predicted[routed][None], strata, n_strata, settings, variances
-        )
+        strata = (main, len(draw.scores[-1].bins)) if is_paired else None
+        spread = None if variance is None else variance[None]
+        [score] = score_experts(y_true, predicted[None], own, resampling(config), spread, strata)
         return cls(binning, draw, models, score, float(np.mean(own >= 0)), is_paired)
 
 

@@ -18,7 +18,7 @@ from pipeline import results as files
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
 from pipeline.schema import LABELS
-from pipeline.scores import SCOPES, HeadroomScore, Score, score_headrooms
+from pipeline.scores import SCOPES, HeadroomScore, Score, score_experts
 from pipeline.summary_merits import merit_columns, resampling, summarise_parts
 
 if TYPE_CHECKING:
@@ -56,17 +56,8 @@ def score_label(
     config
         Bins and resampling.
     """
-    routed = (np.arange(len(bins)), 1 + np.maximum(bins, 0))
-    variances = None if variance is None else (variance[None, :, 0], variance[routed][None])
-    [score] = score_headrooms(
-        y_true,
-        predicted[None, :, 0],
-        predicted[routed][None],
-        bins,
-        predicted.shape[1] - 1,
-        resampling(config),
-        variances,
-    )
+    spread = None if variance is None else variance[None]
+    [score] = score_experts(y_true, predicted[None], bins, resampling(config), spread)
     return _without_oracle(score) if label in config.bins else score
 
 
