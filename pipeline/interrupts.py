@@ -2,11 +2,16 @@
 
 A batch system sends SIGTERM before it kills, and a closed terminal SIGHUP. Python's own answer is to end on the spot,
 which would leave worker jobs in the queue.
+
+Python drops what is raised while it runs a destructor or a weak reference's callback, Ctrl-C included: it prints
+"Exception ignored" and goes on. Files and arrays that come and go by the thousand make that likely enough to be met.
+Here such an interruption is raised again.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +21,8 @@ from typing import Any, Final
 __all__ = ["Terminated", "terminations_deferred", "terminations_raised"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+#: Until a dropped interruption is raised again: what dropped it has ended then, or it is dropped and raised once more.
+_SECONDS_UNTIL_AGAIN: Final = 0.01
 
 
 #: How many blocks defer now, and the signals that came meanwhile; of the main thread, where signals arrive.
@@ -28,12 +35,15 @@ class Terminated(KeyboardInterrupt):
 
     Attributes
     ----------
+    number
+        The signal's.
     exit_code
         128 and the signal's number, as shells say it: 143 for SIGTERM.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -41,7 +51,8 @@ class Terminated(KeyboardInterrupt):
 def terminations_raised() -> Iterator[None]:
     """Raise :class:`Terminated` in this block on SIGTERM and SIGHUP, once: the cleaning up is not interrupted again.
 
-    A signal that is ignored stays ignored (``nohup``). Outside the main thread nothing changes.
+    A signal that is ignored stays ignored (``nohup``). These, and Ctrl-C, are raised again where Python drops them.
+    Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,12 +70,28 @@ def terminations_raised() -> Iterator[None]:
         else:
             raise Terminated(number)
 
+    def raise_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        nonlocal is_ending
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            hook_before(unraisable)
+            return
+        error, number = unraisable.exc_value, int(signal.SIGINT)
+        if isinstance(error, Terminated):
+            number, is_ending = error.number, False
+        # A real signal: it ends what the main thread waits for by then.
+        main = threading.main_thread().ident
+        again = threading.Timer(_SECONDS_UNTIL_AGAIN, signal.pthread_kill, [main, number])
+        again.daemon = True
+        again.start()
+
+    hook_before, sys.unraisablehook = sys.unraisablehook, raise_dropped
     for one in _SIGNALS:
         if signal.getsignal(one) is signal.SIG_DFL:
             before[one] = signal.signal(one, end)
     try:
         yield
     finally:
+        sys.unraisablehook = hook_before
         for number, handler in before.items():
             signal.signal(number, handler)
         _WAITING.clear()

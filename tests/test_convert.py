@@ -306,11 +306,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from pipeline.convert import convert_shards
-import pipeline.convert_finish
-import pipeline.convert_ranges
+from pipeline.interrupts import terminations_raised
 if __name__ == "__main__":
     *shards, store = map(Path, sys.argv[1:])
-    convert_shards(shards, store, workers=2, chunk_rows=8, shard_rows=16)
+    with terminations_raised():  # as every command runs
+        convert_shards(shards, store, workers=2, chunk_rows=8, shard_rows=16)
 """
 
 
@@ -356,9 +356,10 @@ def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal
         run.send_signal(how)
         run.wait(10)
     wait_for(lambda: not any(alive(worker) for worker in workers), 10)  # nobody writes behind our back
+    assert run.returncode == -how
+    assert not target.exists()
     left = len(list((tmp_path / "store.partial" / "ranges").glob("*.json")))
     assert 5 < left < 563
-    assert not target.exists()
     store = convert_shards([shard], target, workers=2, **SMALL)
     whole = convert_shards([shard], tmp_path / "whole", workers=1, **SMALL)
     assert tree(store.path) == tree(whole.path)

@@ -567,6 +567,39 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
     assert done == ["cleaned up"]
 
 
+SWALLOWING = """
+import signal, sys, time, weakref
+from pipeline.interrupts import Terminated, terminations_raised
+
+class Thing:
+    pass
+
+number = int(sys.argv[1])
+
+try:
+    with terminations_raised():
+        try:
+            thing = Thing()
+            reference = weakref.ref(thing, lambda _: signal.raise_signal(number))
+            del thing
+            print("dropped")
+            time.sleep(20)
+        finally:
+            time.sleep(0.1)
+            print("cleaned up")
+except KeyboardInterrupt as error:
+    sys.exit(error.exit_code if isinstance(error, Terminated) else 130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_that_python_drops_is_raised_again(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SWALLOWING, str(int(number))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=15, preexec_fn=hear_interrupts)
+    assert (ended.returncode, ended.stderr) == (128 + number, "")
+    assert ended.stdout.split("\n")[:2] == ["dropped", "cleaned up"]
+
+
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
