@@ -32,8 +32,6 @@ from pipeline.errors import HeadroomError, ResourceError
 from pipeline.interrupts import Terminated, terminations_raised
 from pipeline.progress import choose_progress
 
-#: Exit codes of commands that a signal ended: SIGHUP, SIGINT, SIGTERM.
-_INTERRUPTED = (129, 130, 143)
 _EXAMPLE_CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -266,15 +264,22 @@ def _fail(message: str, code: int) -> None:
 
 
 def _end_now(code: int) -> NoReturn:
-    """End this process, all cleaning up being done: Python would wait for threads that compute what nobody wants."""
+    """End this process, all cleaning up being done.
+
+    Python would take most of a second to dismantle itself, or wait for threads that compute what nobody wants.
+    """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # whoever read has left, or the disk is full: the output is not whole
+        code = code or ResourceError.exit_code
     os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``headroom`` command; with arguments, as if it were called with these."""
+    code: object = None
     try:
         with _exit_codes(), terminations_raised():
             try:
@@ -283,9 +288,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 error.show()
                 sys.exit(error.exit_code)
     except SystemExit as end:
-        if arguments is None and end.code in _INTERRUPTED:
-            _end_now(end.code)
-        raise
+        if arguments is not None:
+            raise
+        code = end.code
+    if arguments is None:
+        _end_now(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
