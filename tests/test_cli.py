@@ -180,7 +180,7 @@ def hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:

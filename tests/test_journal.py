@@ -507,7 +507,7 @@ def shown_on_a_terminal(command: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_sigterm_ends_a_run_as_ctrl_c_does(config_file: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "run"
     command = [HEADROOM, "run", str(config_file), "--out", str(out), "--workers", str(workers)]

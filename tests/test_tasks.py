@@ -51,6 +51,7 @@ def test_progress_comes_while_a_task_runs_and_adds_up() -> None:
     assert sum(1 for _, at in heard if at == 0) >= 3, "several reports came before the first task was done"
 
 
+@pytest.mark.faults
 def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
     heard: list[int] = []
     tasks = [Task(("die", 0), str(tmp_path / "died"), 5)]
@@ -75,6 +76,7 @@ def test_another_driver_on_the_same_scheduler_never_answers() -> None:
         held.close()
 
 
+@pytest.mark.faults
 def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is busy with the first result while the only worker, which holds the second one, is killed."""
     monkeypatch.setattr("pipeline.tasks._SECONDS_BETWEEN_CHECKS", 0.05)
@@ -90,6 +92,7 @@ def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeyp
     assert results == [3, 3, 3, 3]
 
 
+@pytest.mark.faults
 def test_run__raise_when_workers_die_again_and_again() -> None:
     with (
         connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
@@ -103,6 +106,7 @@ def hang(_: int, report: Callable[[int], None]) -> None:
     time.sleep(60)
 
 
+@pytest.mark.faults
 def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
     """As on a file system that does not answer: the worker's own heart beats on."""
     started = time.monotonic()
@@ -115,6 +119,7 @@ def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
     assert time.monotonic() - started < 40
 
 
+@pytest.mark.faults
 def test_a_task_that_advances_slowly_is_waited_for() -> None:
     with (
         dask.config.set({"headroom.no-progress-timeout": "2s"}),
