@@ -32,14 +32,14 @@ notebooks: $(READY)  ## write the .ipynb from the .py, and run all four on the d
 	$(BIN)/python notebooks/pair.py
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/test_notebooks.py
 
-test: $(READY)  ## the tests: 5 to 7 minutes on 2 cores
+test: $(READY)  ## the tests: 5 to 6 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
 	$(BIN)/python -m pytest -q -m slow tests/test_demo.py  # has a deadline, so it runs alone
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/test_demo.py
 
-test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 minutes
+test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 to 5 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
 
 bench: $(READY)  ## all benchmarks, one table: about 15 minutes on 2 cores, once its 15 GB of spectra are simulated

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -459,8 +460,9 @@ def test_partitions_are_counted_one_by_one_up_to_all_of_them(small_config: Exper
 
 
 def hear_interrupts() -> None:
-    """Undo what a shell does to background jobs: they ignore Ctrl-C, and their children inherit that."""
+    """Undo what a shell does to background jobs, which ignore Ctrl-C, and ``nohup``: children inherit it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_run_is_watched_to_its_end_and_a_watch_is_left_with_ctrl_c(config_file: Path, tmp_path: Path) -> None:
@@ -534,8 +536,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(config_file: Path, tmp_path: Path, wo
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_deferred_signal_waits_for_the_end_of_the_block(number: signal.Signals) -> None:
+def test_a_deferred_signal_waits_for_the_end_of_the_block(
+    number: signal.Signals, request: pytest.FixtureRequest
+) -> None:
     done: list[str] = []
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
     before = signal.getsignal(number)
 
     def end_twice() -> None:
