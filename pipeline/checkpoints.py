@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.files import remove_leftovers, replacing
 from pipeline.files_direct import aligned_buffer
 from pipeline.moments import Moments, MomentsSum
-from pipeline.moments_files import SavedMoments, write_moments
+from pipeline.moments_files import KEY_FILE, SavedMoments, write_moments
 from pipeline.noise import Noise
 from pipeline.tiles import TileLayout
 
@@ -39,7 +39,6 @@ __all__ = [
     "partition_folder",
 ]
 
-KEY_FILE = "key.json"
 _PIECE: Final = re.compile(r"(fold|partition)-\d+")
 #: Moments that have no number in the plan, by their key: they wait for one, or for the new results to stand.
 _KEPT: Final = "kept-"

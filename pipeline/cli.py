@@ -81,8 +81,8 @@ def sample(
       headroom sample spectra/ --train 40000 --pixels 512
       headroom sample spectra/ --train 1000000 --shards 40 --pixels 4096 --only train/shard_0
     """
-    from pipeline.plan import format_bytes
     from pipeline.simulate import SampleSpec, write_sample
+    from pipeline.workspace import format_bytes
 
     summary = write_sample(
         directory,
@@ -174,7 +174,7 @@ def convert(shards: tuple[str, ...], store: Path, quiet: bool, as_json: bool, **
     """
     from pipeline.convert import convert_shards
     from pipeline.convert_delete import find_sources
-    from pipeline.plan import format_bytes
+    from pipeline.workspace import format_bytes
 
     found = find_sources(shards, Path.cwd(), store)
     made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)

@@ -115,7 +115,8 @@ class ClusterChoice:
             With the profile's setting to turn, and what to set it to.
         """
         from cluster import SlurmProfile
-        from pipeline.plan import MEMORY_SHARE, format_bytes
+        from pipeline.plan import MEMORY_SHARE
+        from pipeline.workspace import format_bytes
 
         if isinstance(profile, SlurmProfile) and plan.worker_memory > plan.worker_limit * MEMORY_SHARE:
             needed = math.ceil(plan.worker_memory / MEMORY_SHARE / 2**30)
@@ -191,7 +192,7 @@ def show(profile: str, workers: int | None) -> None:
 def _describe(profile: Profile) -> str:
     from cluster import LocalProfile, SlurmProfile
     from cluster.profiles import format_walltime
-    from pipeline.plan import format_bytes
+    from pipeline.workspace import format_bytes
 
     if isinstance(profile, LocalProfile):
         cores, memory = profile.resolved_threads(), format_bytes(profile.resolved_memory())

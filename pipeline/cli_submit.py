@@ -85,7 +85,7 @@ def _as_path(name: str) -> str:
 
 def _require_fit(choice: ClusterChoice, profile: SlurmProfile, config: ExperimentConfig, folder: Path) -> None:
     from pipeline.experiment import plan_experiment
-    from pipeline.plan import format_bytes
+    from pipeline.workspace import format_bytes
 
     plan = plan_experiment(config, profile.worker_limits())
     choice.require_fit(plan, profile)

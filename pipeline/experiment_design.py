@@ -29,9 +29,9 @@ from pipeline.models import read_models, trained_cells, write_models
 from pipeline.noise import Noise
 from pipeline.predictions import predict_noisy
 from pipeline.schema import LABELS
+from pipeline.scored import ScoredDraw
 from pipeline.solve import SolveJob, solve_folders
 from pipeline.spectra_sets import SpectraSets
-from pipeline.summary import ScoredDraw
 from pipeline.summary_ablation import ScoredBinning
 from pipeline.summary_design import ScoredDesign
 

@@ -29,9 +29,9 @@ from pipeline.noise import Noise, NoiseDraw
 from pipeline.predictions import predict_columns
 from pipeline.routing import assess_gate, route_spectra, score_routes
 from pipeline.routing_blend import Blend
+from pipeline.scored import ScoredDraw
 from pipeline.solve_gate import GateJob, LogisticJob, fit_logistic_jobs, predict_folders
 from pipeline.spectra_sets import SpectraSets
-from pipeline.summary import ScoredDraw
 from pipeline.summary_merits import resampling
 from pipeline.summary_routing import ScoredGate
 

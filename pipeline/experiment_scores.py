@@ -15,16 +15,20 @@ from pipeline.experiment_gate import RunGate, score_gate
 from pipeline.experiment_models import ModelFiles
 from pipeline.experiment_run import Run
 from pipeline.files import replacing
-from pipeline.models import join_experts, read_models
+from pipeline.models import ExpertModels, join_experts, read_models
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.predictions import STORED_LEVEL, predict_noisy
 from pipeline.predictions_tables import tabulate_predictions
 from pipeline.results import PREDICTIONS_FILE
+from pipeline.scored import ScoredDraw
+from pipeline.scores import score_experts
 from pipeline.spectra_sets import SpectraSets
-from pipeline.summary import ScoredDraw, ScoredRun
+from pipeline.summary import ScoredRun
 from pipeline.summary_ablation import ScoredBinning
 from pipeline.summary_labels import other_labels, score_label
+from pipeline.summary_merits import resampling
 from pipeline.summary_routing import ScoredGate
+from pipeline.summary_search import tabulate_search
 from pipeline.summary_snr import ScoredBinningGate
 
 __all__ = ["choose_test_noises", "score_models"]
@@ -42,6 +46,31 @@ class _Truth:
     labels: FloatArray
     bins: Sequence[NDArray[np.int64]]
     others: Mapping[str, FloatArray]
+
+
+def _score_sets(
+    draw: Noise,
+    test_noise: Noise | None,
+    models: Sequence[ExpertModels],
+    truth: _Truth,
+    predicted: FloatArray,
+    config: ExperimentConfig,
+    variance: FloatArray | None = None,
+) -> ScoredDraw:
+    """Score predictions of shape (models, N, 1 + K), global model first; means, if they have a variance.
+
+    After those of the models may come those of their search (:meth:`pipeline.models.ExpertModels.along_search`).
+    """
+    n = len(models)
+    predicted, tried = predicted[:n], predicted[n:]
+    variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
+    scores = score_experts(truth.labels, predicted, truth.bins[0], resampling(config), variance)
+    found = models[-1].search
+    table = None
+    if found is not None:
+        label = models[-1].labels.index(found.target)
+        table = tabulate_search(found, label, truth.labels, truth.bins[0], tried, tried_variance)
+    return ScoredDraw(draw, test_noise, models, scores, table)
 
 
 def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate: RunGate | None = None) -> ScoredRun:
@@ -118,9 +147,7 @@ def _score_draw(
     predicted, variance = predicted[:n_sets], None if variance is None else variance[:n_sets]
     if isinstance(file.noise, NoiseDraw):  # what they warn of is what drawn noise does
         run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
-    scored = ScoredDraw.score(
-        file.noise, test_noise, models, truth.labels, truth.bins[0], predicted, run.config, variance
-    )
+    scored = _score_sets(file.noise, test_noise, models, truth, predicted, run.config, variance)
     scored = replace(scored, labels=of_labels)
     whole = len(models) - 1
     return scored, predicted[whole], None if variance is None else variance[whole]

@@ -17,12 +17,11 @@ import numpy as np
 
 from pipeline.binnings import CellGrid
 from pipeline.bins import BinGrid
-from pipeline.checkpoints import KEY_FILE
 from pipeline.config import ExperimentConfig, Quantiles
 from pipeline.config_files import load_config
 from pipeline.errors import InputError
 from pipeline.moments import Moments
-from pipeline.moments_files import SavedMoments
+from pipeline.moments_files import KEY_FILE, SavedMoments
 from pipeline.progress import Progress, SilentProgress
 
 __all__ = ["DrawContents", "MomentsContents", "PieceContents", "open_moments"]

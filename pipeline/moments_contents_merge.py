@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from pipeline.checkpoints import KEY_FILE
 from pipeline.errors import InputError
 from pipeline.moments import Moments
 from pipeline.moments_contents import DrawContents, PieceContents, open_moments
+from pipeline.moments_files import KEY_FILE
 
 __all__ = ["MergedMoments", "merge_runs"]
 

@@ -35,9 +35,11 @@ from pipeline.files_direct import BLOCK, read_file, write_file
 from pipeline.moments import Moments, PixelSums
 from pipeline.tiles import TileLayout
 
-__all__ = ["FORMAT_VERSION", "MomentsWriter", "SavedMoments", "write_moments"]
+__all__ = ["FORMAT_VERSION", "KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
 
 FORMAT = "headroom-moments"
+#: What the folders of one noise draw were computed from, beside them.
+KEY_FILE = "key.json"
 FORMAT_VERSION = 3
 _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")

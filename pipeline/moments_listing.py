@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.moments_contents import DrawContents, MomentsContents, PieceContents
-from pipeline.plan import format_bytes
+from pipeline.workspace import format_bytes
 
 __all__ = ["render_contents", "tabulate_contents"]
 

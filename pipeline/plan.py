@@ -24,8 +24,9 @@ from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS
 from pipeline.solve_threads import solve_memory
 from pipeline.tiles import TileLayout
+from pipeline.workspace import format_bytes
 
-__all__ = ["ExperimentPlan", "format_bytes", "measure_flops", "plan_run"]
+__all__ = ["ExperimentPlan", "measure_flops", "plan_run"]
 
 #: A process that has imported everything and opened a store, measured, with some air.
 PROCESS_BYTES = 640 * 2**20
@@ -325,12 +326,3 @@ def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
         x.T @ x
         best = min(best, time.perf_counter() - started)
     return float(rows * x.shape[1] ** 2 / best)
-
-
-def format_bytes(count: float) -> str:
-    """Return a size for people, in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

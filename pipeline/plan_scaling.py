@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import AlphaSearch, ExperimentConfig
-from pipeline.plan import ExperimentPlan, format_bytes
+from pipeline.plan import ExperimentPlan
 from pipeline.plan_rates import Rates
 from pipeline.tiles import TileLayout
+from pipeline.workspace import format_bytes
 
 __all__ = ["COMPRESSION", "Scaling", "count_factorisations", "project_scaling"]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline import results as files
 from pipeline import schema
@@ -20,10 +18,9 @@ from pipeline.config import AlphaSearch, ExperimentConfig, content_hash
 from pipeline.decision import Estimate, decide, evaluate_hypotheses
 from pipeline.files import replacing
 from pipeline.files_json import json_text
-from pipeline.models import ExpertModels
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.provenance import hash_file
-from pipeline.scores import MERITS, SCOPES, HeadroomScore, score_experts
+from pipeline.scored import ScoredDraw
+from pipeline.scores import MERITS, SCOPES
 from pipeline.spectra_sets import SpectraSets
 from pipeline.store_selection import count_selected, find_left_out
 from pipeline.store_set import AnyStore
@@ -32,74 +29,18 @@ from pipeline.summary_design import ScoredDesign, summarise_design, tabulate_des
 from pipeline.summary_economy import count_models
 from pipeline.summary_labels import summarise_labels, tabulate_labels
 from pipeline.summary_learning import compare_learning, summarise_learning
-from pipeline.summary_merits import merit_columns, resampling, summarise_parts
+from pipeline.summary_merits import merit_columns, summarise_parts
 from pipeline.summary_routing import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.summary_sample import tabulate_sample
-from pipeline.summary_search import search_warnings, summarise_edges, tabulate_search
+from pipeline.summary_search import search_warnings, summarise_edges
 from pipeline.summary_snr import ScoredBinningGate, summarise_binning_gates, tabulate_binning_gates
 
-__all__ = ["RESULTS_VERSION", "ScoredDraw", "ScoredRun", "results_hold", "write_tables"]
+__all__ = ["RESULTS_VERSION", "ScoredRun", "results_hold", "write_tables"]
 
 #: Raised when the same models and test spectra would give other tables.
 RESULTS_VERSION = 3
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredDraw:
-    """Models of one training noise and their scores under one test noise, for every prefix of the training folds.
-
-    ``test_noise`` is None where the test files' own noisy spectra were used; ``search`` is what a search for the
-    penalty found (:func:`pipeline.summary_search.tabulate_search`), if there was one; ``labels`` are the scores of the
-    models of all folds for the labels beside the target.
-    """
-
-    draw: Noise
-    test_noise: Noise | None
-    models: Sequence[ExpertModels]
-    scores: Sequence[HeadroomScore]
-    search: pd.DataFrame | None = None
-    labels: Mapping[str, HeadroomScore] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        """What the noise was drawn from, of training or else of test spectra; ``NO_SEED`` if none was."""
-        return next((one.seed for one in (self.draw, self.test_noise) if isinstance(one, NoiseDraw)), files.NO_SEED)
-
-    @property
-    def test_noise_name(self) -> str:
-        """``stored``, ``drawn`` or ``marginal``."""
-        if self.test_noise is None:
-            return "stored"
-        return "marginal" if isinstance(self.test_noise, MarginalNoise) else "drawn"
-
-    @classmethod
-    def score(
-        cls,
-        draw: Noise,
-        test_noise: Noise | None,
-        models: Sequence[ExpertModels],
-        y_true: NDArray[np.float64],
-        bins: NDArray[np.int64],
-        predicted: NDArray[np.float64],
-        config: ExperimentConfig,
-        variance: NDArray[np.float64] | None = None,
-    ) -> ScoredDraw:
-        """Score predictions of shape (models, N, 1 + K), global model first; means, if they have a variance.
-
-        After those of the models may come those of their search (:meth:`pipeline.models.ExpertModels.along_search`).
-        """
-        n = len(models)
-        predicted, tried = predicted[:n], predicted[n:]
-        variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
-        scores = score_experts(y_true, predicted, bins, resampling(config), variance)
-        found = models[-1].search
-        table = None
-        if found is not None:
-            label = models[-1].labels.index(found.target)
-            table = tabulate_search(found, label, y_true, bins, tried, tried_variance)
-        return cls(draw, test_noise, models, scores, table)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from pipeline.scores import HeadroomScore, interval_of, score_experts
 from pipeline.summary_merits import estimate_merits, merit_columns, resampling
 
 if TYPE_CHECKING:
-    from pipeline.summary import ScoredDraw
+    from pipeline.scored import ScoredDraw
 
 __all__ = ["ScoredBinning", "summarise_ablation", "tabulate_ablation"]
 

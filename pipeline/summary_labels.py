@@ -22,7 +22,7 @@ from pipeline.scores import SCOPES, HeadroomScore, Score, score_experts
 from pipeline.summary_merits import merit_columns, resampling, summarise_parts
 
 if TYPE_CHECKING:
-    from pipeline.summary import ScoredDraw
+    from pipeline.scored import ScoredDraw
 
 __all__ = ["other_labels", "score_label", "summarise_labels", "tabulate_labels"]
 

@@ -13,7 +13,7 @@ from pipeline.scores import interval_of
 from pipeline.summary_merits import estimate_merits
 
 if TYPE_CHECKING:
-    from pipeline.summary import ScoredDraw
+    from pipeline.scored import ScoredDraw
 
 __all__ = ["compare_learning", "summarise_learning"]
 

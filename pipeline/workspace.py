@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.files_direct import BLOCK, aligned_buffer
 
-__all__ = ["Workspace", "process_workspace", "release_workspace"]
+__all__ = ["Workspace", "format_bytes", "process_workspace", "release_workspace"]
 
 
 class Workspace:
@@ -67,3 +67,12 @@ def release_workspace() -> None:
             _OF_THIS_PROCESS.clear()
         finally:
             _LOCK.release()
+
+
+def format_bytes(count: float) -> str:
+    """Return a size for people, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
