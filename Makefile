@@ -30,14 +30,14 @@ demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 min
 
 notebooks: $(READY)  ## write the .ipynb from the .py, and run all four on the demonstration: 1 minute
 	$(BIN)/python notebooks/pair.py
-	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/test_notebooks.py
+	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/project/test_notebooks.py
 
 test: $(READY)  ## the tests: 5 to 6 minutes on 2 cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## the slow tests too, as CI runs them
-	$(BIN)/python -m pytest -q -m slow tests/test_demo.py  # has a deadline, so it runs alone
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/test_demo.py
+	$(BIN)/python -m pytest -q -m slow tests/run/test_demo.py  # has a deadline, so it runs alone
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/run/test_demo.py
 
 test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 to 5 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
@@ -49,9 +49,10 @@ format: $(READY)  ## rewrite the sources in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(READY)  ## format and lint, without changing anything
+lint: $(READY)  ## format, lint, and which room may import which, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(READY)  ## strict types on the arithmetic core, plain ones elsewhere
 	$(BIN)/mypy

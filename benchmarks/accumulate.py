@@ -29,16 +29,14 @@ from table import Row
 
 from cluster import connect_local
 from pipeline import AccumulationPlan, MarginalNoise, NoiseDraw, accumulate_moments, plan_accumulation
-from pipeline.binnings import CellGrid
-from pipeline.bins import BinGrid
+from pipeline.accumulate import LoopSettings, available_threads
+from pipeline.accumulate.hotloop import CellRows, accumulate_rows
+from pipeline.base import Workspace
+from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
-from pipeline.folds import plan_folds
-from pipeline.hotloop import CellRows, LoopSettings, accumulate_rows, available_threads
 from pipeline.noise import Noise
-from pipeline.partitions import plan_partitions
 from pipeline.schema import LABELS, STREAM_TRAIN
-from pipeline.store_set import AnyStore, find_stores, open_stores
-from pipeline.workspace import Workspace
+from pipeline.store import AnyStore, find_stores, open_stores
 
 FLOOR_ROWS = 8192
 LOOP_ROWS = 49_152

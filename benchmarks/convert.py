@@ -40,12 +40,11 @@ import numpy as np
 import psutil
 from measure import warm_up
 
-from pipeline import convert_shards, files_direct, find_shards
-from pipeline.convert_ranges import keep_freed_memory
-from pipeline.shard_layout import PIXEL_PATHS
-from pipeline.shards import ShardReader, read_shard_info
-from pipeline.store_chunks import write_chunks
-from pipeline.store_layout import StoreLayout, plan_layout
+from pipeline import convert_shards, find_shards
+from pipeline.base import direct_io as files_direct
+from pipeline.convert.ranges import keep_freed_memory
+from pipeline.shards import PIXEL_PATHS, ShardReader, read_shard_info
+from pipeline.store import StoreLayout, plan_layout, write_chunks
 
 READ_ROWS = 128
 FLOATS = ("flux", "error", "noisy")

@@ -14,7 +14,7 @@ from samples import HEADROOM, SHARDS, Sample
 
 from cluster import LocalProfile
 from pipeline import load_config, read_results
-from pipeline.experiment import plan_experiment
+from pipeline.run import plan_experiment
 
 __all__ = ["Experiment", "RunFacts", "run_experiment"]
 

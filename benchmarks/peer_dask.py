@@ -23,8 +23,8 @@ from dask.base import compute
 from distributed import Client
 
 from pipeline import BinGrid, SpectraStore
+from pipeline.base import available_cores, available_memory
 from pipeline.config import REFERENCE_EDGES
-from pipeline.memory import available_cores, available_memory
 from pipeline.schema import LABELS
 
 SEED = 42

@@ -22,7 +22,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from pipeline import STREAM_TEST, STREAM_TRAIN, NoiseDraw, SpectraStore, read_noisy_rows
-from pipeline.memory import available_cores
+from pipeline.base import available_cores
 
 SEED, ALPHA_PER_SPECTRUM = 42, 0.1
 

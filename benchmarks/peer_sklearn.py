@@ -20,8 +20,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.base import peak_memory
 from pipeline.config import REFERENCE_EDGES
-from pipeline.memory import peak_memory
 from pipeline.noise import NoiseDraw, draw_noise
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.shards import read_shard_info

@@ -20,15 +20,16 @@ from samples import Sample
 from table import Row
 
 from pipeline import MixtureModel, PredictOptions, predict_spectra
+from pipeline.base import peak_memory
 from pipeline.bins import BinGrid
-from pipeline.bundle_prediction import DomainLimits
-from pipeline.components import PrincipalComponents
-from pipeline.config_gate import DEFAULT_WINDOWS
-from pipeline.features import FeatureRecipe, choose_windows
-from pipeline.gates import RidgeGate
-from pipeline.gates_logistic import LogisticGate
-from pipeline.memory import peak_memory
-from pipeline.predict_sources import open_spectra_source
+from pipeline.config.settings import DEFAULT_WINDOWS
+from pipeline.moments import PrincipalComponents
+from pipeline.predict.model import DomainLimits
+from pipeline.predict.sources import open_spectra_source
+from pipeline.questions.gate import FeatureRecipe
+from pipeline.questions.gate.features import choose_windows
+from pipeline.questions.gate.gates import RidgeGate
+from pipeline.questions.gate.logistic import LogisticGate
 from pipeline.schema import LABELS
 
 TARGET_RATE = 20_000

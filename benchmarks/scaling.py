@@ -28,12 +28,10 @@ from table import Row, render_table
 
 from cluster import LocalProfile, connect_local
 from pipeline import NoiseDraw, SpectraStore, accumulate_moments
-from pipeline.checkpoints_plan import AccumulationPlan
+from pipeline.accumulate import AccumulationPlan
+from pipeline.base import available_cores
 from pipeline.config import ComputeConfig, ExperimentConfig
-from pipeline.memory import available_cores
-from pipeline.plan import plan_run
-from pipeline.plan_rates import Rates, measure_rates
-from pipeline.plan_scaling import project_scaling
+from pipeline.plan import Rates, measure_rates, plan_run, project_scaling
 from pipeline.schema import STREAM_TRAIN
 
 #: Of the workers' time, on a machine with a core for each.

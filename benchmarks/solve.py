@@ -23,10 +23,10 @@ from table import Row
 from threadpoolctl import threadpool_limits
 
 from pipeline import Moments, MomentsFolder, NoiseDraw, RidgePath, pixel_scale, solve_ridge_path
+from pipeline.accumulate import available_threads
+from pipeline.base import peak_memory
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES
-from pipeline.hotloop import available_threads
-from pipeline.memory import peak_memory
 from pipeline.moments import PixelSums
 from pipeline.schema import STREAM_TRAIN
 

@@ -17,8 +17,8 @@ from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base import disk_errors_told
 from pipeline.errors import ResourceError
-from pipeline.files import disk_errors_told
 
 if TYPE_CHECKING:
     from distributed import Client

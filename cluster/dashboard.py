@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from pipeline.tasks_recording import recorded
+from pipeline.base import recorded
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pipeline.config_cuts import Section
-from pipeline.config_errors import describe_findings
+from pipeline.base import available_cores, available_memory
+from pipeline.config import Section, describe_findings
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.memory import available_cores, available_memory
 
 __all__ = [
     "AddressProfile",

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from cluster.certificates import make_certificates
+from cluster.certificates import SharedFolder, abandoned_tokens, make_certificates, shared_folder
 from cluster.checks import nonce_file, require_same_workers
 from cluster.profiles import SlurmProfile
-from cluster.shared_folder import SharedFolder, abandoned_tokens, shared_folder
 from cluster.slurm_commands import cancel_jobs, run_slurm
+from pipeline.base import EXPECTED_WORKERS
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.tasks import EXPECTED_WORKERS
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -19,10 +19,9 @@ from distributed.deploy.adaptive import Adaptive
 from distributed.deploy.spec import SpecCluster
 
 from cluster.checks import unfit_workers
-from cluster.jobqueue import SLURMCluster
 from cluster.profiles import SlurmProfile
 from cluster.slurm_commands import QueuedJob, list_jobs
-from cluster.slurm_script import BatchWorker
+from cluster.slurm_script import BatchWorker, SLURMCluster
 from pipeline.errors import ResourceError
 
 if TYPE_CHECKING:

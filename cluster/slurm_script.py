@@ -11,7 +11,9 @@ import asyncio
 import math
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -22,12 +24,33 @@ import dask
 from distributed.deploy.spec import ProcessInterface
 
 from cluster.certificates import Certificates
-from cluster.jobqueue import SLURMJob
 from cluster.profiles import SlurmProfile, format_walltime
 from cluster.slurm_commands import run_slurm, submit_script
 from pipeline.errors import ResourceError
 
-__all__ = ["BatchWorker", "JobPaths", "job_options", "own_settings_only", "render_job_script"]
+__all__ = [
+    "BatchWorker",
+    "JobPaths",
+    "SLURMCluster",
+    "SLURMJob",
+    "job_options",
+    "own_settings_only",
+    "render_job_script",
+]
+
+# --- dask-jobqueue, imported without what importing it does to this process: it would answer Ctrl-C by a silent exit.
+
+_before = signal.getsignal(signal.SIGINT)
+try:
+    from dask_jobqueue.slurm import SLURMCluster, SLURMJob
+except ImportError as error:
+    raise ResourceError(
+        f"jobs of SLURM need dask-jobqueue, which is not here ({error}); install it: pip install 'headroom[cluster]'"
+    ) from error
+finally:
+    if threading.current_thread() is threading.main_thread() and _before is not None:
+        signal.signal(signal.SIGINT, _before)
+
 
 #: The section of Dask's configuration that jobs are made from: one that nobody else writes.
 _SECTION = "headroom"

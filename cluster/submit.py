@@ -17,18 +17,19 @@ from typing import Final
 
 from cluster.profiles import SlurmProfile, format_walltime
 from cluster.slurm_commands import list_jobs, overruling_variables, run_slurm, submit_script
-from pipeline.errors import InputError, ResourceError
-from pipeline.experiment_run import writable_folder
-from pipeline.files import replacing
-from pipeline.journal_state import find_death, read_status
-from pipeline.journal_submission import (
+from pipeline.base import (
     JOBS_FILE,
     LOG_FILE,
     SCRIPT_FILE,
     Submission,
+    exclusive,
+    find_death,
+    read_status,
     read_submission,
+    replacing,
 )
-from pipeline.locks import exclusive
+from pipeline.errors import InputError, ResourceError
+from pipeline.run import writable_folder
 
 __all__ = ["driver_name", "render_driver_script", "require_idle", "submit_driver"]
 

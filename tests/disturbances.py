@@ -20,7 +20,7 @@ from distributed import Client
 from distributed.security import Security
 
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import run_experiment
+from pipeline.run import run_experiment
 
 HEADROOM = str(Path(sys.executable).with_name("headroom"))
 PRELOAD = Path(__file__).with_name("faults_preload.py")

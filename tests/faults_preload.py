@@ -15,7 +15,7 @@ from typing import Any
 def dask_setup(worker: Any) -> None:
     """Slow this worker down, and let it tell what it writes."""
     faults = json.loads(os.environ["HEADROOM_FAULTS"])
-    from pipeline.moments_files import MomentsWriter
+    from pipeline.moments import MomentsWriter
 
     finish = MomentsWriter._finish
     ballast: list[bytes] = []

@@ -18,26 +18,30 @@ import pandas as pd
 
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import REFERENCE_EDGES, DecisionConfig, ExperimentConfig
-from pipeline.decision import Estimate, decide, evaluate_hypotheses
-from pipeline.results import (
+from pipeline.questions.gate import ScoredGate, route_spectra, summarise_routing
+from pipeline.questions.gate.routing import assess_gate, score_routes
+from pipeline.scoring import (
+    METADATA_FILE,
+    PREDICTIONS_FILE,
+    Bootstrap,
+    Estimate,
+    RunResults,
+    decide,
+    evaluate_hypotheses,
+    read_results,
+)
+from pipeline.scoring.results import (
     LABELS_COLUMNS,
     LABELS_FILE,
     LEARNING_FILE,
-    METADATA_FILE,
     OVERALL_COLUMNS,
     OVERALL_FILE,
     PER_BIN_FILE,
-    PREDICTIONS_FILE,
     SAMPLE_FILE,
     SEARCH_COLUMNS,
     SEARCH_FILE,
     SUMMARY_FILE,
-    RunResults,
-    read_results,
 )
-from pipeline.routing import assess_gate, route_spectra, score_routes
-from pipeline.scores import Bootstrap
-from pipeline.summary_routing import ScoredGate, summarise_routing
 
 MERITS = ("r2_oracle", "r2_global", "delta_r2")
 SNR_EDGES = {"snr": (2.0, 5.0, 8.0, 12.0, 28.0)}

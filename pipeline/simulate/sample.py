@@ -23,9 +23,8 @@ from typing import Any, Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from pipeline.base import Advance, Progress, SilentProgress, available_cores
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.memory import available_cores
-from pipeline.progress import Advance, Progress, SilentProgress
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.simulate.grid import open_grid
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard

@@ -29,7 +29,7 @@ from disturbances import (
 
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ResourceError
-from pipeline.experiment import run_experiment
+from pipeline.run import run_experiment
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.usefixtures("short_deadlines")]
 

@@ -15,11 +15,11 @@ import pytest
 from disturbances import Faults, Run, is_gone, require_equal, require_nothing_final, wait_until
 
 from cluster import LocalProfile, connect_local
+from pipeline.base import Advance, SilentProgress
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ResourceError
-from pipeline.experiment import render_run, run_experiment
-from pipeline.progress import Advance, SilentProgress
-from pipeline.results import read_results
+from pipeline.run import render_run, run_experiment
+from pipeline.scoring import read_results
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -18,8 +18,8 @@ from slurm_site import SlurmSite, wait_until
 from cluster import SlurmProfile, connect
 from cluster.certificates import make_certificates
 from cluster.profiles import format_walltime
+from pipeline.base import Task, count_workers, run_tasks
 from pipeline.errors import ResourceError
-from pipeline.tasks import Task, count_workers, run_tasks
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,7 +12,7 @@ from disturbances import Faults, Run, require_equal, require_nothing_final
 from slurm_site import SlurmSite, wait_until
 
 from pipeline.config import ExperimentConfig
-from pipeline.experiment import run_experiment
+from pipeline.run import run_experiment
 
 pytestmark = pytest.mark.timeout(180)
 

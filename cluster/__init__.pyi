@@ -1,0 +1,16 @@
+from .certificates import make_certificates as make_certificates
+from .client import connect as connect
+from .client import connect_local as connect_local
+from .dashboard import DashboardAddress as DashboardAddress
+from .dashboard import announce as announce
+from .dashboard import find_dashboard as find_dashboard
+from .dashboard import tunnel_command as tunnel_command
+from .profiles import AddressProfile as AddressProfile
+from .profiles import LocalProfile as LocalProfile
+from .profiles import Profile as Profile
+from .profiles import SlurmProfile as SlurmProfile
+from .profiles import load_profile as load_profile
+from .profiles import packaged_profiles as packaged_profiles
+from .slurm_script import render_job_script as render_job_script
+from .submit import render_driver_script as render_driver_script
+from .submit import submit_driver as submit_driver

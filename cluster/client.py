@@ -1,0 +1,272 @@
+"""One way to a Dask client, whatever the cluster: encrypted, and gone with the block."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed import Worker
+
+from cluster.certificates import make_certificates, read_certificates
+from cluster.checks import nonce_file, require_same_workers
+from cluster.profiles import AddressProfile, LocalProfile, Profile
+from pipeline.base import disk_errors_told, release_workspace, terminations_deferred, wait_for_worker
+from pipeline.errors import ConfigError, InputError, ResourceError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["ThreadedWorker", "connect", "connect_address", "connect_local", "silence_dask"]
+
+# --- A Dask worker that is a thread of this process, and does not hold up its end.
+
+
+class ThreadedWorker(Worker):
+    """A worker that never waits for its tasks when it is closed.
+
+    A task that nobody waits for ends at its next report (:func:`pipeline.base.tasks.run_tasks`). Dask would wait half a
+    minute for it, where the user has pressed Ctrl-C.
+    """
+
+    async def close(  # type: ignore[override]  # as Dask's own does
+        self, timeout: float = 30, executor_wait: bool = False, nanny: bool = True, reason: str = "worker-close"
+    ) -> str | None:
+        """Close the worker, see :class:`distributed.Worker`."""
+        return await super().close(timeout, False, nanny, reason)
+
+
+#: Told one line at a time what a user should know while waiting.
+Say = Callable[[str], None]
+
+#: What every cluster's processes have in common.
+SETTINGS: dict[str, Any] = {
+    # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
+    "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
+    # Results lie on disk, and what a task holds cannot be spilled.
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+}
+
+
+@contextmanager
+def connect(
+    profile: Profile | None = None, *, run_folder: Path | None = None, say: Say = lambda _line: None
+) -> Iterator[Client]:
+    """Start or find a cluster, yield a client once a worker is there, and leave nothing behind.
+
+    Parameters
+    ----------
+    profile
+        From :func:`cluster.load_profile`; None is one worker on this machine.
+    run_folder
+        A folder that the workers see under the same path; batch jobs find their certificates there.
+    say
+        Told what is being waited for.
+
+    Raises
+    ------
+    ConfigError
+        If the profile cannot be: an unknown interface, missing certificates.
+    ResourceError
+        If workers do not start, or are not what the run needs.
+    """
+    if profile is None or isinstance(profile, LocalProfile):
+        with connect_local(profile) as client:
+            yield client
+        return
+    if profile.insecure:
+        say(
+            "INSECURE: plain TCP without certificates (insecure: true in the cluster profile); whoever reaches the "
+            "ports of this cluster can run code as you and read all that it computes"
+        )
+    if isinstance(profile, AddressProfile):
+        with connect_address(profile, run_folder) as client:
+            yield client
+    elif run_folder is None:
+        raise InputError("jobs of SLURM need a run_folder that all nodes see under the same path; give connect() one")
+    else:
+        from cluster.slurm import connect_slurm
+
+        with connect_slurm(profile, run_folder, say, SETTINGS) as client:
+            yield client
+
+
+@contextmanager
+def _interrupts_left_to_the_parent() -> Iterator[None]:
+    """Let processes started here ignore Ctrl-C, which a terminal sends to all: the parent stops them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _start_up_told() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise ResourceError(
+            f"the worker processes did not start ({error}); in a script, call this below "
+            '`if __name__ == "__main__":`, since workers import the script again'
+        ) from error
+
+
+@contextmanager
+def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
+    """Start workers on this machine and yield a client; everything stops with the block.
+
+    A single worker is a thread of this process, unless the profile says otherwise; nothing but the dashboard listens
+    then. Several are processes, and scheduler, workers and dashboard listen on 127.0.0.1 only; the scheduler speaks TLS
+    with certificates made for this cluster: without them any account of the machine could run code as its owner.
+
+    Raises
+    ------
+    ResourceError
+        If the workers do not start; a script without a ``__main__`` guard is the usual reason.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    chosen = profile or LocalProfile()
+    facts: dict[str, Any] = {
+        "n_workers": chosen.workers,
+        "threads_per_worker": 1,
+        "memory_limit": chosen.resolved_memory(),
+        "dashboard_address": "127.0.0.1:0",
+        "worker_dashboard_address": "127.0.0.1:0",  # or Dask opens it to all
+        "silence_logs": 50,
+    }
+    environment = {"HEADROOM_THREADS": str(chosen.resolved_threads())}
+    with dask.config.set(SETTINGS), ExitStack() as stack:
+        # A cluster that is half started could not be stopped in order.
+        with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told():
+            if chosen.has_processes:
+                cluster = LocalCluster(
+                    **facts,
+                    host="127.0.0.1",
+                    protocol="tls://",
+                    security=make_certificates().security(),
+                    env=environment,
+                )
+            else:
+                stack.enter_context(_variables_set(environment))
+                stack.callback(release_workspace)  # this process has other things to do than the next task
+                cluster = LocalCluster(
+                    **facts,
+                    processes=False,
+                    protocol="inproc://",
+                    worker_class=ThreadedWorker,
+                )
+            stack.callback(cluster.close)
+        with Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables of this process for the block: its worker reads them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def connect_address(profile: AddressProfile, run_folder: Path | None = None) -> Iterator[Client]:
+    """Yield a client of a scheduler that runs already; it and its workers stay when the block ends.
+
+    Raises
+    ------
+    ConfigError
+        If certificates or the scheduler file cannot be read.
+    ResourceError
+        If the scheduler does not answer, does not take the certificates, or has no fit workers.
+    """
+    import dask
+    from distributed import Client
+    from distributed.utils import silence_logging_cmgr
+
+    address = profile.address or _read_scheduler_file(profile)
+    security = None if profile.certificates is None else read_certificates(profile.certificates).security()
+    waiting = "distributed.scheduler.no-workers-timeout"
+    patience = dask.config.get(waiting, None) or f"{profile.startup_timeout}s"
+    with dask.config.set(SETTINGS | {waiting: patience}), ExitStack() as stack:
+        # A scheduler that is lost is told by an error of ours; Dask would log tracebacks beside it.
+        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))
+        try:
+            client = stack.enter_context(Client(address, security=security, timeout=profile.startup_timeout))
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            raise ResourceError(
+                f"no scheduler at {address} takes this client within {profile.startup_timeout} s "
+                f"({type(error).__name__}: {error}); see that it runs there, and that its certificates are of the same "
+                "authority as those of the cluster profile"
+            ) from error
+        wait_for_worker(client)
+        with _seen_by_workers(run_folder) as nonce:
+            require_same_workers(client, nonce)
+        yield client
+
+
+@contextmanager
+def _seen_by_workers(run_folder: Path | None) -> Iterator[Path | None]:
+    if run_folder is None:
+        yield None
+        return
+    made = not run_folder.exists()
+    try:
+        with disk_errors_told(run_folder):
+            run_folder.mkdir(parents=True, exist_ok=True)
+        with nonce_file(run_folder) as nonce:
+            yield nonce
+    finally:
+        if made:
+            with suppress(OSError):
+                run_folder.rmdir()  # fails, as it should, if there is anything in it
+
+
+def _read_scheduler_file(profile: AddressProfile) -> str:
+    """Return the address in a scheduler file, if it is one that the profile allows."""
+    path = Path(str(profile.scheduler_file))
+    try:
+        address = json.loads(path.read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler_file {path}: cannot be read ({error}); `dask scheduler --scheduler-file {path}` writes it"
+        ) from None
+    expected = "tcp://" if profile.insecure else "tls://"
+    if not (isinstance(address, str) and address.startswith(expected)):
+        raise ConfigError(
+            f"scheduler_file {path}: the address must begin with {expected}, found {address!r}; tls:// goes with "
+            "`certificates`, tcp:// with `insecure: true`"
+        )
+    return address
+
+
+def silence_dask() -> None:
+    """Let Dask log nothing in this process until it ends: what a user should know is told by errors and notes of ours.
+
+    A cluster silences Dask while it is there, and no longer; the message to a lost worker that cannot be sent is
+    logged whenever the event loop comes to it, with a traceback, and that may be when the cluster has been closed.
+    """
+    import distributed  # noqa: F401  its import adds the handlers
+
+    for name in ("distributed", "bokeh", "tornado"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.CRITICAL)

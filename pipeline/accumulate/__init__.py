@@ -1,0 +1,8 @@
+"""The one pass over the spectra: from a store to the moments of every noise, fold and cell.
+
+``plan`` divides the rows, ``hotloop`` fills accumulators with BLAS, ``checkpoints`` keeps what is finished.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

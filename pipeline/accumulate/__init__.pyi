@@ -1,0 +1,9 @@
+from .accumulate import accumulate_moments as accumulate_moments
+from .checkpoints import MomentsFolder as MomentsFolder
+from .checkpoints import delete_unwanted as delete_unwanted
+from .checkpoints import find_saved_folds as find_saved_folds
+from .hotloop import LoopSettings as LoopSettings
+from .hotloop import available_threads as available_threads
+from .hotloop import loop_memory as loop_memory
+from .plan import AccumulationPlan as AccumulationPlan
+from .plan import plan_accumulation as plan_accumulation

@@ -1,0 +1,329 @@
+"""One pass over a store: tasks over partitions, checkpoints, merged moments per (fold, cell).
+
+A task gets paths and row ranges, never an array; it leaves its moments on disk and returns nothing. Finished
+checkpoints are skipped on resume. The driver merges a fold's partitions in partition order, so the bits depend on the
+plan alone: not on the number of workers, on retries or on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from pipeline.accumulate.checkpoints import (
+    MomentsFolder,
+    claim_folder,
+    find_finished,
+    find_saved_folds,
+    merge_finished_folds,
+    merge_fold,
+    partition_folder,
+)
+from pipeline.accumulate.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
+from pipeline.accumulate.plan import AccumulationPlan
+from pipeline.base import (
+    Progress,
+    SilentProgress,
+    Task,
+    available_memory,
+    count_workers,
+    name_group,
+    process_workspace,
+    run_tasks,
+)
+from pipeline.bins import BinGrid, CellGrid, Partition
+from pipeline.errors import InputError, ResourceError
+from pipeline.moments import Moments, MomentsWriter, SavedMoments
+from pipeline.noise import Noise
+from pipeline.store import AnyStore, first_store, open_stores
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["accumulate_moments"]
+
+#: Of what is left, several workers take a share each that is so many times smaller than an even one: long tasks first,
+#: which run on without a pause, and single pieces last, so that no worker waits longer than one piece takes.
+_SHARES_PER_WORKER: Final = 2
+#: How long an NFS client may go without looking for what other machines wrote, by its defaults (acdirmax), and more.
+_SECONDS_TO_APPEAR = 90.0
+
+
+def accumulate_moments(
+    plan: AccumulationPlan,
+    draws: Sequence[Noise],
+    folder: Path,
+    *,
+    client: Client | None = None,
+    draws_per_pass: int = 1,
+    progress: Progress | None = None,
+) -> list[MomentsFolder]:
+    """Accumulate moments per (fold, cell) for every noise draw, resuming what is already in ``folder``.
+
+    Parameters
+    ----------
+    plan
+        From :func:`plan_accumulation`.
+    draws
+        Noise draws; each gets a folder of its own below ``folder``.
+    folder
+        Where checkpoints and results live; reachable by all workers under the same path.
+    client
+        A Dask client; None computes here, one partition after the other, with the same bits.
+    draws_per_pass
+        How many draws share one read of the spectra; more need more memory, and change no bits.
+    progress
+        Told of finished spectra.
+
+    Returns
+    -------
+    list of MomentsFolder
+        One for each draw, in order.
+
+    Raises
+    ------
+    InputError
+        If the folder holds moments of another plan (both keys are named), or the store is damaged.
+    ResourceError
+        If the disk is full, the workers are lost, or what they wrote is not seen here.
+    """
+    report = progress or SilentProgress()
+    folders = [Path(folder) / draw.name for draw in draws]
+    for path, draw in zip(folders, draws, strict=True):
+        claim_folder(path, plan, draw)
+    pieces = list(_plan_pieces(plan, draws, folders, draws_per_pass))
+    if pieces:
+        tasks = [_name_task(plan, task) for task in _plan_stretches(plan, pieces, count_workers(client))]
+        with report.step("accumulate", sum(task.size for task in tasks)) as advance:
+            count = _PieceCount(tasks, report.count_parts)
+            for task, _ in run_tasks(client, _accumulate_stretch, tasks, "accumulating", advance, count.observe):
+                for piece in task.argument.pieces:
+                    for checkpoint in piece.folders:
+                        merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
+    _merge_all(plan, folders)
+    return [
+        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells)
+        for path, draw in zip(folders, draws, strict=True)
+    ]
+
+
+def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
+    """Merge what was not merged as it came; wait for what workers wrote and a network file system shows here later."""
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while True:
+        for path in folders:
+            os.listdir(path)  # has NFS look again
+            merge_finished_folds(plan, path)
+        unseen = [path for path in folders if len(find_saved_folds(plan, path)) < len(plan.folds)]
+        if not unseen:
+            return
+        if time.monotonic() >= deadline:
+            raise ResourceError(
+                f"{unseen[0]}: workers have written moments here that this process does not see; put the run folder on "
+                "a file system that all nodes share (--out), and run again"
+            )
+        time.sleep(_SECONDS_TO_APPEAR / 90)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A partition, its key and store, the draws whose moments of it are not on disk yet, and their checkpoints."""
+
+    partition: Partition
+    key: str
+    store: str
+    draws: tuple[Noise, ...]
+    folders: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Rows, counted for each draw."""
+        return self.partition.n_spectra * len(self.draws)
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """All that a worker needs for pieces that follow each other without a pause: small, and lost with no worker."""
+
+    stores: tuple[str, ...]
+    fingerprint: str
+    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
+    labels: tuple[str, ...]
+    y_origin: tuple[float, ...]
+    precision: str
+    run_rows: int
+    is_only_pass: bool
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Rows, counted for each draw."""
+        return sum(piece.size for piece in self.pieces)
+
+
+def _plan_pieces(
+    plan: AccumulationPlan, draws: Sequence[Noise], folders: Sequence[Path], draws_per_pass: int
+) -> Iterator[_Piece]:
+    """Yield what is not on disk yet, partition by partition; draws that share a read go together."""
+    done = {path: find_finished(plan, path) for path in folders}
+    for first in range(0, len(draws), draws_per_pass):
+        group = list(zip(draws, folders, strict=True))[first : first + draws_per_pass]
+        for partition in plan.partitions:
+            missing = [(draw, path) for draw, path in group if partition.index not in done[path]]
+            if missing:
+                checkpoints = tuple(str(partition_folder(path, partition.index)) for _, path in missing)
+                key, store = plan.partition_keys[partition.index], plan.store_of(partition.start, partition.stop)
+                yield _Piece(partition, key, store, tuple(draw for draw, _ in missing), checkpoints)
+
+
+def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
+    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else ever shorter ones.
+
+    How pieces are divided changes no bits, and a piece is a checkpoint wherever it is. Folds of several pieces end
+    their task: the pieces are merged and deleted before the next fold takes more of the disk.
+    """
+    left = sum(piece.size for piece in pieces)
+    is_merged = len(plan.partitions) > len(plan.folds)
+    for _, same in groupby(pieces, key=lambda piece: (piece.draws, is_merged and piece.partition.fold)):
+        group = list(same)
+        while group:
+            share = left if n_workers == 1 else left / (_SHARES_PER_WORKER * n_workers)
+            ends = list(accumulate(piece.size for piece in group))
+            count = max(1, sum(end <= share for end in ends))
+            taken, group, left = group[:count], group[count:], left - ends[count - 1]
+            yield _Stretch(
+                stores=plan.stores,
+                fingerprint=plan.fingerprint,
+                grids=plan.grids,
+                labels=plan.labels,
+                y_origin=plan.y_origin,
+                precision=plan.precision,
+                run_rows=plan.run_rows,
+                is_only_pass=len({piece.draws for piece in pieces}) == 1,
+                pieces=tuple(taken),
+            )
+
+
+def _name_task(plan: AccumulationPlan, stretch: _Stretch) -> Task[_Stretch]:
+    first, last = stretch.pieces[0].partition, stretch.pieces[-1].partition
+    folds = f"fold {first.fold}" if first.fold == last.fold else f"folds {first.fold} to {last.fold}"
+    key = (name_group(folds, "accumulate"), plan.key, os.path.dirname(stretch.pieces[0].folders[0]), first.index)
+    return Task(key, stretch, stretch.size)
+
+
+class _PieceCount:
+    """How many pieces of all tasks are summed up, from the units of each task alone.
+
+    A task takes its pieces in order: one is summed up when rows of the next are counted, and written meanwhile, or when
+    the task is done.
+    """
+
+    def __init__(self, tasks: Sequence[Task[_Stretch]], tell: Callable[[int, int], None]) -> None:
+        self._ends = {
+            task.key: list(accumulate(piece.partition.n_spectra * len(piece.draws) for piece in task.argument.pieces))
+            for task in tasks
+        }
+        self._done = dict.fromkeys(self._ends, 0)
+        self._total = sum(map(len, self._ends.values()))
+        self._tell = tell
+        tell(0, self._total)
+
+    def observe(self, key: tuple[Any, ...], units: int) -> None:
+        """Take note of a task's finished units."""
+        ends = self._ends[key]
+        done = len(ends) if units >= ends[-1] else bisect_left(ends, units)
+        if done > self._done[key]:
+            self._done[key] = done
+            self._tell(sum(self._done.values()), self._total)
+
+
+def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> None:
+    """Compute and write the moments of a stretch's pieces for its draws. The body of a Dask task."""
+    # A worker that takes over from a lost one goes on where that one was.
+    pieces = [
+        piece
+        for piece in stretch.pieces
+        if not all(SavedMoments.holds(Path(folder), piece.key) for folder in piece.folders)
+    ]
+    if not pieces:
+        return
+    draws, done = pieces[0].draws, stretch.size - sum(piece.size for piece in pieces)
+    store = _open_stores(stretch.stores, stretch.fingerprint, stretch.is_only_pass)
+    grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in stretch.grids))
+    settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count * len(draws)
+        report(done)
+
+    with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells) as checkpoints:
+        parts = (_read_rows(stretch, store, grid, piece.partition) for piece in pieces)
+        accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
+
+
+def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
+    """Read cells and labels of these rows only: a worker's memory must not grow with the spectra of other tasks."""
+    columns = store.read_columns(sorted({*grid.columns, *stretch.labels}), part.start, part.stop)
+    return CellRows(
+        start=part.start,
+        cells=grid.cells(columns),
+        n_cells=grid.n_cells,
+        y=np.column_stack([columns[label] for label in stretch.labels]).astype(np.float64),
+        labels=stretch.labels,
+        x_origin=first_store(store).mean_flux,
+        y_origin=np.asarray(stretch.y_origin),
+    )
+
+
+class _Checkpoints:
+    """The folders that a stretch's pieces become, each when its last cell is there; a context manager."""
+
+    def __init__(self, pieces: Sequence[_Piece], n_cells: int) -> None:
+        self._pieces, self._n_cells = pieces, n_cells
+        self._writers: dict[tuple[int, int], MomentsWriter] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.discard()
+
+    def write(self, number: int, draw: int, cell: int, moments: Moments) -> None:
+        """Write a cell's moments of a piece and a draw, given by their places; several threads may."""
+        with self._lock:
+            if (number, draw) not in self._writers:
+                piece = self._pieces[number]
+                facts = {
+                    "key": piece.key,
+                    "store": piece.store,
+                    "draw": vars(piece.draws[draw]),
+                    "rows": [piece.partition.start, piece.partition.stop],
+                }
+                self._writers[number, draw] = MomentsWriter(Path(piece.folders[draw]), self._n_cells, facts)
+        self._writers[number, draw].write(cell, moments)
+
+
+@lru_cache(maxsize=2)
+def _open_stores(paths: tuple[str, ...], fingerprint: str, is_only_pass: bool) -> AnyStore:
+    store = open_stores(paths)
+    if store.fingerprint != fingerprint:
+        raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
+    # What is read once, or is larger than memory, is never found in the page cache by a next pass.
+    store.direct_reads = is_only_pass or store.pixel_bytes > available_memory() // 2
+    return store

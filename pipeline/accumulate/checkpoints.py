@@ -1,0 +1,201 @@
+"""The files that the finished parts of a pass leave, and their way into the moments of a noise draw.
+
+A finished partition is one folder, a finished fold one folder; each is whole or absent and has a key of its own: a
+hash of all that decides its bits. Whatever was killed, running again skips what is there; and where spectra are added
+or left out, folds whose key is still wanted stay, whatever their number is now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.accumulate.plan import AccumulationPlan
+from pipeline.base import aligned_buffer, remove_leftovers, replacing
+from pipeline.errors import InputError
+from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, write_moments
+from pipeline.noise import Noise
+
+__all__ = [
+    "MomentsFolder",
+    "claim_folder",
+    "delete_unwanted",
+    "find_finished",
+    "find_saved_folds",
+    "merge_finished_folds",
+    "merge_fold",
+    "partition_folder",
+]
+
+_PIECE: Final = re.compile(r"(fold|partition)-\d+")
+#: Moments that have no number in the plan, by their key: they wait for one, or for the new results to stand.
+_KEPT: Final = "kept-"
+
+
+@dataclass(frozen=True)
+class MomentsFolder:
+    """The finished moments of one noise draw: a folder for each fold, in it a value for each cell."""
+
+    folder: Path
+    draw: Noise
+    n_folds: int
+    n_cells: int
+
+    def open(self, fold: int) -> SavedMoments:
+        """Open the moments of a fold; the outside is the last cell."""
+        return SavedMoments.open(_fold_folder(self.folder, fold))
+
+    def read(self, fold: int, cell: int) -> Moments:
+        """Read the moments of one fold and cell."""
+        return self.open(fold).read(cell)
+
+    def total(self, cell: int) -> Moments:
+        """Return the moments of one cell over all folds, added in fold order, in float64."""
+        return Moments.merge(self.read(fold, cell) for fold in range(self.n_folds))
+
+
+def partition_folder(folder: Path, index: int) -> Path:
+    """Return the checkpoint of a partition."""
+    return folder / f"partition-{index:06d}"
+
+
+def _fold_folder(folder: Path, fold: int) -> Path:
+    return folder / f"fold-{fold:03d}"
+
+
+def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
+    """Take a folder for a plan, or refuse it if it holds moments of other settings.
+
+    Moments that the plan wants get the number that they have in it; others are put aside, see :func:`delete_unwanted`.
+    """
+    remove_leftovers(folder)
+    key_file = folder / KEY_FILE
+    facts = {
+        "key": plan.settings_key,
+        "settings": plan.settings,
+        "store": plan.fingerprint,
+        "folds": [{"key": key, "rows": list(rows)} for key, rows in zip(plan.fold_keys, plan.folds, strict=True)],
+        "draw": vars(draw),
+    }
+    found = _read_key(key_file) if key_file.exists() else {}
+    if found and (found.get("key"), found.get("draw")) != (facts["key"], facts["draw"]):
+        earlier = found.get("settings")
+        known = earlier if isinstance(earlier, dict) else {}
+        differing = ", ".join(name for name, value in plan.settings.items() if known.get(name) != value) or "draw"
+        raise InputError(
+            f"{folder} holds moments of another computation (key {found.get('key')}, wanted key {facts['key']}): "
+            f"{differing} differ; choose another --out, or delete that folder"
+        )
+    if found != facts:
+        with replacing(key_file) as temporary:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+    wanted = {_fold_folder(folder, fold): key for fold, key in enumerate(plan.fold_keys)}
+    wanted |= {partition_folder(folder, index): key for index, key in enumerate(plan.partition_keys)}
+    _arrange(folder, wanted)
+
+
+def _read_key(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise InputError(f"{file}: damaged; delete the folder {file.parent} and run again")
+
+
+def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:
+    """Give moments the names under which they are wanted. Safe to repeat, wherever it was interrupted."""
+    for piece in sorted(folder.iterdir()):
+        if not _PIECE.fullmatch(piece.name) or (key := _key_of(piece)) is None or wanted.get(piece) == key:
+            continue  # what is damaged is computed again and replaced
+        aside = folder / f"{_KEPT}{key}"
+        if aside.exists():
+            shutil.rmtree(piece)
+        else:
+            os.replace(piece, aside)
+    for piece, key in wanted.items():
+        aside = folder / f"{_KEPT}{key}"
+        if aside.exists() and not piece.exists():
+            os.replace(aside, piece)
+
+
+def delete_unwanted(folder: Path) -> int:
+    """Delete the moments of a draw that its last plan did not want, and return how many folds these were."""
+    unwanted = list(folder.glob(f"{_KEPT}*"))
+    for aside in unwanted:
+        shutil.rmtree(aside, ignore_errors=True)
+    return len(unwanted)
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return str(SavedMoments.open(folder).header.get("key"))
+    except InputError:
+        return None
+
+
+def find_saved_folds(plan: AccumulationPlan, folder: Path) -> set[int]:
+    """Return the folds whose moments are on disk, under whatever number."""
+    names = [name for name in folder.glob("*") if _PIECE.fullmatch(name.name) or name.name.startswith(_KEPT)]
+    saved = {_key_of(name) for name in names}
+    return {fold for fold, key in enumerate(plan.fold_keys) if key in saved}
+
+
+def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
+    """Return the partitions whose moments, or whose fold's, are on disk."""
+    finished = set()
+    for part in plan.partitions:
+        # Anything else is computed again and replaced.
+        if SavedMoments.holds(_fold_folder(folder, part.fold), plan.fold_keys[part.fold]) or SavedMoments.holds(
+            partition_folder(folder, part.index), plan.partition_keys[part.index]
+        ):
+            finished.add(part.index)
+    return finished
+
+
+def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
+    """Merge every fold whose partitions are all there."""
+    for fold in range(len(plan.folds)):
+        merge_fold(plan, folder, fold)
+
+
+def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
+    """Merge a fold's partitions once all are there, then delete them. Safe to repeat; holds one cell at a time."""
+    target, key, partitions = _fold_folder(folder, fold), plan.fold_keys[fold], plan.fold_partitions(fold)
+    checkpoints = [partition_folder(folder, part.index) for part in partitions]
+    if not SavedMoments.holds(target, key):
+        if not all(checkpoint.exists() for checkpoint in checkpoints):
+            return
+        if len(checkpoints) == 1:
+            shutil.rmtree(target, ignore_errors=True)  # of another version, or damaged
+            os.replace(checkpoints[0], target)
+            return
+        parts = [SavedMoments.open(checkpoint) for checkpoint in checkpoints]
+        start, stop = plan.folds[fold]
+        header = parts[0].header | {"key": key, "store": plan.store_of(start, stop), "rows": [start, stop]}
+        if holes := [[a.stop, b.start] for a, b in pairwise(partitions) if a.stop < b.start]:
+            header["left_out"] = holes
+        write_moments(target, _merge_cells(parts), parts[0].n_cells, header)
+    for checkpoint in checkpoints:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
+    """Yield the sum over all parts, cell by cell; the next one takes the place of the last."""
+    layout = TileLayout(parts[0].pixel_sums()[0].x_sum.size)
+    memory, content = np.empty(layout.shape), aligned_buffer(layout.nbytes(np.float64))
+    for cell in range(parts[0].n_cells):
+        total = MomentsSum(memory)
+        for part in parts:
+            total.add(part.read(cell, content))
+        yield total.moments

@@ -1,0 +1,311 @@
+"""The filling half of the hot loop: from a store's chunks to full buffers of noisy, centred rows of one cell.
+
+Where noise is integrated out (:mod:`pipeline.noise.marginal`), rows are those of the means, and every buffer has a
+vector beside it: the sums of the pixels' variances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.noise import (
+    MarginalNoise,
+    Noise,
+    NoiseDraw,
+    correction_polynomials,
+    normals_of_row,
+    scatter_marginal,
+    stream_key,
+)
+
+__all__ = ["CellRows", "Filling", "LoopSettings", "PartEnd", "Run", "SpectraReader", "StoppedError"]
+
+#: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
+_WAITING_BUFFERS = 1
+
+
+class SpectraReader(Protocol):
+    """What the loop needs of a store."""
+
+    @property
+    def n_pixels(self) -> int:
+        """P."""
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are decoded together, at most."""
+
+    def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
+
+    def read_rows(
+        self, variable: str, start: int, stop: int, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Fill ``out`` (stop − start, P) with ``flux`` or ``error``."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How the loop cuts its work; ``precision`` and ``run_rows`` decide the bits, ``threads`` the speed."""
+
+    precision: str = "float32"
+    run_rows: int = 1024
+    threads: int = 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the products."""
+        return np.dtype(self.precision)
+
+    @property
+    def consumers(self) -> int:
+        """Runs that are summed side by side, so that one's tiles fill the gaps of another's; a cell's stay with one."""
+        return self.threads
+
+    @property
+    def spare_buffers(self) -> int:
+        """Buffers beyond one for every draw and cell."""
+        return self.consumers * (1 + _WAITING_BUFFERS)
+
+
+@dataclass(frozen=True, eq=False)
+class CellRows:
+    """What is known of the rows of a partition besides their pixels.
+
+    Attributes
+    ----------
+    start
+        Absolute row of the first one.
+    cells
+        Cell of every row, shape (N,).
+    n_cells
+        Number of cells.
+    y
+        Labels, shape (N, Q).
+    labels
+        Names of the labels.
+    x_origin, y_origin
+        Origins, shapes (P,) and (Q,); ``x_origin`` holds float32 numbers, so that what the kernel subtracts in
+        single precision is what the moments say.
+    """
+
+    start: int
+    cells: NDArray[np.int64]
+    n_cells: int
+    y: NDArray[np.float64]
+    labels: tuple[str, ...]
+    x_origin: NDArray[np.float64]
+    y_origin: NDArray[np.float64]
+
+    @cached_property
+    def centred_y(self) -> list[NDArray[np.float64]]:
+        """Labels of each cell's rows, in order, less their origin."""
+        centred = self.y - self.y_origin
+        return [centred[self.cells == cell] for cell in range(self.n_cells)]
+
+
+class StoppedError(RuntimeError):
+    """The other half failed; its error is the one to show."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows of one cell of a part, noisy and centred, in one buffer."""
+
+    rows: CellRows
+    draw: int
+    cell: int
+    first: int
+    count: int
+    buffer: int
+
+
+@dataclass(frozen=True)
+class PartEnd:
+    """Comes after a part's last run, to every consumer."""
+
+    number: int
+    rows: CellRows
+
+
+class Filling:
+    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own.
+
+    Parts follow each other without a pause: the next one's rows are read while the last one's are summed.
+    """
+
+    def __init__(
+        self,
+        reader: SpectraReader,
+        parts: Iterable[CellRows],
+        n_cells: int,
+        draws: Sequence[Noise],
+        settings: LoopSettings,
+        pool: NDArray[Any],
+        variances: NDArray[np.float64],
+        blocks: tuple[NDArray[np.float32], NDArray[np.float32]],
+    ) -> None:
+        self._reader, self._parts, self._draws, self._run_rows = reader, parts, draws, settings.run_rows
+        self._pool, self._variances, self._blocks, self._dtype = pool, variances, blocks, settings.dtype
+        self.free: SimpleQueue[int | None] = SimpleQueue()
+        self.full: list[SimpleQueue[Run | PartEnd | None]] = [SimpleQueue() for _ in range(settings.consumers)]
+        for buffer in range(len(pool)):
+            self.free.put(buffer)
+        self._open = np.full((len(draws), n_cells), -1)
+        self._seen = np.zeros(n_cells, np.int64)
+        self._keys = [stream_key(draw) if isinstance(draw, NoiseDraw) else None for draw in draws]
+        self._helpers = max(1, settings.threads // 3)
+
+    def consumer_of(self, draw: int, cell: int) -> int:
+        """Return whose runs these are, always the same one's: a cell's runs are summed in the order of its rows."""
+        return (draw * self._open.shape[1] + cell) % len(self.full)
+
+    def rows_of(self, run: Run) -> NDArray[Any]:
+        """Return the rows of a run, (count, P), padded."""
+        return self._pool[run.buffer, : run.count, : self._reader.n_pixels]
+
+    def variances_of(self, run: Run) -> NDArray[np.float64] | None:
+        """Return the sums of a run's variances, (P,); None where noise is drawn."""
+        return self._variances[run.buffer] if isinstance(self._draws[run.draw], MarginalNoise) else None
+
+    def run(self, advance: Callable[[int], None] | None) -> None:
+        """Fill buffers until the rows end; the queues of full ones always end with None."""
+        try:
+            with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
+                for number, rows in enumerate(self._parts):
+                    self._fill_part(rows, helpers, advance)
+                    for queue in self.full:
+                        queue.put(PartEnd(number, rows))
+        finally:
+            for queue in self.full:
+                queue.put(None)
+
+    def _fill_part(self, rows: CellRows, helpers: Executor, advance: Callable[[int], None] | None) -> None:
+        self._rows, self._origin = rows, rows.x_origin.astype(self._dtype)
+        self._seen[:] = 0
+        for start, flux, error in self._read_blocks(helpers):
+            self._scatter_block(start, flux, error, helpers)
+            if advance is not None:
+                advance(len(flux))
+        for draw, cell in np.argwhere(self._open >= 0):
+            self._hand_over(int(draw), int(cell))
+
+    def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
+        first = self._rows.start
+        flux, error = self._blocks
+        for a, b in self._reader.iter_blocks(first, first + len(self._rows.cells)):
+            waiting = helpers.submit(self._reader.read_rows, "error", a, b, error[: b - a])
+            self._reader.read_rows("flux", a, b, flux[: b - a])
+            waiting.result()
+            yield a - first, flux[: b - a], error[: b - a]
+
+    def _scatter_block(self, start: int, flux: NDArray[Any], error: NDArray[Any], helpers: Executor) -> None:
+        cells = self._rows.cells[start : start + len(flux)]
+        places = self._places(cells)
+        slots = places % self._run_rows
+        # A segment ends where a buffer is full, so that none waits for a whole block.
+        ends = [*(np.flatnonzero(slots == self._run_rows - 1) + 1).tolist(), len(cells)]
+        begin = 0
+        for end in ends:
+            if end == begin:
+                continue
+            part = slice(begin, end)
+            for draw in range(len(self._draws)):
+                targets = self._open_buffers(draw, cells[part])
+                rows = (self._rows.start + start + begin, targets, slots[part])
+                self._scatter_rows(draw, flux[part], error[part], rows, helpers)
+            self._seen += np.bincount(cells[part], minlength=self._rows.n_cells)
+            if slots[end - 1] == self._run_rows - 1:
+                for draw in range(len(self._draws)):
+                    self._hand_over(draw, int(cells[end - 1]))
+            begin = end
+
+    def _places(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return each row's place among all rows of its cell so far."""
+        places = np.empty(len(cells), np.int64)
+        for cell in np.unique(cells):
+            members = cells == cell
+            places[members] = self._seen[cell] + np.arange(np.count_nonzero(members))
+        return places
+
+    def _open_buffers(self, draw: int, cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        for cell in np.unique(cells):
+            if self._open[draw, cell] < 0:
+                buffer = self.free.get()
+                if buffer is None:
+                    raise StoppedError("the summing half has stopped")
+                self._open[draw, cell] = buffer
+                if isinstance(self._draws[draw], MarginalNoise):
+                    self._variances[buffer] = 0
+        return np.asarray(self._open[draw, cells])
+
+    def _scatter_rows(
+        self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
+    ) -> None:
+        first, targets, slots = rows
+        level, key = self._pool.dtype.type(self._draws[draw].level), self._keys[draw]
+        parts: list[tuple[Any, ...]]
+        if key is None:
+            corrections = correction_polynomials(self._dtype.name)
+            n_pixels = flux.shape[1]
+            size = -(-n_pixels // self._helpers)
+            parts = [
+                (scatter_marginal, flux, error, level, corrections, a, min(a + size, n_pixels), self._origin, targets,
+                 slots, self._pool, self._variances)
+                for a in range(0, n_pixels, size)
+            ]  # fmt: skip
+        else:
+            size = -(-len(flux) // self._helpers)
+            parts = [
+                (_scatter_noisy, flux[a : a + size], error[a : a + size], level, key, first + a, self._origin,
+                 targets[a : a + size], slots[a : a + size], self._pool)
+                for a in range(0, len(flux), size)
+            ]  # fmt: skip
+        jobs = [helpers.submit(*part) for part in parts[1:]]
+        scatter, *arguments = parts[0]
+        scatter(*arguments)
+        for job in jobs:
+            job.result()
+
+    def _hand_over(self, draw: int, cell: int) -> None:
+        """Give a cell's open buffer to the summing half."""
+        seen = int(self._seen[cell])
+        count = (seen - 1) % self._run_rows + 1
+        run = Run(self._rows, draw, cell, seen - count, count, int(self._open[draw, cell]))
+        self.full[self.consumer_of(draw, cell)].put(run)
+        self._open[draw, cell] = -1
+
+
+@numba.njit(nogil=True, cache=True)
+def _scatter_noisy(
+    flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
+) -> None:
+    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its place in its buffer.
+
+    The order of operations is that of :func:`pipeline.noise.draws.add_noise`, bit for bit; the type of ``level``
+    decides the precision.
+    """
+    zero = level * 0
+    n_pixels = flux.shape[1]
+    words = np.empty((4, (n_pixels + 3) // 4), np.uint32)
+    normals = np.zeros(4 * words.shape[1], np.float32)
+    for r in range(flux.shape[0]):
+        if level > 0:
+            normals_of_row(start + r, key, words, normals)
+        f, e, row = flux[r], error[r], pool[targets[r], slots[r]]
+        for p in range(n_pixels):
+            noise = (normals[p] * level) * e[p]
+            clean = f[p] if f[p] > 0 else zero
+            value = noise + clean
+            value = value if value > zero else zero
+            row[p] = value - origin[p]

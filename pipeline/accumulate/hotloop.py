@@ -1,0 +1,242 @@
+"""The hot loop: noisy rows of one partition into moments of every cell. NumPy, numba and BLAS; no Dask.
+
+Two halves run side by side. The *filling* half reads a block of flux and error, and one fused kernel draws the
+noise (or integrates it out), adds and clips it, subtracts the origin and writes each row to the open buffer of its
+cell. A buffer that is full goes to the *summing* half, which hands it to BLAS in one long product and gives it back.
+A fixed stock of buffers bounds the memory and makes the faster half wait.
+
+A cell's rows are summed in runs of exactly ``run_rows``, in the order of the rows, so the bits depend on the rows, the
+draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's neighbours. Variances of noise that is
+integrated out are summed in the same runs, and reach the Gram matrix' diagonal when the part is finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from pipeline.accumulate.filling import CellRows, Filling, LoopSettings, PartEnd, Run, SpectraReader, StoppedError
+from pipeline.base import Workspace, available_cores
+from pipeline.moments import Moments, TileLayout, add_gram, padded_stride
+from pipeline.noise import Noise
+
+__all__ = [
+    "CellRows",
+    "LoopSettings",
+    "SpectraReader",
+    "accumulate_parts",
+    "accumulate_rows",
+    "available_threads",
+    "loop_memory",
+]
+
+
+def available_threads() -> int:
+    """Return the threads a task may use: ``HEADROOM_THREADS`` if set, else the cores given to the process."""
+    stated = os.environ.get("HEADROOM_THREADS", "")
+    if stated.isdigit() and int(stated) > 0:
+        return int(stated)
+    return available_cores()
+
+
+def loop_memory(
+    n_pixels: int, n_labels: int, n_cells: int, n_draws: int, chunk_rows: int, settings: LoopSettings
+) -> int:
+    """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
+    item = settings.dtype.itemsize
+    # Beside the tiles: cross sums, pixel sums, and the variances of noise that is integrated out.
+    sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 2) * 8
+    n_buffers = n_draws * n_cells + settings.spare_buffers
+    buffer = settings.run_rows * padded_stride(n_pixels) * item + n_pixels * 8
+    # Flux and error of a block, and what decoding a chunk that is only partly wanted needs besides.
+    blocks = 4 * chunk_rows * n_pixels * 4
+    return n_draws * n_cells * sums + n_buffers * buffer + blocks
+
+
+def accumulate_rows(
+    reader: SpectraReader,
+    rows: CellRows,
+    draws: Sequence[Noise],
+    settings: LoopSettings,
+    advance: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None,
+) -> list[list[Moments]]:
+    """Accumulate the moments of consecutive rows for every noise draw and every cell, in one read.
+
+    Parameters
+    ----------
+    reader, draws, settings, advance
+        See :func:`accumulate_parts`.
+    rows
+        Cells and labels of the rows.
+    workspace
+        Where the large arrays live, for use again; the moments returned live there too, until the next call.
+
+    Returns
+    -------
+    list of list of Moments
+        For each draw, the moments of each cell; ``gram`` in the precision of the products.
+    """
+    found: dict[tuple[int, int], Moments] = {}
+
+    def keep(_: int, draw: int, cell: int, moments: Moments) -> None:
+        found[draw, cell] = moments
+
+    accumulate_parts(reader, [rows], rows.n_cells, draws, settings, keep, advance, workspace)
+    return [[found[draw, cell] for cell in range(rows.n_cells)] for draw in range(len(draws))]
+
+
+def accumulate_parts(
+    reader: SpectraReader,
+    parts: Iterable[CellRows],
+    n_cells: int,
+    draws: Sequence[Noise],
+    settings: LoopSettings,
+    keep: Callable[[int, int, int, Moments], None],
+    advance: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None,
+) -> None:
+    """Accumulate the moments of several parts of the rows, one after the other without a pause, in one read.
+
+    While a part's last runs are summed and its moments kept, the next part's rows are read.
+
+    Parameters
+    ----------
+    reader
+        The store.
+    parts
+        Cells and labels of each part's rows; taken one by one, when the rows are read.
+    n_cells
+        Cells of all parts.
+    draws
+        Noise draws, or noise integrated out; each costs its own accumulators, none a second read.
+    settings
+        Precision, blocks, threads.
+    keep
+        Called in some thread, for several cells at once, with a part's number, a draw's, a cell's, and the finished
+        moments; they are valid until it returns.
+    advance
+        Called with the number of rows after each block.
+    workspace
+        Where the large arrays live, for use again.
+
+    Raises
+    ------
+    Exception
+        The first that the store or ``keep`` raised; all threads have ended then.
+    """
+    layout = TileLayout(reader.n_pixels)
+    n_buffers = len(draws) * n_cells + settings.spare_buffers
+    block = ((reader.chunk_rows, reader.n_pixels), np.float32)
+    # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
+    tiles, pool, variances, *blocks = (workspace or Workspace()).lease(
+        ((len(draws), n_cells, *layout.shape), settings.dtype),
+        ((n_buffers, settings.run_rows, padded_stride(reader.n_pixels)), settings.dtype),
+        ((n_buffers, reader.n_pixels), np.float64),
+        block,
+        block,
+    )
+    filling = Filling(reader, parts, n_cells, draws, settings, pool, variances, (blocks[0], blocks[1]))
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
+        ThreadPoolExecutor(settings.threads, "keep") as keep_threads,
+        ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,
+    ):
+        # The tiles are zeroed while the first buffers fill.
+        sums = [
+            [_CellSum(cell, own[cell], layout, gram_threads) for cell in range(n_cells)] for own in tiles
+        ]  # fmt: skip
+
+        def keep_part(end: PartEnd, consumer: int) -> None:
+            for draw, cell in np.ndindex(len(draws), n_cells):
+                if filling.consumer_of(draw, cell) == consumer:
+                    sums[draw][cell].finish(end.rows, keep_threads, partial(keep, end.number, draw, cell))
+
+        def consume(consumer: int) -> None:
+            try:
+                while (news := filling.full[consumer].get()) is not None:
+                    if isinstance(news, PartEnd):
+                        keep_part(news, consumer)
+                    else:
+                        sums[news.draw][news.cell].add(news, filling.rows_of(news), filling.variances_of(news))
+                        filling.free.put(news.buffer)
+            finally:
+                filling.free.put(None)  # should this half fail, the other must not wait for its buffers
+
+        jobs = [halves.submit(filling.run, advance)]
+        jobs += [halves.submit(consume, consumer) for consumer in range(settings.consumers)]
+        # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
+        failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
+        failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]
+        for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
+            raise failure
+
+
+class _CellSum:
+    """Accumulators of one draw and cell, owned by one consumer: those of one part after the other."""
+
+    def __init__(self, cell: int, tiles: NDArray[Any], layout: TileLayout, executor: Executor) -> None:
+        self._cell, self._tiles, self._layout, self._executor = cell, tiles, layout, executor
+        self._rows: CellRows | None = None
+        self._is_used = False
+        self._free: Future[Any] = executor.submit(tiles.fill, 0)
+
+    def add(self, run: Run, x: NDArray[Any], variances: NDArray[np.float64] | None) -> None:
+        """Add the rows of a run, and the sums of their variances where they are means."""
+        self._begin(run.rows)
+        y = run.rows.centred_y[self._cell][run.first : run.first + run.count]
+        # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
+        beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
+        thin = self._executor.submit(np.matmul, x.T, beside)
+        self._free.result()
+        add_gram(x, self._tiles, self._layout, self._executor)
+        self._cross += thin.result()[:, :-1]
+        self._x_sum += thin.result()[:, -1]
+        if variances is not None:
+            self._variances += variances
+            self._is_marginal = True
+
+    def finish(self, rows: CellRows, executor: Executor, keep: Callable[[Moments], None]) -> None:
+        """Let ``keep`` have the moments of a part, in another thread; the tiles are its own until it returns."""
+        self._begin(rows)
+        y = rows.centred_y[self._cell]
+        moments = Moments(
+            count=len(y),
+            x_sum=self._x_sum,
+            gram=self._tiles,
+            y_sum=y.sum(axis=0),
+            cross=self._cross,
+            y_gram=y.T @ y,
+            x_origin=rows.x_origin,
+            y_origin=rows.y_origin,
+            labels=rows.labels,
+            epsilon=float(np.finfo(self._tiles.dtype).eps),
+        )
+        self._free.result()
+        if self._is_marginal:
+            self._layout.add_to_diagonal(self._tiles, self._variances)
+        self._free = executor.submit(keep, moments)
+        self._rows = None
+
+    def failure(self) -> BaseException | None:
+        """Wait for what is under way, and return what it raised."""
+        return self._free.exception()
+
+    def _begin(self, rows: CellRows) -> None:
+        if self._rows is rows:
+            return
+        if self._is_used:  # by an earlier part, whose moments must be kept first
+            self._free.result()
+            self._tiles[:] = 0
+        self._rows, self._is_used = rows, True
+        n_pixels = len(rows.x_origin)
+        self._x_sum, self._cross = np.zeros(n_pixels), np.zeros((n_pixels, len(rows.labels)))
+        self._variances, self._is_marginal = np.zeros(n_pixels), False

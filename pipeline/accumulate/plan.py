@@ -1,0 +1,163 @@
+"""What a pass over a store computes and how it is cut, with the keys that name the bits of each part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.bins import BinGrid, CellGrid, Partition, plan_folds, plan_partitions, shard_ranges
+from pipeline.config import ComputeConfig, content_hash
+from pipeline.noise import NOISE_ALGORITHM
+from pipeline.store import AnyStore, digest_array, find_left_out, first_store, list_parts
+
+__all__ = ["AccumulationPlan", "plan_accumulation"]
+
+#: Raised when the same inputs would give other moments.
+ALGORITHM_VERSION = 4
+
+
+@dataclass(frozen=True)
+class AccumulationPlan:
+    """What is accumulated and how it is cut; equal plans give equal bits.
+
+    Attributes
+    ----------
+    stores
+        Paths of the stores, in the order of their rows.
+    fingerprint
+        The fingerprint of all that they hold.
+    parts
+        Fingerprint, first row and one past the last of every store.
+    grids
+        Edges by column of every grid that cells must tell apart, as items so that the plan can be hashed.
+    labels
+        Labels accumulated, all in one pass.
+    x_origin
+        Digest of the pixels' origins: the first store's mean clean spectrum.
+    y_origin
+        Origins of the labels: their means over the first store. Like the pixels', they stay when other stores come.
+    precision, run_rows
+        See :class:`pipeline.accumulate.hotloop.LoopSettings`.
+    cuts
+        What the folds and partitions were cut by: ``compute.folds`` and ``compute.partition_rows``.
+    folds
+        Row ranges of the folds; what shards that are left out have within them belongs to none.
+    partitions
+        Row ranges of the tasks.
+    """
+
+    stores: tuple[str, ...]
+    fingerprint: str
+    parts: tuple[tuple[str, int, int], ...]
+    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
+    labels: tuple[str, ...]
+    x_origin: str
+    y_origin: tuple[float, ...]
+    precision: str
+    run_rows: int
+    cuts: tuple[int | str, int]
+    folds: tuple[tuple[int, int], ...]
+    partitions: tuple[Partition, ...]
+
+    @cached_property
+    def cells(self) -> CellGrid:
+        """The cells."""
+        return CellGrid(tuple(BinGrid(dict(edges)) for edges in self.grids))
+
+    @property
+    def n_spectra(self) -> int:
+        """Spectra in all partitions."""
+        return sum(part.n_spectra for part in self.partitions)
+
+    @property
+    def fold_lengths(self) -> list[int]:
+        """Spectra in every fold."""
+        return [sum(part.n_spectra for part in self.fold_partitions(fold)) for fold in range(len(self.folds))]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all folds of a moments folder have in common, as JSON would give it back."""
+        return {
+            "algorithm": [ALGORITHM_VERSION, NOISE_ALGORITHM],
+            "grids": [[[column, list(edges)] for column, edges in grid] for grid in self.grids],
+            "labels": list(self.labels),
+            "x_origin": self.x_origin,
+            "y_origin": list(self.y_origin),
+            "precision": self.precision,
+            "run_rows": self.run_rows,
+            "folds": self.cuts[0],
+            "partition_rows": self.cuts[1],
+        }
+
+    @cached_property
+    def settings_key(self) -> str:
+        """Identifies the settings: a folder of moments has those of one key."""
+        return content_hash(self.settings)
+
+    @cached_property
+    def fold_keys(self) -> tuple[str, ...]:
+        """Identify everything that decides the bits of each fold, besides the noise draw."""
+        shared = {name: value for name, value in self.settings.items() if name not in ("folds", "partition_rows")}
+        rows: list[list[tuple[int, int]]] = [[] for _ in self.folds]
+        for part in self.partitions:
+            rows[part.fold].append((part.start, part.stop))
+        return tuple(
+            content_hash([shared, cuts, self._holders(*fold)]) for fold, cuts in zip(self.folds, rows, strict=True)
+        )
+
+    @cached_property
+    def partition_keys(self) -> tuple[str, ...]:
+        """Identify the bits of each partition; a fold's only one is the fold."""
+        alone = [len(self.fold_partitions(fold)) == 1 for fold in range(len(self.folds))]
+        return tuple(
+            self.fold_keys[part.fold]
+            if alone[part.fold]
+            else content_hash([self.fold_keys[part.fold], part.start, part.stop])
+            for part in self.partitions
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Identifies everything that decides the bits of all folds, besides the noise draw."""
+        return content_hash(list(self.fold_keys))
+
+    def store_of(self, start: int, stop: int) -> str:
+        """Return the fingerprint of the store that holds these rows, or a digest of those that do."""
+        holders = [fingerprint for fingerprint, *_ in self._holders(start, stop)]
+        return holders[0] if len(holders) == 1 else content_hash(holders)
+
+    def _holders(self, start: int, stop: int) -> list[tuple[str, int, int]]:
+        return [part for part in self.parts if part[1] < stop and start < part[2]]
+
+    def fold_partitions(self, fold: int) -> list[Partition]:
+        """Return the partitions of a fold, in order."""
+        return [part for part in self.partitions if part.fold == fold]
+
+
+def plan_accumulation(
+    store: AnyStore, cells: CellGrid, compute: ComputeConfig, precision: str = "float32"
+) -> AccumulationPlan:
+    """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
+    left_out, origin = find_left_out(store), first_store(store)
+    folds = plan_folds(store.shard_lengths, compute.folds, left_out)
+    ranges = shard_ranges(store.shard_lengths)
+    return AccumulationPlan(
+        stores=tuple(map(str, store.paths)),
+        fingerprint=store.fingerprint,
+        parts=list_parts(store),
+        grids=tuple(
+            tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items()) for grid in cells.grids
+        ),
+        labels=schema.LABELS,
+        x_origin=digest_array(origin.mean_flux),
+        y_origin=tuple(float(np.mean(origin.columns[label])) for label in schema.LABELS),
+        precision=precision,
+        run_rows=compute.run_rows,
+        cuts=(compute.folds, compute.partition_rows),
+        folds=folds,
+        partitions=plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out]),
+    )

@@ -1,0 +1,189 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.errors import InputError, ResourceError
+
+__all__ = [
+    "TEMPORARY_SUFFIX",
+    "disk_errors_told",
+    "exclusive",
+    "json_text",
+    "read_json",
+    "remove_leftovers",
+    "replacing",
+    "replacing_folder",
+]
+
+#: Files and folders of this ending are halves that a killed run left; whoever owns their folder may delete them.
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` for a file that replaces it when the block succeeds.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; the message names the path, and nothing is left behind.
+    """
+    temporary = _temporary_name(path)
+    with disk_errors_told(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path, is_good: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give a new folder beside ``path`` that takes its place when the block succeeds.
+
+    Parameters
+    ----------
+    path
+        The folder to be made.
+    is_good
+        Whether a folder that is there already may stay. Several processes may make the same folder at once; the first
+        one wins, and what it made is as good as what the others would put there.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; the message names the path, and nothing is left behind.
+    """
+    temporary = _temporary_name(path)
+    with disk_errors_told(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists() and not is_good(path):
+                discarded = _temporary_name(path)
+                os.replace(path, discarded)
+                shutil.rmtree(discarded, ignore_errors=True)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                # A folder never replaces one that holds files: another process was faster.
+                if not (path.is_dir() and is_good(path)):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the halves that a killed run left in a folder; only its owner may call this."""
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+
+
+@contextmanager
+def disk_errors_told(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing below ``path`` into a ResourceError that names it."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free space" if full else f"{error.strerror or error}; make it writable"
+        raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
+
+
+# --- Values as JSON text that every reader takes: no NaN, no infinity, nothing that needs Python; and read back.
+
+Built = TypeVar("Built")
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON: dataclasses as objects, paths as text, NumPy scalars as numbers, NaN and ±∞ as null."""
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
+    """Return what ``build`` makes of a JSON object that a run wrote into its folder.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or holds something else than ``build`` takes; says to delete it.
+    """
+    try:
+        return build(json.loads(path.read_text(encoding="utf-8")))
+    except InputError as error:
+        reason = str(error)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(f"{path} is damaged ({reason}); delete the file, and run again with the same --out")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # a NumPy scalar; the command line starts without NumPy
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- One writer for a folder at a time.
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however it ends.
+
+    On a file system without locks nothing is held, and the user has to know. Locks of other names are other locks.
+
+    Raises
+    ------
+    InputError
+        If another process holds it.
+    """
+    lock = folder / name
+    with open(lock, "w", encoding="utf-8") as stream:
+        try:
+            if fcntl is not None:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is writing {what} {folder}; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(lock)

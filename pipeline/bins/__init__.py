@@ -1,0 +1,8 @@
+"""Which cell and which fold a spectrum belongs to.
+
+A grid divides the (T_eff, [M/H]) plane into bins, a binning is any such division, and folds divide the rows.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,16 @@
+from .binnings import MAIN as MAIN
+from .binnings import Binning as Binning
+from .binnings import CellGrid as CellGrid
+from .binnings import crossed_name as crossed_name
+from .binnings import plan_binnings as plan_binnings
+from .binnings import quantile_edges as quantile_edges
+from .folds import Partition as Partition
+from .folds import choose_prefixes as choose_prefixes
+from .folds import count_in_folds as count_in_folds
+from .folds import plan_folds as plan_folds
+from .folds import plan_partitions as plan_partitions
+from .folds import shard_ranges as shard_ranges
+from .grid import OUTSIDE as OUTSIDE
+from .grid import BinGrid as BinGrid
+from .grid import NamedBins as NamedBins
+from .grid import assign_bins as assign_bins

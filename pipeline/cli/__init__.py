@@ -1,0 +1,8 @@
+"""The command line: words in, words out. Only this room prints.
+
+One module for a group of commands; the arithmetic and the files belong to the rooms below.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,106 @@
+"""The commands that change the training set of a finished run: ``headroom add`` and ``headroom remove``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.base import RunJournal, choose_progress
+from pipeline.cli.cluster import ClusterChoice, cluster_options
+from pipeline.cli.journal import connected
+from pipeline.cli.words import json_option, print_json, print_table, summarise_run
+from pipeline.config import ExperimentConfig, load_config
+
+if TYPE_CHECKING:
+    from pipeline.scoring import RunResults
+
+__all__ = ["add", "remove"]
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
+@cluster_options
+@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option
+def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
+    """Add spectra to a finished run: read these alone, and bring all its results up to date.
+
+    Shards are converted to a store of their own; a shard that was taken out comes back. The results are those of a run
+    from scratch with the configuration that RUN/config.yaml then holds. With `compute: {folds: shards}` no other
+    spectra are read; with a number of folds, those of folds that are cut anew are. Run it again to resume.
+
+    \b
+    Example:
+      headroom add runs/first spectra/train/shard_4
+    """
+    from pipeline.run import add_spectra
+
+    _change(
+        lambda **options: add_spectra(folder, sources, **options),
+        folder,
+        f"headroom add {folder} {' '.join(sources)}",
+        choice,
+        (quiet, as_json),
+    )
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("shard", metavar="SHARD")
+@cluster_options
+@click.option("--quiet", is_flag=True, help="No progress.")
+@json_option
+def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
+    """Take one shard, given by its name, out of a finished run, and bring all its results up to date.
+
+    The name joins data.exclude in RUN/config.yaml. The shard's moments are deleted from the run; its store stays, since
+    its rows are counted: all other spectra keep their noise. `headroom add` takes it back. Run it again to resume.
+
+    \b
+    Example:
+      headroom remove runs/first shard_2
+    """
+    from pipeline.run import remove_shard
+
+    _change(
+        lambda **options: remove_shard(folder, shard, **options),
+        folder,
+        f"headroom remove {folder} {shard}",
+        choice,
+        (quiet, as_json),
+    )
+
+
+def _change(
+    change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, told: tuple[bool, bool]
+) -> None:
+    """Change a run and say what came of it; ``told`` is how: without progress, as JSON."""
+    from pipeline.run import CONFIG_FILE, describe_reuse, render_run
+    from pipeline.scoring import read_results
+
+    earlier = read_results(folder)  # a mistake needs no workers to be told
+    quiet, as_json = told
+    progress = choose_progress(quiet=quiet)
+    command += choice.words()
+    # The run as it stands is a good enough measure of what workers need; its shards may be gone, its stores are not.
+    standing = load_config(folder / CONFIG_FILE)
+    paths = {role: tuple(earlier.metadata["stores"][role]["paths"]) for role in ("train", "test")}
+    standing = standing.model_copy(update={"data": standing.data.model_copy(update=paths)})
+    profile = choice.checked_profile(standing, folder)
+    with RunJournal(folder, command) as journal:
+        progress = journal.progress(progress)
+        with connected(journal, profile, folder, progress) as client:
+            results = change(client=client, progress=progress, command=command)
+        with progress.step("draw figures and report", 1, "page") as advance:
+            _, page = render_run(folder)
+            advance(1)
+        if as_json:
+            print_json(summarise_run(results, page) | {"folds": results.metadata["folds"]})
+            return
+        print_table(results, ExperimentConfig.model_validate(results.metadata["config"]))
+        click.echo(describe_reuse(results))
+        click.echo(f"report: {page}")

@@ -1,0 +1,213 @@
+"""``headroom cluster``: profiles and the job scripts they make; and the options by which commands choose a cluster."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    from cluster import Profile
+    from pipeline.config import ExperimentConfig
+    from pipeline.plan import ExperimentPlan
+
+__all__ = ["ClusterChoice", "cluster", "cluster_options"]
+
+
+@dataclass(frozen=True)
+class ClusterChoice:
+    """What the command line says of the cluster.
+
+    Attributes
+    ----------
+    name
+        A packaged profile or a file; None leaves it to the configuration, and then to ``local``.
+    workers
+        Workers, instead of the profile's number.
+    minimum, maximum
+        Bounds of an adaptive cluster, instead of the profile's number.
+    """
+
+    name: str | None = None
+    workers: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+
+    def profile(self, configured: str | None = None) -> Profile:
+        """Return the profile that is meant.
+
+        Parameters
+        ----------
+        configured
+            The setting ``cluster`` of the experiment's configuration.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such profile, or the options do not go with it.
+        """
+        from cluster import AddressProfile, SlurmProfile, load_profile
+
+        profile = load_profile(self.source(configured))
+        if self.workers is not None:
+            if self.minimum is not None or self.maximum is not None:
+                raise ConfigError("--workers is a fixed number, --min and --max are bounds; give one or the others")
+            if isinstance(profile, AddressProfile):
+                raise ConfigError("--workers: a scheduler that runs already has the workers it has; leave it out")
+            return profile.with_workers(self.workers)
+        if self.minimum is not None or self.maximum is not None:
+            if not isinstance(profile, SlurmProfile):
+                raise ConfigError(f"--min and --max are bounds of batch jobs, found a profile of kind {profile.kind}")
+            least = self.minimum or profile.fewest_workers
+            most = self.maximum or max(profile.most_workers, least)
+            return profile.with_bounds(least if self.minimum else min(least, most), most)
+        return profile
+
+    def source(self, configured: str | None = None) -> str:
+        """Return the name or the path of the profile that is meant."""
+        return self.name or configured or "local"
+
+    def words(self) -> str:
+        """Return the options as they were given, to be added to a command for the record."""
+        given = {"cluster": self.name, "workers": self.workers, "min": self.minimum, "max": self.maximum}
+        return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
+
+    def checked_profile(self, config: ExperimentConfig, folder: Path) -> Profile:
+        """Return the profile that is meant, once it is known that the run can be on its workers.
+
+        What would only be found out after jobs have waited in a queue is found out here: a run that does not fit, a
+        disk that is too small, another command that is writing the run folder.
+
+        Raises
+        ------
+        InputError, ConfigError
+            If the profile or the experiment's spectra are not what is required.
+        ResourceError
+            With the profile's setting to turn, and what to set it to.
+        """
+        from cluster import SlurmProfile
+        from pipeline.base import exclusive
+        from pipeline.run import plan_experiment
+
+        profile = self.profile(config.cluster)
+        if isinstance(profile, SlurmProfile):
+            plan = plan_experiment(config, profile.worker_limits())
+            self.require_fit(plan, profile, config.cluster)
+            plan.require_fit(folder, Path(config.data.stores))
+            if folder.is_dir():
+                with exclusive(folder, "the run folder"):
+                    pass
+        return profile
+
+    def require_fit(self, plan: ExperimentPlan, profile: Profile, configured: str | None = None) -> None:
+        """Refuse a plan that a profile's jobs cannot hold.
+
+        Raises
+        ------
+        ResourceError
+            With the profile's setting to turn, and what to set it to.
+        """
+        from cluster import SlurmProfile
+        from pipeline.base import format_bytes
+        from pipeline.plan import MEMORY_SHARE
+
+        if isinstance(profile, SlurmProfile) and plan.worker_memory > plan.worker_limit * MEMORY_SHARE:
+            needed = math.ceil(plan.worker_memory / MEMORY_SHARE / 2**30)
+            raise ResourceError(
+                f"the plan needs {format_bytes(plan.worker_memory)} per worker but the jobs of cluster profile "
+                f"{self.source(configured)} have memory: {format_bytes(profile.memory)}, of which {MEMORY_SHARE:.0%} "
+                f"may be planned; set `memory: {needed}G` there, or use fewer bins or smaller compute.run_rows"
+            )
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--cluster``, ``--workers``, ``--min`` and ``--max``; the command gets them as ``choice``."""
+
+    @click.option("--cluster", "name", metavar="PROFILE", help="Cluster profile: a name or a file; local by default.")
+    @click.option("--workers", type=click.IntRange(min=1), help="Workers, instead of the profile's number.")
+    @click.option("--min", "minimum", type=click.IntRange(min=1), help="Fewest jobs of an adaptive cluster.")
+    @click.option("--max", "maximum", type=click.IntRange(min=1), help="Most jobs of an adaptive cluster.")
+    @functools.wraps(command)
+    def chosen(
+        *arguments: Any, name: str | None, workers: int | None, minimum: int | None, maximum: int | None, **options: Any
+    ) -> Any:
+        return command(*arguments, choice=ClusterChoice(name, workers, minimum, maximum), **options)
+
+    return chosen
+
+
+@click.group()
+def cluster() -> None:
+    """List cluster profiles, and show the job script that one makes.
+
+    \b
+    Example:
+      headroom cluster show slurm
+    """
+
+
+@cluster.command("list")
+def list_profiles() -> None:
+    """List the profiles that come with the package, with their files: copy one and change it.
+
+    \b
+    Example:
+      headroom cluster list
+    """
+    from cluster import load_profile, packaged_profiles
+
+    for name, path in packaged_profiles().items():
+        click.echo(f"{name:8} {_describe(load_profile(name))}\n{'':8} {path}")
+
+
+@cluster.command("show")
+@click.argument("profile", metavar="PROFILE")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers, instead of the profile's number.")
+def show(profile: str, workers: int | None) -> None:
+    """Show a profile and, for batch jobs, the script of one job; nothing is submitted.
+
+    What exists only while a run does is written in capitals: the scheduler's address, the folder of certificates.
+
+    \b
+    Example:
+      headroom cluster show my_site.yaml --workers 8
+    """
+    from cluster import SlurmProfile
+
+    chosen = ClusterChoice(profile, workers).profile()
+    click.echo(f"# {profile}: {_describe(chosen)}")
+    if isinstance(chosen, SlurmProfile):
+        from cluster.slurm_script import render_job_script
+
+        click.echo(render_job_script(chosen), nl=False)
+
+
+def _describe(profile: Profile) -> str:
+    from cluster import LocalProfile, SlurmProfile
+    from cluster.profiles import format_walltime
+    from pipeline.base import format_bytes
+
+    if isinstance(profile, LocalProfile):
+        cores, memory = profile.resolved_threads(), format_bytes(profile.resolved_memory())
+        workers = (
+            _count(profile.workers, "worker process", "es") if profile.has_processes else "1 worker in the command"
+        )
+        return f"{workers} on this machine, {_count(cores, 'core')}, {memory}"
+    if isinstance(profile, SlurmProfile):
+        number = _count(profile.jobs, "job") if profile.jobs else f"{profile.minimum} to {profile.maximum} jobs"
+        return (
+            f"{number} of SLURM, each {_count(profile.cores, 'core')}, {format_bytes(profile.memory)}, "
+            f"{format_walltime(profile.walltime)}" + ("; INSECURE" if profile.insecure else "")
+        )
+    return f"the scheduler at {profile.address or Path(profile.scheduler_file or '')}"
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"

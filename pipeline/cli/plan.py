@@ -1,0 +1,228 @@
+"""``headroom plan``: what a run will cost, before it starts; of spectra that are there, or on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.cli.cluster import ClusterChoice, cluster_options
+from pipeline.cli.run import run_folder
+from pipeline.cli.words import json_option, print_json
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import ExperimentConfig
+    from pipeline.plan import ExperimentPlan, Rates, Scaling
+
+__all__ = ["plan"]
+
+#: What ``compute.partition_rows`` might be instead, and how much shorter a run must be for it to be said. Not more than
+#: the default: within a partition sums are float32, and lose digits with their length.
+_PARTITION_ROWS = tuple(2**k for k in range(13, 19))
+_WORTH_SAYING = 0.9
+
+
+def _read_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a number as people write large ones: 1e8."""
+    if value is None:
+        return None
+    try:
+        count = float(value)
+        if count >= 1 and count == int(count):
+            return int(count)
+    except (ValueError, OverflowError):
+        pass
+    raise click.BadParameter(f"a whole number is required, such as 100000000 or 1e8, found {value!r}")
+
+
+def _read_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from cluster.profiles import parse_bytes
+
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what stands for spectra, settings, machines and rates that are not there."""
+    count: dict[str, Any] = {"callback": _read_count, "metavar": "N"}
+    size: dict[str, Any] = {"callback": _read_size, "metavar": "BYTES"}
+    for option in reversed(
+        (
+            click.option("--spectra", **count, help="Training spectra, instead of reading headers; 1e8 will do."),
+            click.option("--pixels", **count, help="Pixels of each, with --spectra."),
+            click.option("--cells", **count, help="Bins and the outside, with --spectra and no CONFIG.  [default: 10]"),
+            click.option("--draws", **count, help="Noise draws, with --spectra and no CONFIG.  [default: 1]"),
+            click.option("--alphas", **count, help="Penalties tried, with --spectra and no CONFIG.  [default: 1]"),
+            click.option("--folds", **count, help="Instead of compute.folds."),
+            click.option("--partition-rows", **count, help="Instead of compute.partition_rows."),
+            click.option("--cores", **count, help="Cores of a worker, instead of the profile's."),
+            click.option("--memory", **size, help="Memory of a worker, such as 64GB, instead of the profile's."),
+            click.option("--bandwidth", **size, help="Of the file system, all workers together.  [default: 5GB/s]"),
+            click.option("--flops", type=float, help="Flop/s of a worker's Gram products, instead of measuring."),
+            click.option("--read-rate", **size, help="Pixels a worker decodes, bytes/s, instead of measuring."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("config", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
+@cluster_options
+@_paper_options
+@json_option
+def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: bool, **stated: Any) -> None:
+    """Project memory, disk, traffic and time of a run, name its bottleneck, and refuse what cannot fit.
+
+    Reads the headers of shards and stores only; converts and writes nothing. With --spectra and --pixels it reads not
+    even these, and needs no CONFIG: workers are then as large as this machine, if nothing else is said.
+    docs/scaling.md explains the model and where it breaks.
+
+    \b
+    Example:
+      HEADROOM_DEMO=spectra headroom plan demo
+      headroom plan --spectra 1e8 --pixels 7200 --workers 200 --cores 16 --memory 64GB
+    """
+    from pipeline.plan import plan_run, project_scaling
+    from pipeline.run import plan_experiment
+
+    experiment = _stated_config(config, stated)
+    profile = choice.profile(experiment.cluster)
+    on_paper = stated["spectra"] is not None
+    limits, cores = _stated_workers(profile, stated, choice.workers, on_paper=on_paper)
+    if on_paper:
+        projected = plan_run([stated["spectra"]], stated["pixels"], experiment, limits, worker_threads=cores)
+    else:
+        projected = plan_experiment(experiment, limits, cores)
+    if not as_json:
+        click.echo(projected.render())
+    rates, source = _stated_rates(projected, experiment, cores, stated)
+    scaling = project_scaling(projected, experiment, rates, cores)
+    if not as_json:
+        click.echo(scaling.render(source))
+    if config is not None and not on_paper:
+        choice.require_fit(projected, profile, experiment.cluster)
+        projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
+    else:
+        projected.require_workers_fit()
+    better = _better_partitions(projected, experiment, rates, limits, cores)
+    if as_json:
+        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+    elif better is not None:
+        click.echo(f"shorter              {better}")
+
+
+def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+    """Return what is printed, for machines: bytes, seconds, counts."""
+    what, remedy = scaling.bottleneck
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    return {
+        **asdict(projected),
+        "n_passes": projected.n_passes,
+        "n_pieces": projected.n_pieces,
+        "read_bytes": scaling.read,
+        "seconds": seconds,
+        "efficiency": scaling.efficiency,
+        "bottleneck": what,
+        "remedy": remedy,
+        "rates": {**asdict(scaling.rates), "source": source},
+    }
+
+
+def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConfig:
+    """Return the experiment, or one that is all that ``--cells``, ``--draws`` and ``--alphas`` say."""
+    from pipeline.config import ExperimentConfig
+
+    if (stated["spectra"] is None) != (stated["pixels"] is None):
+        raise ConfigError("--spectra and --pixels go together, and one of them is missing; for example --pixels 4096")
+    made_up = {name: stated[name] for name in ("cells", "draws", "alphas") if stated[name] is not None}
+    if made_up and (config is not None or stated["spectra"] is None):
+        raise ConfigError(
+            f"--{next(iter(made_up))} is for a run on paper; a configuration says that itself: leave CONFIG out and "
+            "give --spectra and --pixels, or leave the option out"
+        )
+    if config is not None:
+        experiment = load_config(config)
+    elif stated["spectra"] is None:
+        raise ConfigError("a configuration is required, or --spectra and --pixels for a run on paper")
+    else:
+        cells, alphas = made_up.get("cells", 10), made_up.get("alphas", 1)
+        experiment = ExperimentConfig.model_validate(
+            {
+                "data": {"train": "on paper", "test": "on paper"},
+                # How many there are is all that counts.
+                "bins": {"T_eff": [float(edge) for edge in range(max(cells, 2))]},
+                "ablation": False,
+                "seeds": list(range(made_up.get("draws", 1))),
+                "ridge": {"alpha": {"search": [10.0**k for k in range(alphas)]} if alphas > 1 else 1e5},
+            }
+        )
+    cuts = {key: stated[key] for key in ("folds", "partition_rows") if stated[key] is not None}
+    return experiment.model_copy(update={"compute": experiment.compute.model_copy(update=cuts)})
+
+
+def _stated_workers(
+    profile: Any, stated: dict[str, Any], workers: int | None, *, on_paper: bool
+) -> tuple[Sequence[int], int]:
+    """Return the memory of every worker in bytes, and the cores of one."""
+    from cluster import LocalProfile, SlurmProfile
+    from pipeline.base import available_cores, available_memory
+
+    limits = profile.worker_limits() or [available_memory()] * (workers or 1)
+    cores = available_cores()
+    if isinstance(profile, SlurmProfile):
+        cores = profile.cores
+    elif isinstance(profile, LocalProfile) and on_paper:
+        limits = [available_memory()] * profile.workers  # machines like this one
+    elif isinstance(profile, LocalProfile):
+        cores = profile.resolved_threads()
+    if stated["memory"] is not None:
+        limits = [stated["memory"]] * len(limits)
+    return limits, stated["cores"] or cores
+
+
+def _stated_rates(
+    projected: ExperimentPlan, experiment: ExperimentConfig, cores: int, stated: dict[str, Any]
+) -> tuple[Rates, str]:
+    """Return this machine's rates but for those that were given, and a word on which these are."""
+    from pipeline.plan import ASSUMED_BANDWIDTH, measure_rates
+
+    rates = measure_rates(
+        projected.n_pixels, experiment.precision, store=float(stated["bandwidth"] or ASSUMED_BANDWIDTH)
+    )
+    words = ["measured on this machine, just now"]
+    if stated["flops"]:
+        rates, words = replace(rates, gram=stated["flops"] / cores), [*words, "--flops as given"]
+    if stated["read_rate"]:
+        rates, words = replace(rates, decode=stated["read_rate"] / cores), [*words, "--read-rate as given"]
+    words.append("--bandwidth as given" if stated["bandwidth"] else "the file system's assumed: give --bandwidth")
+    return rates, "; ".join(words)
+
+
+def _better_partitions(
+    projected: ExperimentPlan, experiment: ExperimentConfig, rates: Rates, limits: Sequence[int], cores: int
+) -> str | None:
+    """Say which ``compute.partition_rows`` would make the run shorter, if one would by much."""
+    from pipeline.plan import MEMORY_SHARE, format_seconds, plan_run, project_scaling
+
+    def total(config: ExperimentConfig) -> float:
+        plan = plan_run([projected.n_spectra], projected.n_pixels, config, limits, worker_threads=cores)
+        fits = plan.worker_memory <= plan.worker_limit * MEMORY_SHARE
+        return project_scaling(plan, config, rates, cores).total if fits else float("inf")
+
+    def cut(rows: int) -> ExperimentConfig:
+        return experiment.model_copy(update={"compute": experiment.compute.model_copy(update={"partition_rows": rows})})
+
+    now = total(experiment)
+    best, rows = min((total(cut(rows)), rows) for rows in _PARTITION_ROWS)
+    if best >= _WORTH_SAYING * now:
+        return None
+    return f"compute.partition_rows: {rows} would take {format_seconds(best)} instead of {format_seconds(now)}"

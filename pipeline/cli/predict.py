@@ -1,0 +1,127 @@
+"""``headroom predict``: labels for spectra that nobody has labelled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.base import Progress, choose_progress
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.noise import NoiseDraw
+    from pipeline.predict import MixtureModel, PredictSummary
+
+__all__ = ["predict"]
+
+
+@click.command()
+@click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
+@click.argument("spectra", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file, a row for each spectrum.")
+@click.option("--route", help="blend, fallback, soft, hard or global, as the model has them; its own by default.")
+@click.option(
+    "--noise",
+    default="none",
+    show_default=True,
+    help="none for observed spectra; for simulated ones `stored` (their own noisy array) or a level to draw.",
+)
+@click.option("--seed", type=int, help="Seed of a drawn noise; that of the model's training by default.")
+@click.option("--resample", is_flag=True, help="Rebin spectra of another wavelength grid, flux conserved.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; one per core by default.")
+@click.option("--overwrite", is_flag=True, help="Replace predictions that are there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def predict(
+    model: Path,
+    spectra: tuple[str, ...],
+    out: Path,
+    route: str | None,
+    noise: str,
+    seed: int | None,
+    resample: bool,
+    threads: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Predict the labels of SPECTRA: shards or stores, with labels in them or without. Run it again to resume.
+
+    Each row of the file has the labels under the chosen route and by the global model, the probability of each bin,
+    and whether the spectrum is out of the model's domain and why. No noise is added to spectra unless you ask for it.
+    Where labels are known, R² is printed.
+
+    \b
+    Example:
+      headroom predict runs/demo observed.h5 --out predictions.parquet
+      headroom predict model/ night_*.zarr --out night.parquet --resample
+      headroom predict model/ spectra/test --out test.parquet --noise 1.0 --seed 42
+    """
+    from pipeline.predict import PredictOptions, predict_spectra
+
+    progress = choose_progress(quiet=quiet)
+    loaded = _open_model(model, progress)
+    options = PredictOptions(route, _choose_noise(noise, seed, loaded), resample, threads, overwrite)
+    summary = predict_spectra(loaded, spectra, out, options, progress=progress)
+    if as_json:
+        click.echo(json.dumps(_plain(summary), indent=1))
+    else:
+        _print_summary(summary)
+
+
+def _open_model(path: Path, progress: Progress) -> MixtureModel:
+    """Load a bundle, or that of a run, which is made once."""
+    from pipeline.predict import MODEL_FILE, SUMS_FILE, load_model, model_of_run
+
+    if (path / SUMS_FILE).exists() or (path / MODEL_FILE).exists():
+        return load_model(path)
+    return model_of_run(path, progress)
+
+
+def _choose_noise(text: str, seed: int | None, model: MixtureModel) -> NoiseDraw | str | None:
+    from pipeline import schema
+    from pipeline.noise import NoiseDraw
+    from pipeline.predict import STORED_NOISE
+
+    if text in ("none", STORED_NOISE):
+        if seed is not None:
+            raise InputError(f"--seed {seed}: only a drawn noise has a seed, found --noise {text}; leave --seed out")
+        return None if text == "none" else STORED_NOISE
+    try:
+        level = float(text)
+    except ValueError:
+        level = math.nan
+    if not (math.isfinite(level) and level >= 0):
+        raise InputError(f"--noise must be none, stored or a level such as 1.0, found {text!r}")
+    trained = model.facts["training"]["noise"]["seed"]
+    return NoiseDraw(level, seed if seed is not None else trained or 0, schema.STREAM_TEST)
+
+
+def _print_summary(summary: PredictSummary) -> None:
+    share = summary.n_out_of_domain / max(summary.n_spectra, 1)
+    click.echo(
+        f"{summary.path}: {summary.n_spectra:,} spectra, {summary.n_out_of_domain:,} out of domain ({share:.1%})"
+    )
+    for reason, count in summary.reasons.items():
+        click.echo(f"  {reason}: {count:,}")
+    if summary.scores:
+        click.echo(f"{'label':8} {'spectra':8} {'n':>11} {'R²':>8} {'global':>8}")
+    for one in summary.scores:
+        click.echo(f"{one.label:8} {one.scope:8} {one.n_spectra:>11,} {_format(one.r2)} {_format(one.r2_global)}")
+
+
+def _format(r2: float) -> str:
+    return f"{r2:8.3f}" if math.isfinite(r2) else f"{'–':>8}"
+
+
+def _plain(summary: PredictSummary) -> dict[str, object]:
+    scores = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in vars(one).items()}
+        for one in summary.scores
+    ]
+    return {**dataclasses.asdict(summary), "path": str(summary.path), "scores": scores}

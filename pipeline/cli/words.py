@@ -1,0 +1,81 @@
+"""Answers for machines: what ``--json`` prints, one object on standard output and nothing else there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.base import json_text
+from pipeline.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from pipeline.scoring import RunResults
+
+__all__ = ["json_option", "print_json", "print_table", "summarise_run"]
+
+#: The same switch everywhere.
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as :func:`pipeline.base.files.json_text` writes it."""
+    click.echo(json_text(value))
+
+
+# --- A run's results as a table in the terminal.
+
+
+def print_table(results: RunResults, config: ExperimentConfig) -> None:
+    """Print the figures of merit of every noise level, the verdict, and what a reader should know."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.scoring import NO_SEED
+
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    for level in results.summary["levels"]:
+        seeds = set(results.overall.loc[results.overall["noise_level"] == level["noise_level"], "seed"]) - {NO_SEED}
+        over = f", mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else ""
+        title = f"{config.target} at noise level {level['noise_level']:g}: R²{over}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        table.add_column("spectra", overflow="fold")
+        # Fits in 80 columns; numbers are never cut, long names of bins fold.
+        for heading in ("train", "test", "oracle", "global", "ΔR²", f"{config.bootstrap.confidence:.0%} interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
+        rows += [(f"{one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
+        for k, (name, row) in enumerate(rows):
+            table.add_row(
+                name,
+                f"{row['n_train']:,}",
+                f"{row['n_test']:,}",
+                _format_figure(row["r2_oracle"]["mean"], ".3f"),
+                _format_figure(row["r2_global"]["mean"], ".3f"),
+                _format_figure(row["delta_r2"]["mean"], "+.3f"),
+                " to ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
+                end_section=k == 1,
+            )
+        console.print(table)
+        console.print(
+            f"At noise level {level['noise_level']:g}: {level['decision']['sentence']}", highlight=False, markup=False
+        )
+        if level.get("routing"):
+            console.print(level["routing"]["sentence"], highlight=False, markup=False)
+    for warning in results.metadata["warnings"]:
+        console.print(f"note: {warning}", highlight=False, markup=False)
+
+
+def summarise_run(results: RunResults, page: Path) -> dict[str, Any]:
+    """Return a run's results for machines: what ``summary.json`` holds, and where everything is."""
+    metadata = results.metadata
+    where = {"run": results.folder, "report": page, "config_hash": metadata["config_hash"]}
+    facts = {name: metadata[name] for name in ("simulated", "steps", "warnings", "peak_memory_bytes")}
+    return {**where, **results.summary, **facts}
+
+
+def _format_figure(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

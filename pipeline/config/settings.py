@@ -1,0 +1,536 @@
+"""The experiment's configuration: one YAML file, validated into typed, immutable objects.
+
+An unknown key is an error that names the nearest known one. :mod:`pipeline.config.files` reads the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from pipeline import schema
+from pipeline.errors import did_you_mean
+
+__all__ = [
+    "DEFAULT_WINDOWS",
+    "QUALITY_COLUMN",
+    "AlphaSearch",
+    "BootstrapConfig",
+    "ComputeConfig",
+    "Cut",
+    "DataConfig",
+    "DecisionConfig",
+    "DesignConfig",
+    "ExperimentConfig",
+    "FeatureConfig",
+    "GateConfig",
+    "HypothesesConfig",
+    "LineWindow",
+    "NoiseConfig",
+    "PerSpectrum",
+    "Quantiles",
+    "RidgeConfig",
+    "Section",
+    "content_hash",
+    "require_increasing",
+]
+
+# --- How the configuration cuts columns into bins, and the search for a better way to cut them.
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, finite, and without settings that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+class Quantiles(Section):
+    """Edges that divide the training spectra into equal parts."""
+
+    quantiles: Annotated[int, Field(ge=2, le=100)]
+
+
+#: How a column is cut: by stated edges, or into equal parts.
+Cut = Annotated[
+    Annotated[tuple[float, ...], Tag("edges")] | Annotated[Quantiles, Tag("parts")],
+    Discriminator(lambda value: "parts" if isinstance(value, dict | Quantiles) else "edges"),
+]
+
+
+class DesignConfig(Section):
+    """A search for the rectangles of a fine grid that give the most headroom, for every number of experts.
+
+    ``grid`` cuts two columns; ``experts`` is the largest number tried; recommended is the smallest number whose
+    cross-validated ΔR² is at least ``reach`` times the largest one.
+    """
+
+    grid: dict[str, Cut]
+    experts: Annotated[int, Field(ge=2, le=100)] = 12
+    reach: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+    @field_validator("grid")
+    @classmethod
+    def _two_columns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if len(value) != 2:
+            raise ValueError(
+                f"two columns are required, found {len(value)} ({', '.join(value) or 'none'}); for example "
+                "{T_eff: {quantiles: 6}, M_H: [-2.5, -2, -1.5, -1, -0.5, 0, 0.5]}"
+            )
+        for column, cut in value.items():
+            if not isinstance(cut, Quantiles):
+                require_increasing(column, cut)
+        return value
+
+
+def require_increasing(column: str, edges: tuple[float, ...]) -> None:
+    """Refuse edges that are fewer than two or do not increase; for pydantic's validators."""
+    if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
+        raise ValueError(
+            f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}; "
+            f"for example {{T_eff: [3750, 4500, 5250, 6000]}}"
+        )
+
+
+# --- The settings of a gate.
+
+
+class LineWindow(Section):
+    """A spectral line that a gate looks at: ``centre`` ± ``half_width``, held against its continuum bands (all Å).
+
+    Windows of one ``total`` also give the sum of their equivalent widths, under that name.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    centre: Annotated[float, Field(gt=0)]
+    half_width: Annotated[float, Field(gt=0)]
+    continuum: tuple[tuple[float, float], ...] = Field(min_length=1)
+    total: str | None = None
+
+    @field_validator("continuum")
+    @classmethod
+    def _increasing(cls, value: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        for low, high in value:
+            if not low < high:
+                raise ValueError(f"a continuum band must be [lower, upper] in Å, found [{low:g}, {high:g}]")
+        return value
+
+
+def _windows(
+    total: str, centres: dict[str, float], half_width: float, *continuum: tuple[float, float]
+) -> tuple[LineWindow, ...]:
+    return tuple(
+        LineWindow(name=name, centre=centre, half_width=half_width, continuum=continuum, total=total)
+        for name, centre in centres.items()
+    )
+
+
+#: The only column that a gate may tell from the errors of a spectrum.
+QUALITY_COLUMN = "snr"
+#: The eight windows of the users' gate; the lines are Ca II 8498, 8542, 8662, Na I 8183, 8195 and Mg I 8807. The
+#: continuum bands of Ca II are those of Cenarro et al. (2001, MNRAS 326, 959); the others avoid the strong lines.
+DEFAULT_WINDOWS: tuple[LineWindow, ...] = (
+    *_windows("Ca_II", {"Ca_II_8498": 8498.02, "Ca_II_8542": 8542.09}, 12.0, (8474.0, 8484.0), (8563.0, 8577.0)),
+    *_windows("Ca_II", {"Ca_II_8662": 8662.14}, 12.0, (8619.0, 8642.0), (8700.0, 8725.0)),
+    *_windows("Na_I", {"Na_I_8183": 8183.26, "Na_I_8195": 8194.82}, 5.0, (8140.0, 8160.0), (8215.0, 8235.0)),
+    *_windows(
+        "Mg_I",
+        {"Mg_I_8806": 8806.0, "Mg_I_8807": 8807.0, "Mg_I_8808": 8808.0},
+        3.0,
+        (8776.0, 8792.0),
+        (8828.0, 8845.0),
+    ),
+)
+
+
+class FeatureConfig(Section):
+    """What a logistic gate is told of a spectrum: principal components, and windows around spectral lines.
+
+    Squares and products of the first ``products`` components are terms of the regression, too.
+    """
+
+    components: Annotated[int, Field(ge=0, le=1000)] = 10
+    products: Annotated[int, Field(ge=0, le=30)] = 3
+    windows: tuple[LineWindow, ...] = DEFAULT_WINDOWS
+
+    @model_validator(mode="after")
+    def _something(self) -> FeatureConfig:
+        names = [window.name for window in self.windows]
+        if len(set(names)) != len(names):
+            raise ValueError(f"windows need names of their own, found {', '.join(names)}")
+        if not self.components and not names:
+            raise ValueError("a logistic gate needs principal components or windows; use components: 10")
+        return self
+
+
+class GateConfig(Section):
+    """A gate that routes spectra without knowing their labels, and what is asked of it.
+
+    ``ridge`` takes the global model's predictions of the bin columns. ``logistic`` is a multinomial logistic regression
+    on ``features`` of the spectra: it reads ``spectra`` of the training spectra once more, spread evenly over all, and
+    needs ``pip install 'headroom[ml]'``. ``unsure`` is the probability that some bin must exceed for the fall-back
+    routing to trust the experts, ``keep`` the share of the headroom that routing must keep. ``blend`` learns how to
+    weigh the experts from held-out predictions of as many training spectra. ``binnings`` names binnings by ``snr``
+    alone that get a gate of their own, a logistic regression on aggregates of the errors; with each of them the
+    experts of ``bins`` × that binning are trained and routed, too.
+    """
+
+    kind: Literal["ridge", "logistic"] = "ridge"
+    unsure: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    keep: Annotated[float, Field(gt=0)] = 0.7
+    features: FeatureConfig = FeatureConfig()
+    #: Training spectra that a pass for the gate reads; more are slower and hardly better.
+    spectra: Annotated[int, Field(ge=100)] = 50_000
+    blend: bool = False
+    binnings: tuple[str, ...] = ()
+
+    @field_validator("binnings", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def require_binnings(self, columns: dict[str, tuple[str, ...]]) -> None:
+        """Refuse binnings that there are not, or that are not by ``snr`` alone; for pydantic's validators."""
+        for name in self.binnings:
+            if columns.get(name) != (QUALITY_COLUMN,):
+                found = f"one by {', '.join(columns[name])}" if name in columns else "no such binning"
+                raise ValueError(
+                    f"gate.binnings: {name!r} must name a binning by {QUALITY_COLUMN} alone, found {found}; the errors "
+                    f"of a spectrum may tell its {QUALITY_COLUMN}, nothing else; for example "
+                    f"binnings: {{SNR: {{{QUALITY_COLUMN}: {{quantiles: 4}}}}}}"
+                )
+
+    def require_bins(self, columns: tuple[str, ...], *, has_one_fold: bool) -> None:
+        """Refuse bins and folds that this gate cannot work on; for pydantic's validators."""
+        if self.kind == "ridge" and (len(columns) > 2 or not set(columns) <= set(schema.LABELS)):
+            raise ValueError(
+                f"gate.kind: {self.kind} routes by one or two of the labels {', '.join(schema.LABELS)}, found bins "
+                f"over {', '.join(columns)}; leave gate out, use kind: logistic, or choose such bins"
+            )
+        if has_one_fold:
+            raise ValueError(
+                "gate needs at least two folds to know its errors, found compute.folds: 1; use compute: {folds: 5}, "
+                "or leave gate out"
+            )
+
+
+REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
+    "T_eff": (3750.0, 4500.0, 5250.0, 6000.0),
+    "M_H": (-2.0, -1.0, 0.0, 0.5),
+}
+
+#: The name of ``bins`` among all binnings: the one that the verdict is about.
+MAIN_BINNING = "bins"
+
+Number = TypeVar("Number", int, float)
+
+
+class DataConfig(Section):
+    """Where the spectra are. Entries: shard files, folders, globs or a ``shard_index.txt``; or stores, likewise.
+
+    ``exclude`` names shards of ``train`` that are left out. Their rows are counted all the same, since noise is drawn
+    by row: leaving a shard out changes no noise of the others.
+    """
+
+    train: tuple[str, ...] = Field(min_length=1)
+    test: tuple[str, ...] = Field(min_length=1)
+    exclude: tuple[str, ...] = ()
+    stores: str = "stores"
+    nonfinite: Literal["refuse", "drop"] = "refuse"
+    allow_overlap: bool = False
+
+    @field_validator("train", "test", "exclude", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class NoiseConfig(Section):
+    """Noise added to the clean flux, in units of its 1σ error; ``test: stored`` prefers a pre-drawn array.
+
+    ``marginal`` noise is the expectation over all draws, in closed form. Training on it has no seeds: one set of
+    models for each level. ``both`` trains on either; the verdict is about drawn noise, and marginal noise is held
+    against it.
+    """
+
+    mode: Literal["drawn", "marginal", "both"] = "drawn"
+    levels: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
+    test: Literal["stored", "drawn", "marginal"] = "stored"
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int | float) else value
+
+    @field_validator("levels")
+    @classmethod
+    def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return _require_distinct(value, "noise levels")
+
+
+class PerSpectrum(Section):
+    """A penalty that grows with the training set: α = ``per_spectrum`` × n_train."""
+
+    per_spectrum: float = Field(gt=0)
+
+
+class AlphaSearch(Section):
+    """A penalty chosen among several by cross-validation over the training folds, never on the test set.
+
+    ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose. Where
+    the global model chooses, the experts' own curves are shown beside its curve and cost nine tenths of the search:
+    ``expert_curves: false`` leaves them out.
+    """
+
+    search: tuple[Annotated[float, Field(gt=0)], ...]
+    by: Literal["global", "per_expert"] = "global"
+    expert_curves: bool = True
+
+    @field_validator("search")
+    @classmethod
+    def _several(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) < 2:
+            raise ValueError(
+                f"a search needs at least two penalties, found {list(value)}; for a fixed one write alpha: 1e5"
+            )
+        return tuple(sorted(_require_distinct(value, "penalties")))
+
+    @model_validator(mode="after")
+    def _choosers_have_curves(self) -> AlphaSearch:
+        if self.by == "per_expert" and not self.expert_curves:
+            raise ValueError(
+                "expert_curves: false leaves out what by: per_expert chooses on; use by: global, or leave it out"
+            )
+        return self
+
+
+def _alpha_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "rule" if any(str(key).startswith("per") for key in value) else "choice"
+    if isinstance(value, AlphaSearch):
+        return "choice"
+    return "rule" if isinstance(value, PerSpectrum) else "number"
+
+
+#: A fixed penalty, or a rule for it, or several to choose from.
+Alpha = Annotated[
+    Annotated[float, Field(gt=0), Tag("number")]
+    | Annotated[PerSpectrum, Tag("rule")]
+    | Annotated[AlphaSearch, Tag("choice")],
+    Discriminator(_alpha_kind),
+]
+
+
+class RidgeConfig(Section):
+    """The ridge models. ``alpha`` penalises a SUM of squares over spectra; the intercept is free."""
+
+    alpha: Alpha = 1e5
+    standardize: Literal["global", "per_expert", "none"] = "global"
+    train_on: Literal["all", "covered"] = "all"
+    min_spectra: Annotated[int, Field(ge=2)] = 50
+
+
+class DecisionConfig(Section):
+    """Thresholds on ΔR²: at least ``continue`` → build the mixture; below ``stop`` → do not."""
+
+    continue_: float = Field(default=0.05, alias="continue")
+    stop: float = 0.02
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DecisionConfig:
+        if self.stop > self.continue_:
+            raise ValueError(f"stop ({self.stop:g}) must not exceed continue ({self.continue_:g})")
+        return self
+
+
+class HypothesesConfig(Section):
+    """What the report marks PASS or FAIL. ``lowest_r2_bins: null`` leaves the third one out."""
+
+    r2_oracle: float = 0.55
+    delta_r2: float = 0.05
+    lowest_r2_bins: tuple[int, ...] | None = (0, 3, 6)
+
+
+class BootstrapConfig(Section):
+    """Paired bootstrap over test spectra, stratified by bin."""
+
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+#: How many folds, or one for each shard.
+Folds = Annotated[
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Literal["shards"], Tag("shards")],
+    Discriminator(lambda value: "shards" if isinstance(value, str) else "number"),
+]
+
+
+class ComputeConfig(Section):
+    """How the pass is cut. The first three are part of the plan: the same values give the same bits on any cluster.
+
+    With ``folds: shards`` every shard is a fold, so that adding or removing one leaves all other folds as they are.
+    """
+
+    folds: Folds = 5
+    partition_rows: Annotated[int, Field(ge=64)] = 262_144
+    run_rows: Annotated[int, Field(ge=64)] = 1024
+    #: Noise draws share a read of the spectra while a worker stays within this; it changes no bits.
+    sharing_gib: Annotated[float, Field(gt=0)] = 3.0
+
+
+class ExperimentConfig(Section):
+    """One experiment, as its YAML file states it; see ``pipeline/configs/oracle_noise1.yaml``."""
+
+    data: DataConfig
+    target: str = "log_g"
+    bins: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(REFERENCE_EDGES), min_length=1)
+    bin_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    #: Other ways to divide the spectra among experts, by name, held against ``bins``; from the same pass.
+    binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
+    #: Hold against them each column of ``bins`` alone, too.
+    ablation: bool = True
+    #: Search for the best rectangles of a finer grid; from the same pass.
+    design: DesignConfig | None = None
+    #: Route the test spectra without their labels, too, and say how much of the headroom is kept; no further pass.
+    gate: GateConfig | None = None
+    noise: NoiseConfig = NoiseConfig()
+    ridge: RidgeConfig = RidgeConfig()
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
+    #: Training sizes of the learning curve, each the nearest number of whole folds; after every fold by default.
+    learning_curve: tuple[Annotated[int, Field(ge=2)], ...] | None = None
+    decision: DecisionConfig = DecisionConfig()
+    hypotheses: HypothesesConfig | None = None
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    compute: ComputeConfig = ComputeConfig()
+    precision: Literal["float32", "float64"] = "float32"
+    #: Where ``headroom run`` computes: a packaged cluster profile or a file. It changes no result, so no key knows it.
+    cluster: str | None = None
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _require_distinct(value, "seeds")
+
+    @field_validator("learning_curve")
+    @classmethod
+    def _growing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if value is None else tuple(sorted(_require_distinct(value, "training sizes")))
+
+    @field_validator("target")
+    @classmethod
+    def _known_label(cls, value: str) -> str:
+        if value not in schema.LABELS:
+            raise ValueError(
+                f"must be one of {', '.join(schema.LABELS)}, found {value!r}{did_you_mean(value, schema.LABELS)}"
+            )
+        return value
+
+    @field_validator("bins")
+    @classmethod
+    def _increasing(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for column, edges in value.items():
+            require_increasing(column, edges)
+        return value
+
+    @field_validator("binnings")
+    @classmethod
+    def _cut(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, cuts in value.items():
+            if not name.strip() or name == MAIN_BINNING:
+                raise ValueError(f"a binning needs a name of its own, found {name!r}; for example {{SNR: …}}")
+            for column, cut in cuts.items():
+                if not isinstance(cut, Quantiles):
+                    require_increasing(column, cut)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExperimentConfig:
+        if self.target in self.bins:
+            raise ValueError(
+                f"bins may not use the target {self.target!r}: routing by the value to be predicted leaks it"
+            )
+        for name, cuts in self.binnings.items():
+            if self.target in cuts:
+                raise ValueError(
+                    f"binnings.{name} may not use the target {self.target!r}: routing by the value to be predicted "
+                    "leaks it"
+                )
+        if self.design is not None:
+            if self.target in self.design.grid:
+                raise ValueError(
+                    f"design.grid may not use the target {self.target!r}: routing by the value to be predicted leaks it"
+                )
+            if self.compute.folds == 1:
+                raise ValueError(
+                    f"design needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
+                    "use compute: {folds: 5}, or leave design out"
+                )
+        if self.gate is not None:
+            self.gate.require_bins(tuple(self.bins), has_one_fold=self.compute.folds == 1)
+            self.gate.require_binnings({name: tuple(cuts) for name, cuts in self.binnings.items()})
+        for column, names in self.bin_names.items():
+            expected = len(self.bins.get(column, ())) - 1
+            if len(names) != expected:
+                raise ValueError(
+                    f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
+                )
+        if isinstance(self.ridge.alpha, AlphaSearch) and self.compute.folds == 1:
+            raise ValueError(
+                f"ridge.alpha.search needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
+                "use compute: {folds: 5}, or a fixed ridge.alpha"
+            )
+        n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
+        stated = self.hypotheses.lowest_r2_bins if self.hypotheses else None
+        if stated is not None and not (stated and set(stated) <= set(range(n_bins))):
+            raise ValueError(
+                f"hypotheses.lowest_r2_bins must name some of the bins 0 to {n_bins - 1}, found {list(stated)}; "
+                "null leaves the hypothesis out"
+            )
+        return self
+
+    @property
+    def stated_hypotheses(self) -> HypothesesConfig:
+        """The hypotheses; by default the third one is stated only for the reference grid it is about."""
+        if self.hypotheses is not None:
+            return self.hypotheses
+        if {column: tuple(edges) for column, edges in self.bins.items()} == dict(REFERENCE_EDGES):
+            return HypothesesConfig()
+        return HypothesesConfig(lowest_r2_bins=None)
+
+    @property
+    def headline_level(self) -> float:
+        """The noise level that conclusions are about: 1 where it is there, else the highest."""
+        return 1.0 if 1.0 in self.noise.levels else max(self.noise.levels)
+
+    @property
+    def further_grids(self) -> dict[str, dict[str, Cut]]:
+        """How columns are cut by every grid besides ``bins``, under the names of their settings."""
+        grids = {f"binnings.{name}": cuts for name, cuts in self.binnings.items()}
+        return grids | ({"design.grid": self.design.grid} if self.design else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, with the spellings of the YAML file: all that results depend on, so not ``cluster``."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+
+
+def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"{what} must be distinct, found {list(values)}")
+    return values
+
+
+def content_hash(value: Any) -> str:
+    """Return 16 hexadecimal digits that identify a JSON-able value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

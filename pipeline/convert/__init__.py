@@ -1,0 +1,8 @@
+"""From HDF5 shards to one checked Zarr store: resumable, and verified pixel by pixel on request.
+
+``inspection`` looks at shards or stores without converting anything.
+"""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

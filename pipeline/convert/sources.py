@@ -1,0 +1,406 @@
+"""The shards of one conversion together: whether they agree, and the columns they make up."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import util
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any, Final
+
+import numpy as np
+from numcodecs import blosc
+
+from pipeline.convert.ranges import read_json, write_json
+from pipeline.errors import InputError, ResourceError
+from pipeline.shards import TAKEN_NAMES, ShardInfo, read_shard_info
+from pipeline.store import SourceRecord, StoreLayout, find_other_wavelengths, plan_layout
+
+__all__ = [
+    "ConversionSettings",
+    "claim_work",
+    "is_work_of",
+    "lock_work",
+    "merge_columns",
+    "read_sources",
+    "record_source",
+    "remove_work",
+    "run_tasks",
+    "source_key",
+    "store_column_name",
+]
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What shapes a store besides its shards; sizes that are None follow from the data."""
+
+    chunk_rows: int | None
+    shard_rows: int | None
+    nonfinite: str
+
+    def plan_layout(self, n_spectra: int, n_pixels: int) -> StoreLayout:
+        """Return the layout of a store of all the shards' spectra."""
+        return plan_layout(n_spectra, n_pixels, self.chunk_rows, self.shard_rows)
+
+    def describe(self, layout: StoreLayout) -> dict[str, Any]:
+        """Return what the manifest records of them."""
+        return {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": self.nonfinite}
+
+
+def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
+    """Check every shard, and that all have the same wavelengths, columns and arrays but not the same spectra.
+
+    Raises
+    ------
+    InputError
+        Naming the two files and the first difference.
+    """
+    if not shards:
+        raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
+    infos = [read_shard_info(shard) for shard in shards]
+    for info in infos[1:]:
+        _require_agreement(infos[0], info)
+    first_with: dict[str, Path] = {}
+    for info in infos:
+        other = first_with.setdefault(info.fingerprint, info.path)
+        if other is not info.path:
+            raise InputError(
+                f"shards {other} and {info.path} must hold different spectra, but they are copies of each other; every "
+                "spectrum may count once only, so remove one of the two"
+            )
+    return infos
+
+
+def record_source(info: ShardInfo, dropped: Mapping[str, Iterable[int]]) -> SourceRecord:
+    """Describe a shard for the manifest, by name and content and not by where it lies."""
+    return SourceRecord(
+        name=_name(info.path),
+        size=info.size,
+        n_spectra=info.n_spectra,
+        fingerprint=info.fingerprint,
+        dropped={kind: sorted(rows) for kind, rows in dropped.items() if rows},
+        remarks=info.remarks,
+        mtime_ns=info.mtime_ns,
+    )
+
+
+def merge_columns(infos: Sequence[ShardInfo], dropped: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Join the shards' columns for the rows that are kept.
+
+    Returns
+    -------
+    dict
+        The labels and every other numeric column that is not all NaN, each (N,); then ``shard`` (int32) and ``row``
+        (int64, within its shard). Strings are left out; a name that the store uses itself gets ``params_`` before it.
+    """
+    keeps = []
+    for info, rows in zip(infos, dropped, strict=True):
+        keep = np.ones(info.n_spectra, bool)
+        keep[list(rows)] = False
+        keeps.append(keep)
+    merged: dict[str, np.ndarray] = {}
+    for name in infos[0].columns:
+        parts = [info.columns[name][keep] for info, keep in zip(infos, keeps, strict=True)]
+        values = np.concatenate(parts)
+        if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and np.isnan(values).all()):
+            continue
+        merged[store_column_name(name)] = values
+    merged["shard"] = np.repeat(np.arange(len(infos), dtype=np.int32), [int(keep.sum()) for keep in keeps])
+    merged["row"] = np.concatenate([np.flatnonzero(keep) for keep in keeps]).astype(np.int64)
+    return merged
+
+
+def store_column_name(name: str) -> str:
+    """Return what a store calls a shard's column: the store's own names are taken."""
+    return f"params_{name}" if name in TAKEN_NAMES else name
+
+
+def source_key(infos: Sequence[ShardInfo | SourceRecord], settings: Mapping[str, Any]) -> str:
+    """Return a digest of sources and settings, which says which conversion this is.
+
+    Sources enter by fingerprint and size, which a change of some rows in place may leave as they are: whether a
+    file is still the one that was read, its :attr:`ShardInfo.stamp` tells.
+    """
+    content = [[info.fingerprint, info.n_spectra, info.size] for info in infos]
+    return hashlib.sha256(repr((content, sorted(settings.items()))).encode()).hexdigest()
+
+
+def _require_agreement(first: ShardInfo, other: ShardInfo) -> None:
+    pair = f"shards {_name(first.path)} and {_name(other.path)}"
+    remedy = "convert them into separate stores"
+    if first.n_pixels != other.n_pixels:
+        raise InputError(f"{pair} must have equal pixels, found {first.n_pixels} and {other.n_pixels}; {remedy}")
+    apart = find_other_wavelengths(first.wavelength, other.wavelength)
+    if apart.size:
+        pixel = int(apart[0])
+        raise InputError(
+            f"{pair} must have equal wavelengths, found {first.wavelength[pixel]:.6f} and "
+            f"{other.wavelength[pixel]:.6f} Å at pixel {pixel}, the first of {apart.size}; {remedy}"
+        )
+    if first.has_noisy != other.has_noisy:
+        with_noisy = _name((first if first.has_noisy else other).path)
+        raise InputError(f"{pair}: only {with_noisy} has a 'noisy' array, but all or none must; {remedy}")
+    lonely = sorted(set(first.columns) ^ set(other.columns))
+    if lonely:
+        owner = _name((first if lonely[0] in first.columns else other).path)
+        raise InputError(f"{pair} must have equal columns, but only {owner} has {lonely[0]!r}; {remedy}")
+    for name, values in first.columns.items():
+        if (values.dtype.kind in "fiub") != (other.columns[name].dtype.kind in "fiub"):
+            raise InputError(
+                f"{pair} must agree on column {name!r}, found {values.dtype} and {other.columns[name].dtype}; {remedy}"
+            )
+
+
+def _name(path: Path) -> str:
+    return str(Path(*path.parts[-2:]))
+
+
+# --- The work folder of a conversion: held by one process at a time, resumed, cleaned of leftovers, removed.
+
+_LOCK: Final = "lock"
+_PLAN: Final = "plan.json"
+#: How often a lock is tried again whose owner removed the folder just then.
+_ATTEMPTS: Final = 100
+
+
+@contextmanager
+def lock_work(work: Path) -> Iterator[None]:
+    """Hold a work folder, made where there is none; nothing in it may be changed without this.
+
+    Raises
+    ------
+    InputError
+        If another process holds it.
+    """
+    with _open_lock(work) as lock:
+        try:
+            yield
+        finally:
+            # nothing was begun here, or all of it is gone: leave no empty folder behind
+            if _is_same_file(lock, work / _LOCK) and [entry.name for entry in work.iterdir()] == [_LOCK]:
+                remove_work(work)
+
+
+def claim_work(work: Path, description: dict[str, Any], overwrite: bool) -> None:
+    """Make a locked work folder that of the described conversion, resuming what an earlier run of the same one left.
+
+    Raises
+    ------
+    InputError
+        If it holds another conversion (which ``overwrite`` discards), or something else.
+    """
+    _require_same_plan(work, description, overwrite)
+    _remove_temporaries(work)
+    write_json(work / _PLAN, description)
+
+
+def is_work_of(work: Path, key: str) -> bool:
+    """Tell whether a work folder belongs to the conversion of this key."""
+    return (read_json(work / _PLAN) or {}).get("key") == key
+
+
+def remove_work(work: Path) -> None:
+    """Remove a locked work folder: its plan late, so that a run killed here still knows the rest as its own, and the
+    lock last, because from then on the folder may be another's."""
+    for entry in work.iterdir():
+        if entry.name not in (_PLAN, _LOCK):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for name in (_PLAN, _LOCK):
+        (work / name).unlink(missing_ok=True)
+    with suppress(OSError):  # another conversion has just locked it
+        work.rmdir()
+
+
+def _open_lock(work: Path) -> IO[str]:
+    for _ in range(_ATTEMPTS):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(work / _LOCK, "a")  # noqa: SIM115 (the caller closes it)
+        except FileNotFoundError:
+            continue  # its last owner has just removed the folder
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise InputError(f"another conversion is writing {work}; wait for it or name another target") from error
+        except OSError:
+            return lock  # a file system without locks: the user has to know
+        if _is_same_file(lock, work / _LOCK):
+            return lock
+        lock.close()  # this was the lock of a folder that is gone
+    raise InputError(f"{work} cannot be locked, because others keep removing it; run again when they have finished")
+
+
+def _is_same_file(opened: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool) -> None:
+    left = [entry for entry in work.iterdir() if entry.name != _LOCK]
+    if not left:
+        return
+    found = read_json(work / _PLAN)
+    if found is None:
+        if all(entry.name.startswith(_PLAN) for entry in left):
+            return  # killed before the plan was written
+        raise InputError(f"{work} exists and is not the work folder of a conversion; remove it or name another target")
+    if found.get("key") == description["key"]:
+        return
+    if not overwrite:
+        raise InputError(
+            f"{work} holds an unfinished conversion of other shards or settings: it has {found.get('shards')} with "
+            f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; finish "
+            "that one, or discard it: delete the folder, or use headroom convert with --overwrite"
+        )
+    for entry in left:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _remove_temporaries(work: Path) -> None:
+    """Remove what killed runs were writing; the lock says that nobody writes now."""
+    for pattern in ("*.tmp", "ranges/*.tmp", "scan/*.tmp", "store/*/c/*/.*.part", "store/**/*.partial"):
+        for path in work.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+# --- Run a conversion's tasks in this process or in several; workers never outlive the process that wants them.
+
+
+def run_tasks(
+    make_worker: Callable[[], Any], method: str, tasks: Iterable[Any], workers: int
+) -> Generator[dict[str, Any], None, None]:
+    """Yield the records of ``make_worker().method(task)`` for all tasks, as they finish.
+
+    This process is one of the workers: it takes tasks too, from the front, while the others are still starting.
+
+    Workers are new interpreters (spawned: HDF5 and zarr keep threads and locks that do not survive a fork), so a
+    script that calls this needs the usual ``if __name__ == "__main__"``.
+
+    Parameters
+    ----------
+    make_worker, method
+        What the tasks are: an object made once in every process, from something that can be pickled, and the name of
+        its method.
+    tasks
+        The method's argument, one by one.
+    workers
+        Processes, this one included.
+
+    Raises
+    ------
+    HeadroomError
+        What a task raised; the other workers are stopped at once. Likewise on Ctrl-C.
+    """
+    tasks = list(tasks)
+    if not tasks:
+        return
+    workers = min(workers, len(tasks))
+    with _one_blosc_thread(workers):
+        worker = make_worker()
+        if workers == 1:
+            for task in tasks:
+                yield getattr(worker, method)(task)
+            return
+        yield from _share_tasks(worker, make_worker, method, tasks, workers - 1)
+
+
+def _share_tasks(
+    worker: Any, make_worker: Callable[[], Any], method: str, tasks: list[Any], others: int
+) -> Iterator[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    # Only this process holds the end to write to: when it closes it, or dies in whatever way, the workers read
+    # the end of the file and leave. Otherwise a killed conversion would leave writers behind its successor's back.
+    receiver, sender = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(
+        others, mp_context=context, initializer=_start_worker, initargs=(make_worker, receiver)
+    )
+    todo, finished = deque(tasks), SimpleQueue[Future[dict[str, Any]]]()
+
+    # One task at a time for each of the others: the executor would queue more than that, and leave a long tail.
+    def submit_next() -> None:
+        with suppress(IndexError):
+            executor.submit(_run_task, method, todo.popleft()).add_done_callback(take_result)
+
+    def take_result(future: Future[dict[str, Any]]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            submit_next()
+        finished.put(future)
+
+    try:
+        for _ in range(others):
+            submit_next()
+        for _ in tasks:
+            try:
+                task = todo.popleft() if finished.empty() else None
+            except IndexError:
+                task = None
+            yield finished.get().result() if task is None else getattr(worker, method)(task)
+    except BrokenProcessPool as error:
+        sender.close()
+        raise ResourceError(
+            "a worker process of the conversion was killed, most likely for want of memory; run again with fewer "
+            "workers (--workers 1): finished ranges are kept"
+        ) from error
+    except BaseException:
+        sender.close()  # stops the workers in the middle of what they do; their ranges are not recorded
+        raise
+    finally:
+        todo.clear()
+        executor.shutdown(wait=True, cancel_futures=True)
+        sender.close()
+        receiver.close()
+
+
+@contextmanager
+def _one_blosc_thread(workers: int) -> Iterator[None]:
+    """Let this process compress with one thread while it is one of several workers, which together are the threads."""
+    if workers == 1:
+        yield
+        return
+    before = blosc.set_nthreads(1)
+    try:
+        yield
+    finally:
+        blosc.set_nthreads(before)
+
+
+_worker: Any = None
+
+
+def _start_worker(make_worker: Callable[[], Any], receiver: Connection) -> None:
+    """Prepare a worker: the terminal's Ctrl-C is the parent's business, and the parent's end is the worker's."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, args=(receiver,), daemon=True).start()
+    blosc.set_nthreads(1)  # the workers together are the threads
+    _worker = make_worker()
+
+
+def _leave_with_parent(receiver: Connection) -> None:
+    receiver.poll(None)
+    with suppress(Exception):
+        # what numcodecs and others registered to be released: without it the resource tracker complains aloud
+        util._run_finalizers(0)  # type: ignore[attr-defined]
+    os._exit(1)
+
+
+def _run_task(method: str, task: Any) -> dict[str, Any]:
+    record: dict[str, Any] = getattr(_worker, method)(task)
+    return record

@@ -1,0 +1,2 @@
+from .ridge import BinnedRidge as BinnedRidge
+from .ridge import GramRidge as GramRidge

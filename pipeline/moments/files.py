@@ -1,0 +1,306 @@
+"""Moments on disk: one folder for the cells of a partition or fold, written whole or not at all.
+
+=================  =====================================================================================
+``moments.json``   facts, the spectra of every cell, and the checksum (crc32c) of every Gram matrix
+``sums.npz``       what is small, for all K cells: x_sum, x_squares (K, P), y_sum, cross, y_gram, origins
+``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
+=================  =====================================================================================
+
+Nothing is pickled. Gram matrices have files of their own, so that they are written side by side and read one at a
+time. Nothing is flushed to the disk at once: should the machine lose power, the checksums tell what is damaged.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import threading
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pipeline.base import BLOCK, disk_errors_told, read_file, replacing_folder, write_file
+from pipeline.errors import InputError
+from pipeline.moments.moments import Moments, PixelSums
+from pipeline.moments.tiles import TileLayout
+
+__all__ = ["FORMAT_VERSION", "KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
+
+FORMAT = "headroom-moments"
+#: What the folders of one noise draw were computed from, beside them.
+KEY_FILE = "key.json"
+FORMAT_VERSION = 3
+_FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
+_SUMS = ("x_sum", "y_sum", "cross", "y_gram")
+
+
+class MomentsWriter:
+    """Writes the moments of all cells to one folder, cell by cell in any order; the folder appears when it is whole.
+
+    Several threads may write at once.
+
+    Parameters
+    ----------
+    folder
+        The folder; replaced if it exists and holds moments of another ``header["key"]``, or none.
+    n_cells
+        How many cells there will be, with common origins.
+    header
+        JSON-able facts to keep with them, such as the key of the computation.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable, at whatever call that shows; :meth:`discard` leaves nothing behind.
+    """
+
+    def __init__(self, folder: Path, n_cells: int, header: dict[str, Any]) -> None:
+        self._folder, self._header = folder, header
+        self._cells: list[_WrittenCell | None] = [None] * n_cells
+        self._lock = threading.Lock()
+        self._replacing = replacing_folder(folder, partial(SavedMoments.holds, key=header.get("key")))
+        self._temporary = self._replacing.__enter__()
+
+    def write(self, cell: int, moments: Moments) -> None:
+        """Write one cell; the last one finishes the folder. The moments are not needed afterwards."""
+        checksum = None
+        if moments.count:  # cells without spectra are many where binnings are
+            with disk_errors_told(self._folder):
+                checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
+        small = replace(moments, gram=moments.gram[:0])
+        written = _WrittenCell(small, moments.pixel_sums.x_squares, checksum)
+        with self._lock:
+            self._cells[cell] = written
+            cells = [one for one in self._cells if one is not None]
+            if len(cells) == len(self._cells):
+                self._finish(cells)
+
+    def discard(self) -> None:
+        """Delete what was written of a folder that is not whole."""
+        with self._lock:
+            if None in self._cells:
+                self._replacing.__exit__(GeneratorExit, GeneratorExit(), None)
+                self._cells = []
+
+    def _finish(self, cells: list[_WrittenCell]) -> None:
+        some = cells[0].moments
+        with disk_errors_told(self._folder):
+            sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
+            sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
+            origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
+            np.savez(self._temporary / _SUMS_FILE, allow_pickle=False, **sums, **origins)
+            facts = {
+                **self._header,
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "labels": list(some.labels),
+                "counts": [cell.moments.count for cell in cells],
+                "epsilon": max(cell.moments.epsilon for cell in cells),
+                "gram_dtype": cells[0].moments.gram.dtype.str,
+                "gram_crc32c": [cell.checksum for cell in cells],
+            }
+            (self._temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        self._replacing.__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class _WrittenCell:
+    """What is left to write of a cell whose Gram matrix is on disk."""
+
+    moments: Moments
+    x_squares: NDArray[np.float64]
+    checksum: int | None
+
+
+def write_moments(folder: Path, cells: Iterable[Moments], n_cells: int, header: dict[str, Any]) -> None:
+    """Write the moments of all cells to one folder, atomically, one after the other: they may share memory.
+
+    See :class:`MomentsWriter` for parameters and errors; nothing is left behind if something fails.
+    """
+    writer = MomentsWriter(folder, n_cells, header)
+    try:
+        for cell, moments in enumerate(cells):
+            writer.write(cell, moments)
+    finally:
+        writer.discard()
+
+
+@dataclass(frozen=True, eq=False)
+class SavedMoments:
+    """Moments of the cells of a partition or fold; Gram matrices stay on disk until they are read.
+
+    Attributes
+    ----------
+    folder
+        Where they are.
+    header
+        What was recorded with them.
+    """
+
+    folder: Path
+    header: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> SavedMoments:
+        """Read what was recorded with the moments, and check that all files are there.
+
+        Raises
+        ------
+        InputError
+            If the folder is missing, incomplete or of another version.
+        """
+        try:
+            facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"moments {folder}: no such folder; run the accumulation again") from None
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, error) from None
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
+            found = f"{facts.get('format')} version {facts.get('version')}" if isinstance(facts, dict) else "no facts"
+            raise InputError(
+                f"moments {folder}: {FORMAT} version {FORMAT_VERSION} is required, found {found}; accumulate again"
+            )
+        saved = cls(folder, facts)
+        grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count)
+        for file in [folder / _SUMS_FILE, *grams]:
+            if not file.is_file():
+                raise _damaged(folder, f"{file.name} is missing")
+        return saved
+
+    @classmethod
+    def holds(cls, folder: Path, key: str | None) -> bool:
+        """Whether a folder holds whole moments of the computation of this key."""
+        try:
+            return bool(cls.open(folder).header.get("key") == key)
+        except InputError:
+            return False
+
+    @property
+    def counts(self) -> list[int]:
+        """Spectra of each cell."""
+        return [int(count) for count in self.header["counts"]]
+
+    @property
+    def n_cells(self) -> int:
+        """K + 1: the bins and the outside."""
+        return len(self.header["counts"])
+
+    def pixel_sums(self) -> list[PixelSums]:
+        """Return what is known of each cell's pixels one by one; reads no Gram matrix."""
+        sums = self._sums
+        x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
+        epsilon = float(self.header["epsilon"])
+        return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
+
+    def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
+        """Return each cell's spectra, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q); reads no Gram matrix."""
+        return self.counts, self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
+
+    def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
+        """Return the moments of one cell, in the precision they were saved in.
+
+        Parameters
+        ----------
+        cell
+            The outside is the last one.
+        out
+            Memory for the Gram matrix; fresh memory by default, which costs more than the reading.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or damaged: every byte is checked.
+        """
+        gram = self._read_gram(cell, out)
+        sums = self._sums
+        arrays = {name: sums[name][cell] for name in _SUMS}
+        x_origin, y_origin = sums["x_origin"], sums["y_origin"]
+        return Moments(
+            count=self.counts[cell],
+            gram=gram,
+            **arrays,
+            x_origin=x_origin,
+            y_origin=y_origin,
+            labels=tuple(self.header["labels"]),
+            epsilon=float(self.header["epsilon"]),
+        )
+
+    @cached_property
+    def _sums(self) -> dict[str, NDArray[np.float64]]:
+        """What is small, read once."""
+        try:
+            with np.load(self.folder / _SUMS_FILE, allow_pickle=False) as archive:
+                return {name: archive[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+
+    def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
+        path = _gram_file(self.folder, cell)
+        try:
+            if not self.counts[cell]:
+                return self._empty_gram(out)
+            with open(path, "rb") as stream:
+                shape, dtype = _read_npy_header(stream)
+                start = stream.tell()
+            size = math.prod(shape) * dtype.itemsize
+            content = np.empty(size, np.uint8) if out is None else out[:size]
+            if path.stat().st_size != start + size or content.size != size:
+                raise ValueError(f"it should hold {size} bytes of numbers")
+            read_file(path, start, content)
+            if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
+                raise ValueError("it does not match its checksum")
+        except (OSError, ValueError) as error:
+            raise _damaged(self.folder, f"{path.name}: {error}") from None
+        return content.view(dtype).reshape(shape)
+
+    def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
+        """Return the tiles of a cell without spectra, which has no file."""
+        layout = TileLayout(self._sums["x_origin"].size)
+        dtype = np.dtype(self.header["gram_dtype"])
+        size = layout.nbytes(dtype)
+        gram: NDArray[Any] = (np.empty(size, np.uint8) if out is None else out[:size]).view(dtype).reshape(layout.shape)
+        gram[:] = 0
+        return gram
+
+
+def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    if npy.read_magic(stream) != (1, 0):
+        raise ValueError("it is no .npy file of version 1.0")
+    shape, column_major, dtype = npy.read_array_header_1_0(stream)
+    if column_major or dtype not in (np.float32, np.float64):
+        raise ValueError(f"row-major float32 or float64 is required, found {dtype}")
+    return shape, dtype
+
+
+def _gram_file(folder: Path, cell: int) -> Path:
+    return folder / f"gram-{cell:03d}.npy"
+
+
+def _write_gram(path: Path, gram: NDArray[Any]) -> int:
+    """Write the tiles of one cell; return their crc32c."""
+    head = io.BytesIO()
+    npy.write_array_header_1_0(head, npy.header_data_from_array_1_0(gram))
+    content = gram.reshape(-1).view(np.uint8)
+    write_file(path, _pad_header(head.getvalue()), content)
+    return int(google_crc32c.value(content))
+
+
+def _pad_header(header: bytes) -> bytes:
+    """Fill a .npy header of version 1.0 with blanks, as its format allows, so that the numbers begin at a block."""
+    size = -(-len(header) // BLOCK) * BLOCK
+    text = header[10:].rstrip()
+    return header[:8] + struct.pack("<H", size - 10) + text.ljust(size - 11) + b"\n"
+
+
+def _damaged(folder: Path, what: object) -> InputError:
+    return InputError(f"moments {folder}: damaged ({what}); delete that folder and run again to recompute it")

@@ -1,0 +1,12 @@
+from .draws import NOISE_ALGORITHM as NOISE_ALGORITHM
+from .draws import MarginalNoise as MarginalNoise
+from .draws import Noise as Noise
+from .draws import NoiseDraw as NoiseDraw
+from .draws import add_noise as add_noise
+from .draws import draw_noise as draw_noise
+from .draws import fill_normals as fill_normals
+from .draws import normals_of_row as normals_of_row
+from .draws import stream_key as stream_key
+from .marginal import correction_polynomials as correction_polynomials
+from .marginal import marginal_moments as marginal_moments
+from .marginal import scatter_marginal as scatter_marginal

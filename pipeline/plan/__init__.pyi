@@ -1,0 +1,10 @@
+from .cost import MEMORY_SHARE as MEMORY_SHARE
+from .cost import ExperimentPlan as ExperimentPlan
+from .cost import measure_flops as measure_flops
+from .cost import plan_run as plan_run
+from .scaling import ASSUMED_BANDWIDTH as ASSUMED_BANDWIDTH
+from .scaling import Rates as Rates
+from .scaling import Scaling as Scaling
+from .scaling import format_seconds as format_seconds
+from .scaling import measure_rates as measure_rates
+from .scaling import project_scaling as project_scaling

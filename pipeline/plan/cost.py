@@ -1,0 +1,324 @@
+"""What a run will cost, before it starts: memory, disk, tasks, arithmetic; and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.accumulate import LoopSettings, available_threads, loop_memory
+from pipeline.base import available_memory, format_bytes
+from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions, shard_ranges
+from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
+from pipeline.errors import ResourceError
+from pipeline.moments import TileLayout
+from pipeline.ridge import solve_memory
+from pipeline.schema import LABELS
+
+__all__ = ["ExperimentPlan", "measure_flops", "plan_run"]
+
+#: A process that has imported everything and opened a store, measured, with some air.
+PROCESS_BYTES = 640 * 2**20
+#: Dask pauses a worker at 0.8 of its limit; the plan stays well below.
+MEMORY_SHARE = 0.7
+#: Of each spectrum, in this process: one column, and one store's part of it where several make a set. Measured: 8.
+_COLUMN_BYTES = 16
+#: Of each spectrum, in this process while it converts shards: their columns, twice. Measured: 400 with 24 columns.
+_CONVERT_BYTES = 480
+#: Of each row of a worker's partition, besides 8 for each column of the bins.
+_ROW_BYTES = 80 + 8 * len(LABELS)
+#: Draws share a read as long as workers are at work for this share of what they could be.
+_EFFICIENT_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """Projected cost of a run; bytes, floating-point operations, counts.
+
+    Attributes
+    ----------
+    n_spectra, n_pixels
+        Training spectra and pixels.
+    n_draws
+        Noise draws: seeds × levels; where training noise is marginal, the levels alone.
+    draws_per_pass
+        Draws that share one read of the spectra, as memory allows.
+    n_passes, n_pieces
+        Reads of the store, and pieces of work: each is a checkpoint, and a worker takes several as one task.
+    worker_memory
+        Peak of one worker.
+    worker_limit
+        What a worker may use.
+    solve_threads, solve_holds_folds
+        Models that a worker solves side by side, and whether a search for the penalty holds every fold's sums.
+    design_threads
+        Bands of rectangles that a worker tries side by side; 0 without a bin design.
+    design_models
+        Models that a bin design tries: rectangles × folds × seeds, at most, and the main bins and the global model.
+    driver_memory
+        Peak of the process that converts, merges and scores.
+    moments_disk
+        Bytes of moments the run folder will hold, the largest fold's partitions included.
+    store_disk
+        Bytes of stores that are still to be converted, as if they did not compress.
+    flops
+        Floating-point operations of the Gram products, N·P² for each draw.
+    """
+
+    n_spectra: int
+    n_pixels: int
+    n_cells: int
+    n_draws: int
+    n_folds: int
+    n_partitions: int
+    draws_per_pass: int
+    n_workers: int
+    worker_memory: int
+    worker_limit: int
+    solve_threads: int
+    solve_holds_folds: bool
+    driver_memory: int
+    moments_disk: int
+    store_disk: int
+    flops: float
+    design_threads: int = 0
+    design_models: int = 0
+
+    @property
+    def n_passes(self) -> int:
+        """Reads of the store."""
+        return -(-self.n_draws // self.draws_per_pass)
+
+    @property
+    def n_pieces(self) -> int:
+        """A piece for each partition and read."""
+        return self.n_passes * self.n_partitions
+
+    def require_fit(self, folder: Path, stores: Path | None = None) -> None:
+        """Refuse a plan that needs more than there is, in memory or on the disks of the run folder and the stores.
+
+        Raises
+        ------
+        ResourceError
+            With the numbers and the setting to turn.
+        """
+        self.require_workers_fit()
+        free_memory = available_memory()
+        if self.driver_memory > free_memory:
+            raise ResourceError(
+                f"converting, merging and scoring need {format_bytes(self.driver_memory)} in this process but "
+                f"{format_bytes(free_memory)} are free; use a machine with more memory"
+            )
+        needs = [("moments", self.moments_disk, folder, "choose another --out, or use fewer seeds or compute.folds")]
+        if stores is not None:
+            needs.append(("stores", self.store_disk, stores, "choose another folder for data.stores"))
+        for what, needed, where, remedy in needs:
+            existing = next(path for path in (where, *where.absolute().parents) if path.exists())
+            free = shutil.disk_usage(existing).free
+            # What an interrupted run has written already is part of what the plan needs.
+            files = (where / "moments").rglob("*") if what == "moments" else ()
+            written = sum(file.stat().st_size for file in files if file.is_file())
+            if needed - written > free:
+                raise ResourceError(
+                    f"the run's {what} need {format_bytes(needed - written)} in {where} but {format_bytes(free)} "
+                    f"are free; {remedy}"
+                )
+
+    def require_workers_fit(self) -> None:
+        """Refuse a plan that needs more memory than a worker has.
+
+        Raises
+        ------
+        ResourceError
+            With the numbers and the setting to turn.
+        """
+        if self.worker_memory > self.worker_limit * MEMORY_SHARE:
+            raise ResourceError(
+                f"the plan needs {format_bytes(self.worker_memory)} per worker but workers have "
+                f"{format_bytes(self.worker_limit)} of which {MEMORY_SHARE:.0%} may be planned; use fewer bins, "
+                "smaller compute.run_rows, fewer workers per machine (--workers), or larger ones"
+            )
+
+    def render(self) -> str:
+        """Return the plan as lines for people."""
+        lines = [
+            f"spectra × pixels     {self.n_spectra:,} × {self.n_pixels:,}",
+            f"noise draws          {self.n_draws} in {self.n_passes} pass{'es' if self.n_passes > 1 else ''} "
+            f"over the store ({self.draws_per_pass} share a read)",
+            f"cells × folds        {self.n_cells} × {self.n_folds}",
+            f"pieces of work       {self.n_pieces} ({self.n_partitions} partitions), {self.n_workers} worker"
+            f"{'s' if self.n_workers > 1 else ''}",
+            f"memory per worker    {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}",
+            f"memory of the driver {format_bytes(self.driver_memory)}",
+            f"disk for moments     {format_bytes(self.moments_disk)}",
+            f"disk for new stores  {format_bytes(self.store_disk)}",
+            f"arithmetic           {self.flops / 1e12:,.2f} Tflop of Gram products",
+        ]
+        if self.design_models:
+            lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
+        return "\n".join(lines)
+
+
+def plan_run(
+    shard_lengths: Sequence[int],
+    n_pixels: int,
+    config: ExperimentConfig,
+    worker_limits: Sequence[int],
+    *,
+    chunk_rows: int = 1024,
+    store_disk: int = 0,
+    left_out: Sequence[int] = (),
+    worker_threads: int | None = None,
+) -> ExperimentPlan:
+    """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
+
+    Parameters
+    ----------
+    shard_lengths
+        Training spectra in each shard, in order.
+    n_pixels
+        P.
+    config
+        Bins, seeds, noise levels, precision and cuts.
+    worker_limits
+        Memory limit of every worker in bytes.
+    chunk_rows
+        Spectra that the store decodes together.
+    store_disk
+        Bytes of stores that are still to be written.
+    left_out
+        Numbers of the shards that are left out.
+    worker_threads
+        Cores of a worker; as many as this process may use by default.
+    """
+    compute, cores = config.compute, worker_threads or available_threads()
+    folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
+    partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
+    settings = LoopSettings(config.precision, compute.run_rows)
+    n_cells = _count_cells(config)
+    n_draws = (
+        len(config.noise.levels)
+        * {
+            "drawn": len(config.seeds),
+            "marginal": 1,
+            "both": len(config.seeds) + 1,
+        }[config.noise.mode]
+    )
+    n_spectra = sum(part.n_spectra for part in partitions)
+    limit = min(worker_limits)
+    rows = max(part.n_spectra for part in partitions)
+    # A partition's columns are needed until its last run is summed; the next one is begun by then.
+    fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
+    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
+    allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
+    fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
+    draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
+    layout = TileLayout(n_pixels)
+    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
+    # As many models side by side as fit into what the pass needs anyway; a search may take what draws may share.
+    room = of_draws[draws_per_pass - 1]
+    held_folds = 0
+    if isinstance(config.ridge.alpha, AlphaSearch):
+        room = max(room, int(allowed - fixed))
+        held_folds = len(folds) if solve_memory(n_pixels, 1, len(folds)) <= room else 1
+    threads = max(1, min(cores, room // solve_memory(n_pixels, 1, held_folds)))
+    design_threads = 0
+    if config.design is not None:
+        design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, len(folds))))
+    parts_of_folds = Counter(part.fold for part in partitions).values()
+    largest = max(parts_of_folds)
+    # A fold of one partition stays as it was accumulated; others are merged in float64, while their parts are there.
+    of_folds = sum(merged if count > 1 else partial for count in parts_of_folds)
+    of_parts = largest * partial if largest > 1 else 0
+    return ExperimentPlan(
+        n_spectra=n_spectra,
+        n_pixels=n_pixels,
+        n_cells=n_cells,
+        n_draws=n_draws,
+        n_folds=len(folds),
+        n_partitions=len(partitions),
+        draws_per_pass=draws_per_pass,
+        n_workers=len(worker_limits),
+        worker_memory=fixed
+        + max(
+            of_draws[draws_per_pass - 1],
+            solve_memory(n_pixels, threads, held_folds),
+            solve_memory(n_pixels, design_threads, len(folds)),
+        ),
+        solve_threads=threads,
+        solve_holds_folds=held_folds > 1,
+        worker_limit=limit,
+        # Folds of several partitions are merged here, cell by cell.
+        driver_memory=PROCESS_BYTES
+        + max(
+            _COLUMN_BYTES * n_spectra + (merged + partial if largest > 1 else 0),
+            _CONVERT_BYTES * n_spectra if store_disk else 0,
+        ),
+        moments_disk=n_cells * (n_draws * of_folds + draws_per_pass * of_parts),
+        store_disk=store_disk,
+        design_threads=design_threads,
+        design_models=_count_tries(config, len(folds)),
+        flops=float(n_draws) * n_spectra * n_pixels**2,
+    )
+
+
+def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
+    """Return how many draws share a read: as many as fit, unless that leaves workers without work for long.
+
+    Draws that share a read are one piece of work for each partition. Reading once more costs less than a worker that
+    waits, and changes no bits.
+    """
+
+    def efficiency(sharing: int) -> float:
+        groups = [min(sharing, n_draws - first) for first in range(0, n_draws, sharing)]
+        ends = [0] * n_workers
+        for size in (size for size in groups for _ in range(n_partitions)):
+            heapq.heapreplace(ends, ends[0] + size)
+        return n_draws * n_partitions / (n_workers * max(ends))
+
+    efficiencies = {sharing: efficiency(sharing) for sharing in fitting}
+    return max(
+        sharing for sharing, found in efficiencies.items() if found >= _EFFICIENT_SHARE * max(efficiencies.values())
+    )
+
+
+def _count_cells(config: ExperimentConfig) -> int:
+    """Return how many cells the binnings need, at most: where quantiles lie is known when columns are read."""
+    stated = [BinGrid(config.bins)]
+    times = 1
+    for cuts in config.further_grids.values():
+        if any(isinstance(cut, Quantiles) for cut in cuts.values()):
+            times *= 1 + math.prod(
+                cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in cuts.values()
+            )
+        else:
+            stated.append(BinGrid({column: cut for column, cut in cuts.items() if not isinstance(cut, Quantiles)}))
+    return times * CellGrid(tuple(stated)).n_cells
+
+
+def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
+    """Return how many models a bin design solves to choose; 0 without one."""
+    if config.design is None:
+        return 0
+    sizes = [cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in config.design.grid.values()]
+    rectangles = math.prod(size * (size + 1) // 2 for size in sizes)
+    n_draws = 1 if config.noise.mode == "marginal" else len(config.seeds)
+    return n_folds * n_draws * (rectangles + BinGrid(config.bins).n_bins + 1)
+
+
+def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
+    """Return the rate of a Gram product on this machine, flop/s (N·P² for N rows), all cores, best of three."""
+    x = np.random.default_rng(0).standard_normal((rows, min(n_pixels, 2048)), dtype=np.float32).astype(precision)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        x.T @ x
+        best = min(best, time.perf_counter() - started)
+    return float(rows * x.shape[1] ** 2 / best)

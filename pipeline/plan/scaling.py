@@ -1,0 +1,328 @@
+"""What a run would cost on many workers: a stated model, of which ``docs/scaling.md`` says where it breaks.
+
+For N spectra of P pixels, D noise draws, K cells, F folds and W workers of c cores each:
+
+=============  ========================================================================================
+arithmetic     D·N·P² / gram rate                                    seconds of one core
+noise          D·N·P / noise rate                                    seconds of one core
+decoding       passes·N·8·P / decoding rate                          seconds of one core
+the pass       their sum / c, in ⌈pieces / W⌉ rounds of equal pieces; or the traffic below / bandwidth if that is longer
+reading        passes·N·8·P / compression                            bytes, by the workers
+partial sums   D·partitions·K·G, with G = 4 or 8 bytes × about P²/2  bytes, written by the workers
+merging        the same read by the driver, one fold after the other while the pass goes on, and 8-byte sums written
+solving        M·P³/3 / factorisation rate / c for the M models of a task; a task for each draw
+=============  ========================================================================================
+
+Pure arithmetic on an :class:`ExperimentPlan` and :class:`Rates`: measures and reads nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+from pipeline.base import available_cores, format_bytes
+from pipeline.config import AlphaSearch, ExperimentConfig
+from pipeline.moments import TileLayout
+from pipeline.noise import fill_normals
+from pipeline.plan.cost import ExperimentPlan, measure_flops
+from pipeline.store import COMPRESSION_LEVEL
+
+__all__ = [
+    "ASSUMED_BANDWIDTH",
+    "COMPRESSION",
+    "Rates",
+    "Scaling",
+    "count_factorisations",
+    "measure_rates",
+    "project_scaling",
+]
+
+# --- How fast this machine does what a pass is made of, each measured by itself for a second or two.
+#
+# They are what :mod:`pipeline.plan.scaling` computes with. A busy machine measures itself slow.
+
+#: Of a shared file system, for all workers together, where nobody says: a small parallel one.
+ASSUMED_BANDWIDTH = 5e9
+_BLOCK_BYTES = 16 * 2**20
+_NOISE_PIXELS = 4096
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates per second; of one core where nothing else is said.
+
+    Attributes
+    ----------
+    gram, solve
+        Floating-point operations of Gram products (N·P² for N rows) and of float64 factorisations (P³/3 for one).
+    noise
+        Normals drawn.
+    decode
+        Bytes of pixels decompressed and checked.
+    merge
+        Bytes of partial sums that the driver checks and adds up.
+    store
+        Bytes that the shared file system moves for all workers together.
+    """
+
+    gram: float
+    solve: float
+    noise: float
+    decode: float
+    merge: float
+    store: float = ASSUMED_BANDWIDTH
+
+
+def measure_rates(n_pixels: int, precision: str, *, store: float = ASSUMED_BANDWIDTH) -> Rates:
+    """Measure this machine; takes a few seconds.
+
+    Parameters
+    ----------
+    n_pixels
+        P; products are measured at up to 2048.
+    precision
+        Of the products.
+    store
+        Bandwidth of the shared file system, bytes/s, which cannot be measured from here.
+    """
+    cores = available_cores()
+    return Rates(
+        gram=measure_flops(n_pixels, precision, rows=8192) / cores,
+        solve=measure_flops(n_pixels, "float64", rows=4096) / cores,
+        noise=_measure_noise(),
+        decode=_measure_decoding(),
+        merge=_measure_merging(),
+        store=store,
+    )
+
+
+def _best_seconds(work: Callable[[], object], times: int = 3) -> float:
+    work()  # compiles, and touches the memory
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _measure_noise() -> float:
+    out, key = np.empty((1024, _NOISE_PIXELS), np.float32), np.array([1, 2], np.uint32)
+    return float(out.size / _best_seconds(lambda: fill_normals(0, key, out)))
+
+
+def _measure_decoding() -> float:
+    # As flux is: smooth, of order one, with an uncertain end of every mantissa.
+    flux = np.random.default_rng(0).normal(1, 1e-3, _BLOCK_BYTES // 4).astype(np.float32)
+    encoded, out = blosc.compress(flux, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE), np.empty_like(flux)
+    return _BLOCK_BYTES / _best_seconds(lambda: (google_crc32c.value(encoded), blosc.decompress(encoded, out)))
+
+
+def _measure_merging() -> float:
+    part, total = np.ones(_BLOCK_BYTES, np.float32), np.zeros(_BLOCK_BYTES)
+    content = part.view(np.uint8)
+    return part.nbytes / _best_seconds(lambda: (google_crc32c.value(content), np.add(total, part, out=total)))
+
+
+#: Of flux and error together in a store; measured on simulated spectra.
+COMPRESSION = 1.5
+#: What a path of penalties costs at most, in factorisations, where every bin has several spectra for each pixel: one
+#: Krylov space serves them all (:mod:`pipeline.ridge.ridge`). Measured: 0.8 to 2.5.
+_PATH = 2
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Projected cost on many workers; seconds and bytes.
+
+    Attributes
+    ----------
+    plan
+        What is computed, in which pieces.
+    cores
+        Of one worker.
+    rates
+        Of one core, of the driver, and of the file system.
+    arithmetic, noise, decoding
+        Seconds of the pass if every worker were busy to its end.
+    idle
+        Seconds of the pass that workers wait because pieces do not divide evenly among them.
+    read, partials, merged
+        Bytes that workers read, that they write as partial sums, and that the driver writes as sums of folds.
+    solving
+        Seconds of the models of the main binning.
+    """
+
+    plan: ExperimentPlan
+    cores: int
+    rates: Rates
+    arithmetic: float
+    noise: float
+    decoding: float
+    idle: float
+    read: float
+    partials: float
+    merged: float
+    solving: float
+
+    @property
+    def busy(self) -> float:
+        """Seconds of the pass if every worker were busy to its end and the file system fast enough."""
+        return self.arithmetic + self.noise + self.decoding
+
+    @property
+    def traffic(self) -> float:
+        """Seconds in which the file system gives and takes what workers read and write in the pass."""
+        return (self.read + self.partials) / self.rates.store
+
+    @property
+    def merging(self) -> float:
+        """Seconds in which the driver merges partial sums, if it never waits for them; 0 where folds have one part."""
+        if not self.merged:
+            return 0.0
+        return max(self.partials / self.rates.merge, (self.partials + self.merged) / self.rates.store)
+
+    @property
+    def accumulating(self) -> float:
+        """Seconds from the first read to the last merged fold: reading hides behind computing, merging behind both."""
+        n_sums = self.plan.n_draws * self.plan.n_folds
+        # The last fold is merged when nobody computes any more.
+        return max(self.busy + self.idle, self.traffic, self.merging) + self.merging / n_sums
+
+    @property
+    def total(self) -> float:
+        """Seconds of the pass and of solving."""
+        return self.accumulating + self.solving
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the workers' time in the accumulate step that is work."""
+        return self.busy / self.accumulating
+
+    @property
+    def bottleneck(self) -> tuple[str, str]:
+        """What takes most of the time, and what would make it shorter."""
+        if self.solving > self.accumulating:
+            return "solving the models", (
+                f"a task solves all models of one noise draw, {self.plan.solve_threads} side by side, so that more "
+                "workers than draws do not help"
+            )
+        if self.merging > max(self.busy + self.idle, self.traffic):
+            return "merging partial sums in the driver", "fewer of them: larger compute.partition_rows, fewer bins"
+        if self.traffic > self.busy + self.idle:
+            return (
+                "the shared file system",
+                "more workers do not help; let more noise draws share a read, or fewer cells",
+            )
+        if self.idle > self.busy / 4:
+            return "workers without work", (
+                f"{self.plan.n_pieces:,} pieces for {self.plan.n_workers:,} workers: use fewer workers, or cut finer, "
+                "by a smaller compute.partition_rows"
+            )
+        largest = max((self.arithmetic, "Gram products"), (self.noise, "noise"), (self.decoding, "decoding"))
+        return largest[1], "more workers help, in proportion"
+
+    def render(self, source: str = "") -> str:
+        """Return the projection as lines for people.
+
+        Parameters
+        ----------
+        source
+            Where the rates come from.
+        """
+        plan, rates = self.plan, self.rates
+        what, remedy = self.bottleneck
+        lines = [
+            f"workers              {plan.n_workers:,} × {self.cores} core{'s' if self.cores > 1 else ''}, "
+            f"{plan.n_pieces:,} pieces in {math.ceil(plan.n_pieces / plan.n_workers):,} rounds",
+            f"rates                {rates.gram * self.cores / 1e9:,.0f} Gflop/s, "
+            f"{rates.noise * self.cores / 1e6:,.0f} M normals/s, {rates.decode * self.cores / 1e9:,.1f} GB/s decoded "
+            f"a worker; {rates.merge / 1e9:,.1f} GB/s merged; {rates.store / 1e9:,.1f} GB/s of file system",
+            *([f"                     {source}"] if source else []),
+            f"traffic, reading     {format_bytes(self.read)}, all passes together",
+            f"traffic, sums        {format_bytes(self.partials)} written by workers"
+            + (f", read and merged to {format_bytes(self.merged)} by the driver" if self.merged else ", none merged"),
+            f"time, Gram products  {format_seconds(self.arithmetic)}",
+            f"time, noise          {format_seconds(self.noise)}",
+            f"time, decoding       {format_seconds(self.decoding)}",
+            f"time, uneven pieces  {format_seconds(self.idle)}",
+            f"time, file system    {format_seconds(self.traffic)} beside these",
+            f"time, merging        {format_seconds(self.merging)} beside these",
+            f"time, accumulate     {format_seconds(self.accumulating)}; workers are at work "
+            f"{self.efficiency:.0%} of it",
+            f"time, solve          {format_seconds(self.solving)}",
+            f"bottleneck           {what}: {remedy}",
+        ]
+        return "\n".join(lines)
+
+
+def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates, cores: int) -> Scaling:
+    """Project time and traffic of an experiment.
+
+    Parameters
+    ----------
+    plan
+        From :func:`pipeline.plan.cost.plan_run`, for as many workers as there shall be.
+    config
+        Precision, penalties and bins.
+    rates
+        From :func:`pipeline.plan.scaling.measure_rates`, or stated.
+    cores
+        Of one worker.
+    """
+    layout = TileLayout(plan.n_pixels)
+    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
+    n_sums, n_values = plan.n_draws * plan.n_folds * plan.n_cells, float(plan.n_spectra) * plan.n_pixels
+    is_merged = plan.n_partitions > plan.n_folds
+    workers = plan.n_workers * cores
+    decoded = plan.n_passes * n_values * 8
+    arithmetic = plan.flops / rates.gram / workers
+    noise = plan.n_draws * n_values / rates.noise / workers
+    decoding = decoded / rates.decode / workers
+    rounds = math.ceil(plan.n_pieces / plan.n_workers)
+    idle = (arithmetic + noise + decoding) * (rounds * plan.n_workers / plan.n_pieces - 1)
+    saved = merged if is_merged else partial
+    # Every cell is read for the global model and once more for its expert.
+    reading = 2 * plan.n_folds * plan.n_cells * saved / min(rates.merge, rates.store)
+    factorising = count_factorisations(config, plan.n_folds) * plan.n_pixels**3 / 3 / rates.solve
+    threads = min(cores, max(1, plan.solve_threads))
+    return Scaling(
+        plan=plan,
+        cores=cores,
+        rates=rates,
+        arithmetic=arithmetic,
+        noise=noise,
+        decoding=decoding,
+        idle=idle,
+        read=decoded / COMPRESSION,
+        partials=float(plan.n_draws) * plan.n_partitions * plan.n_cells * partial,
+        merged=float(n_sums) * merged if is_merged else 0.0,
+        solving=math.ceil(plan.n_draws / plan.n_workers) * (factorising / threads + reading),
+    )
+
+
+def count_factorisations(config: ExperimentConfig, n_folds: int) -> int:
+    """Return what the main binning's models cost for one noise draw, in factorisations: prefixes of folds, a search."""
+    n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
+    alpha, curve = config.ridge.alpha, config.learning_curve
+    sizes = n_folds if curve is None else min(len(curve) + 1, n_folds)
+    if not isinstance(alpha, AlphaSearch):
+        return n_models * sizes
+    path, n_searching = min(len(alpha.search), _PATH), n_models if alpha.expert_curves else 1
+    # Penalties are tried without each fold; for the curve on test spectra once more, on all, the choice among them.
+    return n_models * (sizes + path - 1) + n_searching * path * n_folds
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a span of time for people."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"

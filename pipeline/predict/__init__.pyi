@@ -1,0 +1,11 @@
+from .export import export_model as export_model
+from .export import model_of_run as model_of_run
+from .files import MODEL_FILE as MODEL_FILE
+from .files import SUMS_FILE as SUMS_FILE
+from .files import load_model as load_model
+from .model import MixtureModel as MixtureModel
+from .model import Prediction as Prediction
+from .predict import STORED_NOISE as STORED_NOISE
+from .predict import PredictOptions as PredictOptions
+from .predict import PredictSummary as PredictSummary
+from .predict import predict_spectra as predict_spectra

@@ -1,0 +1,543 @@
+"""From a finished run to a model bundle: the models of one noise draw, and what the training spectra were like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
+
+from pipeline import schema
+from pipeline.accumulate import MomentsFolder
+from pipeline.base import Progress, SilentProgress, describe_environment, read_json
+from pipeline.bins import BinGrid, shard_ranges
+from pipeline.config import ExperimentConfig, describe_findings
+from pipeline.errors import InputError, enumerate_words
+from pipeline.moments import Moments, find_components
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.predict.files import load_model, require_free, save_model
+from pipeline.predict.model import BLEND_ROUTE, FALLBACK_ROUTE, GLOBAL_ROUTE, DomainLimits, MixtureModel
+from pipeline.questions.gate import Blend, Gate, blend_file, gate_file, gate_from_dict, read_recipe, recipe_file
+from pipeline.ridge import ExpertModels, read_models
+from pipeline.scoring import METADATA_FILE, RunResults, read_noisy_rows, read_results
+from pipeline.store import AnyStore, find_left_out, match_shards, open_stores, select_shards
+
+__all__ = [
+    "COMPONENTS",
+    "QUANTILE",
+    "SAMPLE_SPECTRA",
+    "TrainingSample",
+    "export_model",
+    "find_ranges",
+    "measure_sample",
+    "model_of_run",
+    "render_card",
+    "spread_rows",
+]
+
+# --- The model card of a bundle: what the model is, what it was trained on, how good it is, and where it must not be
+# used.
+#
+# After Mitchell et al. (2019), "Model Cards for Model Reporting".
+
+_ROUTES = {
+    "blend": "the experts, weighted as held-out folds of the training spectra have taught it (other labels than the "
+    "target: by how probable their bins are)",
+    "fallback": "the experts, weighted by how probable their bins are, and the global model for what lies outside the "
+    "bins or is unsure",
+    "soft": "the experts, weighted by how probable their bins are",
+    "hard": "the expert of the most probable bin",
+    "global": "the global model alone",
+}
+
+
+def render_card(model: MixtureModel) -> str:
+    """Return the model card, Markdown; the same model gives the same bytes."""
+    training, metrics = model.facts["training"], model.facts["metrics"]
+    parts = [
+        f"# {model.target} and other labels from stellar spectra: {model.n_experts} ridge experts",
+        _introduce(model, training),
+        "## How to use it",
+        _explain_use(model),
+        "## Trained on",
+        _describe_training(model, training),
+        "## How good it is",
+        _describe_merits(model, metrics),
+        "## Limits",
+        _list(_find_limits(model, training)),
+        "## Provenance",
+        _describe_provenance(model.facts["provenance"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduce(model: MixtureModel, training: Mapping[str, Any]) -> str:
+    gate = "a gate that says how probable each bin is" if model.gate is not None else "no gate"
+    bins = " × ".join(f"{len(edges) - 1} of {column}" for column, edges in model.grid.edges.items())
+    text = (
+        f"One global ridge model, {model.n_experts} experts (bins: {bins}) and {gate}. It predicts "
+        f"{', '.join(model.labels)} from {len(model.wavelength):,} pixels, {model.wavelength[0]:.1f} to "
+        f"{model.wavelength[-1]:.1f} Å. By default it asks {_ROUTES[model.route]}."
+    )
+    if training["simulated"]:
+        text += (
+            "\n\n**The spectra it was trained on are simulated by this package: a stand-in, no synthesised and no "
+            "observed spectra. What it says of real stars means nothing.**"
+        )
+    return text
+
+
+def _explain_use(model: MixtureModel) -> str:
+    return f"""```sh
+headroom predict . spectra.h5 --out predictions.parquet
+```
+
+```python
+import pipeline
+
+model = pipeline.load_model(".")      # every byte is checked
+table = model.predict(flux).to_frame()  # flux: (N, {len(model.wavelength)}), normalised as in training
+```
+
+Spectra must be on the model's wavelength grid, or are put there with `--resample`."""
+
+
+def _describe_training(model: MixtureModel, training: Mapping[str, Any]) -> str:
+    noise, units = training["noise"], model.facts["label_units"]
+    kind = "integrated over all draws" if noise["mode"] == "marginal" else f"one draw, seed {noise['seed']}"
+    lines = [
+        f"{training['spectra']:,} {'simulated ' if training['simulated'] else ''}spectra for the global model; for the "
+        f"experts {', '.join(f'{n:,}' for n in training['spectra_of_experts'])}",
+        f"noise level {noise['level']:g} × the 1σ error of each pixel, {kind}",
+        *(f"{label}: {low:g} to {high:g} {units[label]}" for label, (low, high) in training["ranges"].items()),
+        f"penalty α = {training['alpha']:g} (global), pixels scaled: {training['standardize']}",
+    ]
+    return _list(lines)
+
+
+def _describe_merits(model: MixtureModel, metrics: Mapping[str, Any]) -> str:
+    confidence = f"{metrics['confidence']:.0%} interval"
+    rows = []
+    for scope, found in metrics["scopes"].items():
+        routed = metrics["routing"]["scopes"][scope] if metrics["routing"] else {}
+        rows.append([scope, "global", found["n_test"], _interval(found["r2_global"]), "", ""])
+        rows.append([scope, "oracle", found["n_test"], _interval(found["r2_oracle"]), _interval(found["delta_r2"]), ""])
+        rows += [
+            [scope, route, found["n_test"], _interval(one["r2"]), _interval(one["gain"]), _interval(one["kept"])]
+            for route, one in routed.items()
+            if route != "oracle"
+        ]
+    heads = ["test spectra", "route", "n", f"R² of {metrics['target']} ({confidence})", "ΔR²", "ρ"]
+    table = [
+        heads,
+        ["---"] * len(heads),
+        *([f"{cell:,}" if isinstance(cell, int) else cell for cell in r] for r in rows),
+    ]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return (
+        f"{lines}\n\nMeans over the run's seeds, test noise {metrics['test_noise']}. `oracle` knows the true bin, "
+        "which no prediction does; ΔR² is against the global model, ρ the share of the oracle's gain."
+    )
+
+
+def _find_limits(model: MixtureModel, training: Mapping[str, Any]) -> list[str]:
+    limits, sample = model.limits, model.facts["sample"]
+    found = [
+        "Labels outside the training ranges above cannot be trusted, and the model does not know them.",
+        f"A spectrum is flagged `out_of_domain` if it lies farther than {limits.distance:.3g} standard deviations from "
+        f"the mean training spectrum along its {model.components.vectors.shape[1]} principal components (the "
+        f"{limits.quantile:g} quantile of {sample['spectra']:,} training spectra), if more than {limits.bad_share:.0%} "
+        "of its pixels are bad"
+        + (f", or if it lies outside the bins with more than {limits.outside:.0%}." if model.gate is not None else ".")
+        + f" Of those training spectra {sample['out_of_domain']:.1%} are flagged.",
+        "What is strange in no direction of those components is not flagged: no flag is no proof.",
+        f"It was trained for noise level {training['noise']['level']:g}: much cleaner or noisier spectra get more "
+        "error than its R² says.",
+        "Spectra must be normalised, in vacuum or air, and shifted to rest, as the training spectra are.",
+    ]
+    if model.gate is None:
+        found.append("The run had no gate: labels come from the global model, and experts are given for information.")
+    return found
+
+
+def _describe_provenance(provenance: Mapping[str, Any]) -> str:
+    software = ", ".join(f"{name} {version}" for name, version in sorted(provenance["software"].items()))
+    lines = [
+        f"run started {provenance['started']}, configuration {provenance['config_hash']}, results "
+        f"{provenance['results']}",
+        f"software: {software}; commit {provenance['git_commit'] or 'unknown'}",
+        *(
+            f"{role}: {one['n_spectra']:,} spectra, fingerprint {one['fingerprint'][:16]}"
+            for role, one in provenance["stores"].items()
+        ),
+        "`sha256sum -c SHA256SUMS` checks the files; `model.json` states everything above in full",
+    ]
+    return _list(lines)
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "–"
+    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# --- What the training spectra of a model are like: a sample of them under the model, and the ranges of their labels.
+
+#: Training spectra that say what is far.
+SAMPLE_SPECTRA = 20_000
+#: The sample's rows come in runs of so many, evenly spread: a chunk is decoded whole.
+_RUN_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """What the model says of a sample of its training spectra: distances and probabilities of the outside, (N,)."""
+
+    distances: np.ndarray
+    outside: np.ndarray | None
+
+
+def measure_sample(
+    model: MixtureModel, store: AnyStore, noise: NoiseDraw, precision: str, progress: Progress
+) -> TrainingSample:
+    """Hold an evenly spread sample of the training spectra, with their training noise, against the model."""
+    left_out = find_left_out(store)
+    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
+    runs = spread_rows(spans, SAMPLE_SPECTRA, _RUN_ROWS)
+    distances, outside = [], []
+    with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
+        for start, stop in runs:
+            noisy = read_noisy_rows(store, start, stop, noise, precision)
+            found = model.predict_block(noisy, zeros_are_bad=False)
+            distances.append(found.distances)
+            if found.probabilities is not None:
+                outside.append(found.probabilities[:, -1])
+            advance(stop - start)
+    return TrainingSample(np.concatenate(distances), np.concatenate(outside) if outside else None)
+
+
+def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) -> list[tuple[int, int]]:
+    """Return runs of consecutive rows, evenly spread over ranges of rows, of at most ``wanted`` rows together.
+
+    Parameters
+    ----------
+    spans
+        Ranges (first, end) that do not overlap, in order.
+    wanted
+        Rows; of fewer, all are returned.
+    run_rows
+        Rows in a run; those at the end of a range may be shorter.
+    """
+    starts = np.cumsum([0, *(end - first for first, end in spans)])
+    total = int(starts[-1])
+    n_runs = max(1, min(wanted, total) // run_rows) if total > wanted else -(-total // run_rows)
+    runs = []
+    for k in range(n_runs):
+        place = k * total // n_runs if total > wanted else k * run_rows
+        rows = min(run_rows, wanted) if total > wanted else min(run_rows, total - place)
+        span = int(np.searchsorted(starts, place, side="right")) - 1
+        while rows > 0 and span < len(spans):
+            first = spans[span][0] + place - int(starts[span])
+            end = min(first + rows, spans[span][1])
+            runs.append((first, end))
+            rows, place, span = rows - (end - first), place + end - first, span + 1
+    return runs
+
+
+def find_ranges(store: AnyStore, labels: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return the smallest and largest value of every label among the training spectra."""
+    low, high = np.full(len(labels), np.inf), np.full(len(labels), -np.inf)
+    for _, block in store.iter_columns(labels):
+        for q, label in enumerate(labels):
+            if len(block[label]):
+                low[q], high[q] = min(low[q], block[label].min()), max(high[q], block[label].max())
+    return {label: (float(low[q]), float(high[q])) for q, label in enumerate(labels)}
+
+
+#: Principal components that distances are measured along, where no gate has its own.
+COMPONENTS = 10
+#: Share of the training spectra that are not far from the training spectra.
+QUANTILE = 0.999
+#: The bundle that ``headroom predict RUN`` makes for itself.
+_OWN_FOLDER = "model"
+
+
+def export_model(
+    run: str | Path,
+    path: str | Path,
+    *,
+    level: float | None = None,
+    seed: int | None = None,
+    quantile: float = QUANTILE,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MixtureModel:
+    """Write the models of a finished run as a bundle that needs neither the run nor its spectra any more.
+
+    Parameters
+    ----------
+    run
+        The run folder. Its training stores are read once more, at most
+        :data:`pipeline.predict.export.SAMPLE_SPECTRA` spectra of them.
+    path
+        A new folder.
+    level, seed
+        Which noise the models were trained with, where the run has several; by default the level that its
+        conclusions are about, and the first seed.
+    quantile
+        Spectra farther from the mean than this share of the training spectra are out of domain.
+    overwrite
+        Replace a bundle that is there.
+    progress
+        Told of the sample's reading.
+
+    Returns
+    -------
+    MixtureModel
+        As :func:`pipeline.load_model` reads it.
+
+    Raises
+    ------
+    InputError
+        If the run is not finished, has no such noise, or its moments or training stores are gone; or if something
+        is at the path already.
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+    out = Path(path)
+    require_free(out, overwrite=overwrite)
+    if not 0 < quantile < 1:
+        raise InputError(f"--quantile must lie between 0 and 1, found {quantile:g}; for example {QUANTILE:g}")
+    source = _open_run(Path(run), level, seed)
+    model = source.build()
+    sample = measure_sample(
+        model, source.store, source.sample_noise, source.config.precision, progress or SilentProgress()
+    )
+    limits = DomainLimits(distance=float(np.quantile(sample.distances, quantile)), quantile=quantile)
+    model = replace(model, limits=limits, facts=source.describe(sample, limits))
+    save_model(model, out, render_card(model), overwrite=overwrite)
+    return load_model(out)
+
+
+def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureModel:
+    """Return the model of a run, with the defaults of :func:`export_model`; made once and kept as ``RUN/model``.
+
+    Raises
+    ------
+    InputError, ResourceError
+        See :func:`export_model`.
+    """
+    folder = Path(run)
+    results, own = read_results(folder), folder / _OWN_FOLDER
+    if own.exists():
+        try:
+            model = load_model(own)
+            if model.facts["provenance"]["results"] == results.metadata["key"]:
+                return model
+        except InputError:
+            pass  # damaged, or of another version: it is made again
+    return export_model(folder, own, overwrite=True, progress=progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a bundle is made from: a run's results, one noise of it, its models, and its training spectra."""
+
+    results: RunResults
+    config: ExperimentConfig
+    noise: Noise
+    models: ExpertModels
+    store: AnyStore
+
+    @property
+    def grid(self) -> BinGrid:
+        return BinGrid(self.config.bins, self.config.bin_names)
+
+    @property
+    def sample_noise(self) -> NoiseDraw:
+        """The training noise; a draw of it where that is an expectation over all draws."""
+        if isinstance(self.noise, NoiseDraw):
+            return self.noise
+        return NoiseDraw(self.noise.level, self.config.seeds[0], schema.STREAM_TRAIN)
+
+    def read_moments(self) -> Moments:
+        """Read the moments of all training spectra, wherever they lie."""
+        folder, n_folds = self.results.folder / "moments" / self.noise.name, self.results.metadata["folds"]["total"]
+        if not folder.is_dir():
+            raise InputError(
+                f"run folder {self.results.folder}: the moments of {self.noise.name} are gone, and the principal "
+                f"components come from them; run the experiment again with the same --out"
+            )
+        saved = MomentsFolder(folder, self.noise, n_folds, 0)
+        n_cells = saved.open(0).n_cells
+        return Moments.merge(saved.read(fold, cell) for fold in range(n_folds) for cell in range(n_cells))
+
+    def build(self) -> MixtureModel:
+        """Return the model, for which nothing is out of domain yet."""
+        columns = [self.models.columns(label) for label in self.models.labels]
+        gate, blend = self._read_gate(), self._read_blend()
+        recipe = read_recipe(self.results.folder / recipe_file(self.noise)) if gate and gate.feature_names else None
+        if recipe is not None and gate is not None and gate.feature_names != recipe.names:
+            raise InputError(
+                f"run folder {self.results.folder}: its gate needs {', '.join(gate.feature_names)}, and only features "
+                "of the flux can be computed for spectra without labels; export a run with another gate"
+            )
+        components = recipe.components if recipe is not None else None
+        if components is None:
+            components = find_components(self.read_moments(), min(COMPONENTS, len(self.store.wavelength)))
+        return MixtureModel(
+            labels=self.models.labels,
+            target=self.config.target,
+            wavelength=self.store.wavelength,
+            weights=np.ascontiguousarray(np.stack([weights for weights, _ in columns], axis=2)),
+            intercepts=np.ascontiguousarray(np.stack([intercepts for _, intercepts in columns], axis=1)),
+            grid=self.grid,
+            components=components,
+            limits=DomainLimits(distance=np.inf, quantile=1.0),
+            gate=gate,
+            recipe=recipe,
+            blend=blend,
+            route=GLOBAL_ROUTE if gate is None else FALLBACK_ROUTE if blend is None else BLEND_ROUTE,
+            unsure=0.0 if self.config.gate is None else self.config.gate.unsure,
+        )
+
+    def _read_gate(self) -> Gate | None:
+        path = self.results.folder / gate_file(self.noise)
+        if self.config.gate is None or not path.is_file():
+            return None  # noise that is only compared has none
+        return read_json(path, partial(gate_from_dict, grid=self.grid))
+
+    def _read_blend(self) -> Blend | None:
+        """Return the blend, where it was better than its gate on held-out folds of the training spectra."""
+        path = self.results.folder / blend_file(self.noise)
+        if self.config.gate is None or not self.config.gate.blend or not path.is_file():
+            return None
+        blend = read_json(path, Blend.from_dict)
+        return blend if blend.is_kept else None
+
+    def describe(self, sample: TrainingSample, limits: DomainLimits) -> dict[str, Any]:
+        """Return what ``model.json`` says besides what predicting needs."""
+        metadata = self.results.metadata
+        ranges = find_ranges(self.store, self.models.labels)
+        flagged = sample.distances > limits.distance
+        if sample.outside is not None:
+            flagged |= sample.outside > limits.outside
+        return {
+            "label_units": {label: schema.COLUMN_UNITS[label] for label in self.models.labels},
+            "training": {
+                "ranges": {label: list(ranges[label]) for label in self.models.labels},
+                "wavelength_range": [float(self.store.wavelength[0]), float(self.store.wavelength[-1])],
+                "spectra": self.models.global_count,
+                "spectra_of_experts": self.models.expert_counts.tolist(),
+                "noise": {"mode": "marginal", "level": self.noise.level, "seed": None}
+                if isinstance(self.noise, MarginalNoise)
+                else {"mode": "drawn", "level": self.noise.level, "seed": self.noise.seed},
+                "alpha": self.models.global_alpha,
+                "alpha_of_experts": self.models.expert_alphas.tolist(),
+                "standardize": self.config.ridge.standardize,
+                "train_on": self.config.ridge.train_on,
+                "simulated": bool(metadata["simulated"]),
+            },
+            "sample": {
+                "spectra": len(sample.distances),
+                "noise": vars(self.sample_noise),
+                "median_distance": float(np.median(sample.distances)),
+                "out_of_domain": float(flagged.mean()),
+            },
+            "metrics": _describe_metrics(self.results, self.noise),
+            "provenance": {
+                "results": metadata["key"],
+                "config_hash": metadata["config_hash"],
+                "started": metadata["started"],
+                "software": metadata["versions"],
+                "git_commit": metadata["git_commit"],
+                "exported_with": describe_environment()["versions"].get("headroom"),
+                "stores": {role: _describe_store(metadata["stores"][role]) for role in ("train", "test")},
+            },
+        }
+
+
+def _open_run(folder: Path, level: float | None, seed: int | None) -> _Source:
+    results = read_results(folder)
+    config = _read_config(results)
+    noise = _choose_noise(config, level, seed)
+    file = folder / "models" / f"{noise.name}.npz"
+    stated = results.metadata["stores"]["train"]
+    gone = [path for path in stated["paths"] if not Path(path).is_dir()]
+    if gone:
+        raise InputError(
+            f"run folder {folder}: its training store {gone[0]} is gone, and a sample of it says what is out of "
+            "domain; put it back where it was"
+        )
+    store = open_stores(stated["paths"])
+    if store.fingerprint != stated["fingerprint"]:
+        raise InputError(
+            f"run folder {folder}: its training store changed since (fingerprint {stated['fingerprint'][:12]} became "
+            f"{store.fingerprint[:12]}); run the experiment again with another --out"
+        )
+    left_out = match_shards(stated["left_out"], store.shard_names)
+    selected = select_shards(store, [store.shard_names[k] for k in left_out])
+    return _Source(results, config, noise, read_models(file)[-1], selected)
+
+
+def _read_config(results: RunResults) -> ExperimentConfig:
+    """Return the configuration of a run's results, which another version may have written."""
+    wanted = ("config", "key", "folds", "stores", "simulated", "config_hash", "started", "versions", "git_commit")
+    missing = [name for name in wanted if name not in results.metadata]
+    try:
+        if not missing:
+            return ExperimentConfig.model_validate(results.metadata["config"])
+        found = f"{METADATA_FILE} lacks {enumerate_words(missing)}"
+    except ValidationError as error:
+        found = describe_findings(error, ExperimentConfig)
+    raise InputError(
+        f"run folder {results.folder}: another version of this program wrote its results ({found}); run the experiment "
+        "again with the same --out"
+    )
+
+
+def _choose_noise(config: ExperimentConfig, level: float | None, seed: int | None) -> Noise:
+    """Return the training noise whose models are meant."""
+    chosen = config.headline_level if level is None else level
+    if chosen not in config.noise.levels:
+        known = ", ".join(f"{one:g}" for one in config.noise.levels)
+        raise InputError(f"--level must be one of the run's noise levels ({known}), found {chosen:g}")
+    if config.noise.mode == "marginal":
+        if seed is not None:
+            raise InputError(f"--seed {seed}: this run trained on marginal noise, which has no seed; leave --seed out")
+        return MarginalNoise(chosen)
+    wanted = config.seeds[0] if seed is None else seed
+    if wanted not in config.seeds:
+        known = ", ".join(map(str, config.seeds))
+        raise InputError(f"--seed must be one of the run's seeds ({known}), found {wanted}")
+    return NoiseDraw(chosen, wanted, schema.STREAM_TRAIN)
+
+
+def _describe_metrics(results: RunResults, noise: Noise) -> dict[str, Any]:
+    """Return the run's figures of merit at this noise level; means over its seeds."""
+    level = next(one for one in results.summary["levels"] if one["noise_level"] == noise.level)
+    routing = level.get("routing")
+    return {
+        "target": results.summary["target"],
+        "confidence": results.summary["confidence"],
+        "test_noise": level["test_noise"],
+        "scopes": level["scopes"],
+        "decision": level["decision"],
+        "routing": routing and {"sentence": routing["sentence"], "scopes": routing["scopes"]},
+    }
+
+
+def _describe_store(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells a set of spectra from another, without where it lies."""
+    names = [source["name"] for source in stated["sources"]]
+    return {"fingerprint": stated["fingerprint"], "n_spectra": stated["n_spectra"], "sources": names}

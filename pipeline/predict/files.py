@@ -1,0 +1,279 @@
+"""The model bundle: a run's models of one noise, with all that predicting needs, in a folder of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base import replacing_folder
+from pipeline.bins import BinGrid
+from pipeline.errors import InputError
+from pipeline.moments import PrincipalComponents
+from pipeline.predict.model import DomainLimits, MixtureModel
+from pipeline.questions.gate import Blend, gate_from_dict, recipe_from_plain, recipe_to_plain
+
+__all__ = [
+    "BUNDLE_FORMAT",
+    "BUNDLE_VERSION",
+    "CARD_FILE",
+    "MODEL_FILE",
+    "SUMS_FILE",
+    "load_model",
+    "read_bundle",
+    "save_model",
+    "write_bundle",
+]
+
+# --- The files of a model bundle: written whole or not at all, and read only if every byte is what was written.
+#
+# ::
+#
+#     MODEL/model.json       what the model is, in words and numbers
+#     MODEL/arrays/*.npy     its arrays, float64
+#     MODEL/README.md        the model card
+#     MODEL/SHA256SUMS       the digest of every other file, as ``sha256sum -c`` reads it
+#
+# ``docs/model.md`` describes them for other programs.
+
+BUNDLE_FORMAT = "headroom-model"
+BUNDLE_VERSION = 1
+MODEL_FILE = "model.json"
+CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
+_ARRAY = re.compile(r"arrays/(\w+)\.npy")
+
+
+def write_bundle(
+    path: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], card: str, *, overwrite: bool = False
+) -> None:
+    """Write a bundle: a new folder that appears at once, with all its files.
+
+    Raises
+    ------
+    InputError
+        If there is something at the path that may not be replaced: with ``overwrite``, only another bundle may.
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+    require_free(path, overwrite=overwrite)
+    stated = {"format": BUNDLE_FORMAT, "version": BUNDLE_VERSION, **facts, "arrays": sorted(arrays)}
+    text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
+    contents = {MODEL_FILE: text.encode(), CARD_FILE: card.encode()}
+    for name, values in arrays.items():
+        stream = io.BytesIO()
+        np.save(stream, np.ascontiguousarray(values), allow_pickle=False)
+        contents[f"arrays/{name}.npy"] = stream.getvalue()
+    contents[SUMS_FILE] = _list_sums({name: _digest(content) for name, content in contents.items()})
+    with replacing_folder(path, lambda _: False) as temporary:
+        (temporary / "arrays").mkdir()
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path where a bundle may not be put.
+
+    Raises
+    ------
+    InputError
+        If anything is there; with ``overwrite``, anything but a bundle.
+    """
+    if not path.exists():
+        return
+    if overwrite and (path / SUMS_FILE).is_file() and (path / MODEL_FILE).is_file():
+        return
+    if overwrite:
+        raise InputError(
+            f"model folder {path}: only another model may be replaced, found something else; choose another name"
+        )
+    raise InputError(f"model folder {path}: it is there already; choose another name, or replace it with --overwrite")
+
+
+def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], str]:
+    """Read a bundle, every byte of it checked.
+
+    Returns
+    -------
+    facts
+        What ``model.json`` says.
+    arrays
+        By name.
+    fingerprint
+        SHA-256 of ``SHA256SUMS``, hence of all files.
+
+    Raises
+    ------
+    InputError
+        If the folder is no bundle, of another version, or any file differs from what was written; the message names it.
+    """
+    if not (path / SUMS_FILE).is_file():
+        found = "no such folder" if not path.exists() else f"{SUMS_FILE} is missing"
+        raise InputError(f"model {path}: {found}; give a folder that `headroom export RUN MODEL` made")
+    sums = _read(path, SUMS_FILE)
+    contents = {name: _read(path, name) for name in _parse_sums(path, sums)}
+    for line in sums.decode().splitlines():
+        digest, name = line.split("  ")
+        if _digest(contents[name]) != digest:
+            raise _damaged(path, name, f"its SHA-256 is not the one that {SUMS_FILE} states")
+    facts = _parse_facts(path, contents.get(MODEL_FILE))
+    wanted = {MODEL_FILE, CARD_FILE, *(f"arrays/{name}.npy" for name in facts["arrays"])}
+    if wanted != contents.keys():
+        name = sorted(wanted ^ contents.keys())[0]
+        raise _damaged(path, SUMS_FILE, f"it does not list the files of the model ({name})")
+    try:
+        arrays = {
+            name: np.load(io.BytesIO(contents[f"arrays/{name}.npy"]), allow_pickle=False) for name in facts["arrays"]
+        }
+    except ValueError as error:
+        raise _damaged(path, "arrays", str(error)) from None
+    return facts, arrays, _digest(sums)
+
+
+def _parse_sums(path: Path, sums: bytes) -> list[str]:
+    """Return the files that the list of digests names, which must be exactly as it was written."""
+    lines = [_LINE.fullmatch(line) for line in sums.decode("utf-8", "replace").splitlines()]
+    named = {match.group(2): match.group(1) for match in lines if match}
+    if any(match is None for match in lines) or _list_sums(named) != sums:
+        raise _damaged(path, SUMS_FILE, "it is not a sorted list of digests and names")
+    for name in named:
+        if name not in (MODEL_FILE, CARD_FILE) and not _ARRAY.fullmatch(name):
+            raise _damaged(path, SUMS_FILE, f"it names {name!r}, which is no part of a model")
+    return list(named)
+
+
+def _parse_facts(path: Path, content: bytes | None) -> dict[str, Any]:
+    try:
+        facts = json.loads((content or b"").decode())
+        if facts["format"] == BUNDLE_FORMAT and isinstance(facts["version"], int):
+            found = facts["version"]
+        else:
+            raise ValueError(f"its format is {facts['format']!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, MODEL_FILE, f"it describes no model ({error})") from None
+    if found != BUNDLE_VERSION:
+        raise InputError(
+            f"model {path} has version {found}, but this program reads version {BUNDLE_VERSION}; use the program that "
+            "wrote it, or export the run again"
+        )
+    return dict(facts)
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except OSError as error:
+        raise _damaged(path, name, f"it cannot be read ({error.strerror})") from None
+
+
+def _list_sums(digests: Mapping[str, str]) -> bytes:
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _damaged(path: Path, name: str, what: str) -> InputError:
+    return InputError(f"model {path} is damaged: {name}: {what}; copy it again, or export the run again")
+
+
+def save_model(model: MixtureModel, path: str | Path, card: str, *, overwrite: bool = False) -> None:
+    """Write a model as a bundle; :func:`load_model` gives back the same numbers, bit for bit.
+
+    Parameters
+    ----------
+    model
+        The model.
+    path
+        A new folder.
+    card
+        The model card, Markdown.
+    overwrite
+        Replace a bundle that is there.
+
+    Raises
+    ------
+    InputError
+        If there is something at the path that may not be replaced.
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+    stated = {
+        "labels": list(model.labels),
+        "target": model.target,
+        "bins": {
+            "edges": {column: list(map(float, edges)) for column, edges in model.grid.edges.items()},
+            "names": {column: list(names) for column, names in model.grid.interval_names.items()},
+        },
+        "gate": None if model.gate is None else model.gate.to_dict(),
+        "features": None if model.recipe is None else recipe_to_plain(model.recipe),
+        "blend": None if model.blend is None else model.blend.to_dict(),
+        "route": model.route,
+        "unsure": model.unsure,
+        "out_of_domain": dataclasses.asdict(model.limits),
+    }
+    arrays = {
+        "wavelength": model.wavelength,
+        "weights": model.weights,
+        "intercepts": model.intercepts,
+        "component_mean": model.components.mean,
+        "component_vectors": model.components.vectors,
+        "component_variances": model.components.variances,
+    }
+    write_bundle(Path(path), {**stated, **model.facts, **stated}, arrays, card, overwrite=overwrite)
+
+
+def load_model(path: str | Path) -> MixtureModel:
+    """Load a model that ``headroom export`` wrote; every byte of it is checked, and no code in it is run.
+
+    ::
+
+        model = pipeline.load_model("model/")
+        table = model.predict(flux).to_frame()  # flux of shape (N, P), or (P,) for one spectrum
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If it is no model bundle, is of another version, or any byte of it changed; the message names the file.
+    """
+    folder = Path(path)
+    facts, arrays, fingerprint = read_bundle(folder)
+    try:
+        grid = BinGrid(facts["bins"]["edges"], facts["bins"]["names"])
+        components = PrincipalComponents(*(arrays[f"component_{name}"] for name in ("mean", "vectors", "variances")))
+        recipe = facts["features"] and recipe_from_plain(facts["features"], components, arrays["wavelength"])
+        return MixtureModel(
+            labels=tuple(facts["labels"]),
+            target=facts["target"],
+            wavelength=arrays["wavelength"],
+            weights=arrays["weights"],
+            intercepts=arrays["intercepts"],
+            grid=grid,
+            components=components,
+            limits=DomainLimits(**facts["out_of_domain"]),
+            gate=None if facts["gate"] is None else gate_from_dict(facts["gate"], grid),
+            recipe=recipe,
+            blend=facts["blend"] and Blend.from_dict(facts["blend"]),
+            route=facts["route"],
+            unsure=facts["unsure"],
+            facts=facts,
+            fingerprint=fingerprint,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"model {folder}: it lacks {error}; export the run again") from None

@@ -1,0 +1,220 @@
+"""One look for every figure: sizes, a colour-blind safe palette, axes, notes, saving.
+
+Figures are made with :class:`matplotlib.figure.Figure` alone. ``pyplot`` keeps a registry of open figures and
+chooses a backend for the whole process; neither belongs in a library.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+from pipeline.base import replacing
+from pipeline.scoring import Estimate
+
+__all__ = [
+    "BLUES",
+    "DPI",
+    "GLOBAL",
+    "INK",
+    "MUTED",
+    "ORACLE",
+    "SLIDE",
+    "SMALL",
+    "TEXT",
+    "VERDICT_COLORS",
+    "add_interval",
+    "add_title",
+    "choose_ink",
+    "few_ticks",
+    "format_count",
+    "format_counts",
+    "format_value",
+    "label_counts",
+    "new_figure",
+    "save_figure",
+    "show_empty",
+    "style_axes",
+]
+
+DPI = 150
+#: Inches of a 16:9 slide; at 150 dots per inch 2000 × 1125 pixels.
+SLIDE = (13.333, 7.5)
+#: Points. Nothing is smaller than SMALL.
+SMALL, TEXT, TITLE = 11.0, 12.0, 15.0
+
+# Okabe and Ito's palette, which survives the common kinds of colour blindness and grey printing.
+GLOBAL, ORACLE, INK, MUTED = "#E69F00", "#0072B2", "#222222", "#6B6B6B"
+VERDICT_COLORS = {"continue": "#009E73", "undecided": "#B8B8B8", "stop": "#D55E00"}
+#: Densities on white paper: the palest blue must still differ from "nothing here".
+BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.22, 1.0, 256)), name="visible_blues")
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself, though pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as notebooks ask for it."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
+    """Return an empty figure whose layout makes room for every label."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+    figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None:
+    """Write a left-aligned, wrapped title above the axes and a line of small print below them."""
+    width = figure.get_size_inches()[0]
+    # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
+    wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
+    figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
+    small_print = f"Simulated spectra. {note}" if simulated else note
+    wrapped = textwrap.fill(small_print, max(24, int(width * 11.5)))
+    figure.supxlabel(wrapped, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+
+
+def _wrap_evenly(text: str, width: int) -> str:
+    lines = len(textwrap.wrap(text, width))
+    # The narrowest width that needs no further line: no word is left alone on the last one.
+    while width > 20 and len(textwrap.wrap(text, width - 1)) == lines > 1:
+        width -= 1
+    return textwrap.fill(text, width)
+
+
+def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: str = "x") -> None:
+    """Give axes the house look; ``grid`` names the value axis (``x``, ``y``, ``both`` or empty)."""
+    axes.tick_params(labelsize=SMALL, colors=INK, length=3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(MUTED)
+    if title:
+        axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
+    axes.set_xlabel(x, fontsize=TEXT, color=INK)
+    axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)
+    if grid in ("x", "both"):
+        axes.grid(True, axis="x", color="#E3E3E3", linewidth=0.8)
+    if grid in ("y", "both"):
+        axes.grid(True, axis="y", color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def add_interval(axes: Axes, at: float, estimate: Estimate, *, horizontal: bool, color: str = INK) -> None:
+    """Draw a confidence interval as a bar from its low to its high end; nothing where it is NaN."""
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return
+    # Around the interval's own middle: its ends are then exact even where the mean is not inside.
+    middle, half = (estimate.low + estimate.high) / 2, (estimate.high - estimate.low) / 2
+    style: dict[str, Any] = {
+        "fmt": "none",
+        "ecolor": color,
+        "elinewidth": 1.6,
+        "capsize": 4,
+        "capthick": 1.6,
+        "zorder": 4,
+    }
+    if horizontal:
+        axes.errorbar([middle], [at], xerr=[half], **style)
+    else:
+        axes.errorbar([at], [middle], yerr=[half], **style)
+
+
+def format_value(value: float, form: str = ".3f") -> str:
+    """Return a figure of merit as figures write it: with a true minus, and words where there is none."""
+    return format(value, form).replace("-", "−") if math.isfinite(value) else "no R²"
+
+
+def few_ticks(axes: Axes) -> None:
+    """Keep the x axis to five round values: labels with a minus and two decimals need the room."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
+
+
+def choose_ink(face: Sequence[float]) -> str:
+    """Return print that has a contrast of at least 4.5 on a colour, by the relative luminance of WCAG 2.
+
+    The house's ink is not black, so that on some middling colours neither it nor white would do: black does
+    wherever white does not.
+    """
+    behind = _luminance(face)
+    for ink in (INK, "#FFFFFF"):
+        darker, lighter = sorted((behind, _luminance(to_rgb(ink))))
+        if (lighter + 0.05) / (darker + 0.05) >= 4.5:
+            return ink
+    return "#000000"
+
+
+def _luminance(color: Sequence[float]) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color[:3])
+    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
+def format_count(value: float) -> str:
+    """Return a count in three digits, trailing zeros kept: ``62``, ``1.60k``, ``62.7k``, ``1.00M``."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        scaled = abs(value) / size
+        # 999,500 and more would round to "1000k".
+        if scaled >= 0.9995:
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{value / size:.{digits}f}{unit}"
+    return f"{value:.0f}"
+
+
+def format_counts(values: Sequence[float], *, exact_below: float = 100_000) -> list[str]:
+    """Return counts that stand together in one style: exact with commas, or all in three digits if any is large."""
+    exact = all(abs(value) < exact_below for value in values)
+    return [f"{value:,.0f}" if exact else format_count(value) for value in values]
+
+
+def label_counts(axes: Axes, counts: Sequence[float]) -> None:
+    """Label the x axis with the very counts that were measured, thinned where they would touch."""
+    low, high = min(counts), max(counts)
+    logarithmic = high > 8 * low > 0
+    if logarithmic:
+        axes.set_xscale("log")
+
+    def place(count: float) -> float:
+        return math.log(count) if logarithmic else count
+
+    # "48,000" takes a sixth of the dashboard's panel. Both ends come first: they say what was measured.
+    gap = (place(high) - place(low)) * 0.19
+    shown: list[float] = []
+    for count in dict.fromkeys([high, low, *sorted(counts, reverse=True)]):
+        if all(abs(place(other) - place(count)) >= gap for other in shown):
+            shown.append(count)
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(FixedFormatter(format_counts(shown)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def show_empty(axes: Axes, message: str) -> None:
+    """Say why there is nothing to draw, instead of leaving axes blank."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", fontsize=TEXT, color=MUTED)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())

@@ -1,0 +1,136 @@
+"""The whole result on one slide: verdict, both models, gain per bin, spectra per bin, learning curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.questions.learning_curve import draw_learning_panel
+from pipeline.report import BinView, ScopeView, bin_views, conclusion, headline, scope_views, symbol, thresholds
+from pipeline.report.figures.canvas import (
+    GLOBAL,
+    INK,
+    MUTED,
+    ORACLE,
+    SLIDE,
+    SMALL,
+    VERDICT_COLORS,
+    add_interval,
+    add_title,
+    few_ticks,
+    format_counts,
+    format_value,
+    new_figure,
+    style_axes,
+)
+from pipeline.report.figures.per_bin import LOWEST_R2, limit_values, list_bins, note_cut_bars, write_columns
+from pipeline.scoring import Estimate, RunResults
+
+__all__ = ["draw_dashboard"]
+
+
+def draw_dashboard(results: RunResults) -> Figure:
+    """Draw the overview: the conclusion is the title, the panels are its evidence."""
+    level = headline(results)
+    bins, scopes = bin_views(level), scope_views(level)
+    figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
+    halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
+    left, right = halves[0]
+    models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
+    per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
+    _draw_models(models, scopes)
+    _draw_gain(gain, scopes, results, level["decision"]["verdict"])
+    draw_learning_panel(learning, results)
+    _draw_bin_gain(per_bin, bins, results)
+    columns = {
+        "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
+        "n train": format_counts([view.n_train for view in bins]),
+        "n test": format_counts([view.n_test for view in bins]),
+    }
+    write_columns(table, columns)
+    add_title(
+        figure,
+        conclusion(results),
+        f"{symbol(results.summary['target'])} by ridge regression, noise level {level['noise_level']:g}. "
+        f"Mean over seeds; bars: {results.summary['confidence']:.0%} interval."
+        + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _scope_label(name: str, scope: ScopeView) -> str:
+    return f"{name}\nn = {scope.n_test:,}"
+
+
+def _draw_models(axes: Axes, scopes: dict[str, ScopeView]) -> None:
+    height = 0.36
+    estimates: list[Estimate] = []
+    for offset, name, color, label in (
+        (-height / 2, "r2_global", GLOBAL, "Global ridge"),
+        (height / 2, "r2_oracle", ORACLE, "Oracle experts"),
+    ):
+        for row, scope in enumerate(scopes.values()):
+            estimate: Estimate = getattr(scope, name)
+            estimates.append(estimate)
+            value = 0.0 if math.isnan(estimate.mean) else estimate.mean
+            axes.barh(row + offset, value, height=height, color=color, label=None if row else label)
+            add_interval(axes, row + offset, estimate, horizontal=True)
+            _write_right(axes, row + offset, estimate, ".4f")
+    limit_values(axes, estimates, lowest=LOWEST_R2, highest=1.0)
+    style_axes(axes, title="Overall R²")
+    few_ticks(axes)
+    axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
+    axes.set_ylim(len(scopes) - 0.5, -0.5)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=SMALL, frameon=False)
+
+
+def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:
+    style: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": SMALL, "color": INK}
+    text = format_value(estimate.mean, form)
+    axes.text(1.02, at, text, transform=axes.get_yaxis_transform(), **style)
+
+
+def _draw_gain(axes: Axes, scopes: dict[str, ScopeView], results: RunResults, verdict: str) -> None:
+    decision = thresholds(results)
+    for row, scope in enumerate(scopes.values()):
+        axes.plot(scope.delta_r2.mean, row, marker="D", color=INK, markersize=9, zorder=5)
+        add_interval(axes, row, scope.delta_r2, horizontal=True)
+        _write_right(axes, row, scope.delta_r2, "+.4f")
+    ends = [e for s in scopes.values() for e in (s.delta_r2.low, s.delta_r2.high) if math.isfinite(e)]
+    # Both thresholds are always in view, with some room beyond them.
+    low, high = min([0.0, *ends]), max([decision.continue_ * 1.5, *ends])
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    spans = (
+        (low - margin, decision.stop, "stop"),
+        (decision.stop, decision.continue_, "undecided"),
+        (decision.continue_, high + margin, "continue"),
+    )
+    for start, end, name in spans:
+        axes.axvspan(start, end, color=VERDICT_COLORS[name], alpha=0.28, linewidth=0, zorder=0)
+    words = f"stop < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ continue"
+    style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, grid="")
+    axes.xaxis.label.set_fontsize(SMALL)
+    few_ticks(axes)
+    axes.set_yticks(range(len(scopes)), list(scopes))
+    axes.set_ylim(len(scopes) - 0.5, -0.5)
+
+
+def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> None:
+    decision = thresholds(results)
+    for row, view in enumerate(bins):
+        value = 0.0 if math.isnan(view.delta_r2.mean) else view.delta_r2.mean
+        axes.barh(row, value, height=0.55, color=ORACLE if value >= 0 else VERDICT_COLORS["stop"], zorder=2)
+        add_interval(axes, row, view.delta_r2, horizontal=True)
+    limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
+    style_axes(axes, title="ΔR² per bin", x=f"ΔR² (dashed: {decision.continue_:g})")
+    few_ticks(axes)
+    list_bins(axes, bins)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.axvline(decision.continue_, color=VERDICT_COLORS["continue"], linewidth=2, linestyle="--")

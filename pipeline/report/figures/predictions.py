@@ -1,0 +1,150 @@
+"""Predicted against true labels, for the global ridge and for the experts under every way of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from pipeline.report import headline, symbol, target_quantity
+from pipeline.report.figures.canvas import (
+    BLUES,
+    SLIDE,
+    SMALL,
+    TEXT,
+    VERDICT_COLORS,
+    add_title,
+    format_value,
+    new_figure,
+    show_empty,
+    style_axes,
+)
+from pipeline.scoring import NO_SEED, RunResults
+
+__all__ = ["draw_predicted_against_true", "draw_routed_against_true"]
+
+#: Columns of the predictions and what a panel calls them; routes of a gate are there where the run has one.
+_MODELS = {"global": "Global ridge", "oracle": "Oracle experts"}
+_ROUTES = {**_MODELS, "hard": "Hard routing", "soft": "Soft routing", "fallback": "Fall-back", "blend": "Blend"}
+
+
+def draw_predicted_against_true(results: RunResults) -> Figure:
+    """Draw the density of predicted against true labels of covered test spectra, for both models.
+
+    One seed is shown, the first: pooling seeds would show every star several times. R² and n are those of
+    ``results.csv`` for this seed, so that the figure cannot disagree with the tables.
+    """
+    return _draw(results, _MODELS, f"Predicted against true {symbol(results.summary['target'])}", "")
+
+
+def draw_routed_against_true(results: RunResults) -> Figure:
+    """Draw the same for every way of routing, beside the global model and the oracle."""
+    title = f"Predicted against true {symbol(results.summary['target'])} by route"
+    note = "Routing by the gate, without any label; the oracle knows the bins."
+    return _draw(results, _ROUTES, title, note)
+
+
+def _draw(results: RunResults, models: Mapping[str, str], title: str, note: str) -> Figure:
+    level, seed = headline(results)["noise_level"], int(results.overall["seed"].iloc[0])
+    rows = results.predictions
+    rows = rows[(rows["seed"] == seed) & (rows["noise_level"] == level) & (rows["bin"] >= 0)]
+    shown = {model: name for model, name in models.items() if f"y_{model}" in rows}
+    columns = 2 if len(shown) <= 2 else 3
+    height = SLIDE[1] if len(shown) <= columns else 1.35 * SLIDE[1]
+    figure = new_figure(SLIDE[0], height)
+    grid = figure.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(shown) :] if len(rows) else panels[1:]:
+        axes.set_axis_off()
+    if rows.empty:
+        show_empty(panels[0], "no covered test spectrum has a prediction")
+    else:
+        _draw_panels(figure, dict(zip(shown, panels, strict=False)), shown, rows, results)
+    add_title(
+        figure,
+        title,
+        f"Covered test spectra, noise level {level:g}{_name_seed(seed)}. Dashed: prediction = truth. {note}".strip(),
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _name_seed(seed: int) -> str:
+    return f", seed {seed}" if seed != NO_SEED else ""
+
+
+def _scores(results: RunResults, rows: pd.DataFrame) -> pd.Series:
+    """Return R² of every model: of the two that ``results.csv`` has, its own, which may be means over test noise."""
+    frame = results.overall
+    own = (frame["seed"] == rows["seed"].iloc[0]) & (frame["noise_level"] == rows["noise_level"].iloc[0])
+    stated = frame[own & (frame["scope"] == "covered")].iloc[0]
+    computed = {f"r2_{model}": _r2(rows, model) for model in _ROUTES if f"y_{model}" in rows}
+    return pd.Series(computed | {f"r2_{model}": stated[f"r2_{model}"] for model in _MODELS})
+
+
+def _r2(rows: pd.DataFrame, model: str) -> float:
+    scatter = ((rows["y_true"] - rows["y_true"].mean()) ** 2).sum()
+    return 1 - ((rows["y_true"] - rows[f"y_{model}"]) ** 2).sum() / scatter if scatter > 0 else np.nan
+
+
+def _draw_panels(
+    figure: Figure, panels: Mapping[str, Axes], names: Mapping[str, str], rows: pd.DataFrame, results: RunResults
+) -> None:
+    values = rows[["y_true", *(f"y_{model}" for model in panels)]].to_numpy()
+    # A few wild predictions must not shrink the rest to a dot; how many lie beyond is written.
+    low, high = np.nanpercentile(values, [0.1, 99.9])
+    low, high = min(low, rows["y_true"].min()), max(high, rows["y_true"].max())
+    margin = 0.04 * (high - low or 1.0)
+    ends = (low - margin, high + margin)
+    cells = int(np.clip(np.sqrt(len(rows)), 18, 60))
+    scores, seed = _scores(results, rows), int(rows["seed"].iloc[0])
+    drawn = []
+    for model, axes in panels.items():
+        predicted = rows[f"y_{model}"]
+        beyond = int(((predicted < ends[0]) | (predicted > ends[1])).sum())
+        drawn.append(
+            axes.hexbin(
+                rows["y_true"],
+                predicted,
+                gridsize=cells,
+                extent=(*ends, *ends),
+                mincnt=1,
+                cmap=BLUES,
+                linewidths=0.1,
+            )
+        )
+        _draw_identity(axes, ends)
+        name, merit = f"{names[model]}{_name_seed(seed)}:", f"R² = {format_value(scores[f'r2_{model}'], '.4f')}"
+        between, beyond_words = " " if len(panels) <= 2 else "\n", f"({beyond:,} beyond the axes)" if beyond else ""
+        title = f"{name}{between}{merit}, n = {len(rows):,}\n{beyond_words}".strip()
+        style_axes(axes, title=title, grid="both")
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        place = axes.get_subplotspec()
+        assert place is not None
+        columns = place.get_gridspec().ncols
+        if len(drawn) + columns > len(panels):  # nothing is drawn below
+            axes.set_xlabel(f"true {target_quantity(results)}", fontsize=TEXT)
+            axes.tick_params(labelbottom=True)
+        if place.is_first_col():
+            axes.set_ylabel(f"predicted {target_quantity(results)}", fontsize=TEXT)
+    most = max(float(np.asarray(hexagons.get_array()).max()) for hexagons in drawn)
+    for hexagons in drawn:
+        hexagons.set_norm(LogNorm(1, max(most, 2.0)))
+    bar = figure.colorbar(drawn[0], ax=list(panels.values()), fraction=0.03, pad=0.02)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.locator = LogLocator(subs=(1, 2, 5))
+    bar.formatter = FuncFormatter(lambda value, _: f"{value:,.0f}")
+    bar.minorticks_off()
+    bar.update_ticks()
+    bar.set_label("test spectra per cell (log scale)", fontsize=TEXT)
+
+
+def _draw_identity(axes: Axes, ends: tuple[float, float]) -> None:
+    (line,) = axes.plot(ends, ends, color=VERDICT_COLORS["stop"], linestyle="--", linewidth=2, zorder=5)
+    line.set_path_effects([patheffects.Stroke(linewidth=4.5, foreground="white"), patheffects.Normal()])

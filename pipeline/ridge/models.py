@@ -1,0 +1,349 @@
+"""The models of one noise draw: the global ridge and one expert for each bin, from the cells' moments."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from pipeline.base import replacing
+from pipeline.bins import NamedBins
+from pipeline.config import RidgeConfig
+from pipeline.errors import InputError
+from pipeline.moments import Moments, PixelSums
+from pipeline.ridge.penalties import SolvedSearch, resolve_alpha
+from pipeline.ridge.ridge import RidgePath, pixel_scale, solve_ridge_path
+
+__all__ = [
+    "ExpertModels",
+    "TooFewSpectraError",
+    "join_experts",
+    "join_models",
+    "read_models",
+    "require_enough_spectra",
+    "require_searchable",
+    "shared_scale",
+    "solve_experts",
+    "trained_cells",
+    "write_models",
+]
+
+FORMAT = "headroom-models"
+FORMAT_VERSION = 1
+#: Raised when the same moments and settings would give other models.
+ALGORITHM_VERSION = 4
+_ARRAYS = (
+    "global_weights",
+    "global_intercepts",
+    "expert_weights",
+    "expert_intercepts",
+    "expert_alphas",
+    "expert_counts",
+)
+_SEARCH_ARRAYS = ("alphas", "sse", "tss", "chosen", "weights", "intercepts")
+
+
+class TooFewSpectraError(InputError):
+    """A bin has too few training spectra for an expert."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertModels:
+    """One global model and K experts, for P pixels and Q labels.
+
+    Attributes
+    ----------
+    labels
+        Names of the labels.
+    global_weights, global_intercepts
+        Shapes (P, Q) and (Q,), label units (per flux unit).
+    expert_weights, expert_intercepts
+        Shapes (K, P, Q) and (K, Q).
+    global_alpha, expert_alphas
+        Penalties, a number and shape (K,).
+    global_count, expert_counts
+        Training spectra, a number and shape (K,).
+    warnings
+        What a reader should know, such as bins with few spectra for their pixels.
+    search
+        How the penalties were chosen, where they were; only with the models of all folds.
+    """
+
+    labels: tuple[str, ...]
+    global_weights: NDArray[np.float64]
+    global_intercepts: NDArray[np.float64]
+    expert_weights: NDArray[np.float64]
+    expert_intercepts: NDArray[np.float64]
+    global_alpha: float
+    expert_alphas: NDArray[np.float64]
+    global_count: int
+    expert_counts: NDArray[np.int64]
+    warnings: tuple[str, ...] = field(default=())
+    search: SolvedSearch | None = None
+
+    @property
+    def n_experts(self) -> int:
+        """K."""
+        return len(self.expert_weights)
+
+    @property
+    def global_path(self) -> RidgePath:
+        """The global model alone."""
+        return RidgePath(
+            np.array([self.global_alpha]),
+            self.global_weights[None],
+            self.global_intercepts[None],
+            self.labels,
+            self.global_count,
+        )
+
+    def along_search(self) -> list[ExpertModels]:
+        """Return the models that every model taking the same penalty gives, for each one tried; none without a search.
+
+        They show what a penalty does on other spectra, and had no part in the choice.
+        """
+        tried = self.search
+        if tried is None:
+            return []
+        return [
+            replace(
+                self,
+                global_weights=weights[0],
+                global_intercepts=intercepts[0],
+                expert_weights=weights[1:],
+                expert_intercepts=intercepts[1:],
+                global_alpha=float(alpha),
+                expert_alphas=np.full(self.n_experts, alpha),
+                search=None,
+            )
+            for alpha, weights, intercepts in zip(tried.alphas, tried.weights, tried.intercepts, strict=True)
+        ]
+
+    def predict(self, x: ArrayLike, target: str) -> NDArray[np.float64]:
+        """Predict one label with every model.
+
+        Parameters
+        ----------
+        x
+            Pixels, shape (N, P), flux units.
+        target
+            One of :attr:`labels`.
+
+        Returns
+        -------
+        NDArray[np.float64]
+            Shape (N, 1 + K), label units: the global model first, then the experts in bin order.
+        """
+        weights, intercepts = self.columns(target)
+        return np.asarray(np.asarray(x, dtype=np.float64) @ weights + intercepts)
+
+    def columns(self, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the weights (P, 1 + K) and intercepts (1 + K,) for one label, the global model first."""
+        q = self.labels.index(target)
+        weights = np.column_stack([self.global_weights[:, q], self.expert_weights[:, :, q].T])
+        return weights, np.concatenate([self.global_intercepts[[q]], self.expert_intercepts[:, q]])
+
+
+def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: NamedBins, threads: int = 1) -> ExpertModels:
+    """Solve the global model and one expert for each bin, from moments in memory.
+
+    Parameters
+    ----------
+    cells
+        Moments of every bin and, last, of the outside.
+    ridge
+        Penalty, scaling, and which spectra train the global model. The scaler of ``standardize: global`` is
+        fitted on the spectra that train the global model. The penalty may not be a search: that needs folds.
+    grid
+        The bins, for naming them.
+    threads
+        Models solved side by side, each by BLAS on one thread: more are faster, need more memory (a dense matrix
+        each), and change no bit.
+
+    Returns
+    -------
+    ExpertModels
+
+    Raises
+    ------
+    TooFewSpectraError
+        If a bin has fewer than ``ridge.min_spectra`` training spectra; the message names it.
+    """
+    require_enough_spectra([cell.count for cell in cells[:-1]], ridge, grid)
+    whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
+    shared = shared_scale(whole.pixel_sums, ridge)
+    alpha = resolve_alpha(ridge.alpha, whole.count)
+
+    def solve(cell: Moments) -> RidgePath:
+        own = ridge.standardize == "per_expert" and cell is not whole
+        return solve_ridge_path(cell, alpha, pixel_scale(cell) if own else shared)
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads, "solve") as executor:
+        of_global, *experts = executor.map(solve, [whole, *cells[:-1]])
+    return join_models(of_global, experts, grid)
+
+
+def join_experts(models: Sequence[ExpertModels]) -> ExpertModels:
+    """Return the experts of several sets of models as those of one, with the first one's global model."""
+    return replace(
+        models[0],
+        expert_weights=np.concatenate([one.expert_weights for one in models]),
+        expert_intercepts=np.concatenate([one.expert_intercepts for one in models]),
+        expert_alphas=np.concatenate([one.expert_alphas for one in models]),
+        expert_counts=np.concatenate([one.expert_counts for one in models]),
+    )
+
+
+def require_enough_spectra(counts: Sequence[int], ridge: RidgeConfig, grid: NamedBins) -> None:
+    """Refuse bins with fewer than ``ridge.min_spectra`` training spectra.
+
+    Raises
+    ------
+    TooFewSpectraError
+        The message names the first such bin.
+    """
+    for number, count in enumerate(counts):
+        if count < ridge.min_spectra:
+            raise TooFewSpectraError(
+                f"{grid.describe(number)} has {count} training spectra, at least {ridge.min_spectra} are "
+                "required for an expert (ridge.min_spectra); widen the bin or add spectra"
+            )
+
+
+def require_searchable(counts: Sequence[Sequence[int]], ridge: RidgeConfig, grid: NamedBins) -> None:
+    """Refuse a search for the penalty that some fold would leave with too few training spectra of a bin.
+
+    Parameters
+    ----------
+    counts
+        Training spectra of each bin in each fold, shape (F, K).
+    ridge, grid
+        See :func:`solve_experts`.
+
+    Raises
+    ------
+    InputError
+        If there is one fold only.
+    TooFewSpectraError
+        The message names the first such bin and fold.
+    """
+    if len(counts) < 2:
+        raise InputError(f"ridge.alpha.search needs at least two folds to choose on, found {len(counts)}; use more")
+    total = np.sum(counts, axis=0)
+    for fold, held_out in enumerate(counts):
+        for number, left in enumerate(total - held_out):
+            if left < ridge.min_spectra:
+                raise TooFewSpectraError(
+                    f"{grid.describe(number)} has {left} training spectra outside fold {fold} of {len(counts)}, at "
+                    f"least {ridge.min_spectra} are required (ridge.min_spectra) to try penalties on that fold; widen "
+                    "the bin, add spectra, change compute.folds, or give a fixed ridge.alpha"
+                )
+
+
+def trained_cells(ridge: RidgeConfig, n_cells: int, covered: Sequence[int]) -> tuple[int, ...]:
+    """Return the cells whose spectra train the global model: all, or those that the bins cover."""
+    return tuple(range(n_cells)) if ridge.train_on == "all" else tuple(covered)
+
+
+def shared_scale(whole: PixelSums, ridge: RidgeConfig) -> NDArray[np.float64]:
+    """Return what the pixels are divided by, shape (P,): of the spectra that train the global model, or ones."""
+    return pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.x_sum.size)
+
+
+def join_models(
+    of_global: RidgePath, experts: Sequence[RidgePath], grid: NamedBins, search: SolvedSearch | None = None
+) -> ExpertModels:
+    """Return one set of models from the solutions for the first penalty of each path."""
+    return ExpertModels(
+        labels=of_global.labels,
+        global_weights=of_global.weights[0],
+        global_intercepts=of_global.intercepts[0],
+        expert_weights=np.stack([expert.weights[0] for expert in experts]),
+        expert_intercepts=np.stack([expert.intercepts[0] for expert in experts]),
+        global_alpha=float(of_global.alphas[0]),
+        expert_alphas=np.array([expert.alphas[0] for expert in experts]),
+        global_count=of_global.count,
+        expert_counts=np.array([expert.count for expert in experts]),
+        warnings=_scarcity_warnings([expert.count for expert in experts], of_global.weights.shape[1], grid),
+        search=search,
+    )
+
+
+def _scarcity_warnings(counts: Sequence[int], n_pixels: int, grid: NamedBins) -> tuple[str, ...]:
+    scarce = [f"{grid.describe(k)}: {count:,}" for k, count in enumerate(counts) if count < 2 * n_pixels]
+    if not scarce:
+        return ()
+    return (
+        f"{len(scarce)} of {grid.n_bins} bins have fewer training spectra than twice the {n_pixels} pixels "
+        f"({'; '.join(scarce)}): with drawn noise the number of spectra limits their "
+        "experts, so look at how the headroom depends on n",
+    )
+
+
+def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, Any]) -> None:
+    """Write models (of one noise draw, for growing training sets) to one ``.npz`` file, atomically."""
+    facts = {
+        **header,
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "models": [
+            {
+                "labels": m.labels,
+                "global_alpha": m.global_alpha,
+                "global_count": m.global_count,
+                "warnings": m.warnings,
+                "search": m.search and {"by": m.search.by, "target": m.search.target},
+            }
+            for m in models
+        ],
+    }
+    arrays: dict[str, np.ndarray] = {"header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+    for k, m in enumerate(models):
+        arrays |= {f"{name}_{k}": getattr(m, name) for name in _ARRAYS}
+        if m.search is not None:
+            arrays |= {f"search_{name}_{k}": getattr(m.search, name) for name in _SEARCH_ARRAYS}
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+
+
+def read_models(path: Path) -> list[ExpertModels]:
+    """Read the models that :func:`write_models` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or of another version.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            facts = json.loads(archive["header"].tobytes().decode())
+            if facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
+                raise ValueError(f"{FORMAT} version {FORMAT_VERSION} is required")
+            return [
+                ExpertModels(
+                    labels=tuple(one["labels"]),
+                    global_alpha=one["global_alpha"],
+                    global_count=one["global_count"],
+                    warnings=tuple(one["warnings"]),
+                    **{name: archive[f"{name}_{k}"] for name in _ARRAYS},
+                    search=_read_search(archive, k, one.get("search")),
+                )
+                for k, one in enumerate(facts["models"])
+            ]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"models file {path}: cannot be read ({error}); delete it and run again") from None
+
+
+def _read_search(archive: Any, k: int, facts: dict[str, str] | None) -> SolvedSearch | None:
+    if not facts:
+        return None
+    arrays = {name: archive[f"search_{name}_{k}"] for name in _SEARCH_ARRAYS}
+    return SolvedSearch(by=facts["by"], target=facts["target"], **arrays)

@@ -1,0 +1,481 @@
+"""The train and test spectra of an experiment: found, checked against each other, converted if needed.
+
+Whatever can be wrong is looked for in headers and labels first, before hours of conversion or accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.base import Progress
+from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, plan_binnings, quantile_edges
+from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
+from pipeline.convert import convert_shards
+from pipeline.errors import InputError, did_you_mean
+from pipeline.shards import ShardInfo, find_shards, read_shard_info
+from pipeline.store import (
+    AnyStore,
+    find_left_out,
+    find_stores,
+    is_store,
+    match_shards,
+    open_stores,
+    plan_layout,
+    select_shards,
+)
+
+__all__ = [
+    "SetHeader",
+    "SpectraSets",
+    "check_addition",
+    "check_headers",
+    "fix_edges",
+    "open_or_convert",
+    "open_spectra_sets",
+    "read_headers",
+    "require_disjoint",
+    "require_new",
+    "resolve_binnings",
+]
+
+
+Blocks = Iterator[tuple[int, Mapping[str, NDArray[Any]]]]
+
+
+@dataclass(frozen=True, eq=False)
+class SetHeader:
+    """What is known of a set of spectra without its pixels, from a store or from the headers of shards.
+
+    Attributes
+    ----------
+    role
+        ``train`` or ``test``.
+    name
+        How messages call it.
+    shard_lengths
+        Spectra in each shard.
+    wavelength
+        Shape (P,), Å.
+    column_names
+        Names of the per-spectrum columns.
+    iter_columns
+        Given names, yields (first row, columns) for one block of rows after the other, so that checks need no memory
+        for each spectrum; of shards, only the columns that the checks are about.
+    chunk_rows
+        Spectra that the store decodes together, or will.
+    unconverted_bytes
+        Upper bound of the store that is still to be written; 0 if there is one.
+    flagged_pixels
+        Pixels that a mask flags; 0 before conversion.
+    left_out
+        Numbers of the shards that ``data.exclude`` leaves out; their rows are counted, their columns not given.
+    """
+
+    role: str
+    name: str
+    shard_lengths: tuple[int, ...]
+    wavelength: NDArray[np.float64]
+    column_names: tuple[str, ...]
+    iter_columns: Callable[[Sequence[str]], Blocks]
+    chunk_rows: int
+    unconverted_bytes: int = 0
+    flagged_pixels: int = 0
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def n_spectra(self) -> int:
+        """Spectra that are not left out."""
+        return sum(length for k, length in enumerate(self.shard_lengths) if k not in self.left_out)
+
+    @classmethod
+    def of_store(cls, role: str, store: AnyStore) -> SetHeader:
+        """Describe a store, or several as one."""
+        return cls(
+            role,
+            store.name,
+            store.shard_lengths,
+            store.wavelength,
+            tuple(store.columns),
+            store.iter_columns,
+            store.chunk_rows,
+            flagged_pixels=store.flagged_pixels,
+            left_out=find_left_out(store),
+        )
+
+    @classmethod
+    def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
+        """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
+        further = {column for cuts in config.further_grids.values() for column in cuts}
+        wanted = {"id", *schema.LABELS, *config.bins, *further}
+        slim: list[ShardInfo] = []
+        names: tuple[str, ...] = ()
+        for shard in shards:
+            info = read_shard_info(shard)
+            names = tuple(name for name in names if name in info.columns) if slim else tuple(info.columns)
+            # One shard's other columns at a time: a survey's are too many to be held for checks of a few.
+            slim.append(replace(info, columns={name: info.columns[name] for name in wanted & set(info.columns)}))
+        first, lengths = slim[0], tuple(info.n_spectra for info in slim)
+        arrays = 3 if any(info.has_noisy for info in slim) else 2
+        names_of = ["/".join(info.path.parts[-2:]) for info in slim]  # as a store calls them
+        left_out = match_shards(config.data.exclude if role == "train" else (), names_of)
+        made = is_store(_store_path(role, [info.fingerprint for info in slim], config.data))
+
+        def iter_columns(names: Sequence[str]) -> Blocks:
+            start = 0
+            for k, info in enumerate(slim):
+                if k not in left_out:
+                    yield start, {name: info.columns[name] for name in names}
+                start += info.n_spectra
+
+        return cls(
+            role,
+            first.path.parent.name if len(slim) == 1 else f"{len(slim)} shards",
+            lengths,
+            first.wavelength,
+            names,
+            iter_columns,
+            plan_layout(max(sum(lengths), 1), first.n_pixels, None, None).chunk_rows,
+            0 if made else sum(lengths) * first.n_pixels * arrays * 4,
+            left_out=left_out,
+        )
+
+
+@dataclass(frozen=True)
+class SpectraSets:
+    """The stores of an experiment."""
+
+    train: AnyStore
+    test: AnyStore
+
+    @property
+    def headers(self) -> tuple[SetHeader, SetHeader]:
+        """Train and test without their pixels."""
+        return SetHeader.of_store("train", self.train), SetHeader.of_store("test", self.test)
+
+
+def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
+    """Describe train and test from stores, or from the headers of shards; converts nothing.
+
+    Raises
+    ------
+    InputError
+        If a source is missing or broken.
+    """
+    headers = []
+    for role, sources in (("train", config.data.train), ("test", config.data.test)):
+        if stores := _find_stores(role, sources):
+            excluded = config.data.exclude if role == "train" else ()
+            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), excluded)))
+        else:
+            headers.append(SetHeader.of_shards(role, find_shards(sources, Path.cwd()), config))
+    return headers[0], headers[1]
+
+
+def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -> list[str]:
+    """Check that train and test fit each other and the configuration; return what a reader should know.
+
+    Raises
+    ------
+    InputError
+        If wavelengths differ, test spectra occur in train, a column of the bins is missing, or a bin has too few
+        spectra.
+    """
+    _require_same_wavelengths(train, test)
+    grid = BinGrid(config.bins, config.bin_names)
+    warnings = _require_scorable(train, test, grid, config)
+    for name, cuts in config.further_grids.items():
+        for header in (train, test):
+            _require_columns(header, name, cuts)
+    if not config.data.allow_overlap:
+        warnings += require_disjoint(train, test)
+    for header in (train, test):
+        if header.flagged_pixels:
+            warnings.append(
+                f"{header.flagged_pixels:,} pixels of {header.name} are flagged by their mask and used all the same"
+            )
+    if config.precision == "float32" and 0 in config.noise.levels:
+        warnings.append(
+            "noise level 0 in float32: without noise the pixels are nearly collinear, and predictions may differ by "
+            "about 1e-4 from float64; set precision: float64 to be exact"
+        )
+    return warnings
+
+
+def check_addition(train: SetHeader, test: SetHeader, new: SetHeader, config: ExperimentConfig) -> None:
+    """Check that spectra fit a training set that they are to join, before they are converted.
+
+    Raises
+    ------
+    InputError
+        If wavelengths differ, a column of the bins is missing, or spectra occur in train or test already.
+    """
+    for header in (train, test):
+        _require_same_wavelengths(new, header)
+    grids: dict[str, Mapping[str, Any]] = {"bins": config.bins, **config.further_grids}
+    for name, cuts in grids.items():
+        _require_columns(new, name, cuts)
+    if not config.data.allow_overlap:
+        require_disjoint(new, test)
+        require_new(train, new)
+
+
+def _require_columns(header: SetHeader, name: str, cuts: Mapping[str, Any]) -> None:
+    for column in cuts:
+        if column not in header.column_names:
+            raise InputError(
+                f"{name} uses the column {column!r}, which {header.name} does not have"
+                f"{did_you_mean(column, header.column_names)}; present: {', '.join(header.column_names)}"
+            )
+
+
+def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None = None) -> SpectraSets:
+    """Open the train and test stores, converting shards that have no store yet; leave out what is excluded."""
+    return SpectraSets(
+        select_shards(open_or_convert("train", data.train, data, progress, workers), data.exclude),
+        open_or_convert("test", data.test, data, progress, workers),
+    )
+
+
+def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
+    """Return the stores that a configuration names; none if it names shards."""
+    try:
+        return find_stores(sources)
+    except InputError as error:
+        raise InputError(f"data.{role}: {error}") from None
+
+
+def _store_path(role: str, fingerprints: Sequence[str], data: DataConfig) -> Path:
+    # Other shards get another store, and experiments on the same shards share one; the fingerprints only sample the
+    # pixels, so conversion compares the rest where a shard's time stamp changed.
+    return Path(data.stores) / f"{role}-{content_hash([list(fingerprints), data.nonfinite])}.zarr"
+
+
+def open_or_convert(
+    role: str, sources: Sequence[str], data: DataConfig, progress: Progress, workers: int | None
+) -> AnyStore:
+    """Open stores, or convert shards to one below ``data.stores`` if that has not been done.
+
+    Raises
+    ------
+    InputError
+        If stores are mixed with shards, or any of them is missing or broken.
+    """
+    if stores := _find_stores(role, sources):
+        return open_stores(stores)
+    shards = find_shards(sources, Path.cwd())
+    path = _store_path(role, [read_shard_info(shard).fingerprint for shard in shards], data)
+    return convert_shards(shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
+
+
+def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:
+    if train.wavelength.shape != test.wavelength.shape:
+        raise InputError(
+            f"train has {train.wavelength.size} pixels ({train.name}) and {test.role} {test.wavelength.size} "
+            f"({test.name}); "
+            "the models need one wavelength grid, so give spectra of one arm and resolution"
+        )
+    difference = np.abs(train.wavelength - test.wavelength)
+    if difference.any():
+        pixel = int(np.argmax(difference > 0))
+        raise InputError(
+            f"wavelengths of train and {test.role} differ from pixel {pixel} on ({train.wavelength[pixel]:.4f} and "
+            f"{test.wavelength[pixel]:.4f} Å, at most {difference.max():.3g} Å); give spectra on one wavelength grid"
+        )
+
+
+def _require_scorable(train: SetHeader, test: SetHeader, grid: BinGrid, config: ExperimentConfig) -> list[str]:
+    """Check that experts can be trained and headroom scored; warn of bins without enough test spectra."""
+    counts, covered = {}, {}
+    for header in (train, test):
+        counts[header.role], covered[header.role] = _count_bins(header, grid, config.target)
+    n_covered, spread = covered["test"]
+    if n_covered < 2 or spread == 0:
+        raise InputError(
+            f"R² needs at least two test spectra in bins with different {config.target}, found {n_covered} in "
+            f"{test.name}; give a larger test set"
+        )
+    starved = np.flatnonzero(counts["train"] < config.ridge.min_spectra)
+    if starved.size:
+        first = int(starved[0])
+        others = f", and {starved.size - 1} more bins likewise" if starved.size > 1 else ""
+        raise InputError(
+            f"{grid.describe(first)} has {counts['train'][first]} training spectra, at least "
+            f"{config.ridge.min_spectra} are required for an expert (ridge.min_spectra){others}; widen the bin or "
+            "add spectra"
+        )
+    few = [grid.describe(int(k)) for k in np.flatnonzero(counts["test"] < 2)]
+    return [f"no R² for bins with fewer than 2 test spectra: {', '.join(few)}"] if few else []
+
+
+def _count_bins(header: SetHeader, grid: BinGrid, target: str) -> tuple[NDArray[np.int64], tuple[int, float]]:
+    """Return the spectra in each bin, and of all that lie in one their number and the range of the target."""
+    grid.require_columns(header.column_names)
+    counts = np.zeros(grid.n_bins, np.int64)
+    low, high = np.inf, -np.inf
+    lows, highs = np.full(len(grid.columns), np.nan), np.full(len(grid.columns), np.nan)
+    for _, columns in header.iter_columns(sorted({*grid.columns, target})):
+        bins = grid.assign(columns)
+        inside = bins != OUTSIDE
+        counts += np.bincount(bins[inside], minlength=grid.n_bins)
+        covered = columns[target][inside].astype(np.float64)
+        low, high = covered.min(initial=low), covered.max(initial=high)
+        values = np.column_stack([columns[column] for column in grid.columns]).astype(np.float64)
+        lows, highs = np.fmin(lows, np.fmin.reduce(values)), np.fmax(highs, np.fmax.reduce(values))
+    if not counts.any():
+        spans = zip(grid.columns, lows, highs, strict=True)
+        found = ", ".join(f"{column} {least:g} … {most:g}" for column, least, most in spans)
+        raise InputError(
+            f"no {header.role} spectrum lies in any bin: the spectra of {header.name} span {found}; "
+            "move the edges of `bins` there"
+        )
+    return counts, (int(counts.sum()), float(high - low))
+
+
+# --- The cells and binnings of an experiment, resolved on its spectra: quantiles become edges, empty bins are told.
+
+
+def resolve_binnings(config: ExperimentConfig, sets: SpectraSets) -> tuple[CellGrid, tuple[Binning, ...], list[str]]:
+    """Return the cells and binnings of an experiment, quantiles as edges, and what a reader should know of them.
+
+    A binning whose experts cannot be trained, or that covers no test spectra, is left out with a warning: it must not
+    stop what the main one has to say.
+    """
+    grids = {name: BinGrid(_resolve_cuts(name, cuts, sets)) for name, cuts in config.further_grids.items()}
+    fine = grids.pop("design.grid", None)
+    others = dict(zip(config.binnings, grids.values(), strict=True))
+    cells, binnings = plan_binnings(BinGrid(config.bins, config.bin_names), others, ablation=config.ablation, fine=fine)
+    gated = config.gate.binnings if config.gate is not None else ()
+    crossed = [Binning.cross(binnings[0], binning) for binning in binnings if binning.name in gated]
+    kept, warnings = binnings[:1], []
+    for binning in [*binnings[1:], *crossed]:
+        problem = _find_problem(binning, config, sets)
+        if problem:
+            warnings.append(f"the binning {binning.name!r} is left out: {problem}")
+        else:
+            kept.append(binning)
+    return cells, tuple(kept), warnings
+
+
+def fix_edges(config: ExperimentConfig, sets: SpectraSets) -> ExperimentConfig:
+    """Return a configuration that states the edges which quantiles have on these spectra, and so the same cells.
+
+    What is added to the spectra, or taken from them, would move quantiles, and all moments would be of no use.
+    """
+    edges = {name: _resolve_cuts(name, cuts, sets) for name, cuts in config.further_grids.items()}
+    plain = config.to_dict()
+    plain["binnings"] = {name: edges[f"binnings.{name}"] for name in config.binnings}
+    if config.design is not None:
+        plain["design"]["grid"] = edges["design.grid"]
+    return ExperimentConfig.model_validate(plain).model_copy(update={"cluster": config.cluster})
+
+
+def _resolve_cuts(name: str, cuts: Mapping[str, Any], sets: SpectraSets) -> dict[str, tuple[float, ...]]:
+    edges = {}
+    for column, cut in cuts.items():
+        if isinstance(cut, Quantiles):
+            train, test = (
+                (block[column] for _, block in part.iter_columns([column])) for part in (sets.train, sets.test)
+            )
+            cut = quantile_edges(train, test, cut.quantiles)
+            if len(cut) < 2:
+                raise InputError(f"{name}: all spectra have the same {column!r}, so it cannot be cut; leave it out")
+        edges[column] = cut
+    return edges
+
+
+def _find_problem(binning: Binning, config: ExperimentConfig, sets: SpectraSets) -> str:
+    """Say why a binning cannot be answered, nothing if it can."""
+    counts = {}
+    for role, part in (("train", sets.train), ("test", sets.test)):
+        counts[role] = np.zeros(binning.n_bins, np.int64)
+        for _, columns in part.iter_columns(binning.base.columns):
+            bins = binning.assign(columns)
+            counts[role] += np.bincount(bins[bins != OUTSIDE], minlength=binning.n_bins)
+    starved = int(np.argmin(counts["train"]))
+    if counts["train"][starved] < config.ridge.min_spectra:
+        return (
+            f"{binning.describe(starved)} has {counts['train'][starved]} training spectra, at least "
+            f"{config.ridge.min_spectra} are required for an expert (ridge.min_spectra); move its edges"
+        )
+    if counts["test"].sum() < 2:
+        return "fewer than two test spectra lie in its bins; move its edges"
+    empty = np.flatnonzero(counts["test"] == 0)
+    return f"no test spectrum lies in {binning.describe(int(empty[0]))}; move its edges" if empty.size else ""
+
+
+# --- Spectra that occur twice: in train and in test, or in train and among those that are to join it.
+
+
+def require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
+    """Refuse test spectra that the models are trained on; return what a reader should know.
+
+    Raises
+    ------
+    InputError
+        If the same id occurs with the same labels in both.
+    """
+    for header in (train, test):
+        if not _has_ids(header):
+            return [f"{header.name} has no usable ids, so whether test spectra also occur in train was not checked"]
+    shared = _find_shared(train, test)
+    if len(shared):
+        first = shared.iloc[0]
+        raise InputError(
+            f"{len(shared):,} of {test.n_spectra:,} test spectra also occur in train (same id and labels; for example "
+            f"id {first['id']:g}: row {int(first['test_row'])} of {test.name}, row {int(first['train_row'])} of "
+            f"{train.name}), so scores would be too good; leave them out, or set data.allow_overlap: true"
+        )
+    return []
+
+
+def require_new(train: SetHeader, new: SetHeader) -> None:
+    """Refuse spectra that are in train already.
+
+    Raises
+    ------
+    InputError
+        If the same id occurs with the same labels in both.
+    """
+    if not (_has_ids(train) and _has_ids(new)):
+        return
+    shared = _find_shared(train, new)
+    if len(shared):
+        first = shared.iloc[0]
+        raise InputError(
+            f"{len(shared):,} of {new.n_spectra:,} spectra to be added occur in train already (same id and labels; for "
+            f"example id {first['id']:g}: row {int(first['test_row'])} of {new.name}, row {int(first['train_row'])} of "
+            f"{train.name}); every spectrum may count once only, so leave them out, or set data.allow_overlap: true"
+        )
+
+
+def _find_shared(train: SetHeader, test: SetHeader) -> pd.DataFrame:
+    """Return each spectrum of ``test`` that occurs in ``train``, once, with the rows of both."""
+    identity = ["id", *schema.LABELS]
+    of_test = pd.concat([_frame(start, columns, "test_row") for start, columns in test.iter_columns(identity)])
+    ids = np.unique(of_test["id"])
+    found = []
+    for start, columns in train.iter_columns(identity):
+        of_train = _frame(start, columns, "train_row")
+        of_train = of_train[np.isin(of_train["id"], ids)]
+        found.append(of_test.merge(of_train, on=identity).drop_duplicates("test_row"))
+    return pd.concat(found).sort_values(["test_row", "train_row"]).drop_duplicates("test_row")
+
+
+def _has_ids(header: SetHeader) -> bool:
+    return "id" in header.column_names and any(
+        np.issubdtype(columns["id"].dtype, np.number) and np.isfinite(columns["id"]).any()
+        for _, columns in header.iter_columns(["id"])
+    )
+
+
+def _frame(start: int, columns: Mapping[str, NDArray[Any]], row: str) -> pd.DataFrame:
+    rows = np.arange(start, start + len(columns["id"]))
+    return pd.DataFrame({**columns, row: rows})

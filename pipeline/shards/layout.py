@@ -1,0 +1,367 @@
+"""Where a shard keeps its arrays, and every check of them that needs no pixels.
+
+What would otherwise end as silent zeros or shifted rows is refused here; messages name the shard and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import h5py
+import numpy as np
+
+from pipeline import schema
+from pipeline.errors import InputError, did_you_mean
+from pipeline.schema import (
+    DIM_SPECTRUM,
+    DIM_WAVELENGTH,
+    LABELS,
+    PIXEL_VARIABLES,
+    REQUIRED_COLUMNS,
+    SHARD_PARAMS,
+    SHARD_PARAMS_TABLE,
+    STORE_ORIGIN,
+)
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = [
+    "PIXEL_PATHS",
+    "TAKEN_NAMES",
+    "find_pixel_arrays",
+    "list_remarks",
+    "parse_pickled_names",
+    "read_columns",
+    "read_wavelength",
+    "require_columns",
+    "require_written",
+]
+
+PIXEL_PATHS: Final[Mapping[str, str]] = {
+    "flux": schema.SHARD_FLUX,
+    "error": schema.SHARD_ERROR,
+    "mask": schema.SHARD_MASK,
+    "noisy": schema.SHARD_NOISY,
+}
+
+
+def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
+    """Return the pixel arrays by variable, all of one shape; mask and noisy where there are any."""
+    datasets: dict[str, h5py.Dataset] = {}
+    for variable, dataset_path in PIXEL_PATHS.items():
+        dataset = file.get(dataset_path)
+        if dataset is None and variable in ("mask", "noisy"):
+            continue
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(
+                f"{name}: {dataset_path!r} is missing, so this is no pfsspec shard or its writer did not finish; "
+                "re-run the simulation or leave this shard out"
+            )
+        allowed = "biu" if variable == "mask" else "f"
+        if dataset.ndim != 2 or dataset.dtype.kind not in allowed or 0 in dataset.shape:
+            wanted = "integers or booleans" if variable == "mask" else "floats"
+            raise InputError(
+                f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found {dataset.dtype} "
+                f"{dataset.shape}; re-run the simulation or leave this shard out"
+            )
+        datasets[variable] = dataset
+    shape = datasets["flux"].shape
+    for variable, dataset in datasets.items():
+        if dataset.shape != shape:
+            raise InputError(
+                f"{name}: all pixel arrays must have one shape, but flux has {shape} and {variable} has "
+                f"{dataset.shape}; re-run the simulation or leave this shard out"
+            )
+    return datasets
+
+
+def read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
+    """Return the wavelengths (n_pixels,) in Å, float64, finite and strictly increasing."""
+    dataset = file.get(schema.SHARD_WAVE)
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape != (n_pixels,) or dataset.dtype.kind not in "fiu":
+        found = f"{dataset.dtype} {dataset.shape}" if isinstance(dataset, h5py.Dataset) else "nothing"
+        raise InputError(
+            f"{name}: {schema.SHARD_WAVE!r} must hold {n_pixels} wavelengths, one per pixel of the flux, found "
+            f"{found}; re-run the simulation or leave this shard out"
+        )
+    wavelength: np.ndarray = dataset[()].astype(np.float64)
+    wrong = np.flatnonzero(~np.isfinite(wavelength))
+    if not wrong.size:
+        wrong = np.flatnonzero(np.diff(wavelength) <= 0) + 1
+    if wrong.size:
+        raise InputError(
+            f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
+            f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
+        )
+    return wavelength
+
+
+def require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
+    """Refuse storage that was never written: HDF5 reads it as zeros without a word."""
+    if dataset.is_virtual:
+        raise InputError(
+            f"{name}: {PIXEL_PATHS[variable]!r} must be stored in the file itself, found a virtual dataset, whose "
+            "missing parts read as zeros without a word; name the files that it is made of"
+        )
+    if dataset.chunks is None:
+        n_missing, first = (0 if dataset.id.get_storage_size() else 1), (0, 0)
+    else:
+        steps = dataset.chunks
+        expected = math.prod(-(-size // step) for size, step in zip(dataset.shape, steps, strict=True))
+        written = dataset.id.get_num_chunks()
+        if written == expected or (written == 0 and variable == "mask" and dataset.dtype != bool):
+            return  # an integer mask that was never written says: nothing is flagged
+        offsets = {dataset.id.get_chunk_info(i).chunk_offset for i in range(written)}
+        grid = ((r, p) for r in range(0, dataset.shape[0], steps[0]) for p in range(0, dataset.shape[1], steps[1]))
+        n_missing, first = (
+            max(1, expected - written),
+            next((offset for offset in grid if offset not in offsets), (0, 0)),
+        )
+    if n_missing:
+        row, pixel = first
+        raise InputError(
+            f"{name}: {PIXEL_PATHS[variable]!r} has {n_missing} unwritten chunk(s), the first at row {row}, pixel "
+            f"{pixel}; they would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
+        )
+
+
+def list_remarks(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
+    """Return what a reader should know of a shard that is otherwise right."""
+    remarks = [schema.SIMULATED_REMARK] if schema.SHARD_SIMULATED in file.attrs else []
+    edges = file.get(schema.SHARD_WAVE_EDGES)
+    if isinstance(edges, h5py.Dataset) and edges.shape != (n_pixels + 1,):
+        remarks.append(
+            f"{schema.SHARD_WAVE_EDGES!r} has shape {edges.shape} where ({n_pixels + 1},) is right; it is ignored, "
+            "edges follow from the wavelengths"
+        )
+    return tuple(remarks)
+
+
+# --- The labels of a shard: a pandas ``format='table'`` read with h5py alone, without running what it contains.
+#
+# PyTables stores a frame as a compound dataset: an ``index`` field, one ``values_block_k`` field per dtype, and
+# one field per *data column*. The names of a block's columns are a pickled list in the attribute
+# ``values_block_k_kind``. A pickle can run code when it is loaded, and shards come from other people, so the
+# list is never loaded: its opcodes are read with :func:`pickletools.genops`, and anything but a list of strings
+# is refused.
+
+_STRING_OPCODES: Final = frozenset(
+    {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+)
+#: Opcodes with no effect on a list of strings: framing, and memo entries that nothing may read back.
+_INERT_OPCODES: Final = frozenset({"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
+_LETTERS: Final = {"MARK": "m", "LIST": "l", "EMPTY_LIST": "e", "APPEND": "a", "APPENDS": "x", "STOP": "."}
+#: One list, filled with strings one by one or in batches, and nothing after it.
+_LIST_OF_STRINGS: Final = re.compile(r"(?:ms*l|e)(?:sa|ms*x)*\.")
+
+#: Attributes longer than this cannot be column names (HDF5 itself stops compact attributes at 64 KiB).
+_LONGEST_PICKLE: Final = 1 << 20
+#: A column's name becomes the name of a folder in a store, and a word in the attributes of its arrays.
+_USABLE_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+#: Names that a store uses itself: a column so called is kept there as ``params_<name>``.
+TAKEN_NAMES: Final = frozenset(
+    {*PIXEL_VARIABLES, STORE_ORIGIN, DIM_SPECTRUM, DIM_WAVELENGTH, "shard", "row", "manifest"}
+)
+#: Compressed tables do not expand more than about this; beyond it a damaged size asks for absurd memory.
+_LARGEST_EXPANSION: Final = 2000
+
+
+def parse_pickled_names(pickled: bytes, where: str) -> list[str]:
+    """Return the strings of a pickled list of strings, without unpickling it.
+
+    Parameters
+    ----------
+    pickled
+        The attribute's bytes, any pickle protocol.
+    where
+        File and attribute, for the message.
+
+    Raises
+    ------
+    InputError
+        If the bytes are anything but one list of strings: a damaged file, or a pickle meant to run code.
+    """
+    letters: list[str] = []
+    names: list[str] = []
+    try:
+        if len(pickled) > _LONGEST_PICKLE:
+            raise ValueError(f"{len(pickled)} bytes are too many for column names")
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name in _STRING_OPCODES:
+                letters.append("s")
+                names.append(str(argument))
+            elif opcode.name in _LETTERS:
+                letters.append(_LETTERS[opcode.name])
+            elif opcode.name not in _INERT_OPCODES:
+                raise ValueError(f"opcode {opcode.name} is not allowed")
+        if not _LIST_OF_STRINGS.fullmatch("".join(letters)):
+            raise ValueError("its opcodes do not build one list")
+    except ValueError as error:
+        raise InputError(
+            f"{where}: a pickled list of column names is required, but {error}; nothing in it was run. Write the "
+            "table again with pandas, DataFrame.to_hdf(..., format='table')"
+        ) from error
+    return names
+
+
+def read_columns(file: h5py.File, name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Read all usable columns of ``dataset/params/table``.
+
+    Parameters
+    ----------
+    file
+        The open shard.
+    name
+        How messages call the shard.
+
+    Returns
+    -------
+    columns
+        Column name to array (N,), native byte order; strings stay ``S<n>``, booleans are bool. Blocks come
+        first to last, then data columns; the frame's index is left out.
+    remarks
+        One line for every column that is left out because a store cannot hold its name.
+
+    Raises
+    ------
+    InputError
+        If the table is missing, is not a pandas table, its names cannot be read, or one occurs twice.
+    """
+    table = _find_table(file, name)
+    _require_plausible_size(table, name)
+    named = list(_iter_columns(table, table[()], name))
+    columns = dict(named)
+    if len(columns) < len(named):
+        names = [column for column, _ in named]
+        twice = next(column for column in names if names.count(column) > 1)
+        raise InputError(
+            f"{name}: column names of {SHARD_PARAMS_TABLE} must differ, found {twice!r} {names.count(twice)} times; "
+            "which of them is meant cannot be known: rename or remove one and write the table again"
+        )
+    remarks = []
+    for column in list(columns):
+        reason = ""
+        if not _USABLE_NAME.fullmatch(column):
+            reason = "names must be ASCII letters, digits and underscores"
+        elif column in TAKEN_NAMES and f"params_{column}" in columns:
+            reason = f"a store would keep it as 'params_{column}', which exists too"
+        if reason:
+            del columns[column]
+            remarks.append(f"column {column!r} of {SHARD_PARAMS_TABLE} is left out: {reason}")
+    return columns, tuple(remarks)
+
+
+def _require_plausible_size(table: h5py.Dataset, name: str) -> None:
+    """Refuse a table whose stated size its stored bytes cannot have: a damaged number, and too much memory."""
+    stored, stated = table.id.get_storage_size(), table.shape[0] * table.dtype.itemsize
+    if stated > (1 << 24) and stated > _LARGEST_EXPANSION * stored:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE} must hold what it states, found {stored} bytes stored for "
+            f"{table.shape[0]} rows; the file is damaged, copy it again"
+        )
+
+
+def _iter_columns(table: h5py.Dataset, records: np.ndarray, name: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the (name, values) of every column, as often as the table has them."""
+    for field in records.dtype.names or ():
+        if field == "index":
+            continue
+        block = records[field]
+        if field.startswith("values_block_"):
+            names = _read_block_names(table, field, name)
+            block = block.reshape(len(records), -1)
+            if len(names) != block.shape[1]:
+                raise InputError(
+                    f"{name}: {SHARD_PARAMS_TABLE} has {block.shape[1]} columns in {field!r} but {len(names)} names "
+                    f"in its attribute '{field}_kind'; the table is damaged, write it again"
+                )
+            for position, column in enumerate(names):
+                yield column, _normalise(table, field, block[:, position])
+        elif block.ndim == 1:
+            yield field, _normalise(table, field, block)
+
+
+def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -> None:
+    """Refuse columns of the wrong length, missing required columns, and labels that are not finite numbers.
+
+    Parameters
+    ----------
+    columns
+        As returned by :func:`read_columns`.
+    name
+        How messages call the shard.
+    n_spectra
+        Rows of the pixel arrays.
+
+    Raises
+    ------
+    InputError
+        Naming the shard, the column, and the first bad row.
+    """
+    for column, values in columns.items():
+        if len(values) != n_spectra:
+            raise InputError(
+                f"{name}: the pixel arrays have {n_spectra} spectra but column {column!r} of {SHARD_PARAMS_TABLE} "
+                f"has {len(values)} rows; the simulation that wrote it did not finish, re-run it or leave this "
+                "shard out"
+            )
+    for column in REQUIRED_COLUMNS:
+        if column not in columns:
+            raise InputError(
+                f"{name}: column {column!r} is required in {SHARD_PARAMS_TABLE}, found "
+                f"{', '.join(columns) or 'none'}{did_you_mean(column, columns)}; rename it or re-run the simulation"
+            )
+    for column in LABELS:
+        values = columns[column]
+        if values.dtype.kind not in "fiu":
+            raise InputError(
+                f"{name}: label {column!r} must be a number, found {values.dtype}; write it as a float column"
+            )
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if wrong.size:
+            raise InputError(
+                f"{name}: label {column!r} must be finite, found {values[wrong[0]]} at row {wrong[0]} ({wrong.size} "
+                f"of {n_spectra} rows); remove those spectra from the shard"
+            )
+
+
+def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
+    import h5py
+
+    if SHARD_PARAMS not in file:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS!r} is missing, so the simulation that wrote it did not finish; re-run it or "
+            "leave this shard out"
+        )
+    table = file.get(SHARD_PARAMS_TABLE) if isinstance(file[SHARD_PARAMS], h5py.Group) else None
+    if not isinstance(table, h5py.Dataset) or not table.dtype.names or table.ndim != 1:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE!r} must be a pandas table, found none; write the labels with "
+            "DataFrame.to_hdf(..., format='table')"
+        )
+    return table
+
+
+def _read_block_names(table: h5py.Dataset, field: str, name: str) -> list[str]:
+    attribute = f"{field}_kind"
+    where = f"{name}: attribute {attribute!r} of {SHARD_PARAMS_TABLE}"
+    pickled: Any = table.attrs.get(attribute)
+    if not isinstance(pickled, bytes | np.bytes_):
+        found = "nothing" if pickled is None else type(pickled).__name__
+        raise InputError(
+            f"{where}: a pickled list of column names is required, found {found}; write the table again with "
+            "DataFrame.to_hdf(..., format='table')"
+        )
+    return parse_pickled_names(bytes(pickled), where)
+
+
+def _normalise(table: h5py.Dataset, field: str, values: np.ndarray) -> np.ndarray:
+    """Native byte order, contiguous, and booleans back from the u1 that PyTables may store."""
+    kind = table.attrs.get(f"{field}_dtype", b"")
+    native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    return native.astype(bool) if kind in (b"bool", "bool") and native.dtype.kind in "ui" else native

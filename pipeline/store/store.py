@@ -1,0 +1,416 @@
+"""The store: a million spectra as Zarr v3, read by rows and by columns; nothing of either is kept.
+
+A store that opens is complete: every chunk file is there in its recorded size. A chunk that is damaged, or
+lost later, is an error that names the rows and never a number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline import schema
+from pipeline.errors import InputError, did_you_mean
+from pipeline.store.chunks import ChunkError, read_chunk_rows
+from pipeline.store.layout import MANIFEST_GROUP, Manifest, SourceRecord, StoreLayout, digest_array, open_group
+
+__all__ = ["LazyColumns", "SpectraStore", "StoredSpectra", "find_other_wavelengths", "is_store"]
+
+# --- What one store and several joined ones have in common: what they know of their source shards and wavelengths.
+
+#: Relative difference of wavelengths that is rounding, not another grid.
+_SAME_WAVELENGTH: Final = 1e-9
+
+
+class StoredSpectra:
+    """Base of what spectra are read from; tells what follows from the arrays present and the source shards."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Pixel arrays present: flux, error, and mask and noisy where there are any."""
+        raise NotImplementedError
+
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """What is known of the source shards, in the order of their rows."""
+        raise NotImplementedError
+
+    @property
+    def has_noisy(self) -> bool:
+        """Whether noise drawn by the simulation is there for every spectrum."""
+        return "noisy" in self.variables
+
+    @property
+    def shard_lengths(self) -> tuple[int, ...]:
+        """Spectra from each source shard, in order; they add up to ``n_spectra``."""
+        return tuple(source.n_kept for source in self.sources)
+
+    @property
+    def source_lengths(self) -> tuple[int, ...]:
+        """Spectra in each source shard, those that were dropped included."""
+        return tuple(source.n_spectra for source in self.sources)
+
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        """Names of the source shards, in order."""
+        return tuple(source.name for source in self.sources)
+
+
+def find_other_wavelengths(first: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the pixels whose wavelengths differ by more than rounding between two grids of shape (P,)."""
+    return np.flatnonzero(np.abs(first - other) > _SAME_WAVELENGTH * np.abs(first))
+
+
+# --- Per-spectrum columns that stay on disk until one is asked for.
+
+
+class LazyColumns(Mapping[str, np.ndarray]):
+    """Columns by name, each read whole when it is asked for and not kept: memory is the caller's to spend."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], np.ndarray]) -> None:
+        self._names, self._read = tuple(names), read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # the inherited one would read the column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def is_store(path: Path | str) -> bool:
+    """Tell whether a path looks like a Zarr v3 group; :meth:`SpectraStore.open` tells whether it is a
+    store."""
+    return (Path(path) / "zarr.json").is_file()
+
+
+class SpectraStore(StoredSpectra):
+    """A checked store, cheap to open and to pickle; reads rows into the caller's buffers.
+
+    Use :meth:`open`. Safe to share between threads: nothing is kept open between reads.
+
+    Attributes
+    ----------
+    path
+        The store's folder.
+    manifest
+        What the conversion recorded: sources, digests, counts.
+    wavelength
+        (P,) float64, Å, strictly increasing.
+    mean_flux
+        (P,) float64, mean clean spectrum; the origin of all moments of a set that begins with this store.
+    column_rows
+        Rows of a column that are decoded together; all of them in stores of old.
+    direct_reads
+        Whether pixels are read past the page cache: for stores that are larger than memory. False until set.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray, column_rows: int
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.wavelength = wavelength
+        self.mean_flux = mean_flux
+        self.column_rows = column_rows
+        self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
+        self.fingerprint: str = manifest.fingerprint
+        self.direct_reads = False
+
+    @classmethod
+    def open(cls, path: Path | str) -> SpectraStore:
+        """Open a store and check its format, its manifest and the presence of every chunk file.
+
+        Pixels are not read: a flipped bit shows when its rows are read.
+
+        Raises
+        ------
+        InputError
+            If the path is no store, was written by another version, or lacks anything; the message names it.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        try:
+            group = open_group(path)
+            wavelength = _read_vector(group, "wavelength")
+            mean_flux = _read_vector(group, schema.STORE_ORIGIN)
+            layouts = [_describe_array(group, variable) for variable in manifest.variables]
+            column_rows = _count_chunk_rows(group, "row")
+        except (KeyError, ValueError, OSError, TypeError) as error:
+            raise _damaged(path, f"its arrays cannot be read ({error})") from error
+        store = cls(path, manifest, wavelength, mean_flux, column_rows)
+        if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
+            raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
+        if any(layout != store.layout for layout in layouts):
+            raise _damaged(path, f"its arrays are {layouts}, the manifest says {store.layout}")
+        store._require_files()
+        return store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (str(self.path), self.fingerprint)
+
+    def __repr__(self) -> str:
+        shape = f"{self.n_spectra:,} × {self.n_pixels}"
+        return f"SpectraStore({str(self.path)!r}, {shape}, {self.fingerprint[:12]})"
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.path.name
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders it is read from: its own."""
+        return (self.path,)
+
+    @property
+    def n_spectra(self) -> int:
+        """Spectra in the store."""
+        return self.manifest.n_spectra
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels per spectrum."""
+        return self.manifest.n_pixels
+
+    @property
+    def chunk_rows(self) -> int:
+        """Spectra per chunk, the smallest piece that is decoded."""
+        return self.manifest.chunk_rows
+
+    @property
+    def shard_rows(self) -> int:
+        """Spectra per Zarr shard, 0 where there are none."""
+        return self.manifest.shard_rows
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Pixel arrays present: flux, error, and mask and noisy where the shards had them."""
+        return self.manifest.variables
+
+    @property
+    def sources(self) -> tuple[SourceRecord, ...]:
+        """What is known of the source shards, in order."""
+        return self.manifest.sources
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all pixel arrays on disk."""
+        return sum(sum(sizes) for part in self.manifest.ranges for sizes in part.file_bytes.values())
+
+    @property
+    def flagged_pixels(self) -> int:
+        """Pixels that a mask flags."""
+        return int(self.manifest.counts.get("flagged_pixels", 0))
+
+    @property
+    def columns(self) -> LazyColumns:
+        """Per-spectrum columns by name, each (N,) and read-only: labels, ``shard``, ``row`` and all other numbers.
+
+        A column is read, and compared with the manifest, every time it is asked for; keep what you need again.
+        """
+        return LazyColumns(tuple(self.manifest.columns), self._read_column)
+
+    def read_columns(self, names: Sequence[str], start: int, stop: int) -> dict[str, np.ndarray]:
+        """Read spectra ``start`` to ``stop`` (exclusive) of some columns, in memory for these rows only.
+
+        The checksums of the chunks are compared, the manifest's digests of whole columns are not.
+
+        Parameters
+        ----------
+        names
+            Some of :attr:`columns`.
+        start, stop
+            Rows, ``0 <= start <= stop <= n_spectra``.
+
+        Returns
+        -------
+        dict
+            One array of shape (stop − start,) for each name.
+
+        Raises
+        ------
+        InputError
+            If there is no such column, or a chunk is missing or damaged; the message names the store and the column.
+        """
+        self._require_range(start, stop)
+        group = open_group(self.path)
+        return {name: self._read_values(group, name, start, stop) for name in names}
+
+    def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yield (first row, columns) for one block of rows after the other, cut as the columns' chunks are.
+
+        Raises
+        ------
+        InputError
+            See :meth:`read_columns`.
+        """
+        for start in range(0, self.n_spectra, self.column_rows):
+            yield start, self.read_columns(names, start, min(start + self.column_rows, self.n_spectra))
+
+    def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
+        for first in range(start - start % self.chunk_rows, stop, self.chunk_rows):
+            yield max(first, start), min(first + self.chunk_rows, stop)
+
+    def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array.
+
+        Pass ``out`` in loops: reading into fresh memory costs several times the decompression.
+
+        Parameters
+        ----------
+        variable
+            One of :attr:`variables`.
+        start, stop
+            Rows, ``0 <= start <= stop <= n_spectra``; chunk-aligned ones are fastest.
+        out
+            C-ordered buffer of shape (≥ stop − start, P), float32 (mask: uint8); filled from its first row
+            on.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (stop − start, P), C-ordered; a view of ``out`` where given.
+
+        Raises
+        ------
+        InputError
+            If a chunk is missing, damaged or undecodable, naming the store, the variable and the rows.
+        """
+        if variable not in self.variables:
+            raise InputError(f"store {self.path} has no {variable!r}, only {', '.join(self.variables)}")
+        self._require_range(start, stop)
+        dtype = np.dtype(np.uint8 if variable == "mask" else np.float32)
+        if out is None:
+            out = np.empty((stop - start, self.n_pixels), dtype)
+        rows: np.ndarray = out[: stop - start]
+        if rows.shape != (stop - start, self.n_pixels) or out.dtype != dtype or not rows.flags.c_contiguous:
+            found = f"{out.dtype} {out.shape}"
+            raise ValueError(f"out must be C-ordered {dtype} (≥ {stop - start}, {self.n_pixels}), is {found}")
+        try:
+            read_chunk_rows(self.path / variable, self.layout, start, stop, rows, direct=self.direct_reads)
+        except ChunkError as error:
+            raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
+        return rows
+
+    def _read_column(self, name: str) -> np.ndarray:
+        values = self._read_values(open_group(self.path), name, 0, self.n_spectra)
+        if digest_array(values) != self.manifest.columns[name]:
+            raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
+        return values
+
+    def _read_values(self, group: Any, name: str, start: int, stop: int) -> np.ndarray:
+        if name not in self.manifest.columns:
+            raise InputError(
+                f"store {self.path} has no column {name!r}{did_you_mean(name, self.manifest.columns)}; present: "
+                f"{', '.join(self.manifest.columns)}"
+            )
+        try:
+            array = group[name]
+            rows = array.chunks[0]
+            values = np.empty(stop - start, array.dtype)
+            # Chunk by chunk: zarr would hold several beside the result.
+            for number in range(start // rows, -(-stop // rows)):
+                if not (self.path / name / "c" / str(number)).is_file():
+                    # zarr would take fill values for it
+                    raise ValueError(f"its chunk c/{number} is missing")
+                first, end = max(start, number * rows), min(stop, (number + 1) * rows)
+                values[first - start : end - start] = array[first:end]
+        except (KeyError, ValueError, OSError, TypeError) as error:
+            raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
+        values.flags.writeable = False
+        return values
+
+    def _require_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_spectra:
+            raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
+
+    def _require_files(self) -> None:
+        """Refuse a store that lacks a chunk file, or has one of another size than was written."""
+        for part in self.manifest.ranges:
+            for variable in self.variables:
+                files = self.layout.iter_files(part.start, part.stop)
+                for (name, first, end), size in zip(files, part.file_bytes[variable], strict=True):
+                    file = self.path / variable / name
+                    found = file.stat().st_size if file.is_file() else None
+                    if found != size:
+                        state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                        raise _damaged(self.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
+
+
+def _reopen(path: str, fingerprint: str) -> SpectraStore:
+    store = SpectraStore.open(path)
+    if store.fingerprint != fingerprint:
+        raise InputError(
+            f"store {path} changed while it was in use (fingerprint {fingerprint[:12]} became "
+            f"{store.fingerprint[:12]}); run again"
+        )
+    return store
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"store {path} is damaged: {what}; {_rebuild(path)}")
+
+
+def _rebuild(path: Path) -> str:
+    return f"delete the folder and run again, or rebuild it: headroom convert SHARDS {path} --overwrite"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not is_store(path):
+        partial = path.with_name(path.name + ".partial")
+        if partial.exists():
+            raise InputError(f"store {path} is unfinished (only {partial.name} is there); run what made it again")
+        found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"
+        raise InputError(f"{path} must be a store, found {found}; make one with headroom convert")
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (ValueError, KeyError, OSError) as error:
+        raise _damaged(path, f"zarr.json cannot be read ({error!r})") from error
+    if attributes.get("format") != schema.STORE_FORMAT:
+        raise InputError(
+            f"{path} is a Zarr group but not a store (format {attributes.get('format')!r}, required "
+            f"{schema.STORE_FORMAT!r}); make one with headroom convert"
+        )
+    if attributes.get("version") != schema.STORE_VERSION:
+        raise InputError(
+            f"store {path} has version {attributes.get('version')!r} but this program reads version "
+            f"{schema.STORE_VERSION}; use the program that wrote it, or {_rebuild(path)}"
+        )
+    try:
+        plain = json.loads((path / MANIFEST_GROUP / "zarr.json").read_text())["attributes"]
+        manifest = Manifest.from_json(plain)
+        if attributes["fingerprint"] != manifest.fingerprint:
+            raise ValueError("its digests do not give the store's fingerprint")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(path, f"its manifest cannot be read ({error!r})") from error
+    return manifest
+
+
+def _read_vector(group: Any, name: str) -> np.ndarray:
+    return np.asarray(group[name][...])
+
+
+def _count_chunk_rows(group: Any, name: str) -> int:
+    return int(group[name].chunks[0])
+
+
+def _describe_array(group: Any, variable: str) -> StoreLayout:
+    array = group[variable]
+    codecs = [type(codec).__name__ for codec in array.compressors]
+    if codecs != ["BloscCodec", "Crc32cCodec"] or array.dtype != (np.uint8 if variable == "mask" else np.float32):
+        raise ValueError(f"{variable} is {array.dtype} with codecs {codecs}")
+    n_spectra, n_pixels = array.shape
+    return StoreLayout(n_spectra, n_pixels, array.chunks[0], array.shards[0] if array.shards else 0)

@@ -1,0 +1,207 @@
+"""The command as a user runs it: output, exit codes, messages without tracebacks, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.cli.app import cli
+from pipeline.config import ExperimentConfig
+
+HEADROOM = str(Path(sys.executable).with_name("headroom"))
+
+
+def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        main(arguments)
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
+    return path
+
+
+def require_one_line(err: str) -> None:
+    """A user's mistake is told in one line, without a traceback."""
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("headroom: ")]) == 1
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = invoke(capsys, name, "--help")
+    assert code == 0
+    assert re.search(rf"Example:\n\s+.*headroom {name} ", out)
+
+
+def test_run_plan_and_report(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_folder = tmp_path / "run"
+    code, out, _ = invoke(capsys, "plan", str(config_file), "--out", str(out_folder))
+    assert code == 0
+    assert "memory per worker" in out
+    assert not out_folder.exists(), "planning writes nothing"
+    code, out, err = invoke(capsys, "run", str(config_file), "--out", str(out_folder))
+    assert code == 0, err
+    assert "dashboard: http://127.0.0.1:" in err
+    assert "8: Hot, Rich" in out
+    assert max(len(line) for line in out.splitlines() if "report:" not in line) <= 80
+    assert f"report: {out_folder / 'report.html'}" in out
+    page = (out_folder / "report.html").read_bytes()
+    (out_folder / "report.html").unlink()
+    assert invoke(capsys, "report", str(out_folder))[0] == 0
+    assert (out_folder / "report.html").read_bytes() == page
+
+
+def test_sample_inspect_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "spectra"
+    size = ["--train", "120", "--shards", "2", "--test", "40", "--pixels", "32"]
+    code, out, _ = invoke(capsys, "sample", str(folder), *size, "--workers", "1", "--quiet")
+    assert code == 0
+    assert "120 training and 40 test spectra × 32 pixels" in out
+    assert "simulated" in out
+    code, out, _ = invoke(capsys, "inspect", str(folder / "train"))
+    assert code == 0
+    assert out.count("60 spectra × 32 pixels") == 2
+    assert "together: 2 files, 120 spectra" in out
+    columns = tmp_path / "bins.yaml"
+    columns.write_text("data: {train: a, test: b}\nbins: {snr: [0, 8, 40]}\n")
+    code, out, _ = invoke(capsys, "inspect", str(folder / "train"), "--config", str(columns))
+    assert code == 0
+    assert "bin 1 (8–40)" in out
+    index = str(folder / "train" / "shard_index.txt")
+    code, out, _ = invoke(capsys, "convert", index, str(tmp_path / "train.zarr"), "--workers", "1", "--quiet")
+    assert code == 0
+    assert "120 spectra × 32 pixels" in out
+    assert invoke(capsys, "inspect", str(tmp_path / "train.zarr"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "no_such.yaml"], 2, "no such file"),
+        (["run", "oracle_noise1"], 2, "HEADROOM_TRAIN is not set"),
+        (["plan", "no_such.yaml"], 2, "no such file"),
+        (["report", "no_such_run"], 2, "no such folder"),
+        (["convert", "no_such_shard.h5", "out.zarr"], 2, "no_such_shard.h5"),
+        (["sample", "spectra", "--train", "-5"], 2, "train"),
+        (["sample", "spectra", "--grid", "no_grid.npz"], 2, "no_grid.npz"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HEADROOM_TRAIN", "HEADROOM_TEST", "HEADROOM_STORES"):
+        monkeypatch.delenv(name, raising=False)
+    found, _, err = invoke(capsys, *arguments)
+    assert found == code
+    require_one_line(err)
+    assert words in err
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_inspect_of_a_broken_file_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dataset.h5").write_bytes(b"")
+    code, out, err = invoke(capsys, "inspect", str(tmp_path / "dataset.h5"))
+    assert code == 2
+    assert "Traceback" not in out + err
+
+
+def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(capsys, "run")[0] == 2
+    assert invoke(capsys, "run", "demo", "--workers", "0")[0] == 2
+    assert invoke(capsys, "rum")[0] == 2
+
+
+def test_a_plan_that_cannot_fit_exits_with_3(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cluster.profiles.LocalProfile.resolved_memory", lambda self: 300 * 2**20)
+    code, _, err = invoke(capsys, "plan", str(config_file))
+    assert code == 3
+    require_one_line(err)
+    assert "workers have 300.0 MiB" in err
+
+
+def test_a_read_only_output_exits_with_3(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Below a device there is no folder to make, whoever asks: root may write to read-only folders.
+    code, _, err = invoke(capsys, "run", str(config_file), "--out", "/dev/null/run", "--quiet")
+    assert code == 3
+    require_one_line(err)
+    assert "/dev/null/run" in err
+
+
+def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path) -> None:
+    # Writes beyond 100 KB fail in the child, as on a disk that fills up in the middle of a file.
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from pipeline.config.files import load_config; from pipeline.cli.app import _exit_codes;"
+        "from pipeline.run.experiment import run_experiment\n"
+        "with _exit_codes(): run_experiment(load_config(sys.argv[1]), sys.argv[2])"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(config_file), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert done.returncode == 3, done.stderr
+    require_one_line(done.stderr)
+    assert not list((tmp_path / "run").rglob("*.tmp")), "nothing half-written stays"
+    assert not (tmp_path / "run" / "results.csv").exists()
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to background jobs: they ignore Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
+def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    out = tmp_path / "run"
+    command = [HEADROOM, "run", str(config_file), "--out", str(out), "--workers", str(workers)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_interrupts
+    )
+    assert process.stderr is not None
+    while "accumulate" not in (line := process.stderr.readline()):
+        assert line, "the run ended before it was interrupted"
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2 or workers == 1, "a single worker is a thread"
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends: to every process of the group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted; run the same command again to resume" in err
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "worker processes outlive the command"
+        time.sleep(0.1)
+    assert invoke(capsys, "run", str(config_file), "--out", str(out), "--quiet")[0] == 0

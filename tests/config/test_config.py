@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import REFERENCE_EDGES, AlphaSearch, ExperimentConfig, Quantiles, content_hash, load_config
+from pipeline.config.files import packaged_configs
+from pipeline.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {"data": {"train": ["train"], "test": ["test"]}}
+
+
+def load(tmp_path: Path, content: Any) -> ExperimentConfig:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return load_config(path)
+
+
+def test_the_packaged_reference_is_the_reference_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADROOM_TRAIN", "HEADROOM_TEST", "HEADROOM_STORES"):
+        monkeypatch.setenv(name, f"/data/{name}")
+    config = load_config("oracle_noise1")
+    assert config.bins == {"T_eff": (3750, 4500, 5250, 6000), "M_H": (-2, -1, 0, 0.5)}
+    assert config.noise.levels == (1.0,)
+    assert config.noise.test == "stored"
+    assert config.ridge.alpha == 1e5
+    assert (config.ridge.standardize, config.ridge.train_on) == ("global", "all")
+    assert config.seeds == (42, 123, 456, 789, 2024)
+    assert config.target == "log_g"
+    assert (config.decision.continue_, config.decision.stop) == (0.05, 0.02)
+    assert config.stated_hypotheses.lowest_r2_bins == (0, 3, 6)
+    assert config.data.train == ("/data/HEADROOM_TRAIN",)
+
+
+def test_every_packaged_configuration_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADROOM_TRAIN", "HEADROOM_TEST", "HEADROOM_STORES", "HEADROOM_DEMO"):
+        monkeypatch.setenv(name, "/data")
+    assert {"demo", "oracle_noise1"} <= set(packaged_configs())
+    for name in packaged_configs():
+        load_config(name)
+    demo = load_config("demo")
+    assert isinstance(demo.ridge.alpha, AlphaSearch)
+    assert demo.noise.mode == "both"
+
+
+def test_paths_are_relative_to_the_file_and_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTRA", "/big/disk")
+    config = load(tmp_path, {"data": {"train": ["a", "${SPECTRA}/b", "$SPECTRA"], "test": "c", "stores": "d"}})
+    assert config.data.train == (str(tmp_path / "a"), "/big/disk/b", "/big/disk")
+    assert config.data.test == (str(tmp_path / "c"),)
+    assert config.data.stores == str(tmp_path / "d")
+
+
+def test_defaults_and_shorthands(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL | {"seeds": 7, "noise": {"levels": 0.5}, "ridge": {"alpha": "1e5"}})
+    assert config.seeds == (7,)
+    assert config.noise.levels == (0.5,)
+    assert config.ridge.alpha == 1e5  # YAML 1.1 reads 1e5 as text
+    assert config.bins == dict(REFERENCE_EDGES)
+
+
+def test_penalties_of_a_search_are_sorted_and_read_as_written(tmp_path: Path) -> None:
+    config = load(tmp_path, MINIMAL | {"ridge": {"alpha": {"search": ["1e5", 10, 1e3]}}})  # YAML reads 1e5 as text
+    assert config.ridge.alpha == AlphaSearch(search=(10.0, 1e3, 1e5), by="global")
+    assert ExperimentConfig.model_validate(config.to_dict()) == config
+
+
+def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Path) -> None:
+    assert load(tmp_path, MINIMAL).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
+    assert load(tmp_path, MINIMAL | {"bins": {"snr": [0, 5, 30]}}).stated_hypotheses.lowest_r2_bins is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sead": [1]}, r"unknown setting 'sead' \(did you mean 'seeds'\?\)"),
+        ({"ridge": {"alpa": 1}}, r"unknown setting 'ridge.alpa' \(did you mean 'alpha'\?\)"),
+        ({"ridge": {"alpha": 0}}, r"ridge\.alpha: Input should be greater than 0, found 0"),
+        ({"ridge": {"alpha": -1e5}}, r"ridge\.alpha: Input should be greater than 0"),
+        ({"ridge": {"alpha": "much"}}, r"ridge\.alpha: .*number.*found 'much'"),
+        ({"ridge": {"alpha": {"per_spectra": 0.1}}}, r"did you mean 'per_spectrum'"),
+        ({"ridge": {"alpha": {"search": [1e5]}}}, r"ridge\.alpha\.search: a search needs at least two penalties"),
+        ({"ridge": {"alpha": {"search": []}}}, r"ridge\.alpha\.search: a search needs at least two.*write alpha: 1e5"),
+        ({"ridge": {"alpha": {"search": [1, 2, 1]}}}, r"ridge\.alpha\.search: penalties must be distinct"),
+        ({"ridge": {"alpha": {"search": [1, 0]}}}, r"ridge\.alpha\.search\.1: Input should be greater than 0, found 0"),
+        ({"ridge": {"alpha": {"search": [1, "x"]}}}, r"ridge\.alpha\.search\.1: .*number.*found 'x'"),
+        ({"ridge": {"alpha": {"search": [1, 2], "by": "expert"}}}, r"ridge\.alpha\.by: .*'per_expert'.*found 'expert'"),
+        ({"ridge": {"alpha": {"serch": [1, 2]}}}, r"unknown setting 'ridge\.alpha\.serch' \(did you mean 'search'\?\)"),
+        ({"ridge": {"alpha": {}}}, r"the setting 'ridge\.alpha\.search' is required"),
+        (
+            {"ridge": {"alpha": {"search": [1, 2]}}, "compute": {"folds": 1}},
+            r"ridge\.alpha\.search needs at least two folds .* found compute\.folds: 1; use compute: \{folds: 5\}",
+        ),
+        ({"bins": {"T_eff": [3, 2]}}, r"bins: edges of 'T_eff' must be at least two increasing numbers"),
+        ({"bins": {"T_eff": [3, 3]}}, "increasing"),
+        ({"bins": {}}, "bins"),
+        ({"bins": {"log_g": [1, 2]}}, "leaks"),
+        ({"target": "logg"}, r"target: must be one of log_g, T_eff, M_H.*did you mean 'log_g'"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "distinct"),
+        ({"noise": {"levels": [-1]}}, r"noise\.levels\.0: .*greater than or equal to 0"),
+        ({"noise": {"levels": [float("nan")]}}, r"noise\.levels\.0"),
+        ({"decision": {"continue": 0.01, "stop": 0.02}}, r"stop \(0.02\) must not exceed continue \(0.01\)"),
+        ({"bin_names": {"T_eff": ["a"]}}, "1 names for 3 bins"),
+        ({"precision": "float16"}, "precision"),
+        ({"data": {"train": ["x"]}}, r"'data\.test' is required"),
+        ({"data": {"train": [], "test": ["x"]}}, r"data\.train"),
+        ({"compute": {"folds": 0}}, r"compute\.folds"),
+    ],
+)
+def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, MINIMAL | change)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("target: [", "not valid YAML"),
+        ("just text", "a mapping of settings is required"),
+        ("", "a mapping of settings is required"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("data: {train: ['${NO_SUCH_VARIABLE}'], test: [a]}", "NO_SUCH_VARIABLE is not set"),
+    ],
+)
+def test_load__raise_on_a_bad_file(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, content)
+
+
+def test_load__raise_on_no_file() -> None:
+    with pytest.raises(ConfigError, match=r"no such file.*did you mean 'oracle_noise1'"):
+        load_config("oracle_noise")
+
+
+def test_hash_ignores_the_order_of_keys_and_nothing_else() -> None:
+    assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
+    assert content_hash({"a": 1}) != content_hash({"a": 1.5})
+
+
+# --- binnings ----------------------------------------------------------------------------------------
+
+
+def test_binnings_take_edges_and_quantiles() -> None:
+    config = ExperimentConfig.model_validate(
+        MINIMAL | {"binnings": {"SNR": {"snr": {"quantiles": 4}}, "both": {"M_H": [-2, 0, 0.5], "mag": [20, 21]}}}
+    )
+    assert config.binnings["SNR"]["snr"] == Quantiles(quantiles=4)
+    assert config.binnings["both"] == {"M_H": (-2, 0, 0.5), "mag": (20, 21)}
+    assert config.ablation
+    assert ExperimentConfig.model_validate(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("binnings", "words"),
+    [
+        ({"SNR": {"snr": {"quantiles": 1}}}, r"binnings\.SNR\.snr\.quantiles: .*greater than or equal to 2"),
+        ({"SNR": {"snr": {"quartiles": 4}}}, r"unknown setting 'binnings\.SNR\.snr\.quartiles'.*'quantiles'"),
+        ({"SNR": {"snr": [7, 4, 2]}}, r"edges of 'snr' must be at least two increasing numbers, found \[7"),
+        ({"SNR": {"snr": 4}}, r"binnings\.SNR\.snr: .*found 4"),
+        ({"SNR": {}}, r"binnings\.SNR: .*at least 1 item"),
+        ({"bins": {"snr": [2, 4]}}, "a binning needs a name of its own, found 'bins'"),
+        ({" ": {"snr": [2, 4]}}, "a binning needs a name of its own"),
+        ({"g": {"log_g": [1, 3, 5]}}, r"binnings\.g may not use the target 'log_g'.*leaks it"),
+    ],
+)
+def test_binnings__raise_on_what_cannot_be(binnings: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, MINIMAL | {"binnings": binnings})

@@ -1,0 +1,398 @@
+"""Figures: files, sizes, legible and free of overlaps for the grids people use, and no global state."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from results_factory import SNR_EDGES, FakeRun, make_results
+
+from pipeline.errors import ResourceError
+from pipeline.report import conclusion, interval_labels, learning_points
+from pipeline.report.figures import FIGURES, NOISE_LEVELS_FIGURE, render_figures
+from pipeline.report.figures.canvas import SMALL, choose_ink, format_count, format_counts, format_value, save_figure
+from pipeline.report.figures.per_bin import draw_delta_heatmap
+from pipeline.scoring import RunResults
+
+LONG_NAMES = {
+    "T_eff": ("Extremely cool dwarfs and giants", "Middling", r"$\frac$ hot and bright"),
+    "M_H": ("Very metal-poor halo stars", "Solar neighbourhood", "Super-solar bulge stars"),
+}
+TWELVE = {"T_eff": (3750.0, 4300.0, 4900.0, 5500.0, 6000.0), "M_H": (-2.0, -1.0, 0.0, 0.5)}
+#: The users' own: neither evenly spaced nor short to write.
+ALPHAS = (1e2, 1e4, 1e5, 5e5, 1e6)
+RUNS = {
+    "reference": FakeRun(),
+    "one bin": FakeRun(edges={"T_eff": (3750.0, 6000.0)}, seeds=(1,)),
+    "four snr bins": FakeRun(
+        edges=SNR_EDGES, seeds=(42,), n_test=300, alphas=ALPHAS, design=True, gate=True, features=30
+    ),
+    "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
+    "twelve, noise levels, NaN": FakeRun(
+        edges=TWELVE,
+        levels=(0.0, 0.2, 1.0, 2.0),
+        nan_bins=(3,),
+        n_test=3000,
+        alphas=ALPHAS,
+        marginal=True,
+        design=True,
+        gate=True,
+    ),
+    "three columns": FakeRun(
+        edges={"T_eff": (3750.0, 4500.0, 6000.0), "M_H": (-2.0, -1.0, 0.5), "snr": (2.0, 5.0, 8.0, 28.0)}
+    ),
+    "long names, real spectra": FakeRun(bin_names=LONG_NAMES, simulated=False, alphas=ALPHAS),
+    "every bin NaN": FakeRun(edges=SNR_EDGES, nan_bins=(0, 1, 2, 3), n_test=200, alphas=(1e5, 2.5e6), gate=True),
+}
+
+
+#: Figures whose layout depends on the grid are drawn for every run, the others where they could go wrong.
+GRID_FIGURES = tuple(FIGURES)[:3]
+OPTIONAL = ("moe_ablation.png", "moe_marginal_noise.png", "moe_bin_design.png")
+PLAIN_RUNS = ("four snr bins", "twelve, noise levels, NaN", "every bin NaN")
+SAMPLE_RUNS = (*PLAIN_RUNS, "reference", "three columns")
+DRAWN = [
+    *((name, figure) for name in RUNS for figure in GRID_FIGURES),
+    *((name, "moe_sample_distribution.png") for name in SAMPLE_RUNS),
+    *((name, "moe_ablation.png") for name in ("reference", "three columns", "twelve, noise levels, NaN")),
+    *(
+        (name, figure)
+        for name in PLAIN_RUNS
+        for figure in FIGURES
+        if figure not in (*GRID_FIGURES, *OPTIONAL)  # not every run has them
+    ),
+]
+DRAWN += [("twelve, noise levels, NaN", "moe_marginal_noise.png")]
+DRAWN += [(name, "moe_bin_design.png") for name in ("twelve, noise levels, NaN", "four snr bins")]
+DRAWN += [("long names, real spectra", "moe_alpha_search.png")]
+DRAWN = list(dict.fromkeys(DRAWN))
+
+
+@pytest.fixture(scope="module")
+def find_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunResults]:
+    return functools.cache(lambda name: make_results(tmp_path_factory.mktemp("run"), RUNS[name]))
+
+
+def test_render_figures__writes_every_figure_at_slide_size(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+    written = render_figures(results)
+    assert list(written) == list(FIGURES)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(FIGURES)
+    for path in written.values():
+        width, height = _png_size(path)
+        assert 1999 <= width <= 3200
+        assert 640 <= height <= 2400
+        assert path.stat().st_mode & 0o777 == (tmp_path / "results.csv").stat().st_mode & 0o777
+
+
+def test_save_figure__same_results_give_same_bytes(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["four snr bins"])
+    for name in ("first.png", "second.png"):
+        save_figure(draw_delta_heatmap(results), tmp_path / name)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_figures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
+    image = draw_delta_heatmap(make_results(tmp_path))._repr_png_()
+    assert image.startswith(b"\x89PNG")
+    width, height = struct.unpack(">2I", image[16:24])
+    assert (width, height) == tuple(draw_delta_heatmap(make_results(tmp_path)).canvas.get_width_height())
+
+
+def test_render_figures__one_level_removes_an_old_noise_figure_and_leaves_global_state_alone(tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    before, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
+    results = make_results(tmp_path, RUNS["one bin"])
+    stale = tmp_path / "figures" / NOISE_LEVELS_FIGURE
+    stale.parent.mkdir()
+    stale.write_bytes(b"from an earlier run")
+    assert NOISE_LEVELS_FIGURE not in render_figures(results)
+    assert not stale.exists()
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before
+    assert matplotlib.get_backend() == backend
+
+
+def test_render_figures__unwritable_folder_names_the_path(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["one bin"])
+    (tmp_path / "figures").write_text("a file where the folder should be")
+    with pytest.raises(ResourceError, match=r"cannot write .*moe_oracle_dashboard\.png"):
+        render_figures(results)
+
+
+def test_render_figures__failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = make_results(tmp_path, RUNS["one bin"])
+    target = tmp_path / "figures" / next(iter(FIGURES))
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+
+    def run_out_of_space(path: Path, content: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", run_out_of_space)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        render_figures(results)
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize(("name", "figure_name"), DRAWN)
+def test_figures__no_text_overlaps_is_clipped_or_too_small(
+    find_run: Callable[[str], RunResults], name: str, figure_name: str
+) -> None:
+    run = find_run(name)
+    figure = FIGURES[figure_name](run)
+    assert _find_flaws(figure) == []
+    shown = any("simulated spectra" in text.get_text().lower() for text in _texts(figure))
+    assert shown == run.metadata["simulated"]
+
+
+def test_find_flaws__sees_overlap_clipping_and_small_print(tmp_path: Path) -> None:
+    figure = draw_delta_heatmap(make_results(tmp_path, RUNS["reference"]))
+    assert _find_flaws(figure) == []
+    cell = next(text for text in figure.axes[0].texts if text.get_text() == "bin 4")
+    cell.set_y(cell.get_position()[1] - 0.3)
+    assert any("overlaps" in flaw and "bin 4" in flaw for flaw in _find_flaws(figure))
+    figure.text(0.98, 0.5, "beyond the edge", fontsize=8)
+    flaws = _find_flaws(figure)
+    assert any("clipped" in flaw for flaw in flaws)
+    assert any("small" in flaw for flaw in flaws)
+
+
+@pytest.mark.parametrize("name", ["reference", "twelve in a row", "twelve, noise levels, NaN"])
+def test_heatmap__cells_state_the_summary(find_run: Callable[[str], RunResults], name: str) -> None:
+    run = find_run(name)
+    level = next(e for e in run.summary["levels"] if e["noise_level"] == run.summary["headline_level"])
+    shown = {text.get_text().replace("\n", " ") for text in draw_delta_heatmap(run).axes[0].texts}
+    exact = 1000 if name == "twelve in a row" else 100_000
+    parts = ([entry[part] for entry in level["bins"]] for part in ("n_train", "n_test"))
+    counts = zip(*(format_counts(part, exact_below=exact) for part in parts), strict=True)
+    for entry, (n_train, n_test) in zip(level["bins"], counts, strict=True):
+        delta = entry["delta_r2"]
+        assert f"{n_train} / {n_test}" in shown
+        if delta["mean"] is None:
+            assert "no R²" in shown
+        else:
+            assert format_value(delta["mean"], "+.3f") in shown
+            assert f"{format_value(delta['low'], '+.3f')} to {format_value(delta['high'], '+.3f')}" in shown
+
+
+def test_heatmap__bins_lie_where_their_labels_say(tmp_path: Path) -> None:
+    axes = draw_delta_heatmap(make_results(tmp_path, RUNS["reference"])).axes[0]
+    place = {text.get_text(): text.get_position() for text in axes.texts}
+    rows = {round(y): label.get_text() for y, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    columns = {round(x): label.get_text() for x, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
+    x, y = place["bin 5"]
+    assert rows[round(y)].startswith("Mid")
+    assert columns[round(x)].startswith("Rich")
+
+
+def test_figures__wild_values_stay_legible(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["reference"])
+    for end in ("mean", "low", "high"):
+        results.summary["levels"][0]["bins"][3]["delta_r2"][end] -= 40
+        results.summary["levels"][0]["bins"][3]["r2_oracle"][end] -= 40
+    for name in GRID_FIGURES:
+        assert _find_flaws(FIGURES[name](results)) == []
+    small_print = [text.get_text() for text in _texts(FIGURES["moe_perbin_r2_grouped.png"](results))]
+    assert any("cut at −0.6" in text for text in small_print)
+    assert any(text.startswith("−39.") for text in small_print)
+
+
+def test_learning_points__is_the_mean_over_seeds_at_the_headline_level(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+    del results.summary["learning"]["points"]
+    frame = results.learning.query("noise_level == 1.0 and scope == 'covered'")
+    points = learning_points(results)
+    assert list(points["n_train"]) == sorted(set(frame["n_train"]))
+    last = frame[frame["n_train"] == frame["n_train"].max()]
+    assert len(last) == len(RUNS["twelve, noise levels, NaN"].seeds)
+    assert points["delta_r2_low"].iloc[-1] == pytest.approx(last["delta_r2_low"].sum() / len(last))
+
+
+def test_learning_points__are_those_of_the_summary_and_end_at_the_key_numbers(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+    points = results.summary["learning"]["points"]
+    points[0]["delta_r2"] = {"mean": None, "std": None, "low": None, "high": None}
+    points[1]["delta_r2"]["low"] = -7.5
+    shown = learning_points(results)
+    assert np.isnan(shown["delta_r2"][0])
+    assert shown["delta_r2_low"][1] == -7.5
+    level = next(e for e in results.summary["levels"] if e["noise_level"] == 1.0)
+    covered = level["scopes"]["covered"]
+    last = shown.iloc[-1]
+    assert (last["n_train"], last["n_test"]) == (covered["n_train"], covered["n_test"])
+    for end, key in {"": "mean", "_low": "low", "_high": "high"}.items():
+        assert last[f"r2_oracle{end}"] == pytest.approx(covered["r2_oracle"][key])
+
+
+def test_interval_labels__edges_once_and_with_a_true_minus(tmp_path: Path) -> None:
+    named = make_results(tmp_path / "a", RUNS["reference"])
+    assert interval_labels(named, "M_H") == ["Poor\n−2 to −1", "Solar\n−1 to 0", "Rich\n0 to 0.5"]
+    assert interval_labels(make_results(tmp_path / "b", RUNS["four snr bins"]), "snr")[0] == "2–5"
+    two = FakeRun(edges={"M_H": (-2.0, -0.5, 0.5)})
+    assert interval_labels(make_results(tmp_path / "c", two), "M_H") == ["−2 to −0.5", "−0.5 to 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (62, "62"),
+        (999, "999"),
+        (1000, "1.00k"),
+        (1600, "1.60k"),
+        (9996, "10.0k"),
+        (62_700, "62.7k"),
+        (999_960, "1.00M"),
+        (1_234_567, "1.23M"),
+    ],
+)
+def test_format_count__three_digits(count: int, text: str) -> None:
+    assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "texts"),
+    [
+        ((1600, 1553, 62), ["1,600", "1,553", "62"]),
+        ((200_000, 98_123, 62), ["200k", "98.1k", "62"]),
+        ((), []),
+    ],
+)
+def test_format_counts__one_style_for_what_stands_together(counts: tuple[int, ...], texts: list[str]) -> None:
+    assert format_counts(counts) == texts
+
+
+def test_choose_ink__is_legible_on_every_color_of_the_heatmap() -> None:
+    inks = set()
+    for face in matplotlib.colormaps["RdBu"](np.linspace(0, 1, 512)):
+        ink = choose_ink(face)
+        inks.add(ink)
+        assert _contrast(face[:3], matplotlib.colors.to_rgb(ink)) >= 4.5, face
+    assert len(inks) > 1
+
+
+def test_learning_axis__counts_have_one_style(find_run: Callable[[str], RunResults]) -> None:
+    axes = FIGURES["moe_learning_curve.png"](find_run("four snr bins")).axes[0]
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert len(labels) > 2
+    assert len({label[-1].isdigit() for label in labels}) == 1
+
+
+def test_learning_axis__labels_keep_their_distance(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["reference"])
+    points = results.summary["learning"]["points"]
+    for point, n_train in zip(points, (8000, 16_000, 32_000, 48_000, 64_000), strict=True):
+        point["n_train"] = n_train
+    figure = FIGURES["moe_oracle_dashboard.png"](results)
+    figure.draw_without_rendering()
+    axes = next(one for one in figure.findobj(Axes) if "training spectra" in one.get_title(loc="left"))
+    labels = sorted(axes.get_xticklabels(), key=lambda text: text.get_position()[0])
+    assert [text.get_text() for text in labels] == ["8,000", "32,000", "48,000", "64,000"]
+    boxes = [text.get_window_extent() for text in labels]
+    assert all(right.x0 - left.x1 > 15 for left, right in pairwise(boxes))
+
+
+def test_dashboard__negative_values_leave_room_between_tick_labels(tmp_path: Path) -> None:
+    results = make_results(tmp_path, RUNS["reference"])
+    (level,) = results.summary["levels"]
+    for entry in (*level["scopes"].values(), *level["bins"]):
+        entry["delta_r2"] = {"mean": -0.1234, "std": 0.0, "low": -0.1411, "high": -0.1069}
+    figure = FIGURES["moe_oracle_dashboard.png"](results)
+    assert _find_flaws(figure) == []
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.findobj(Axes):
+        if axes.axison:
+            shown = [t for t in _texts(figure) if t in axes.get_xticklabels()]
+            boxes = sorted((text.get_window_extent(renderer) for text in shown), key=lambda box: box.x0)
+            # Two digits' room at least: labels that nearly touch read as one number.
+            assert all(right.x0 - left.x1 > 15 for left, right in pairwise(boxes))
+
+
+def test_figures__of_several_levels_say_which_one_they_show(find_run: Callable[[str], RunResults]) -> None:
+    run = find_run("twelve, noise levels, NaN")
+    for name, draw in FIGURES.items():
+        shown = " ".join(text.get_text() for text in _texts(draw(run))).replace("\n", " ")
+        # The sample is the same at every level, and the last figure shows all of them.
+        if name not in ("moe_sample_distribution.png", NOISE_LEVELS_FIGURE):
+            assert "oise level 1" in shown, name
+    shown = " ".join(text.get_text() for text in _texts(FIGURES["moe_oracle_dashboard.png"](run))).replace("\n", " ")
+    assert conclusion(run) in shown
+
+
+def test_conclusion__names_its_level_and_the_verdicts_of_the_others_in_order(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2)))
+    for level, verdict in zip(results.summary["levels"], ("stop", "continue", "undecided"), strict=True):
+        level["decision"] = {"verdict": verdict, "sentence": f"It is {verdict}."}
+    assert conclusion(results) == "At noise level 1: It is continue. (2: stop; 0.2: undecided)"
+    results.summary["levels"] = results.summary["levels"][1:2]
+    assert conclusion(results) == "It is continue."
+
+
+def test_predictions__panels_name_the_seed(find_run: Callable[[str], RunResults]) -> None:
+    run = find_run("four snr bins")
+    panels = FIGURES["moe_pred_vs_true.png"](run).axes[:2]
+    assert all("seed 42" in axes.get_title(loc="left") for axes in panels)
+
+
+def _contrast(one: Sequence[float], other: Sequence[float]) -> float:
+    def luminance(color: Sequence[float]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", header[16:24])
+    return width, height
+
+
+def _texts(figure: Figure) -> list[Text]:
+    """Every text that is drawn. Tick labels beyond the limits exist, too, but matplotlib leaves them out."""
+    hidden = set()
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            labels = {id(label) for tick in ticks for label in (tick.label1, tick.label2)}
+            drawn = {id(label) for tick in axis._update_ticks() for label in (tick.label1, tick.label2)}
+            if not axes.axison:
+                drawn, labels = set(), labels | {id(axis.label)}
+            hidden |= labels - drawn
+    every = figure.findobj(Text)
+    return [text for text in every if text.get_text().strip() and text.get_visible() and id(text) not in hidden]
+
+
+def _find_flaws(figure: Figure) -> list[str]:
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    paper = figure.bbox.padded(1)
+    boxes = [(text, text.get_window_extent(renderer).padded(-1)) for text in _texts(figure)]
+    assert len(boxes) > 4
+    flaws = [f"{text.get_text()!r} is too small" for text, _ in boxes if text.get_fontsize() < SMALL]
+    flaws += [
+        f"{text.get_text()!r} is clipped"
+        for text, box in boxes
+        if box.x0 < paper.x0 or box.y0 < paper.y0 or box.x1 > paper.x1 or box.y1 > paper.y1
+    ]
+    return flaws + [
+        f"{first.get_text()!r} overlaps {second.get_text()!r}"
+        for (first, one), (second, other) in combinations(boxes, 2)
+        if one.overlaps(other)
+    ]

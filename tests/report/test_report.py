@@ -1,0 +1,618 @@
+"""Reports: the numbers of the files, nothing from outside, and no way in for hostile names."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from results_factory import SNR_EDGES, FakeRun, make_results
+
+from pipeline.errors import ResourceError
+from pipeline.questions.gate.routing import ROUTES
+from pipeline.report import learning_points, render_report
+from pipeline.report.figures import FIGURES
+from pipeline.report.page import escape_markdown
+from pipeline.report.words import caption_figure, describe_words, list_commands
+from pipeline.schema import SIMULATED_REMARK
+from pipeline.scoring import RunResults, read_results
+
+#: The smallest PNG there is: what a report embeds need not be drawn first.
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+HOSTILE = "/data/<script>alert(1)</script>|\"'> `x` {{ 7*7 }} ](javascript:alert(2))"
+MERIT_NAMES = {"R²_global": "r2_global", "R²_oracle": "r2_oracle", "ΔR²": "delta_r2"}
+
+
+def _report(folder: Path, run: FakeRun | None = None) -> tuple[RunResults, str, _Page]:
+    results = make_results(folder, run)
+    names = [name for name in FIGURES if name != "moe_noise_amplification.png" or len(results.summary["levels"]) > 1]
+    figures = {name: folder / "figures" / name for name in names}
+    (folder / "figures").mkdir()
+    for path in figures.values():
+        path.write_bytes(PIXEL)
+    markdown, page = render_report(results, figures)
+    return results, markdown.read_text(encoding="utf-8"), _Page.parse(page.read_text(encoding="utf-8"))
+
+
+class _Page(HTMLParser):
+    """What a browser would make of the report: tables by caption, tags, ids, text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._rows: list[list[str]] = []
+        self._open: str | None = None
+        self._caption = ""
+
+    @classmethod
+    def parse(cls, source: str) -> _Page:
+        page = cls()
+        page.source = source
+        page.feed(source)
+        page.close()
+        return page
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+        if tag in ("td", "th", "caption", "style", "title"):
+            self._open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            assert self._caption not in self.tables, "captions tell tables apart"
+            self.tables[self._caption] = self._rows
+        if tag == self._open:
+            self._open = None
+
+    def handle_data(self, data: str) -> None:
+        if self._open in ("td", "th"):
+            self._rows[-1][-1] += data
+        elif self._open == "caption":
+            self._caption += data
+        if self._open != "style":
+            self.text += data
+
+
+def _markdown_tables(source: str) -> list[list[list[str]]]:
+    """Every pipe table as GitHub reads it, without the line that aligns columns."""
+    tables: list[list[list[str]]] = []
+    previous = ""
+    for line in source.splitlines():
+        if line.startswith("|"):
+            if not previous.startswith("|"):
+                tables.append([])
+            cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
+                tables[-1].append(cells)
+        previous = line
+    return tables
+
+
+def _records(rows: list[list[str]]) -> list[list[tuple[str, str]]]:
+    return [list(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
+    if stored is None or math.isnan(stored):
+        return shown == "–"
+    return float(shown.replace(",", "")) == pytest.approx(stored, abs=0.5001 * 10**-digits)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResults, str, _Page]:
+    warnings = ("bin 4 has one test spectrum", "clock went back")
+    alphas = (1e4, 1e5, 2.5e6)
+    run = FakeRun(
+        levels=(0.2, 1.0),
+        nan_bins=(4,),
+        warnings=warnings,
+        alphas=alphas,
+        marginal=True,
+        design=True,
+        gate=True,
+        features=5,
+    )
+    return _report(tmp_path_factory.mktemp("full"), run)
+
+
+def test_key_numbers__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        records = _records(page.tables[f"Key numbers, noise level {level['noise_level']:g}"])
+        assert len(records) == 6
+        for record in records:
+            row = dict(record)
+            scope, merit = level["scopes"][row["Test spectra"]], MERIT_NAMES[row["Figure of merit"]]
+            for heading, key in {"mean": "mean", "± seeds": "std", "low": "low", "high": "high"}.items():
+                assert _agrees(row[heading], scope[merit][key])
+            counts = (int(row["n train"].replace(",", "")), int(row["n test"].replace(",", "")))
+            assert counts == (scope["n_train"], scope["n_test"])
+            frame = results.overall.query("noise_level == @level['noise_level'] and scope == @row['Test spectra']")
+            assert _agrees(row["mean"], frame[merit].mean())
+
+
+def test_bins__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        records = _records(page.tables[f"Bins, noise level {level['noise_level']:g}"])
+        assert [dict(record)["Bin"] for record in records] == [str(entry["bin"]) for entry in level["bins"]]
+        for record, entry in zip(records, level["bins"], strict=True):
+            row = dict(record)
+            assert [row["T_eff"], row["[M/H]"]] == entry["names"]
+            assert _agrees(row["R²_global"], entry["r2_global"]["mean"])
+            assert _agrees(row["R²_oracle"], entry["r2_oracle"]["mean"])
+            for heading, key in {"ΔR²": "mean", "± seeds": "std", "low": "low", "high": "high"}.items():
+                assert _agrees(row[heading], entry["delta_r2"][key])
+            assert float(row["α"]) == entry["alpha"]
+            assert (row["n train"], row["n test"]) == (f"{entry['n_train']:,}", f"{entry['n_test']:,}")
+            frame = results.per_bin.query("noise_level == @level['noise_level'] and bin == @entry['bin']")
+            assert _agrees(row["MAE oracle (dex)"], frame["mae_oracle"].mean())
+
+
+def test_learning__equals_the_points_and_ends_at_the_key_numbers(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    rows = page.tables["Covered test spectra, noise level 1, mean and interval over seeds"][1:]
+    points = learning_points(results).to_dict("records")
+    assert len(rows) == len(points) == 5
+    for row, point in zip(rows, points, strict=True):
+        keys = [f"{merit}{end}" for merit in MERIT_NAMES.values() for end in ("", "_low", "_high")]
+        assert [int(cell.replace(",", "")) for cell in row[:2]] == [point["n_train"], point["n_test"]]
+        assert all(_agrees(cell, point[key]) for cell, key in zip(row[2:], keys, strict=True))
+    numbers = [row for row in page.tables["Key numbers, noise level 1"] if row[0] == "covered"]
+    assert rows[-1][2:] == [cell for row in numbers for cell in (row[2], row[4], row[5])]
+    assert rows[-1][:2] == numbers[0][6:]
+
+
+def test_learning__falls_back_to_the_csv(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    del results.summary["learning"]["points"]
+    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
+    assert len(page.tables["Covered test spectra, noise level 1, means over seeds"]) == 6
+
+
+def test_markdown_and_html__show_the_same_tables(full: tuple[RunResults, str, _Page]) -> None:
+    _, markdown, page = full
+    expected = [[[html.escape(cell, quote=False) for cell in row] for row in rows] for rows in page.tables.values()]
+    shown = [
+        [[html.escape(html.unescape(cell), quote=False).replace("\\", "") for cell in row] for row in rows]
+        for rows in _markdown_tables(markdown)
+    ]
+    assert shown == expected
+
+
+def test_report__opens_with_the_decision(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    level = next(entry for entry in results.summary["levels"] if entry["noise_level"] == 1.0)
+    sentence = level["decision"]["sentence"]
+    other = results.summary["levels"][0]["decision"]["verdict"]
+    assert markdown.splitlines()[2] == f"**At noise level 1: {sentence} (0.2: {other})**"
+    assert page.text.index(sentence) < page.text.index("Simulated spectra") < page.text.index("Key numbers")
+    # Once in a page; the dashboard has it, too, but is a picture.
+    assert page.text.count(sentence) == markdown.count(sentence) == 1
+    assert not any(sentence in str(value) for _, found in page.tags for value in found.values())
+
+
+def test_report__several_levels_stand_in_the_order_of_the_configuration(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2)))
+    for kind in ("Hypotheses", "Key numbers", "Bins"):
+        captions = [caption for caption in page.tables if caption.startswith(f"{kind}, noise level")]
+        assert captions == [f"{kind}, noise level {level}" for level in ("2", "1", "0.2")]
+    assert [row[0] for row in page.tables["Covered test spectra at every noise level"][1:]] == ["2", "1", "0.2"]
+    assert all("Figures show noise level 1" in text for text in (page.text, markdown))
+    assert "Figures show" not in _report(tmp_path / "one", FakeRun())[1]
+
+
+@pytest.mark.parametrize(
+    ("means", "words"),
+    [
+        ((0.2, 0.3), "ΔR² crosses no threshold: at all these noise levels it is at or above 0.05."),
+        ((0.03, 0.04), "it is between 0.02 and 0.05."),
+        ((0.01, 0.3), "ΔR² crosses 0.05 and 0.02 between noise levels 0.2 and 1."),
+        ((0.06, 0.03), "ΔR² crosses 0.05 between noise levels 0.2 and 1."),
+        ((0.02, 0.05), "ΔR² at noise level 1 is 2.5 times that at 0.2."),
+        ((None, None), "ΔR² is undefined at every noise level."),
+    ],
+)
+def test_caption__claims_only_crossings_that_are_there(
+    tmp_path: Path, means: tuple[float | None, ...], words: str
+) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
+    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
+        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
+    assert words in caption_figure("moe_noise_amplification.png", results)[1]
+
+
+@pytest.mark.parametrize("means", [(-0.1, 0.2), (0.2, -0.1), (0.0, 0.1), (None, 0.1)])
+def test_caption__no_ratio_where_experts_gain_nothing(tmp_path: Path, means: tuple[float | None, ...]) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
+    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
+        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
+    assert "times that" not in caption_figure("moe_noise_amplification.png", results)[1]
+
+
+def test_report__warnings_stand_under_the_conclusion_and_at_the_end(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for text in (page.text, markdown):
+        for warning in results.metadata["warnings"]:
+            assert text.index("At noise level 1") < text.index(warning) < text.index("Simulated spectra")
+            assert text.count(warning) == 2
+        assert "Read this first" in text
+
+
+def test_report__no_warnings_no_box(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "Read this first" not in markdown + page.text
+
+
+def test_report__says_whose_hypotheses_these_are(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    assert results.metadata["config"]["hypotheses"] is None
+    for path in render_report(results, {}):
+        assert "default hypotheses of the reference run" in path.read_text(encoding="utf-8")
+    results.metadata["config"]["hypotheses"] = {"r2_oracle": 0.5, "delta_r2": 0.1, "lowest_r2_bins": None}
+    for path in render_report(results, {}):
+        assert "default hypotheses" not in path.read_text(encoding="utf-8")
+
+
+def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
+    full: tuple[RunResults, str, _Page],
+) -> None:
+    results, markdown, page = full
+    design = results.summary["design"]
+    assert design["sentence"] in page.text
+    assert design["sentence"] in markdown
+    caption = next(name for name in page.tables if name.startswith("Best division for each number of experts"))
+    assert caption.endswith(f"noise level 1, {results.summary['design']['n_train']:,} training and 1,000 test spectra")
+    for one, row in zip(design["divisions"], _records(page.tables[caption]), strict=True):
+        found = dict(row)
+        assert found["Experts"] == ("8 (recommended)" if one["experts"] == 8 else str(one["experts"]))
+        assert _agrees(found["ΔR², held-out"], one["delta_r2"])
+        assert _agrees(found["R²_oracle, held-out"], one["r2_oracle"])
+        ends = [found[heading] for heading in ("ΔR², test", "low", "high")]
+        for shown, key in zip(ends, ("mean", "low", "high"), strict=True):
+            assert _agrees(shown, one["test"]["delta_r2"][key])
+    chosen = design["divisions"][7]["rectangles"]
+    rows = page.tables["Rectangles of the recommended division, as numbered in the figure"][1:]
+    assert [[float(cell) for cell in row[1:]] for row in rows] == [
+        [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in chosen
+    ]
+
+
+def test_gate__numbers_are_the_summarys_on_both_sets_of_spectra(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for level in results.summary["levels"]:
+        routing = level["routing"]
+        assert routing["sentence"] in page.text
+        assert routing["sentence"] in markdown
+        records = [dict(row) for row in _records(page.tables[f"Routing at noise level {level['noise_level']:g}"])]
+        assert [(row["Spectra"], row["Routing"]) for row in records] == [
+            (scope, route) for scope in ("covered", "all") for route in ROUTES
+        ]
+        for row in records:
+            entry = routing["scopes"][row["Spectra"]][row["Routing"]]
+            assert _agrees(row["R²"], entry["r2"]["mean"])
+            assert row["ρ ≥ 0.7"] == entry.get("verdict", "–")
+
+
+def test_gate__is_silent_where_there_is_none(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "gate" not in {found.get("id") for _, found in page.tags}
+    assert "Routing without labels" not in markdown
+
+
+def test_design__is_silent_where_there_is_none(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path)
+    assert "design" not in {found.get("id") for _, found in page.tags}
+    assert "## How many experts" not in markdown
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        (SNR_EDGES, "whose true SNR lies in"),
+        ({"T_eff": (3750.0, 6000.0), "a_M": (-0.2, 0.6), "snr": (2.0, 28.0)}, "whose true T_eff, a_M and SNR lie in"),
+    ],
+)
+def test_glossary__covered_names_the_columns_of_this_run(tmp_path: Path, edges: dict[str, Any], words: str) -> None:
+    results = make_results(tmp_path, FakeRun(edges=edges))
+    meaning = dict(describe_words(results))["covered"]
+    assert words in meaning
+    assert "[M/H]" not in meaning
+
+
+def test_html__figures_fit_the_page_and_open_at_full_size(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    figures = [str(found["id"]) for tag, found in page.tags if tag == "figure"]
+    assert len(figures) == len(FIGURES)
+    for (tag, found), (before, link) in zip(page.tags[1:], page.tags, strict=False):
+        if tag == "img":
+            assert before == "a", found
+            assert str(link["href"]).removeprefix("#") in figures
+    assert re.search(r"figure img {[^}]*max-width: 100%", page.source)
+    assert re.search(r"figure:target img {[^}]*max-width: none", page.source)
+    assert "46rem; max-width: none" not in page.source
+
+
+def test_report__hypotheses_pass_or_fail(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    for level in results.summary["levels"]:
+        rows = page.tables[f"Hypotheses, noise level {level['noise_level']:g}"][1:]
+        stated = [
+            [h["name"], h["statement"], h["found"], "PASS" if h["passed"] else "FAIL"] for h in level["hypotheses"]
+        ]
+        assert rows == stated
+
+
+def test_report__states_protocol_warnings_configuration_and_provenance(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    metadata = results.metadata
+    facts = [
+        *metadata["warnings"],
+        metadata["git_commit"],
+        metadata["config_hash"],
+        metadata["stores"]["test"]["fingerprint"],
+        *metadata["stores"]["train"]["paths"],
+        *(source["name"] for source in metadata["stores"]["train"]["sources"]),
+        metadata["hashes"]["results.csv"],
+        metadata["command"],
+        "folds: 5",
+        results.summary["learning"]["sentence"],
+        "6,554 MiB",
+        "7,680 MiB",
+        "5,120 MiB",
+        "2,048 MiB",
+        "934.70",
+        "pre-drawn",
+        "anew for every seed",
+    ]
+    for fact in facts:
+        assert fact in page.text, fact
+        assert fact in markdown, fact
+
+
+def test_report__penalties_are_those_of_the_search(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    for text in (markdown, page.text):
+        assert "chosen among 1e4, 1e5 and 2.5e6 by the R² of log g on folds of the training set" in text
+        assert "every model chose its own. The test spectra played no part in the choice" in text
+    for level in (0.2, 1.0):
+        header, *rows = page.tables[f"Penalties chosen, noise level {level:g}, means over seeds"]
+        assert header == ["Model", "α chosen", "place in the grid", "R² held-out folds", "R² test", "best α of its own"]
+        assert len(rows) == 10
+        for number, row in enumerate(rows):
+            model = str(number - 1) if number else "global"
+            found = results.alpha_search.query(f"noise_level == {level} and model == '{model}' and chosen")
+            assert row[0].startswith("global" if number == 0 else f"{model} · ")
+            texts = {1e4: "1e4", 1e5: "1e5", 2.5e6: "2.5e6"}
+            counts = found["alpha"].value_counts().sort_index()
+            expected = ", ".join(f"{texts[alpha]} ({n}×)" for alpha, n in counts.items())
+            assert row[1] == row[5] == (expected if len(counts) > 1 else texts[counts.index[0]])
+            edges = {1e4: "smallest", 2.5e6: "largest"}
+            assert row[2] == (", ".join(sorted(edges[a] for a in counts.index if a in edges)) or "inside")
+            assert row[3] == f"{found['r2_cv'].mean():.4f}"
+            assert row[4] == ("–" if model == "4" else f"{found['r2_test'].mean():.4f}")
+
+
+def test_report__says_nothing_of_a_search_that_there_was_not(tmp_path: Path) -> None:
+    _, markdown, page = _report(tmp_path, FakeRun())
+    assert "## Penalty" not in markdown
+    assert "moe_alpha_search" not in markdown
+    assert not any("Penalties chosen" in caption for caption in page.tables)
+
+
+def test_html__is_self_contained(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    assert not any(tag in ("iframe", "object", "embed", "base") for tag, _ in page.tags)
+    references = [value for _, found in page.tags for key, value in found.items() if key in ("src", "href", "srcset")]
+    assert len(references) > 15
+    assert all(value is not None and value.startswith(("data:", "#")) for value in references)
+    style = re.search(r"<style>(.*?)</style>", page.source, re.DOTALL)
+    assert style is not None
+    assert not re.search(r"url\(|@import|https?:", style.group(1))
+    assert not any(key.startswith("on") for _, found in page.tags for key in found)
+
+
+def _scripts(page: _Page) -> list[tuple[str, str]]:
+    """Type and text of the page's scripts."""
+    return re.findall(r"<script([^>]*)>(.*?)</script", page.source, re.DOTALL | re.IGNORECASE)
+
+
+def test_html__runs_one_script_that_no_run_can_change(full: tuple[RunResults, str, _Page], tmp_path: Path) -> None:
+    _, _, page = full
+    (kind, content), (own_kind, own) = _scripts(page)
+    assert (kind, own_kind) == (' type="application/json" id="explorer-content"', "")
+    json.loads(content)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    policy = next(str(found["content"]) for _, found in page.tags if "Content-Security-Policy" in found.values())
+    # A browser then refuses every other script, wherever it may have come from.
+    assert re.findall(r"script-src ([^;]*);", policy) == [f"'sha256-{digest}'"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|XMLHttp|import\(", own)
+    other = _report(tmp_path, FakeRun(edges=SNR_EDGES, bin_names={"snr": (HOSTILE, "b", "c", "</script>")}))[2]
+    assert len(_scripts(other)) == 2
+    assert _scripts(other)[1] == ("", own)
+    assert HOSTILE in json.dumps(json.loads(_scripts(other)[0][1]), ensure_ascii=False).replace('\\"', '"')
+
+
+def test_render_report__same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
+    first = [path.read_bytes() for path in render_report(results, {})]
+    assert first == [path.read_bytes() for path in render_report(read_results(tmp_path), {})]
+
+
+def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunResults, str, _Page]) -> None:
+    _, _, page = full
+    identifiers = [found["id"] for _, found in page.tags if "id" in found]
+    assert len(identifiers) == len(set(identifiers))
+    anchors = [found["href"] for tag, found in page.tags if tag == "a"]
+    assert {str(anchor).removeprefix("#") for anchor in anchors} == set(identifiers) - {
+        "explorer",
+        "explorer-content",
+        "explorer-lack",
+    }
+    images = [found for tag, found in page.tags if tag == "img"]
+    assert len(images) == len(FIGURES)
+    for image in images:
+        assert image["alt"]
+        assert base64.b64decode(str(image["src"]).partition(",")[2]) == PIXEL
+    # What scrolls sideways must be reachable without a mouse.
+    scrolling = [found for tag, found in page.tags if tag == "pre" or found.get("class") == "scroll"]
+    assert all(found.get("tabindex") == "0" and found.get("aria-label") for found in scrolling)
+
+
+def test_markdown__links_to_figures_that_exist(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, _ = full
+    links = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", markdown, re.MULTILINE)
+    assert len(links) == len(FIGURES)
+    assert all((results.folder / link).is_file() for link in links)
+
+
+def test_report__hostile_names_stay_text(tmp_path: Path) -> None:
+    store = {"paths": [HOSTILE], "fingerprint": "f", "n_spectra": 10, "sources": [HOSTILE]}
+    metadata: dict[str, Any] = {
+        "stores": {"train": store, "test": store},
+        "config_source": HOSTILE,
+        "command": f"headroom run {HOSTILE}",
+        "versions": {HOSTILE: HOSTILE},
+    }
+    run = FakeRun(metadata=metadata, warnings=(HOSTILE,), bin_names={"T_eff": (HOSTILE, "b", "c")})
+    _, markdown, page = _report(tmp_path, run)
+    assert len(_scripts(page)) == 2
+    assert page.text.count(HOSTILE) >= 8
+    outside = re.sub(r"^(`{3,}).*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert not re.search(r"(?<!\\)\]\(javascript", outside)
+    assert "{{ 7*7 }}".replace("*", r"\*") in outside
+    assert all(len({len(row) for row in table}) == 1 for table in _markdown_tables(markdown))
+
+
+def test_report__a_configuration_cannot_leave_its_fence(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    results.metadata["config"]["data"]["stores"] = "```\n# Not a heading\n````"
+    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", markdown, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    assert "Not a heading" in block.group(2)
+    assert block.group(1) not in block.group(2)
+
+
+def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
+    metadata: dict[str, Any] = dict.fromkeys(("git_commit", "peak_memory_bytes", "command", "started"))
+    metadata |= {"plan": {}, "steps": [], "hashes": {}, "versions": {}, "simulated": False}
+    run = FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=200, nan_bins=(0, 1, 2, 3), metadata=metadata)
+    results = make_results(tmp_path, run)
+    del results.summary["learning"]
+    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
+    assert "Simulated spectra" not in page.text
+    assert "not recorded" in page.text
+    assert {dict(record)["± seeds"] for record in _records(page.tables["Key numbers, noise level 1"])} == {"–"}
+    assert {dict(record)["ΔR²"] for record in _records(page.tables["Bins, noise level 1"])} == {"–"}
+    shown = re.sub(r"<(style|script)>.*?</\1>", "", page.source, flags=re.DOTALL).lower()
+    assert "nan" not in re.split(r"[\s\",:]+", shown)
+
+
+@pytest.mark.parametrize(
+    ("commit", "lines"),
+    [("9fce", ["git checkout 9fce"]), ("9fce+changes", ["git checkout 9fce  # it had been edited"]), (None, [])],
+)
+def test_report__commands_start_from_the_commit(tmp_path: Path, commit: str | None, lines: list[str]) -> None:
+    results = make_results(tmp_path, FakeRun(metadata={"git_commit": commit}))
+    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    expected = ["```sh", *lines, "make install", "source .venv/bin/activate"]
+    assert "\n".join(expected) in markdown
+
+
+def test_report__commands_work_as_written(tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    _, markdown, _ = _report(folder)
+    block = re.search(r"^```sh\n(.*?)\n```$", markdown, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    commands = [shlex.split(line, comments=True) for line in block.group(1).splitlines()]
+    again = f"{folder.resolve()}-again"
+    assert [command for command in commands if command][-3:] == [
+        ["headroom", "run", str(folder.resolve() / "config.yaml"), "--out", again],
+        ["cd", again],
+        ["sha256sum", "results.csv", "per_bin_results.csv"],
+    ]
+
+
+def test_report__commands_say_how_simulated_shards_were_made(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    assert "where they are gone, make them again with the same options" in list_commands(results)
+    for store in results.metadata["stores"].values():
+        for source in store["sources"]:
+            source["remarks"] = [SIMULATED_REMARK]
+    results.metadata["config"]["data"]["train"] = ["/scratch/my spectra/train/shard_index.txt"]
+    expected = "headroom sample '/scratch/my spectra' --train 1000000 --shards 5 --test 1000 --pixels 4096"
+    assert expected in list_commands(results)
+    results.metadata["simulated"] = False
+    assert "headroom sample" not in list_commands(results)
+
+
+def test_report__unknown_figures_come_last(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    figure = tmp_path / "gate share.png"
+    figure.write_bytes(PIXEL)
+    markdown, page = render_report(results, {figure.name: figure})
+    assert "![gate share](gate%20share.png)" in markdown.read_text(encoding="utf-8")
+    assert 'alt="gate share"' in page.read_text(encoding="utf-8")
+
+
+def test_render_report__raise_on_missing_figure(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    with pytest.raises(ResourceError, match=r"gone\.png: cannot be read .*; render the figures again"):
+        render_report(results, {"moe_oracle_dashboard.png": tmp_path / "gone.png"})
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_render_report__raise_on_unwritable_report(tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ResourceError, match=r"cannot write .*report\.html: "):
+        render_report(results, {})
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_factory__summary_agrees_with_its_own_csv(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
+    assert json.loads((tmp_path / "summary.json").read_text()) == results.summary
+    for level in results.summary["levels"]:
+        frame = results.overall.query("noise_level == @level['noise_level'] and scope == 'covered'")
+        assert level["scopes"]["covered"]["delta_r2"]["mean"] == pytest.approx(frame["delta_r2"].mean())
+        assert (frame["delta_r2"] - (frame["r2_oracle"] - frame["r2_global"])).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", r"a\|b"),
+        ("R²_oracle +0.05", "R²_oracle +0.05"),
+        ("_loud_", r"\_loud\_"),
+        ("two\nlines", "two lines"),
+        ("# heading", r"\# heading"),
+        ("3. item", r"3\. item"),
+        ("<b> & c", "&lt;b> &amp; c"),
+        ("[a](b)", r"[a\](b)"),
+    ],
+)
+def test_escape_markdown__shows_text_as_it_is(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import itertools
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+
+from pipeline.accumulate import MomentsFolder, accumulate_moments, plan_accumulation
+from pipeline.bins import BinGrid, CellGrid, plan_binnings
+from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
+from pipeline.errors import SingularGramError
+from pipeline.moments import Moments, TileLayout, write_moments
+from pipeline.noise import NoiseDraw
+from pipeline.ridge import ExpertModels, SolveJob, TooFewSpectraError, solve_experts, solve_folders, solve_memory
+from pipeline.schema import LABELS, STREAM_TRAIN
+from pipeline.store import SpectraStore
+
+GRID = BinGrid(REFERENCE_EDGES)
+BINNING = plan_binnings(GRID, {}, ablation=False)[1][0]
+RIDGE = RidgeConfig.model_validate({"alpha": {"per_spectrum": 0.1}, "min_spectra": 2})
+
+
+@pytest.fixture(scope="module")
+def folders(train_store: SpectraStore, tmp_path_factory: pytest.TempPathFactory) -> list[MomentsFolder]:
+    plan = plan_accumulation(train_store, CellGrid((GRID,)), ComputeConfig(folds=3))
+    draws = [NoiseDraw(1.0, seed, STREAM_TRAIN) for seed in (1, 2)]
+    return accumulate_moments(plan, draws, tmp_path_factory.mktemp("moments"))
+
+
+def job(folder: MomentsFolder, ridge: RidgeConfig, threads: int = 1) -> SolveJob:
+    return SolveJob(folder, BINNING, ridge, covered=tuple(range(GRID.n_bins)), threads=threads)
+
+
+def solve(
+    folders: list[MomentsFolder], ridge: RidgeConfig, threads: int = 1, client: Client | None = None
+) -> list[list[ExpertModels]]:
+    solved = dict(solve_folders([job(one, ridge, threads) for one in folders], client=client))
+    return [solved[k] for k in range(len(folders))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"standardize": "per_expert"},
+        {"standardize": "none", "train_on": "covered"},
+    ],
+)
+def test_models_are_those_of_the_folds_added_in_memory(
+    folders: list[MomentsFolder], settings: dict[str, object]
+) -> None:
+    ridge = RIDGE.model_copy(update=settings)
+    for one, found in zip(folders, solve(folders, ridge, threads=2), strict=True):
+        assert len(found) == one.n_folds
+        for n_folds, models in enumerate(found, start=1):
+            cells = [Moments.merge(one.read(fold, cell) for fold in range(n_folds)) for cell in range(one.n_cells)]
+            expected = solve_experts(cells, ridge, GRID)
+            assert models.global_count == expected.global_count
+            assert models.global_alpha == expected.global_alpha
+            assert models.warnings == expected.warnings
+            np.testing.assert_array_equal(models.expert_counts, expected.expert_counts)
+            np.testing.assert_allclose(models.global_weights, expected.global_weights, rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(models.expert_weights, expected.expert_weights, rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(models.expert_intercepts, expected.expert_intercepts, rtol=1e-7)
+
+
+@pytest.mark.parametrize("train_on", ["all", "covered"])
+def test_other_binnings_are_those_of_their_cells_added(folders: list[MomentsFolder], train_on: str) -> None:
+    one, ridge = folders[0], RIDGE.model_copy(update={"train_on": train_on})
+    for binning in plan_binnings(GRID, {}, ablation=True)[1][1:]:
+        covered = tuple(range(GRID.n_bins))
+        [(_, [models])] = solve_folders([SolveJob(one, binning, ridge, covered, prefixes=(one.n_folds,))])
+        merged = [Moments.merge(one.total(cell) for cell in cells) for cells in (*binning.members, [GRID.n_bins])]
+        expected = solve_experts(merged, ridge, binning)
+        assert models.global_count == expected.global_count
+        np.testing.assert_array_equal(models.expert_counts, expected.expert_counts)
+        np.testing.assert_allclose(models.global_weights, expected.global_weights, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(models.expert_weights, expected.expert_weights, rtol=1e-7, atol=1e-9)
+
+
+def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder], two_workers: Client) -> None:
+    one = solve(folders, RIDGE, threads=1)
+    many = solve(folders, RIDGE, threads=3)
+    elsewhere = solve(folders, RIDGE, client=two_workers)
+    for others in (many, elsewhere):
+        for a, b in zip(itertools.chain(*one), itertools.chain(*others), strict=True):
+            np.testing.assert_array_equal(a.global_weights, b.global_weights)
+            np.testing.assert_array_equal(a.expert_weights, b.expert_weights)
+            np.testing.assert_array_equal(a.expert_intercepts, b.expert_intercepts)
+
+
+def test_memory_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pixels = 600
+    for fold in range(4):
+        cells = [
+            Moments.from_samples(generator.standard_normal((50, pixels)), generator.standard_normal((50, 3)), LABELS)
+            for _ in range(GRID.n_cells)
+        ]
+        write_moments(tmp_path / f"fold-{fold:03d}", cells, GRID.n_cells, {})
+    del cells
+    folder = MomentsFolder(tmp_path, NoiseDraw(1.0, 1, STREAM_TRAIN), 4, GRID.n_cells)
+    tracemalloc.start()
+    try:
+        [(_, models)] = solve_folders([job(folder, RIDGE, threads=2)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    results = sum(one.expert_weights.nbytes + one.global_weights.nbytes for one in models)
+    sums = 4 * GRID.n_cells * pixels * 5 * 8  # what is small, of every fold and cell
+    assert peak <= solve_memory(pixels, 2) + 2 * results + sums + 2**20
+    assert solve_memory(pixels, 2) < GRID.n_cells * TileLayout(pixels).nbytes(np.float64), "less than all cells take"
+
+
+def test_a_prefix_that_starves_a_bin_is_left_out_and_the_whole_set_may_not(folders: list[MomentsFolder]) -> None:
+    smallest = [
+        min(sum(folders[0].read(fold, cell).count for fold in range(n)) for cell in range(GRID.n_bins))
+        for n in (1, 2, 3)
+    ]
+    ridge = RIDGE.model_copy(update={"min_spectra": smallest[0] + 1})
+    assert [models.global_count for models in solve(folders[:1], ridge)[0]] == [
+        sum(folders[0].read(fold, cell).count for fold in range(n) for cell in range(GRID.n_bins + 1)) for n in (2, 3)
+    ]
+    with pytest.raises(TooFewSpectraError, match="min_spectra"):
+        solve(folders, RIDGE.model_copy(update={"min_spectra": smallest[2] + 1}))
+
+
+def test_solve__raise_on_singular_system_from_a_worker(folders: list[MomentsFolder], two_workers: Client) -> None:
+    ridge = RidgeConfig.model_construct(**{**dict(RIDGE), "alpha": 0.0})
+    with pytest.raises(SingularGramError, match="use alpha >="):
+        solve(folders, ridge)
+    with pytest.raises(SingularGramError):
+        solve(folders, ridge, client=two_workers)

@@ -1,0 +1,118 @@
+"""`make demo`, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline import (
+    BinGrid,
+    ExperimentConfig,
+    NoiseDraw,
+    SpectraStore,
+    open_stores,
+    read_noisy_rows,
+    read_results,
+    run_experiment,
+)
+from pipeline.schema import STREAM_TRAIN
+
+ROOT = Path(__file__).parents[2]
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], float]:
+    """The folder of `make demo`, what it printed, and how long it took."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    started = time.monotonic()
+    done = subprocess.run(
+        ["make", "demo", f"DEMO={folder}", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done, time.monotonic() - started
+
+
+def test_make_demo_ends_within_three_minutes_with_a_meaningful_result(
+    demo: tuple[Path, subprocess.CompletedProcess[str], float],
+) -> None:
+    folder, done, seconds = demo
+    assert seconds < 180
+    assert f"report: {folder / 'report.html'}" in done.stdout
+    assert "simulated" in done.stdout
+    results = read_results(folder)
+    pixels = results.metadata["stores"]["train"]["n_pixels"]
+    assert results.per_bin["n_train"].min() >= 3 * pixels, "several times more spectra in every bin than pixels"
+    assert np.isfinite(results.per_bin[["r2_oracle", "r2_global"]]).all(axis=None)
+    headline = results.summary["levels"][0]["scopes"]["covered"]["delta_r2"]
+    assert headline["low"] > 0, "the simulated spectra show headroom beyond their test set's scatter"
+    assert results.learning["n_train"].nunique() >= 4
+    assert results.metadata["simulated"] is True
+    plan = results.metadata["plan"]
+    assert results.metadata["peak_memory_bytes"] <= plan["memory_per_worker_bytes"] + plan["driver_memory_bytes"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_demo_equals_scikit_learn_for_every_seed_and_bin(
+    demo: tuple[Path, subprocess.CompletedProcess[str], float], tmp_path: Path, precision: str
+) -> None:
+    folder, _, _ = demo
+    config = ExperimentConfig.model_validate(read_results(folder).metadata["config"])
+    if precision == "float64":
+        plain = {"precision": "float64", "binnings": {}, "ablation": False}
+        config = config.model_copy(update=plain | {"noise": config.noise.model_copy(update={"mode": "drawn"})})
+        results = run_experiment(config, tmp_path)
+    else:
+        results = read_results(folder)
+    stores = [open_stores(results.metadata["stores"][role]["paths"]) for role in ("train", "test")]
+    worst, worst_r2 = 0.0, 0.0
+    for seed in config.seeds:
+        chosen = results.per_bin.query(f"seed == {seed}").sort_values("bin")["alpha"].tolist()
+        alphas = [results.overall.query(f"seed == {seed}")["alpha_global"].iloc[0], *chosen]
+        predicted, r2 = fit_with_scikit_learn(*stores, config, seed, alphas)
+        saved = results.predictions.query(f"seed == {seed}")
+        found = saved[["y_global", *(f"expert_{k}" for k in range(9))]].to_numpy()
+        # Relative to each model's largest prediction: single predictions may be as near to 0 as they like.
+        worst = max(worst, float((np.abs(found - predicted).max(axis=0) / np.abs(predicted).max(axis=0)).max()))
+        row = results.overall.query(f"seed == {seed} and scope == 'covered'").iloc[0]
+        worst_r2 = max(worst_r2, abs(row["r2_global"] - r2[0]), abs(row["r2_oracle"] - r2[1]))
+    print(f"{precision}: largest relative difference {worst:.1e}, of R² {worst_r2:.1e}")
+    assert worst <= (1e-4 if precision == "float32" else 1e-8)
+    assert worst_r2 <= (1e-5 if precision == "float32" else 1e-8)
+
+
+def fit_with_scikit_learn(
+    train: SpectraStore, test: SpectraStore, config: ExperimentConfig, seed: int, alphas: list[float]
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Fit StandardScaler and ten Ridge models on the noisy rows in memory; return predictions and covered R².
+
+    ``alphas`` are those that the run chose, on folds: the global model's first.
+    """
+    precision = config.precision
+    grid = BinGrid(config.bins)
+    bins, test_bins = grid.assign(train.columns), grid.assign(test.columns)
+    y, y_test = train.columns["log_g"], test.columns["log_g"]
+    x = read_noisy_rows(train, 0, train.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), precision).astype(np.float64)
+    x_test = read_noisy_rows(test, 0, test.n_spectra, None, precision).astype(np.float64)
+    whole = make_pipeline(StandardScaler(), Ridge(alpha=alphas[0])).fit(x, y)
+    scaler = whole.named_steps["standardscaler"]
+    x, x_scaled = scaler.transform(x), scaler.transform(x_test)
+    columns = [whole.predict(x_test)]
+    columns += [
+        Ridge(alpha=alphas[1 + k]).fit(x[bins == k], y[bins == k]).predict(x_scaled) for k in range(grid.n_bins)
+    ]
+    predicted = np.column_stack(columns)
+    covered = test_bins >= 0
+    routed = predicted[np.flatnonzero(covered), 1 + test_bins[covered]]
+    return predicted, (r2_score(y_test[covered], predicted[covered, 0]), r2_score(y_test[covered], routed))

@@ -1,0 +1,296 @@
+"""The store: what opens, what is refused, and that no damaged chunk ever becomes a number."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_factory import make_frame, make_pixels, write_shard
+
+from pipeline.convert import convert_shards
+from pipeline.errors import ConfigError, InputError
+from pipeline.store import SpectraStore, StoreLayout, digest_rows, open_spectra, plan_layout
+
+N, P = 100, 16
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    base = tmp_path_factory.mktemp("shards")
+    mask = np.zeros((60, P), np.int64)
+    mask[50, 3] = 4
+    noisy = [make_pixels(n, P, 7)[0] for n in (40, 60)]
+    return [
+        write_shard(base / "train_0" / "dataset.h5", 40, P, arrays={"noisy": noisy[0], "mask": None}),
+        write_shard(base / "train_1" / "dataset.h5", 60, P, seed=1, arrays={"noisy": noisy[1], "mask": mask}),
+    ]
+
+
+@pytest.fixture(scope="module", params=[(8, 16), (8, 0), (32, None), (None, None)], ids=str)
+def path(request: pytest.FixtureRequest, sources: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store") / "train.zarr"
+    chunk_rows, shard_rows = request.param
+    convert_shards(sources, store, workers=1, chunk_rows=chunk_rows, shard_rows=shard_rows)
+    return store
+
+
+@pytest.fixture
+def copy(path: Path, tmp_path: Path) -> Path:
+    shutil.copytree(path, tmp_path / "copy.zarr")
+    return tmp_path / "copy.zarr"
+
+
+def expected(variable: str) -> np.ndarray:
+    if variable == "mask":
+        mask = np.zeros((N, P), np.uint8)
+        mask[90, 3] = 1
+        return mask
+    seeds = {"noisy": (7, 7)}.get(variable, (0, 1))
+    position = 1 if variable == "error" else 0
+    parts = [make_pixels(n, P, seed)[position] for n, seed in zip((40, 60), seeds, strict=True)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def test_open__describes_itself(path: Path, sources: list[Path]) -> None:
+    store = SpectraStore.open(str(path))
+    assert (store.n_spectra, store.n_pixels, store.has_noisy) == (N, P, True)
+    assert store.variables == ("flux", "error", "mask", "noisy")
+    assert store.shard_lengths == store.source_lengths == (40, 60)
+    assert store.shard_names == ("train_0/dataset.h5", "train_1/dataset.h5")
+    np.testing.assert_array_equal(store.wavelength, np.linspace(7100, 8850, P))
+    np.testing.assert_array_equal(
+        store.mean_flux, np.maximum(expected("flux"), 0).mean(axis=0, dtype=np.float64).astype(np.float32)
+    )
+    frame = make_frame(40), make_frame(60, 1)
+    for name in ("id", "T_eff", "log_g", "M_H", "a_M", "C_M", "mag", "snr", "is_giant"):
+        np.testing.assert_array_equal(store.columns[name], np.concatenate([part[name] for part in frame]))
+    assert "redshift" not in store.columns  # all NaN
+    assert "interp_param" not in store.columns  # text
+    np.testing.assert_array_equal(store.columns["shard"], np.repeat([0, 1], (40, 60)))
+    np.testing.assert_array_equal(store.columns["row"], np.r_[:40, :60])
+    assert store.manifest.counts["flagged_pixels"] == 1
+
+
+@pytest.mark.parametrize("variable", ["flux", "error", "mask", "noisy"])
+def test_read_rows__equals_the_shards_and_zarr(path: Path, variable: str) -> None:
+    store = SpectraStore.open(path)
+    whole = store.read_rows(variable, 0, N)
+    np.testing.assert_array_equal(whole, expected(variable))
+    np.testing.assert_array_equal(zarr.open_array(path / variable, mode="r")[...], whole)  # the independent reader
+    assert whole.dtype == (np.uint8 if variable == "mask" else np.float32)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_read_rows__any_range_into_a_buffer(path: Path, direct: bool) -> None:
+    store, flux = SpectraStore.open(path), expected("flux")
+    store.direct_reads = direct
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, N), st.integers(0, N))
+    def check(a: int, b: int) -> None:
+        start, stop = min(a, b), max(a, b)
+        out = np.full((stop - start + 1, P), 77, np.float32)
+        rows = store.read_rows("flux", start, stop, out)
+        assert rows.base is out
+        np.testing.assert_array_equal(rows, flux[start:stop])
+        assert (out[stop - start :] == 77).all()
+
+    check()
+
+
+def test_read_rows__from_threads_and_after_pickling(path: Path) -> None:
+    store = SpectraStore.open(path)
+    again = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert (again.fingerprint, again.path) == (store.fingerprint, store.path)
+    assert len(pickle.dumps(store)) < 1000
+    flux = expected("flux")
+    with ThreadPoolExecutor(4) as pool:
+        reads = list(pool.map(lambda row: again.read_rows("flux", row, row + 20), range(80)))
+    for row, rows in enumerate(reads):
+        np.testing.assert_array_equal(rows, flux[row : row + 20])
+
+
+def test_read_rows__raise_on_wrong_requests(path: Path) -> None:
+    store = SpectraStore.open(path)
+    with pytest.raises(InputError, match="has no 'fluxx'"):
+        store.read_rows("fluxx", 0, 1)
+    with pytest.raises(InputError, match="rows 0 to 100"):
+        store.read_rows("flux", 90, 101)
+    for out in (np.empty((5, P)), np.empty((4, P), "f4"), np.empty((5, P + 1), "f4"), np.empty((P, 5), "f4").T):
+        with pytest.raises(ValueError, match="out must be"):
+            store.read_rows("flux", 0, 5, out)
+
+
+def chunk_files(store: Path, variable: str) -> list[Path]:
+    return sorted((store / variable / "c").glob("*/0"), key=lambda file: int(file.parent.name))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_read_rows__every_flipped_byte_is_an_error(copy: Path, direct: bool) -> None:
+    file = chunk_files(copy, "flux")[-1]
+    content = file.read_bytes()
+    store = SpectraStore.open(copy)
+    store.direct_reads = direct
+    first = (len(chunk_files(copy, "flux")) - 1) * store.layout.file_rows
+    positions = [0, 5, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 60).tolist()]
+    message = rf"{re.escape(str(copy))} is damaged: rows {first} to {N - 1} of 'flux' cannot be read"
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        file.write_bytes(damaged)
+        SpectraStore.open(copy)  # sizes are right: only reading can tell
+        with pytest.raises(InputError, match=message):
+            store.read_rows("flux", first, N)
+    file.write_bytes(content)
+    np.testing.assert_array_equal(store.read_rows("flux", first, N), expected("flux")[first:])
+
+
+def test_read_rows__chunk_lost_after_opening(copy: Path) -> None:
+    store = SpectraStore.open(copy)
+    chunk_files(copy, "error")[0].unlink()
+    with pytest.raises(InputError, match="rows 0 to 3 of 'error' cannot be read: error/c/0/0 cannot be opened"):
+        store.read_rows("error", 0, 4)
+    # plain xarray cannot know, but shows NaN and never a plausible number
+    plain = xr.open_zarr(copy, consolidated=False)
+    assert np.isnan(plain["error"][:8].to_numpy()).all()
+
+
+def test_read_rows__chunk_absent_within_a_zarr_shard(copy: Path) -> None:
+    store = SpectraStore.open(copy)
+    if store.shard_rows < 2 * store.chunk_rows:
+        pytest.skip("one chunk per file")
+    file = chunk_files(copy, "flux")[0]
+    n_chunks = store.shard_rows // store.chunk_rows
+    content = file.read_bytes()
+    index = np.frombuffer(content[-n_chunks * 16 - 4 : -4], "<u8").copy()
+    index[:2] = 2**64 - 1
+    import google_crc32c
+
+    tail = index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+    file.write_bytes(content[: -n_chunks * 16 - 4] + tail)
+    with pytest.raises(InputError, match="lacks the chunk of rows from 0"):
+        store.read_rows("flux", 0, 1)
+
+
+def rewrite(file: Path, change: Callable[[dict], None]) -> None:
+    value = json.loads(file.read_text())
+    change(value["attributes"])
+    file.write_text(json.dumps(value))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: chunk_files(s, "flux")[-1].unlink(), r"flux/c/\d+/0 \(rows \d+ to 99\) is missing"),
+        (lambda s: cut(chunk_files(s, "noisy")[0]), r"noisy/c/0/0 \(rows 0 to \d+\) has \d+ bytes instead"),
+        (lambda s: shutil.rmtree(s / "error"), "error"),
+        (lambda s: shutil.rmtree(s / "wavelength"), "wavelength"),
+        (lambda s: shutil.rmtree(s / "manifest"), "manifest cannot be read"),
+        (lambda s: (s / "zarr.json").write_text("{"), "zarr.json cannot be read"),
+        (lambda s: (s / "zarr.json").unlink(), "must be a store, found no zarr.json"),
+        (lambda s: shutil.rmtree(s), "must be a store, found nothing there"),
+        (
+            lambda s: rewrite(s / "zarr.json", lambda a: a.update(version=99)),
+            "version 99 .* reads version 1; use",
+        ),
+        (lambda s: rewrite(s / "zarr.json", lambda a: a.update(format="x")), "not a store .format 'x'"),
+        (lambda s: rewrite(s / "zarr.json", lambda a: a.pop("fingerprint")), "manifest cannot be read"),
+        (
+            lambda s: rewrite(s / "manifest" / "zarr.json", lambda a: a["ranges"][0]["digests"].update(flux="12")),
+            "digests do not give the store's fingerprint",
+        ),
+        (lambda s: rewrite(s / "manifest" / "zarr.json", lambda a: a.pop("ranges")), "manifest cannot be read"),
+    ],
+)
+def test_open__raise_on_damage(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+    SpectraStore.open(copy)
+    damage(copy)
+    with pytest.raises(InputError, match=message) as caught:
+        SpectraStore.open(copy)
+    text = str(caught.value)
+    assert text.count("headroom convert") == 1
+    if "damaged" in text:
+        assert text.startswith(f"store {copy} is damaged: ")
+        assert f"delete the folder and run again, or rebuild it: headroom convert SHARDS {copy} --overwrite" in text
+
+
+def test_open__raise_on_changed_vectors(copy: Path) -> None:
+    columns = SpectraStore.open(copy)
+    zarr.open_array(copy / "log_g", mode="r+")[3] = 2.5
+    with pytest.raises(InputError, match="column 'log_g' cannot be read"):
+        _ = columns.columns["log_g"]
+    zarr.open_array(copy / "mean_flux", mode="r+")[3] = 2.5
+    with pytest.raises(InputError, match="mean spectrum differ"):
+        SpectraStore.open(copy)
+
+
+def test_open_spectra__dataset(path: Path) -> None:
+    store, dataset = SpectraStore.open(path), open_spectra(path)
+    assert dict(dataset.sizes) == {"spectrum": N, "wavelength": P}
+    assert set(dataset.data_vars) == {"flux", "error", "mask", "noisy", "mean_flux"}
+    assert set(store.columns) | {"wavelength"} == set(dataset.coords)
+    rows = store.layout.file_rows
+    assert dataset.flux.chunks == (tuple(min(rows, N - start) for start in range(0, N, rows)), (P,))
+    assert (dataset.T_eff.attrs["units"], dataset.wavelength.attrs["units"]) == ("K", "Angstrom")
+    assert dataset.flux.attrs["long_name"]
+    for variable in store.variables:
+        np.testing.assert_array_equal(dataset[variable].to_numpy(), expected(variable))
+    poor = dataset.flux[dataset.M_H < -1]
+    np.testing.assert_array_equal(poor.to_numpy(), expected("flux")[store.columns["M_H"] < -1])
+
+
+def test_open_spectra__chunks(path: Path) -> None:
+    store = SpectraStore.open(path)
+    assert open_spectra(path, chunks=None).flux.chunks is None
+    assert open_spectra(path, chunks=3 * store.chunk_rows).flux.chunks[0][0] == min(N, 3 * store.chunk_rows)
+    assert open_spectra(path, chunks={"spectrum": store.chunk_rows}).flux.chunks[0][0] == min(N, store.chunk_rows)
+    for wrong in (store.chunk_rows + 1, 0, "auto"):
+        with pytest.raises(ConfigError, match="chunks must be"):
+            open_spectra(path, chunks=wrong)
+
+
+def test_open_zarr__plain_and_without_warnings(path: Path) -> None:
+    dataset = xr.open_zarr(path, consolidated=False)
+    assert "T_eff" in dataset.coords
+    np.testing.assert_array_equal(dataset.flux.to_numpy(), expected("flux"))
+    group = zarr.open_group(path, mode="r")
+    assert {name for name, _ in group.arrays()} >= {"flux", "error", "T_eff"}
+    assert list(group.group_keys()) == ["manifest"]
+
+
+def test_digest_rows__adds_up_however_divided() -> None:
+    rows = np.random.default_rng(0).random((50, 7), dtype=np.float32)
+    whole = digest_rows(rows, 10)
+    for cut_at in (0, 1, 17, 50):
+        assert (digest_rows(rows[:cut_at], 10) + digest_rows(rows[cut_at:], 10 + cut_at)) % 2**64 == whole
+    swapped = rows.copy()
+    swapped[[3, 4]] = rows[[4, 3]]
+    changed = rows.copy()
+    changed[20, 2] = np.nextafter(changed[20, 2], 1)
+    assert len({whole, digest_rows(swapped, 10), digest_rows(changed, 10), digest_rows(rows, 11)}) == 4
+
+
+def test_plan_layout__defaults_and_limits() -> None:
+    assert plan_layout(10**6, 4096, None, None) == StoreLayout(10**6, 4096, 1024, 8192)
+    assert plan_layout(10**6, 7200, None, None) == StoreLayout(10**6, 7200, 512, 4096)
+    assert plan_layout(1000, 4096, None, None) == StoreLayout(1000, 4096, 1024, 1024)
+    assert plan_layout(1, 1, None, None) == StoreLayout(1, 1, 1, 1)
+    assert plan_layout(100, 10**8, None, None).chunk_rows == 1
+    for chunk_rows, shard_rows in ((0, None), (-1, None), (8, 12), (8, -8)):
+        with pytest.raises(ConfigError):
+            plan_layout(100, 16, chunk_rows, shard_rows)
