@@ -88,7 +88,7 @@ def test_the_lock_pins_every_dependency_with_hashes() -> None:
 
 def test_imports_are_declared() -> None:
     declared = names_of(PROJECT["project"]["dependencies"])
-    module_of = {"pyyaml": "yaml", "google-crc32c": "google_crc32c"}
+    module_of = {"pyyaml": "yaml", "google-crc32c": "google_crc32c", "lazy-loader": "lazy_loader"}
     modules = {module_of.get(name, name) for name in declared} | OPTIONAL.keys()
     assert set(OPTIONAL.values()) <= names_of(PROJECT["project"]["optional-dependencies"]["ml"])
     # An extra of its own, which one module alone imports, carefully.

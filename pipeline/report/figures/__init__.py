@@ -1,4 +1,7 @@
-"""The figures of a run, as PNG files for slides and for the report."""
+"""The figures of a run, as PNG files for slides and for the report.
+
+Each module draws one figure from the saved results; this one draws all of them into a folder.
+"""
 
 from __future__ import annotations
 
