@@ -113,6 +113,13 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links {target}"
 
 
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_sources_that_are_named_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for named in re.findall(r"`((?:pipeline|cluster|tests|benchmarks|notebooks|docs)/[\w./-]*)`", text):
+        assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
 def test_the_readme_stays_short() -> None:
     assert README.count("\n") <= 200
     numbers = README.split("## What the numbers mean")[1].split("\n## ")[0].strip().splitlines()
