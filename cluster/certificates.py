@@ -6,7 +6,6 @@ key signs once and is never written: nobody can make further certificates, not e
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import shutil
 import ssl
@@ -16,9 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from pipeline.base import disk_errors_told
+from pipeline.base import disk_errors_told, try_lock
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ def shared_folder(run_folder: Path) -> Iterator[SharedFolder]:
             folder.path.mkdir(mode=0o700)
             stream = (folder.path / _LOCK).open("w", encoding="ascii")
         with stream:
-            _try_lock(stream)
+            try_lock(stream)
             yield folder
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
@@ -222,7 +221,7 @@ def _is_abandoned(path: Path) -> bool:
     """Whether the run that made a folder is dead: its lock went with it, on whichever machine it was."""
     try:
         with (path / _LOCK).open("r+", encoding="ascii") as stream:
-            locked = _try_lock(stream)
+            locked = try_lock(stream)
     except OSError:
         locked = None
     if locked is not None:
@@ -231,14 +230,3 @@ def _is_abandoned(path: Path) -> bool:
     with suppress(OSError):
         return time.time() - path.stat().st_mtime > VALIDITY.total_seconds()
     return False
-
-
-def _try_lock(stream: IO[str]) -> bool | None:
-    """Return whether the file was locked for this process; None where the file system has no locks."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

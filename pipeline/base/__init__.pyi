@@ -5,7 +5,6 @@ from .direct_io import aligned_buffer as aligned_buffer
 from .direct_io import read_file as read_file
 from .direct_io import write_file as write_file
 from .files import disk_errors_told as disk_errors_told
-from .files import exclusive as exclusive
 from .files import json_text as json_text
 from .files import read_json as read_json
 from .files import remove_leftovers as remove_leftovers
@@ -15,6 +14,10 @@ from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised
 from .journal import RunJournal as RunJournal
+from .locks import exclusive as exclusive
+from .locks import hold_file as hold_file
+from .locks import is_same_file as is_same_file
+from .locks import try_lock as try_lock
 from .machine import Workspace as Workspace
 from .machine import available_cores as available_cores
 from .machine import available_memory as available_memory

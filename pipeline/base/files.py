@@ -19,7 +19,6 @@ from pipeline.errors import InputError, ResourceError
 __all__ = [
     "TEMPORARY_SUFFIX",
     "disk_errors_told",
-    "exclusive",
     "json_text",
     "read_json",
     "remove_leftovers",
@@ -150,40 +149,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy scalar; the command line starts without NumPy
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- One writer for a folder at a time.
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
-
-
-@contextmanager
-def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
-    """Hold a folder for this process; the lock ends with the process, however it ends.
-
-    On a file system without locks nothing is held, and the user has to know. Locks of other names are other locks.
-
-    Raises
-    ------
-    InputError
-        If another process holds it.
-    """
-    lock = folder / name
-    with open(lock, "w", encoding="utf-8") as stream:
-        try:
-            if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is writing {what} {folder}; wait for it, or choose another --out"
-            ) from None
-        except OSError:
-            pass
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                os.unlink(lock)

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from pipeline.base.files import exclusive, replacing
+from pipeline.base.files import replacing
+from pipeline.base.locks import exclusive
 from pipeline.base.progress import Advance, Progress
 from pipeline.base.status import (
     STATUS_FILE,
@@ -35,11 +36,11 @@ from pipeline.errors import HeadroomError, InputError
 __all__ = ["JournalProgress", "RunJournal"]
 
 JOURNAL_LOCK = ".status.lock"
-_SECONDS_BETWEEN_WRITES: Final = 1.0
-_SECONDS_BETWEEN_BEATS: Final = 5.0
-_SECONDS_BETWEEN_COUNTS: Final = 5.0
+SECONDS_BETWEEN_WRITES: Final = 1.0
+SECONDS_BETWEEN_BEATS: Final = 5.0
+SECONDS_BETWEEN_COUNTS: Final = 5.0
 #: How long a driver that seems to live on another host is watched before this one takes over.
-_SECONDS_OF_DOUBT: Final = 20.0
+SECONDS_OF_DOUBT: Final = 20.0
 _NOTES, _STEPS, _ATTEMPTS, _LETTERS = 10, 40, 20, 2000
 
 
@@ -146,7 +147,7 @@ class RunJournal:
                     now = None
                 if not stopped.is_set():
                     self._change(workers=now)
-                stopped.wait(_SECONDS_BETWEEN_COUNTS)
+                stopped.wait(SECONDS_BETWEEN_COUNTS)
 
         self._facts |= {"dashboard": dashboard, "tunnel": tunnel}
         thread = threading.Thread(target=count, name="journal-workers", daemon=True)
@@ -175,11 +176,11 @@ class RunJournal:
     def _keep_writing(self) -> None:
         while self._is_open:
             with self._changes:
-                self._changes.wait_for(lambda: self._is_changed or not self._is_open, _SECONDS_BETWEEN_BEATS)
+                self._changes.wait_for(lambda: self._is_changed or not self._is_open, SECONDS_BETWEEN_BEATS)
             if self._is_open:
                 self._write()
             with self._changes:
-                self._changes.wait_for(lambda: not self._is_open, _SECONDS_BETWEEN_WRITES)
+                self._changes.wait_for(lambda: not self._is_open, SECONDS_BETWEEN_WRITES)
 
     def _close(self, error: BaseException | None) -> None:
         if not self._is_open:
@@ -321,7 +322,7 @@ def _read_attempts(folder: Path) -> tuple[Attempt, ...]:
 
 
 def _require_silence(folder: Path, status: RunStatus) -> None:
-    deadline = time.monotonic() + _SECONDS_OF_DOUBT
+    deadline = time.monotonic() + SECONDS_OF_DOUBT
     while time.monotonic() < deadline:
         time.sleep(0.5)
         try:

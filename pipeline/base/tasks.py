@@ -47,8 +47,8 @@ _Event: TypeAlias = tuple[float, tuple[tuple[Any, ...], int]]
 EXPECTED_WORKERS = "headroom-workers"
 #: Topics whose driver has stopped waiting: their tasks, if they run in the driver's own process, end when they report.
 _ABANDONED: set[str] = set()
-_SECONDS_BETWEEN_REPORTS = 0.25
-_SECONDS_BETWEEN_CHECKS = 2.0
+SECONDS_BETWEEN_REPORTS = 0.25
+SECONDS_BETWEEN_CHECKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _next_news(
     """Return what comes next; never wait for a cluster that is gone."""
     while True:
         try:
-            news = inbox.get(timeout=_SECONDS_BETWEEN_CHECKS)
+            news = inbox.get(timeout=SECONDS_BETWEEN_CHECKS)
             watch.hear()
             return news
         except Empty:
@@ -202,7 +202,7 @@ def _run_on_worker(function: Callable[[Any, Report], Any], argument: Any, topic:
         if topic in _ABANDONED:
             raise CancelledError("nobody waits for this task any more")
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_REPORTS:
+        if now - last > SECONDS_BETWEEN_REPORTS:
             last = now
             worker.log_event(topic, (key, done))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -19,11 +18,12 @@ from multiprocessing import util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numcodecs import blosc
 
+from pipeline.base import hold_file, is_same_file
 from pipeline.convert.ranges import read_json, write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.shards import TAKEN_NAMES, ShardInfo, read_shard_info
@@ -173,8 +173,6 @@ def _name(path: Path) -> str:
 
 _LOCK: Final = "lock"
 _PLAN: Final = "plan.json"
-#: How often a lock is tried again whose owner removed the folder just then.
-_ATTEMPTS: Final = 100
 
 
 @contextmanager
@@ -186,12 +184,16 @@ def lock_work(work: Path) -> Iterator[None]:
     InputError
         If another process holds it.
     """
-    with _open_lock(work) as lock:
+    try:
+        lock = hold_file(work / _LOCK, make_folder=True)
+    except BlockingIOError as error:
+        raise InputError(f"another conversion is writing {work}; wait for it or name another target") from error
+    with lock:
         try:
             yield
         finally:
             # nothing was begun here, or all of it is gone: leave no empty folder behind
-            if _is_same_file(lock, work / _LOCK) and [entry.name for entry in work.iterdir()] == [_LOCK]:
+            if is_same_file(lock, work / _LOCK) and [entry.name for entry in work.iterdir()] == [_LOCK]:
                 remove_work(work)
 
 
@@ -223,33 +225,6 @@ def remove_work(work: Path) -> None:
         (work / name).unlink(missing_ok=True)
     with suppress(OSError):  # another conversion has just locked it
         work.rmdir()
-
-
-def _open_lock(work: Path) -> IO[str]:
-    for _ in range(_ATTEMPTS):
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = open(work / _LOCK, "a")  # noqa: SIM115 (the caller closes it)
-        except FileNotFoundError:
-            continue  # its last owner has just removed the folder
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise InputError(f"another conversion is writing {work}; wait for it or name another target") from error
-        except OSError:
-            return lock  # a file system without locks: the user has to know
-        if _is_same_file(lock, work / _LOCK):
-            return lock
-        lock.close()  # this was the lock of a folder that is gone
-    raise InputError(f"{work} cannot be locked, because others keep removing it; run again when they have finished")
-
-
-def _is_same_file(opened: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
-    except OSError:
-        return False
 
 
 def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool) -> None:

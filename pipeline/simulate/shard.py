@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.base import hold_file
 from pipeline.errors import ResourceError
 from pipeline.schema import (
     SHARD_ERROR,
@@ -35,11 +36,6 @@ from pipeline.simulate.labels import BLOCK_ROWS, block_generator, draw_condition
 from pipeline.simulate.noise_model import NoiseModel, draw_noisy, fill_edges, measure_snr
 from pipeline.simulate.spectra import Labels, plan_wavelengths
 from pipeline.simulate.table import write_params_table
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["ShardPlan", "ShardRecord", "SpectrumSource", "read_record", "read_snr", "write_shard"]
 
@@ -184,25 +180,12 @@ def _claim_file(partial: Path) -> Iterator[int]:
 
     HDF5's own lock comes too late: it empties the file first.
     """
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not os.path.samestat(os.fstat(descriptor), os.stat(partial))
-        except (BlockingIOError, FileNotFoundError):
-            taken = True
-        except OSError as error:
-            # Some network file systems have no locks; then two writers must not meet there.
-            if error.errno not in (*_NOT_SUPPORTED, errno.ENOLCK):
-                raise
-            taken = False
-        if taken:
-            raise ResourceError(f"{partial}: another process is writing this shard; wait for it to finish")
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        stream = hold_file(partial, make_folder=True)
+    except BlockingIOError:
+        raise ResourceError(f"{partial}: another process is writing this shard; wait for it to finish") from None
+    with stream:
+        yield stream.fileno()
 
 
 def _reserve_space(descriptor: int, size: int) -> None:

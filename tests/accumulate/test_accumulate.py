@@ -149,7 +149,7 @@ sys.path.insert(0, {tests!r})
 from pipeline import accumulate
 from pipeline.accumulate import accumulate_moments
 from pipeline.checkpoints_plan import plan_accumulation
-from pipeline.moments_files import MomentsWriter
+from pipeline.moments.files import MomentsWriter
 from pipeline.store import SpectraStore
 from test_accumulate import CELLS, COMPUTE, DRAWS
 original = MomentsWriter._finish

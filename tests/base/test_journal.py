@@ -49,9 +49,9 @@ COMMAND = "headroom run small.yaml"
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats and counts as fast as a test can wait for."""
-    monkeypatch.setattr(journal_module, "_SECONDS_BETWEEN_WRITES", 0.05)
-    monkeypatch.setattr(journal_module, "_SECONDS_BETWEEN_BEATS", 0.1)
-    monkeypatch.setattr(journal_module, "_SECONDS_BETWEEN_COUNTS", 0.1)
+    monkeypatch.setattr(journal_module, "SECONDS_BETWEEN_WRITES", 0.05)
+    monkeypatch.setattr(journal_module, "SECONDS_BETWEEN_BEATS", 0.1)
+    monkeypatch.setattr(journal_module, "SECONDS_BETWEEN_COUNTS", 0.1)
 
 
 def read(folder: Path) -> RunStatus:
@@ -232,8 +232,8 @@ def test_the_journal_never_fails_a_run(tmp_path: Path) -> None:
     with RunJournal("/dev/null/run", COMMAND) as journal, journal.progress(SilentProgress()).step("a", 1) as advance:
         advance(1)
     script = (
-        "import resource, signal, sys, time; from pipeline import journal as j; from pipeline.base.progress import *\n"
-        "j._SECONDS_BETWEEN_WRITES = j._SECONDS_BETWEEN_BEATS = 0.05\n"
+        "import resource, signal, sys, time; from pipeline.base import journal as j; from pipeline.base.progress import *\n"
+        "j.SECONDS_BETWEEN_WRITES = j.SECONDS_BETWEEN_BEATS = 0.05\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with j.RunJournal(sys.argv[1], 'x') as journal, journal.progress(SilentProgress()).step('a', 2) as advance:\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); advance(1); time.sleep(0.5)\n"
@@ -282,7 +282,7 @@ def test_a_second_driver_on_this_host_is_refused_and_the_journal_stays_the_first
 
 def test_a_driver_that_beats_on_another_host_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a file system locks within one host only."""
-    monkeypatch.setattr(journal_module, "_SECONDS_OF_DOUBT", 3.0)
+    monkeypatch.setattr(journal_module, "SECONDS_OF_DOUBT", 3.0)
     write_status(tmp_path, driver=ELSEWHERE, beat=5)
     script = (
         "import sys, time; from pathlib import Path\n"
@@ -299,7 +299,7 @@ def test_a_driver_that_beats_on_another_host_is_not_disturbed(tmp_path: Path, mo
 def test_a_driver_that_is_silent_on_another_host_is_taken_over_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_SECONDS_OF_DOUBT", 0.6)
+    monkeypatch.setattr(journal_module, "SECONDS_OF_DOUBT", 0.6)
     write_status(tmp_path, driver=ELSEWHERE)
     with RunJournal(tmp_path, COMMAND):
         [before] = read(tmp_path).attempts
@@ -582,7 +582,7 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
 
 SWALLOWING = """
 import signal, sys, time, weakref
-from pipeline.interrupts import Terminated, terminations_raised
+from pipeline.base import Terminated, terminations_raised
 
 class Thing:
     pass

@@ -78,7 +78,7 @@ def test_another_driver_on_the_same_scheduler_never_answers() -> None:
 @pytest.mark.faults
 def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is busy with the first result while the only worker, which holds the second one, is killed."""
-    monkeypatch.setattr("pipeline.base.tasks._SECONDS_BETWEEN_CHECKS", 0.05)
+    monkeypatch.setattr("pipeline.base.tasks.SECONDS_BETWEEN_CHECKS", 0.05)
     with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         tasks, results = [Task(("count", k), 3, 3) for k in range(4)], []
         for task, result in run_tasks(client, count_to, tasks, "counting", lambda _: None):

@@ -18,13 +18,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pipeline.convert_finish
-import pipeline.convert_ranges
-import pipeline.convert_read
 import pytest
 from shard_factory import make_frame, make_pixels, write_shard
 
 import pipeline.convert
+import pipeline.convert.convert
+import pipeline.convert.ranges
 from pipeline.convert import cast_rows, convert_shards
 from pipeline.convert.ranges import RangeWriter, RowSource
 from pipeline.convert.sources import lock_work, remove_work
@@ -304,7 +303,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from pipeline.convert import convert_shards
-from pipeline.interrupts import terminations_raised
+from pipeline.base import terminations_raised
 if __name__ == "__main__":
     *shards, store = map(Path, sys.argv[1:])
     with terminations_raised():  # as every command runs

@@ -10,10 +10,10 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pipeline.convert_delete
 import pytest
 from shard_factory import make_pixels, write_shard
 
+import pipeline.convert.delete
 from pipeline.cli import main
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError, ResourceError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 from shard_factory import make_frame, make_pixels, write_shard
 
+from pipeline.config import REFERENCE_EDGES
 from pipeline.convert import convert_shards, inspect_path, render_inspection
 
 
@@ -101,11 +103,7 @@ def test_inspect_path__counts_what_conversion_does(tmp_path: Path) -> None:
 
 
 def test_inspect_path__bins_default_to_the_reference() -> None:
-    import pipeline.inspection
-
-    import pipeline.config
-
-    assert pipeline.convert.inspection.REFERENCE_EDGES is pipeline.config.settings.REFERENCE_EDGES
+    assert inspect.signature(inspect_path).parameters["bins"].default is REFERENCE_EDGES
 
 
 def test_inspect_path__store_and_measured_snr(tmp_path: Path) -> None:
