@@ -232,7 +232,7 @@ def test_the_journal_never_fails_a_run(tmp_path: Path) -> None:
     with RunJournal("/dev/null/run", COMMAND) as journal, journal.progress(SilentProgress()).step("a", 1) as advance:
         advance(1)
     script = (
-        "import resource, signal, sys, time; from pipeline.base import journal as j; from pipeline.base.progress import *\n"
+        "import resource, signal, sys, time; from pipeline.base import SilentProgress, journal as j\n"
         "j.SECONDS_BETWEEN_WRITES = j.SECONDS_BETWEEN_BEATS = 0.05\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "with j.RunJournal(sys.argv[1], 'x') as journal, journal.progress(SilentProgress()).step('a', 2) as advance:\n"
