@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from browsing import open_browser
 from distributed import Client
 
@@ -50,6 +51,14 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
             "bootstrap": {"resamples": 200},
         }
     )
+
+
+@pytest.fixture
+def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
+    """The small experiment as a user writes it down."""
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,13 +16,13 @@ from typing import Any, Self
 import psutil
 import pytest
 import yaml
+from commands import HEADROOM, wait_until
 from distributed import Client
 from distributed.security import Security
 
 from pipeline.config import ExperimentConfig
 from pipeline.run import run_experiment
 
-HEADROOM = str(Path(sys.executable).with_name("headroom"))
 PRELOAD = Path(__file__).with_name("faults_preload.py")
 #: Partitions times draws of the small experiment.
 ALL_PIECES = 14
@@ -42,23 +42,6 @@ def undisturbed(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("undisturbed")
     run_experiment(small_config, folder)
     return folder
-
-
-@pytest.fixture
-def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
-    """The small experiment as a user writes it down."""
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
-    return path
-
-
-def wait_until(is_so: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """Return the first true answer; fail with ``what`` when none comes in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := is_so()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
-    return answer
 
 
 def products(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
+from commands import HEADROOM, hear_interrupts, invoke, wait_until
 
 from pipeline.base import (
     JOBS_FILE,
@@ -36,13 +36,11 @@ from pipeline.base import (
 )
 from pipeline.base import journal as journal_module
 from pipeline.base.status import STALE_SECONDS, STATUS_FILE, SUBMISSION_FILE, Driver
-from pipeline.cli import main
 from pipeline.cli.status import view_run
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError, ResourceError
 from pipeline.run import render_run, run_experiment
 
-HEADROOM = str(Path(sys.executable).with_name("headroom"))
 COMMAND = "headroom run small.yaml"
 
 
@@ -58,25 +56,6 @@ def read(folder: Path) -> RunStatus:
     status = read_status(folder)
     assert status is not None
     return status
-
-
-def wait_until(is_so: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := is_so()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
-    return answer
-
-
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        main(arguments)
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.out + captured.err
-    return code, captured.out, captured.err
 
 
 def write_status(folder: Path, **changes: Any) -> RunStatus:
@@ -446,13 +425,6 @@ def test_a_submitted_run_waits_until_its_job_starts_and_again_between_two_jobs(t
 # --- the command as a user runs it -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
-    return path
-
-
 def test_partitions_are_counted_one_by_one_up_to_all_of_them(small_config: ExperimentConfig, tmp_path: Path) -> None:
     counted: list[tuple[int, int]] = []
 
@@ -465,12 +437,6 @@ def test_partitions_are_counted_one_by_one_up_to_all_of_them(small_config: Exper
     assert done == list(range(total + 1))
     assert total > 3
     assert not list(tmp_path.glob("moments/*/partition-*"))
-
-
-def hear_interrupts() -> None:
-    """Undo what a shell does to background jobs, which ignore Ctrl-C, and ``nohup``: children inherit it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_a_run_is_watched_to_its_end_and_a_watch_is_left_with_ctrl_c(config_file: Path, tmp_path: Path) -> None:

@@ -8,20 +8,18 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import HEADROOM, invoke
 
 from pipeline.base import progress, wants_colour
 from pipeline.base.progress import LogProgress
-from pipeline.cli import main
 from pipeline.cli.app import cli
 from pipeline.config import ExperimentConfig
 from pipeline.store import SpectraStore
 
-HEADROOM = str(Path(sys.executable).with_name("headroom"))
 #: Select Graphic Rendition codes that set a colour; bold and cursor movements are none.
 COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-7]|38|9[0-7]|4[0-7])(?:;\d+)*m")
 
@@ -52,16 +50,6 @@ def run_in_terminal(*arguments: str, **environment: str) -> bytes:
     os.close(leader)
     assert process.wait(timeout=60) == 0, written.decode()
     return written
-
-
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture

@@ -12,36 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from commands import HEADROOM, hear_interrupts, invoke, require_one_line
 
-from pipeline.cli import main
 from pipeline.cli.app import cli
-from pipeline.config import ExperimentConfig
-
-HEADROOM = str(Path(sys.executable).with_name("headroom"))
-
-
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        main(arguments)
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-@pytest.fixture
-def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
-    return path
-
-
-def require_one_line(err: str) -> None:
-    """A user's mistake is told in one line, without a traceback."""
-    assert "Traceback" not in err
-    assert len([line for line in err.splitlines() if line.startswith("headroom: ")]) == 1
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -174,11 +147,6 @@ def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path) -> None:
     require_one_line(done.stderr)
     assert not list((tmp_path / "run").rglob("*.tmp")), "nothing half-written stays"
     assert not (tmp_path / "run" / "results.csv").exists()
-
-
-def hear_interrupts() -> None:
-    """Undo what a shell does to background jobs: they ignore Ctrl-C, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])

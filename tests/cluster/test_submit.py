@@ -12,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from typing import Any
 import click
 import pytest
 import yaml
+from commands import invoke, wait_until
 
 from cluster import SlurmProfile
 from cluster.submit import driver_name, render_driver_script
 from pipeline.base import RunStatus
 from pipeline.base.status import STATUS_FILE, Driver
-from pipeline.cli import main
 from pipeline.cli.app import cli
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
@@ -138,10 +137,7 @@ class Job:
         )
 
     def wait_for(self, file: str) -> None:
-        deadline = time.monotonic() + 20
-        while not (self.run_folder.parent / file).exists():
-            assert time.monotonic() < deadline, "the run did not start"
-            time.sleep(0.02)
+        wait_until((self.run_folder.parent / file).exists, "the run starts")
 
     def finish(self, code: int) -> str:
         out, err = self.process.communicate(timeout=30)
@@ -217,16 +213,11 @@ def test_a_cancelled_job_stops_the_run_in_order_and_queues_none(tmp_path: Path) 
 # --- the command -----------------------------
 
 
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.out + captured.err
-    assert len([line for line in captured.err.splitlines() if line.startswith("headroom: ")]) == (code != 0)
-    return code, captured.out, captured.err
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run the command here; whatever is wrong, it says so in one line."""
+    code, out, err = invoke(capsys, *arguments)
+    assert len([line for line in err.splitlines() if line.startswith("headroom: ")]) == (code != 0)
+    return code, out, err
 
 
 @pytest.fixture
@@ -249,7 +240,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     options = ("--profile", "site.yaml", "--out", "run", "--min", 1, "--max", 4, "--dry-run")
-    code, out, err = invoke(capsys, "submit", config_file.name, *options)
+    code, out, err = ask(capsys, "submit", config_file.name, *options)
     assert (code, err) == (0, "")
     [line] = [line for line in out.splitlines() if "-m pipeline run" in line]
     wanted = ["run", str(config_file), "--out", str(tmp_path / "run"), "--cluster", str(profile_file)]
@@ -262,14 +253,14 @@ def test_where_there_is_no_sbatch_nothing_is_left(
     config_file: Path, profile_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, _, err = invoke(capsys, "submit", config_file, "--profile", profile_file, "--out", tmp_path / "run")
+    code, _, err = ask(capsys, "submit", config_file, "--profile", profile_file, "--out", tmp_path / "run")
     assert code == 3
     assert "sbatch is not there" in err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_profile_without_batch_jobs_is_refused(config_file: Path, tmp_path: Path, capsys: Any) -> None:
-    code, _, err = invoke(capsys, "submit", config_file, "--profile", "local", "--out", tmp_path / "run")
+    code, _, err = ask(capsys, "submit", config_file, "--profile", "local", "--out", tmp_path / "run")
     assert code == 2
     assert "a profile of kind slurm is required, found kind local" in err
 
@@ -285,7 +276,7 @@ def test_a_run_that_does_not_fit_its_jobs_is_refused_before_anything_is_queued(
     config_file: Path, profile_file: Path, tmp_path: Path, changes: dict[str, Any], words: str, capsys: Any
 ) -> None:
     profile_file.write_text(yaml.safe_dump(PROFILE | changes))
-    code, _, err = invoke(capsys, "submit", config_file, "--profile", profile_file, "--out", tmp_path / "run")
+    code, _, err = ask(capsys, "submit", config_file, "--profile", profile_file, "--out", tmp_path / "run")
     assert code == 3
     assert words in err
     assert not (tmp_path / "run").exists()
@@ -300,7 +291,7 @@ def test_a_folder_where_a_run_is_under_way_is_refused(
     driver = Driver(host="node17", pid=1, started=0.0, job="4711")
     status = RunStatus(state="running", command="x", driver=driver, started=now, updated=now)
     (run / STATUS_FILE).write_text(status.model_dump_json())
-    code, _, err = invoke(capsys, "submit", config_file, "--profile", profile_file, "--out", run)
+    code, _, err = ask(capsys, "submit", config_file, "--profile", profile_file, "--out", run)
     assert code == 2
     assert "a run is under way" in err
     assert "node17 (job 4711)" in err
@@ -317,7 +308,7 @@ def test_what_was_submitted_is_remembered(
     (programs / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     run = tmp_path / "run"
-    code, out, _ = invoke(capsys, "submit", config_file, "--profile", profile_file, "--out", run)
+    code, out, _ = ask(capsys, "submit", config_file, "--profile", profile_file, "--out", run)
     assert code == 0
     assert "job 4711 is queued" in out
     assert f"headroom status {run} --watch" in out
@@ -326,7 +317,7 @@ def test_what_was_submitted_is_remembered(
     remembered = json.loads((run / "submission.json").read_text())
     assert remembered["resubmissions"] == 10
     assert shlex.split(remembered["command"])[:3] == ["headroom", "run", str(config_file)]
-    code, out, _ = invoke(capsys, "status", run)
+    code, out, _ = ask(capsys, "status", run)
     assert (code, "submitted" in out, "`squeue --jobs 4711`" in out) == (0, True, True)
 
 

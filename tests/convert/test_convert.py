@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import namedtuple
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from commands import hear_interrupts, wait_until
 from shard_factory import make_frame, make_pixels, write_shard
 
 import pipeline.convert
@@ -311,13 +310,6 @@ if __name__ == "__main__":
 """
 
 
-def wait_for(condition: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
 def children_of(pid: int) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -344,15 +336,13 @@ def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal
     script.write_text(SCRIPT)
     target = tmp_path / "store"
     command = [sys.executable, str(script), str(shard), str(target)]
-    # A shell lets background jobs, and their children, ignore SIGINT: undo that.
-    hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear) as run:
-        wait_for(lambda: len(list((tmp_path / "store.partial" / "ranges").glob("*.json"))) > 5)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear_interrupts) as run:
+        wait_until(lambda: len(list((tmp_path / "store.partial" / "ranges").glob("*.json"))) > 5, "six ranges")
         workers = children_of(run.pid)
         assert len(workers) >= 2
         run.send_signal(how)
         run.wait(10)
-    wait_for(lambda: not any(alive(worker) for worker in workers), 10)  # nobody writes behind our back
+    wait_until(lambda: not any(alive(worker) for worker in workers), "workers end", 10)  # nobody writes behind our back
     assert run.returncode == -how
     assert not target.exists()
     left = len(list((tmp_path / "store.partial" / "ranges").glob("*.json")))
@@ -372,7 +362,7 @@ def test_convert__killed_worker_is_a_resource_error(tmp_path: Path, monkeypatch:
         def find() -> list[int]:
             return [pid for pid in children_of(os.getpid()) if b"spawn_main" in read_command(pid)]
 
-        wait_for(find)
+        wait_until(find, "a worker")
         os.kill(find()[0], signal.SIGKILL)
         killed.set()
 

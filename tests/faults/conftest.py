@@ -7,9 +7,9 @@ from pathlib import Path
 
 import dask
 import pytest
-from disturbances import config_file, undisturbed
+from disturbances import undisturbed
 
-__all__ = ["config_file", "short_deadlines", "undisturbed"]
+__all__ = ["short_deadlines", "undisturbed"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commands import wait_until
 from disturbances import (
     ALL_PIECES,
     SHORT_DEADLINES,
@@ -24,7 +25,6 @@ from disturbances import (
     require_equal,
     require_nothing_final,
     send,
-    wait_until,
 )
 
 from pipeline.config import ExperimentConfig

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import dask
 import pytest
-from disturbances import Faults, Run, is_gone, require_equal, require_nothing_final, wait_until
+from commands import wait_until
+from disturbances import Faults, Run, is_gone, require_equal, require_nothing_final
 
 from cluster import LocalProfile, connect_local
 from pipeline.base import Advance, SilentProgress

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from commands import invoke
 
 import pipeline
 from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
 from pipeline.accumulate.checkpoints import partition_folder
 from pipeline.bins import BinGrid, CellGrid
-from pipeline.cli import main
 from pipeline.config import ComputeConfig, ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.moments import Moments, SavedMoments, open_moments, render_contents, tabulate_contents, write_moments
@@ -241,16 +241,6 @@ def test_open__raise_on_folders_without_moments(tmp_path: Path) -> None:
 
 
 # --- the command ---
-
-
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_command_lists_in_words(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import invoke
 
 import pipeline
 from cluster import LocalProfile, connect_local
@@ -17,7 +18,6 @@ from pipeline import NoiseDraw, SpectraStore, accumulate_moments, plan_accumulat
 from pipeline.accumulate import accumulate
 from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
 from pipeline.bins import BinGrid, CellGrid
-from pipeline.cli import main
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
 from pipeline.plan import ExperimentPlan, Rates, Scaling, format_seconds, measure_rates, plan_run, project_scaling
 from pipeline.plan.cost import _choose_sharing
@@ -274,16 +274,6 @@ def test_the_benchmark_of_scaling_prints_its_table(tmp_path: Path) -> None:
 PAPER = ["--spectra", "1e8", "--pixels", "7200", "--workers", "200", "--cores", "16", "--memory", "64GB"]
 
 
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(["plan", *arguments])
-    except SystemExit as error:
-        code = int(error.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
 def line_of(out: str, title: str) -> str:
     [line] = [line for line in out.splitlines() if line.startswith(title)]
     return line.removeprefix(title).strip()
@@ -293,7 +283,7 @@ def test_a_run_is_planned_on_paper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = invoke(capsys, *PAPER, "--flops", "1e12", "--bandwidth", "20GB", "--read-rate", "30GB")
+    code, out, _ = invoke(capsys, "plan", *PAPER, "--flops", "1e12", "--bandwidth", "20GB", "--read-rate", "30GB")
     assert code == 0
     assert line_of(out, "spectra × pixels") == "100,000,000 × 7,200"
     assert line_of(out, "workers ") == "200 × 16 cores, 385 pieces in 2 rounds"
@@ -309,7 +299,7 @@ def test_a_run_is_planned_on_paper(
 
 def test_what_is_stated_counts(capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--cells", "4", "--draws", "3", "--alphas", "2", "--folds", "2", "--partition-rows", "4096"]
-    code, out, _ = invoke(capsys, "--spectra", "16384", "--pixels", "64", *settings)
+    code, out, _ = invoke(capsys, "plan", "--spectra", "16384", "--pixels", "64", *settings)
     assert code == 0
     assert line_of(out, "cells × folds") == "4 × 2"
     assert line_of(out, "noise draws").startswith("3 in ")
@@ -319,11 +309,13 @@ def test_what_is_stated_counts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_profile_says_how_large_workers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site = tmp_path / "site.yaml"
     site.write_text("kind: slurm\njobs: 3\ncores: 12\nmemory: 20GB\nwalltime: '01:00:00'\n")
-    code, out, _ = invoke(capsys, "--spectra", "1e5", "--pixels", "256", "--cluster", str(site))
+    code, out, _ = invoke(capsys, "plan", "--spectra", "1e5", "--pixels", "256", "--cluster", str(site))
     assert code == 0
     assert line_of(out, "workers ").startswith("3 × 12 cores")
     assert line_of(out, "memory per worker").endswith("of 18.6 GiB")
-    code, out, _ = invoke(capsys, "--spectra", "1e5", "--pixels", "256", "--cluster", str(site), "--workers", "1")
+    code, out, _ = invoke(
+        capsys, "plan", "--spectra", "1e5", "--pixels", "256", "--cluster", str(site), "--workers", "1"
+    )
     assert line_of(out, "workers ").startswith("1 × 12 cores")
 
 
@@ -333,7 +325,7 @@ def test_a_configuration_is_planned_at_another_size(
     from pipeline.run.folder import save_config
 
     save_config(small_config, tmp_path)
-    code, out, _ = invoke(capsys, str(tmp_path / "config.yaml"), "--spectra", "1e6", "--pixels", "4096")
+    code, out, _ = invoke(capsys, "plan", str(tmp_path / "config.yaml"), "--spectra", "1e6", "--pixels", "4096")
     assert code == 0
     assert line_of(out, "spectra × pixels") == "1,000,000 × 4,096"
     assert line_of(out, "cells × folds") == "10 × 3"
@@ -353,13 +345,15 @@ def test_a_configuration_is_planned_at_another_size(
     ],
 )
 def test_mistakes_are_told(arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found, _, err = invoke(capsys, *arguments)
+    found, _, err = invoke(capsys, "plan", *arguments)
     assert found == code
     assert words in err
 
 
 def test_finer_cuts_are_advised_where_workers_would_wait(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = invoke(capsys, "--spectra", "1e6", "--pixels", "4096", "--workers", "40", "--bandwidth", "100GB")
+    code, out, _ = invoke(
+        capsys, "plan", "--spectra", "1e6", "--pixels", "4096", "--workers", "40", "--bandwidth", "100GB"
+    )
     assert code == 0
     assert "workers without work" in out
     assert line_of(out, "shorter").startswith("compute.partition_rows: ")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import invoke
 
 from pipeline.accumulate import AccumulationPlan, accumulate, plan_accumulation
 from pipeline.bins import BinGrid, CellGrid
-from pipeline.cli import main
 from pipeline.config import ComputeConfig, ExperimentConfig, load_config
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError
@@ -425,16 +425,6 @@ def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]
     (run / "config.yaml").write_text(yaml.safe_dump(plain | {"seeds": [7]}))
     with pytest.raises(InputError, match="not what the results of this run were made with"):
         add_spectra(run, [shards[2]])
-
-
-def invoke(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as error:
-        code = int(error.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.mark.slow

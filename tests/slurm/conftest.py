@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from disturbances import config_file, undisturbed
+from disturbances import undisturbed
 from slurm_site import SiteError, SlurmSite, slurm_site
 
-__all__ = ["config_file", "slurm", "undisturbed"]
+__all__ = ["slurm", "undisturbed"]
 
 #: Set where SLURM is meant to be, as in .ci/run: then its absence is a failure.
 REQUIRED = "HEADROOM_REQUIRE_SLURM"

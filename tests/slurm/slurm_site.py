@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
 NODES = ("n1", "n2", "n3")
@@ -310,16 +310,6 @@ def slurm_site() -> Iterator[SlurmSite]:
     """Start a site, give it, and stop it."""
     with SlurmSite() as site:
         yield site
-
-
-def wait_until(is_so: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """Return the first true answer; fail with ``what`` when none comes in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := is_so()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.05)
-    return answer
 
 
 def main(command: Sequence[str]) -> int:

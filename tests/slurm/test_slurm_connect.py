@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import wait_until
 from distributed.security import Security
 from greeting import ask_for_identity
-from slurm_site import SlurmSite, wait_until
+from slurm_site import SlurmSite
 
 from cluster import SlurmProfile, connect
 from cluster.certificates import make_certificates

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import wait_until
 from disturbances import Faults, Run, require_equal, require_nothing_final
-from slurm_site import SlurmSite, wait_until
+from slurm_site import SlurmSite
 
 from pipeline.config import ExperimentConfig
 from pipeline.run import run_experiment

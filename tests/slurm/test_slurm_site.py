@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_site import NODES, PROGRAMS, SiteError, SlurmSite, slurm_site, wait_until
+from commands import wait_until
+from slurm_site import NODES, PROGRAMS, SiteError, SlurmSite, slurm_site
 
 
 def listening(site: SlurmSite) -> set[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disturbances import HEADROOM, Faults, require_equal, require_nothing_final
-from slurm_site import SlurmSite, wait_until
+from commands import HEADROOM, wait_until
+from disturbances import Faults, require_equal, require_nothing_final
+from slurm_site import SlurmSite
 from test_slurm_runs import write_profile
 
 pytestmark = pytest.mark.timeout(180)
