@@ -63,7 +63,6 @@ COLUMN_SYMBOLS: Final = MappingProxyType({"T_eff": "T_eff", "log_g": "log g", "M
 
 # --- the store (Zarr v3) ---------------------------------------------------------------------------
 STORE_FORMAT: Final = "headroom-store"
-STORE_VERSION: Final = 1
 DIM_SPECTRUM: Final = "spectrum"
 DIM_WAVELENGTH: Final = "wavelength"
 #: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
@@ -75,3 +74,42 @@ STORE_ORIGIN: Final = "mean_flux"
 #: Training and test spectra draw from separate streams, so equal row numbers never share noise.
 STREAM_TRAIN: Final = 0
 STREAM_TEST: Final = 1
+
+# --- versions of files ---------------------------------------------------------------------------
+# Raised when a program of the version before could not read the file, or would read it wrongly.
+#: A Zarr store.
+STORE_VERSION: Final = 1
+#: A folder of moments, and the JSON listing of all moments of a run.
+MOMENTS_VERSION: Final = 3
+MOMENTS_LISTING_VERSION: Final = 1
+#: The models of one noise draw, and those that were trained without each fold.
+MODELS_VERSION: Final = 1
+FOLD_MODELS_VERSION: Final = 1
+#: How a gate's features come from pixels.
+FEATURE_RECIPE_VERSION: Final = 1
+#: An exported model.
+BUNDLE_VERSION: Final = 1
+#: ``status.json`` of a run.
+STATUS_VERSION: Final = 1
+
+# --- versions of algorithms ----------------------------------------------------------------------
+# Raised when the same inputs and settings would give other numbers: what older programs saved is then made again. Noise
+# says its algorithm in words, see pipeline.noise.
+#: Moments, from a store.
+ACCUMULATION_ALGORITHM: Final = 4
+#: Models, from moments.
+RIDGE_ALGORITHM: Final = 4
+#: Tables of results, from models and test spectra.
+RESULTS_ALGORITHM: Final = 3
+#: Errors and divisions of a bin design, from moments.
+BIN_DESIGN_ALGORITHM: Final = 1
+#: A gate's recipe from moments, its rows from spectra, the gate from both, the gate over SNR, and the learned blend.
+RECIPE_ALGORITHM: Final = 1
+FEATURE_ROWS_ALGORITHM: Final = 1
+GATE_ALGORITHM: Final = 1
+SNR_GATE_ALGORITHM: Final = 1
+BLEND_ALGORITHM: Final = 1
+#: Labels, from a model and spectra.
+PREDICTION_ALGORITHM: Final = 1
+#: Simulated shards: those of another version are refused, not mixed with new ones.
+SAMPLE_ALGORITHM: Final = 1

@@ -12,12 +12,10 @@ from pipeline import schema
 from pipeline.bins import BinGrid, CellGrid, Partition, plan_folds, plan_partitions, shard_ranges
 from pipeline.config import ComputeConfig, content_hash
 from pipeline.noise import NOISE_ALGORITHM
+from pipeline.schema import ACCUMULATION_ALGORITHM
 from pipeline.store import AnyStore, digest_array, find_left_out, first_store, list_parts
 
 __all__ = ["AccumulationPlan", "plan_accumulation"]
-
-#: Raised when the same inputs would give other moments.
-ALGORITHM_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class AccumulationPlan:
     def settings(self) -> dict[str, Any]:
         """What all folds of a moments folder have in common, as JSON would give it back."""
         return {
-            "algorithm": [ALGORITHM_VERSION, NOISE_ALGORITHM],
+            "algorithm": [ACCUMULATION_ALGORITHM, NOISE_ALGORITHM],
             "grids": [[[column, list(edges)] for column, edges in grid] for grid in self.grids],
             "labels": list(self.labels),
             "x_origin": self.x_origin,

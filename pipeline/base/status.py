@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.base.files import replacing
 from pipeline.errors import InputError
+from pipeline.schema import STATUS_VERSION
 
 __all__ = [
     "ACTIVE_STATES",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 STATUS_FILE = "status.json"
-STATUS_VERSION = 1
 #: A driver on another host that was silent for so long is taken for dead. A network file system may show a file that
 #: is a minute old.
 STALE_SECONDS: Final = 120.0

@@ -22,6 +22,7 @@ from pipeline.config import ExperimentConfig, Quantiles, load_config
 from pipeline.errors import InputError
 from pipeline.moments.files import KEY_FILE, SavedMoments
 from pipeline.moments.moments import Moments
+from pipeline.schema import MOMENTS_LISTING_VERSION
 
 __all__ = [
     "DrawContents",
@@ -457,7 +458,7 @@ def _row_ranges(fold: PieceContents) -> list[tuple[int, int]]:
 # --- The contents of a moments folder in words, and as JSON.
 
 
-LISTING_FORMAT, LISTING_VERSION = "headroom-moments-listing", 1
+LISTING_FORMAT = "headroom-moments-listing"
 
 
 def render_contents(contents: MomentsContents) -> str:
@@ -484,7 +485,7 @@ def tabulate_contents(contents: MomentsContents) -> dict[str, Any]:
     """Return the contents as what JSON can hold, a versioned format of its own."""
     return {
         "format": LISTING_FORMAT,
-        "version": LISTING_VERSION,
+        "version": MOMENTS_LISTING_VERSION,
         "folder": str(contents.folder),
         "draws": [_tabulate_draw(contents, draw) for draw in contents.draws],
     }

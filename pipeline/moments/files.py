@@ -33,13 +33,13 @@ from pipeline.base import BLOCK, disk_errors_told, read_file, replacing_folder, 
 from pipeline.errors import InputError
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
+from pipeline.schema import MOMENTS_VERSION
 
-__all__ = ["FORMAT_VERSION", "KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
+__all__ = ["KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
 
 FORMAT = "headroom-moments"
 #: What the folders of one noise draw were computed from, beside them.
 KEY_FILE = "key.json"
-FORMAT_VERSION = 3
 _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")
 
@@ -102,7 +102,7 @@ class MomentsWriter:
             facts = {
                 **self._header,
                 "format": FORMAT,
-                "version": FORMAT_VERSION,
+                "version": MOMENTS_VERSION,
                 "labels": list(some.labels),
                 "counts": [cell.moments.count for cell in cells],
                 "epsilon": max(cell.moments.epsilon for cell in cells),
@@ -165,10 +165,10 @@ class SavedMoments:
             raise InputError(f"moments {folder}: no such folder; run the accumulation again") from None
         except (OSError, ValueError) as error:
             raise _damaged(folder, error) from None
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != MOMENTS_VERSION:
             found = f"{facts.get('format')} version {facts.get('version')}" if isinstance(facts, dict) else "no facts"
             raise InputError(
-                f"moments {folder}: {FORMAT} version {FORMAT_VERSION} is required, found {found}; accumulate again"
+                f"moments {folder}: {FORMAT} version {MOMENTS_VERSION} is required, found {found}; accumulate again"
             )
         saved = cls(folder, facts)
         grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count)

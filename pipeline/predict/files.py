@@ -20,10 +20,10 @@ from pipeline.errors import InputError
 from pipeline.moments import PrincipalComponents
 from pipeline.predict.model import DomainLimits, MixtureModel
 from pipeline.questions.gate import Blend, gate_from_dict, recipe_from_plain, recipe_to_plain
+from pipeline.schema import BUNDLE_VERSION
 
 __all__ = [
     "BUNDLE_FORMAT",
-    "BUNDLE_VERSION",
     "CARD_FILE",
     "MODEL_FILE",
     "SUMS_FILE",
@@ -45,7 +45,6 @@ __all__ = [
 # ``docs/model.md`` describes them for other programs.
 
 BUNDLE_FORMAT = "headroom-model"
-BUNDLE_VERSION = 1
 MODEL_FILE = "model.json"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"

@@ -34,6 +34,7 @@ from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw, add_noise, draw_noise
 from pipeline.predict.model import MixtureModel
 from pipeline.predict.sources import Resampling, SpectraSource, describe_grid, open_spectra_source
+from pipeline.schema import PREDICTION_ALGORITHM
 from pipeline.store import find_other_wavelengths
 
 __all__ = [
@@ -269,8 +270,6 @@ def summarise_predictions(path: Path, model: MixtureModel) -> PredictSummary:
     return PredictSummary(path, total, n_out, dict(sorted(reasons.items())), tuple(scores))
 
 
-#: Raised when the same model and spectra would give other predictions.
-ALGORITHM_VERSION: Final = 1
 #: In place of a draw: the spectra's own ``noisy`` arrays.
 STORED_NOISE: Final = "stored"
 #: Rows of a part, and of a row group of the file, at least.
@@ -449,7 +448,7 @@ class _Work:
             "route": self.options.route or self.model.route,
             "noise": vars(noise) if isinstance(noise, NoiseDraw) else noise,
             "resampled": self.is_resampled,
-            "version": ALGORITHM_VERSION,
+            "version": PREDICTION_ALGORITHM,
         }
         return {**stated, "key": content_hash([stated, self.part_rows])}
 

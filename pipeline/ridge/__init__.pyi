@@ -3,7 +3,6 @@ from .held_out import find_starved_bin as find_starved_bin
 from .held_out import read_fold_models as read_fold_models
 from .held_out import solve_fold_models as solve_fold_models
 from .held_out import write_fold_models as write_fold_models
-from .models import ALGORITHM_VERSION as ALGORITHM_VERSION
 from .models import ExpertModels as ExpertModels
 from .models import TooFewSpectraError as TooFewSpectraError
 from .models import join_experts as join_experts

@@ -25,7 +25,7 @@ from pipeline.ridge.models import ExpertModels, trained_cells
 from pipeline.ridge.ridge import RidgePath
 from pipeline.ridge.solve import ModelCells, held_out_penalties, held_out_scales, solve_held_out
 from pipeline.ridge.workers import SolveMemory, run_jobs, solving_threads
-from pipeline.schema import LABELS
+from pipeline.schema import FOLD_MODELS_VERSION, LABELS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 FORMAT = "headroom-fold-models"
-FORMAT_VERSION = 1
 #: The fewest spectra that give a ridge model.
 _FEWEST = 2
 
@@ -177,7 +176,7 @@ def _solve_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldModels:
 
 def write_fold_models(path: Path, models: FoldModels) -> None:
     """Write models to one ``.npz`` file, atomically."""
-    header = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, "target": models.target}).encode()
+    header = json.dumps({"format": FORMAT, "version": FOLD_MODELS_VERSION, "target": models.target}).encode()
     with replacing(path) as temporary, open(temporary, "wb") as stream:
         np.savez(
             stream,
@@ -199,8 +198,8 @@ def read_fold_models(path: Path) -> FoldModels:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
-                raise ValueError(f"{FORMAT} version {FORMAT_VERSION} is required")
+            if facts.get("format") != FORMAT or facts.get("version") != FOLD_MODELS_VERSION:
+                raise ValueError(f"{FORMAT} version {FOLD_MODELS_VERSION} is required")
             return FoldModels(archive["weights"], archive["intercepts"], facts["target"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"fold models {path}: cannot be read ({error}); delete the file and run again") from None

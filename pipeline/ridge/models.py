@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.moments import Moments, PixelSums
 from pipeline.ridge.penalties import SolvedSearch, resolve_alpha
 from pipeline.ridge.ridge import RidgePath, pixel_scale, solve_ridge_path
+from pipeline.schema import MODELS_VERSION
 
 __all__ = [
     "ExpertModels",
@@ -37,9 +38,6 @@ __all__ = [
 ]
 
 FORMAT = "headroom-models"
-FORMAT_VERSION = 1
-#: Raised when the same moments and settings would give other models.
-ALGORITHM_VERSION = 4
 _ARRAYS = (
     "global_weights",
     "global_intercepts",
@@ -293,7 +291,7 @@ def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, A
     facts = {
         **header,
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": MODELS_VERSION,
         "models": [
             {
                 "labels": m.labels,
@@ -325,8 +323,8 @@ def read_models(path: Path) -> list[ExpertModels]:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
-                raise ValueError(f"{FORMAT} version {FORMAT_VERSION} is required")
+            if facts.get("format") != FORMAT or facts.get("version") != MODELS_VERSION:
+                raise ValueError(f"{FORMAT} version {MODELS_VERSION} is required")
             return [
                 ExpertModels(
                     labels=tuple(one["labels"]),

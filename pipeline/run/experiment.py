@@ -44,7 +44,8 @@ from pipeline.run.folder import Run, open_run, save_config, writable_folder
 from pipeline.run.models import require_searchable_folds, solve_models, warn_of_sizes
 from pipeline.run.scores import score_models
 from pipeline.run.spectra import check_headers, open_spectra_sets, read_headers, resolve_binnings
-from pipeline.run.tables import RESULTS_VERSION, results_hold, write_tables
+from pipeline.run.tables import results_hold, write_tables
+from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
 from pipeline.simulate import SampleSpec, write_sample
 
@@ -185,7 +186,7 @@ def _run_steps(
     run.worker_peak = workers_peak(client) if client is not None else 0
     products = {name: run.products[name] for file in files for name in file.names} | design_products(run, design)
     products |= gate_products(run, gate)
-    key = content_hash([RESULTS_VERSION, products, sets.test.fingerprint, config.to_dict(), list(config.bins)])
+    key = content_hash([RESULTS_ALGORITHM, products, sets.test.fingerprint, config.to_dict(), list(config.bins)])
     if not results_hold(run.folder, key):
         scored = score_models(run, sets, files, gate)
         scored = replace(scored, design=score_design(run, sets, design, scored.draws))

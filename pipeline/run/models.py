@@ -13,7 +13,6 @@ from pipeline.config import AlphaSearch, RidgeConfig, content_hash
 from pipeline.noise import Noise
 from pipeline.plan import ExperimentPlan
 from pipeline.ridge import (
-    ALGORITHM_VERSION,
     ExpertModels,
     SolveJob,
     TooFewSpectraError,
@@ -24,6 +23,7 @@ from pipeline.ridge import (
 )
 from pipeline.run.folder import Run
 from pipeline.run.spectra import SpectraSets
+from pipeline.schema import RIDGE_ALGORITHM
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -107,7 +107,7 @@ def solve_models(
     ridge, target = run.config.ridge, run.config.target
     settings = ridge.model_dump(mode="json") | ({"chosen_for": target} if isinstance(ridge.alpha, AlphaSearch) else {})
     prefixes = tuple(choose_prefixes(plan.fold_lengths, run.config.learning_curve))
-    keys = [content_hash([ALGORITHM_VERSION, plan.key, vars(one.draw), settings, prefixes]) for one in moments]
+    keys = [content_hash([RIDGE_ALGORITHM, plan.key, vars(one.draw), settings, prefixes]) for one in moments]
     covered = run.binnings[0].covered
 
     missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]

@@ -45,7 +45,7 @@ from pipeline.scoring import (
 from pipeline.scoring import results as files
 from pipeline.store import AnyStore, count_selected, find_left_out
 
-__all__ = ["RESULTS_VERSION", "ScoredRun", "count_models", "results_hold", "tabulate_sample", "write_tables"]
+__all__ = ["ScoredRun", "count_models", "results_hold", "tabulate_sample", "write_tables"]
 
 # --- Where the spectra are: counts on a fine grid over the columns of the bins.
 
@@ -81,8 +81,6 @@ def _iter_values(store: AnyStore, columns: Sequence[str]) -> Iterator[NDArray[np
         yield np.column_stack([block[column] for column in columns]).astype(np.float64)
 
 
-#: Raised when the same models and test spectra would give other tables.
-RESULTS_VERSION = 3
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.schema import SHARD_FILE_NAME
+from pipeline.schema import SAMPLE_ALGORITHM, SHARD_FILE_NAME
 from pipeline.simulate.grid import fingerprint_grid
 from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan
@@ -18,8 +18,6 @@ from pipeline.simulate.spectra import NORMALISATION_RANGE, plan_wavelengths
 
 __all__ = ["SampleSpec", "plan_sample", "select_plans"]
 
-#: Raise when the model's numbers change: old shards are then refused instead of mixed with new ones.
-MODEL_VERSION: Final = 1
 _FEWEST_PIXELS: Final = 16
 
 
@@ -81,7 +79,7 @@ class SampleSpec:
 
 def plan_sample(directory: Path, spec: SampleSpec) -> tuple[ShardPlan, ...]:
     """Return the files of a sample: training shards in order, then the test file. Reads nothing but the grid."""
-    fingerprint: dict[str, Any] = {"model": MODEL_VERSION, **asdict(spec), "wave_range": list(spec.wave_range)}
+    fingerprint: dict[str, Any] = {"model": SAMPLE_ALGORITHM, **asdict(spec), "wave_range": list(spec.wave_range)}
     fingerprint["grid"] = None if spec.grid is None else fingerprint_grid(spec.grid)
 
     def plan(path: Path, part: int, first: int, stop: int) -> ShardPlan:

@@ -21,9 +21,9 @@ from pipeline.config import ComputeConfig, ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.moments import Moments, SavedMoments, open_moments, render_contents, tabulate_contents, write_moments
 from pipeline.moments import contents as moments_contents
-from pipeline.moments.files import FORMAT, FORMAT_VERSION
+from pipeline.moments.files import FORMAT
 from pipeline.noise import MarginalNoise, NoiseDraw
-from pipeline.schema import LABELS
+from pipeline.schema import LABELS, MOMENTS_VERSION
 from pipeline.store import SpectraStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "moments.md"
@@ -314,7 +314,7 @@ def test_the_page_reads_what_a_run_left(made: Path) -> None:
 
 def test_the_page_names_what_the_files_hold(made: Path) -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert f"Format `{FORMAT}`, version {FORMAT_VERSION}," in page
+    assert f"Format `{FORMAT}`, version {MOMENTS_VERSION}," in page
     fold = a_gram(made).parent
     facts = json.loads((fold / "moments.json").read_text())
     with np.load(fold / "sums.npz") as sums:

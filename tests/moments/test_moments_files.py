@@ -80,7 +80,7 @@ def test_open__raise_on_missing_or_other_version(tmp_path: Path, monkeypatch: py
     (tmp_path / "m" / "moments.json").write_text("[]")
     with pytest.raises(InputError, match="found no facts"):
         SavedMoments.open(tmp_path / "m")
-    monkeypatch.setattr(moments_files, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(moments_files, "MOMENTS_VERSION", 99)
     write_moments(tmp_path / "other", cells(), 3, {})
     monkeypatch.undo()
     with pytest.raises(InputError, match="found headroom-moments version 99"):

@@ -54,7 +54,7 @@ from pipeline.ridge import (
     write_models,
 )
 from pipeline.run import ModelFiles, Run, SpectraSets
-from pipeline.schema import LABELS
+from pipeline.schema import BIN_DESIGN_ALGORITHM, LABELS, RIDGE_ALGORITHM
 from pipeline.scoring import ScoredDraw, predict_noisy
 
 if TYPE_CHECKING:
@@ -252,8 +252,6 @@ def _judge_band(trial: _Trial, band: Band, memory: SolveMemory, advance: Callabl
 # --- The bin design of a run: what is still to be tried, the divisions chosen, their models, and their test scores.
 
 
-#: Raised when the same moments and settings would give other errors or divisions.
-ALGORITHM_VERSION = 1
 _GLOBAL, _BINS = "global", "bins"
 
 
@@ -368,7 +366,7 @@ def _plan_part(run: Run, plan: AccumulationPlan, moments: MomentsFolder, file: M
         ridge = ridge.model_copy(update={"alpha": read_models(run.folder / file.main)[-1].global_alpha})
     covered = run.binnings[0].covered
     trained_on = trained_cells(ridge, moments.n_cells, covered)
-    versions = [ALGORITHM_VERSION, models.ALGORITHM_VERSION]
+    versions = [BIN_DESIGN_ALGORITHM, RIDGE_ALGORITHM]
     key = content_hash([versions, plan.key, vars(moments.draw), ridge.model_dump(mode="json"), target])
     return _Part(moments, ridge, trained_on, target, run.folder / file.main, key)
 

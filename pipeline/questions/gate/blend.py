@@ -52,7 +52,7 @@ from pipeline.ridge import (
     write_fold_models,
 )
 from pipeline.run import ModelFiles, Run
-from pipeline.schema import LABELS
+from pipeline.schema import BLEND_ALGORITHM, LABELS
 from pipeline.scoring import SCOPES
 
 if TYPE_CHECKING:
@@ -453,10 +453,6 @@ def _say(kept: int, n: int, scopes: dict[str, dict[str, float]]) -> str:
 # sees the test spectra.
 
 
-#: Raised when the same models and rows would give another blend.
-ALGORITHM_VERSION = 1
-
-
 def fold_models_file(noise: Noise) -> str:
     """Return the name of a noise's models without each fold in the run folder."""
     return f"gates/{noise.name}_folds.npz"
@@ -484,7 +480,7 @@ def solve_folds(run: Run, parts: Sequence[tuple[MomentsFolder, ModelFiles]], cli
         run.warnings.append(f"the blend is left out: {starved}")
         return None
     names = [fold_models_file(one.draw) for one, _ in parts]
-    keys = [content_hash([ALGORITHM_VERSION, run.products[file.main], run.config.target]) for _, file in parts]
+    keys = [content_hash([BLEND_ALGORITHM, run.products[file.main], run.config.target]) for _, file in parts]
     missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
     if missing:
         for place, models_of_folds in solve_fold_models(
@@ -516,7 +512,7 @@ def fit_blends(
     noises = [one.draw for one, _ in parts]
     names = [blend_file(noise) for noise in noises]
     keys = [
-        content_hash([ALGORITHM_VERSION, run.products[gate], run.products[rows_file(noise)]])
+        content_hash([BLEND_ALGORITHM, run.products[gate], run.products[rows_file(noise)]])
         for gate, noise in zip(gates, noises, strict=True)
     ]
     jobs = [

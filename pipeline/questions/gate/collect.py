@@ -50,8 +50,6 @@ __all__ = [
     "write_recipes",
 ]
 
-#: Raised when the same inputs would give other rows.
-ALGORITHM_VERSION = 1
 FloatArray = NDArray[np.float64]
 #: Rows that follow each other where only some are read: single ones would touch as many chunks as all.
 _RUN_ROWS = 256
@@ -331,10 +329,6 @@ def _compute_block(piece: _Piece, store: AnyStore, columns: _Columns, start: int
 # here sees the test spectra.
 
 
-#: Raised when the same moments and settings would give another recipe.
-RECIPE_VERSION = 1
-
-
 def recipe_file(noise: Noise) -> str:
     """Return the name of a noise's recipe in the run folder."""
     return f"gates/{noise.name}_recipe.npz"
@@ -378,7 +372,7 @@ def write_recipes(
         )
     if others:
         run.warnings.append(f"the gate has no features of {', '.join(others)}: {span}")
-    shared = [RECIPE_VERSION, settings.model_dump(mode="json", exclude={"products"}), plan.key]
+    shared = [schema.RECIPE_ALGORITHM, settings.model_dump(mode="json", exclude={"products"}), plan.key]
     keys = [content_hash([*shared, vars(one.draw)]) for one in moments]
     missing = [k for k, one in enumerate(moments) if not run.is_made(recipe_file(one.draw), keys[k])]
 
@@ -437,7 +431,7 @@ def compute_rows(
             noise if isinstance(noise, NoiseDraw) else NoiseDraw(noise.level, run.config.seeds[0], schema.STREAM_TRAIN)
         )
         key = content_hash(
-            [ALGORITHM_VERSION, plan.key, items, vars(draw), gate.spectra, made_of, bool(models), quality]
+            [schema.FEATURE_ROWS_ALGORITHM, plan.key, items, vars(draw), gate.spectra, made_of, bool(models), quality]
         )
         if not run.is_made(rows_file(noise), key):
             of_recipe, of_models = (None if name is None else str(run.folder / name) for name in (recipe, models))

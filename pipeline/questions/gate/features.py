@@ -27,6 +27,7 @@ from pipeline.base import replacing
 from pipeline.config import LineWindow
 from pipeline.errors import ConfigError, InputError
 from pipeline.moments import PrincipalComponents
+from pipeline.schema import FEATURE_RECIPE_VERSION
 
 __all__ = [
     "QUALITY_COLUMN",
@@ -182,7 +183,6 @@ def _window_columns(window: LineWindow, wavelength: FloatArray) -> FloatArray:
 
 
 FORMAT = "headroom-features"
-FORMAT_VERSION = 1
 _COMPONENTS = ("mean", "vectors", "variances")
 
 
@@ -212,7 +212,7 @@ def recipe_from_plain(
 
 def write_recipe(path: Path, recipe: FeatureRecipe) -> None:
     """Write a recipe, atomically: the same recipe gives the same bytes."""
-    facts = {"format": FORMAT, "version": FORMAT_VERSION, **recipe_to_plain(recipe)}
+    facts = {"format": FORMAT, "version": FEATURE_RECIPE_VERSION, **recipe_to_plain(recipe)}
     arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
     if recipe.components is not None:
         arrays |= {name: getattr(recipe.components, name) for name in _COMPONENTS}
@@ -231,8 +231,8 @@ def read_recipe(path: Path) -> FeatureRecipe:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != FORMAT_VERSION:
-                raise ValueError(f"{FORMAT} version {FORMAT_VERSION} is required")
+            if facts.get("format") != FORMAT or facts.get("version") != FEATURE_RECIPE_VERSION:
+                raise ValueError(f"{FORMAT} version {FEATURE_RECIPE_VERSION} is required")
             components = None
             if facts["components"]:
                 components = PrincipalComponents(*(archive[name] for name in _COMPONENTS))

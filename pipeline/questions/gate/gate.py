@@ -25,6 +25,7 @@ from pipeline.questions.gate.solve import GateJob, LogisticJob, fit_logistic_job
 from pipeline.questions.gate.table import ScoredGate
 from pipeline.ridge import read_models
 from pipeline.run import ModelFiles, Run, SpectraSets
+from pipeline.schema import GATE_ALGORITHM
 from pipeline.scoring import ScoredDraw, predict_columns, resampling
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["RunGate", "fit_gates", "gate_file", "gate_products", "held_out_file", "require_gate", "score_gate"]
 
 FloatArray = NDArray[np.float64]
-#: Raised when the same moments and settings would give another gate.
-ALGORITHM_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +148,7 @@ def _fit_missing(
     assert run.config.gate is not None
     kind, names = run.config.gate.kind, [gate_file(one.draw) for one, _ in parts]
     made_of = [rows_file(one.draw) if kind == "logistic" else file.main for one, file in parts]
-    settings = [ALGORITHM_VERSION, kind, *([run.config.gate.features.products] if kind == "logistic" else [])]
+    settings = [GATE_ALGORITHM, kind, *([run.config.gate.features.products] if kind == "logistic" else [])]
     keys = [content_hash([*settings, run.products[name]]) for name in made_of]
     missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
     fit = _fit_logistic if kind == "logistic" else _fit_ridge

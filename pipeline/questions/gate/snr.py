@@ -31,7 +31,7 @@ from pipeline.questions.gate.routing import assess_gate, cross_probabilities, ro
 from pipeline.questions.gate.table import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.report import Table, estimate_view, number_cell
 from pipeline.run import Run
-from pipeline.schema import STREAM_TRAIN
+from pipeline.schema import SNR_GATE_ALGORITHM, STREAM_TRAIN
 from pipeline.scoring import resampling
 from pipeline.store import AnyStore
 
@@ -93,8 +93,6 @@ def summarise_binning_gates(scored: Sequence[ScoredBinningGate], config: Experim
 
 
 FloatArray = NDArray[np.float64]
-#: Raised when the same spectra and settings would give another gate.
-ALGORITHM_VERSION = 1
 _BLOCK_ROWS = 1024
 
 
@@ -172,7 +170,7 @@ def fit_quality_gates(run: Run, plan: AccumulationPlan, client: Client | None) -
     for k, binning in enumerate(wanted):
         name = f"gates/quality_{k}.json"
         edges = list(binning.base.edges[QUALITY_COLUMN])
-        key = content_hash([ALGORITHM_VERSION, plan.key, run.config.gate.spectra, edges])
+        key = content_hash([SNR_GATE_ALGORITHM, plan.key, run.config.gate.spectra, edges])
         if not run.is_made(name, key):
             rows = _read_quality(run, plan, binning, key, client)
             try:
