@@ -1,7 +1,7 @@
 """The filling half of the hot loop: from a store's chunks to full buffers of noisy, centred rows of one cell.
 
-Where noise is integrated out (:mod:`pipeline.noise.marginal`), rows are those of the means, and every buffer has a
-vector beside it: the sums of the pixels' variances.
+The noise's own kernel writes the rows. Where it writes means, every buffer has a vector beside it: the sums of the
+pixels' variances.
 """
 
 from __future__ import annotations
@@ -13,19 +13,10 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.noise import (
-    MarginalNoise,
-    Noise,
-    NoiseDraw,
-    correction_polynomials,
-    normals_of_row,
-    scatter_marginal,
-    stream_key,
-)
+from pipeline.noise import Noise, Scatter
 
 __all__ = ["CellRows", "Filling", "LoopSettings", "PartEnd", "Run", "SpectraReader", "StoppedError"]
 
@@ -154,7 +145,7 @@ class Filling:
         variances: NDArray[np.float64],
         blocks: tuple[NDArray[np.float32], NDArray[np.float32]],
     ) -> None:
-        self._reader, self._parts, self._draws, self._run_rows = reader, parts, draws, settings.run_rows
+        self._reader, self._parts, self._run_rows = reader, parts, settings.run_rows
         self._pool, self._variances, self._blocks, self._dtype = pool, variances, blocks, settings.dtype
         self.free: SimpleQueue[int | None] = SimpleQueue()
         self.full: list[SimpleQueue[Run | PartEnd | None]] = [SimpleQueue() for _ in range(settings.consumers)]
@@ -162,7 +153,7 @@ class Filling:
             self.free.put(buffer)
         self._open = np.full((len(draws), n_cells), -1)
         self._seen = np.zeros(n_cells, np.int64)
-        self._keys = [stream_key(draw) if isinstance(draw, NoiseDraw) else None for draw in draws]
+        self._kernels = [draw.kernel(settings.dtype) for draw in draws]
         self._helpers = max(1, settings.threads // 3)
 
     def consumer_of(self, draw: int, cell: int) -> int:
@@ -174,8 +165,8 @@ class Filling:
         return self._pool[run.buffer, : run.count, : self._reader.n_pixels]
 
     def variances_of(self, run: Run) -> NDArray[np.float64] | None:
-        """Return the sums of a run's variances, (P,); None where noise is drawn."""
-        return self._variances[run.buffer] if isinstance(self._draws[run.draw], MarginalNoise) else None
+        """Return the sums of a run's variances, (P,); None where rows are single spectra."""
+        return self._variances[run.buffer] if self._kernels[run.draw].has_variances else None
 
     def run(self, advance: Callable[[int], None] | None) -> None:
         """Fill buffers until the rows end; the queues of full ones always end with None."""
@@ -220,13 +211,16 @@ class Filling:
             if end == begin:
                 continue
             part = slice(begin, end)
-            for draw in range(len(self._draws)):
+            for draw in range(len(self._kernels)):
                 targets = self._open_buffers(draw, cells[part])
-                rows = (self._rows.start + start + begin, targets, slots[part])
-                self._scatter_rows(draw, flux[part], error[part], rows, helpers)
+                scatter = Scatter(
+                    flux[part], error[part], self._rows.start + start + begin, self._origin, targets, slots[part],
+                    self._pool, self._variances,
+                )  # fmt: skip
+                self._scatter_rows(draw, scatter, helpers)
             self._seen += np.bincount(cells[part], minlength=self._rows.n_cells)
             if slots[end - 1] == self._run_rows - 1:
-                for draw in range(len(self._draws)):
+                for draw in range(len(self._kernels)):
                     self._hand_over(draw, int(cells[end - 1]))
             begin = end
 
@@ -245,35 +239,14 @@ class Filling:
                 if buffer is None:
                     raise StoppedError("the summing half has stopped")
                 self._open[draw, cell] = buffer
-                if isinstance(self._draws[draw], MarginalNoise):
+                if self._kernels[draw].has_variances:
                     self._variances[buffer] = 0
         return np.asarray(self._open[draw, cells])
 
-    def _scatter_rows(
-        self, draw: int, flux: NDArray[Any], error: NDArray[Any], rows: tuple[Any, ...], helpers: Executor
-    ) -> None:
-        first, targets, slots = rows
-        level, key = self._pool.dtype.type(self._draws[draw].level), self._keys[draw]
-        parts: list[tuple[Any, ...]]
-        if key is None:
-            corrections = correction_polynomials(self._dtype.name)
-            n_pixels = flux.shape[1]
-            size = -(-n_pixels // self._helpers)
-            parts = [
-                (scatter_marginal, flux, error, level, corrections, a, min(a + size, n_pixels), self._origin, targets,
-                 slots, self._pool, self._variances)
-                for a in range(0, n_pixels, size)
-            ]  # fmt: skip
-        else:
-            size = -(-len(flux) // self._helpers)
-            parts = [
-                (_scatter_noisy, flux[a : a + size], error[a : a + size], level, key, first + a, self._origin,
-                 targets[a : a + size], slots[a : a + size], self._pool)
-                for a in range(0, len(flux), size)
-            ]  # fmt: skip
-        jobs = [helpers.submit(*part) for part in parts[1:]]
-        scatter, *arguments = parts[0]
-        scatter(*arguments)
+    def _scatter_rows(self, draw: int, scatter: Scatter, helpers: Executor) -> None:
+        own, *others = self._kernels[draw].split(scatter, self._helpers)
+        jobs = [helpers.submit(part) for part in others]
+        own()
         for job in jobs:
             job.result()
 
@@ -284,28 +257,3 @@ class Filling:
         run = Run(self._rows, draw, cell, seen - count, count, int(self._open[draw, cell]))
         self.full[self.consumer_of(draw, cell)].put(run)
         self._open[draw, cell] = -1
-
-
-@numba.njit(nogil=True, cache=True)
-def _scatter_noisy(
-    flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
-) -> None:
-    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its place in its buffer.
-
-    The order of operations is that of :func:`pipeline.noise.draws.add_noise`, bit for bit; the type of ``level``
-    decides the precision.
-    """
-    zero = level * 0
-    n_pixels = flux.shape[1]
-    words = np.empty((4, (n_pixels + 3) // 4), np.uint32)
-    normals = np.zeros(4 * words.shape[1], np.float32)
-    for r in range(flux.shape[0]):
-        if level > 0:
-            normals_of_row(start + r, key, words, normals)
-        f, e, row = flux[r], error[r], pool[targets[r], slots[r]]
-        for p in range(n_pixels):
-            noise = (normals[p] * level) * e[p]
-            clean = f[p] if f[p] > 0 else zero
-            value = noise + clean
-            value = value if value > zero else zero
-            row[p] = value - origin[p]

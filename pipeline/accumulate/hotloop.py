@@ -202,7 +202,7 @@ class _CellSum:
         self._x_sum += thin.result()[:, -1]
         if variances is not None:
             self._variances += variances
-            self._is_marginal = True
+            self._has_variances = True
 
     def finish(self, rows: CellRows, executor: Executor, keep: Callable[[Moments], None]) -> None:
         """Let ``keep`` have the moments of a part, in another thread; the tiles are its own until it returns."""
@@ -221,7 +221,7 @@ class _CellSum:
             epsilon=float(np.finfo(self._tiles.dtype).eps),
         )
         self._free.result()
-        if self._is_marginal:
+        if self._has_variances:
             self._layout.add_to_diagonal(self._tiles, self._variances)
         self._free = executor.submit(keep, moments)
         self._rows = None
@@ -239,4 +239,4 @@ class _CellSum:
         self._rows, self._is_used = rows, True
         n_pixels = len(rows.x_origin)
         self._x_sum, self._cross = np.zeros(n_pixels), np.zeros((n_pixels, len(rows.labels)))
-        self._variances, self._is_marginal = np.zeros(n_pixels), False
+        self._variances, self._has_variances = np.zeros(n_pixels), False

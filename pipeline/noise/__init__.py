@@ -1,6 +1,8 @@
-"""What the noise does to a spectrum: one draw of it, or its exact expectation over all draws.
+"""Noise models: what the noise does to a spectrum, and which noises an experiment trains and tests with.
 
-``draws`` adds reproducible noise to each row; ``marginal`` has the closed form of the mean and the variance.
+Every model is one object that knows its name, its seed if it has one, its words for people, how spectra are read with
+it, and the kernel of the hot loop; ``kinds`` lists them all. ``draws`` adds reproducible noise to each row,
+``marginal`` takes the exact expectation over all draws, ``stored`` is the noise that test files come with.
 """
 
 import lazy_loader as lazy

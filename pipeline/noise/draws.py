@@ -2,25 +2,26 @@
 
     noisy = max(max(flux, 0) + level · error · ε, 0),   ε ~ N(0, 1) independent per pixel
 
-ε comes from a counter-based generator (:mod:`pipeline.noise.draws`), so any rows can be drawn by any worker in any
-order. The same ε serve every noise level of a seed. Or no ε at all: :class:`MarginalNoise` is the expectation over
-all draws.
+ε comes from a counter-based generator (:func:`normals_of_row`), so any rows can be drawn by any worker in any
+order. The same ε serve every noise level of a seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.noise.model import Noise, Scatter, SpectraRows
+from pipeline.schema import STREAM_TEST, STREAM_TRAIN
+
 __all__ = [
-    "MARGINAL_ALGORITHM",
     "NOISE_ALGORITHM",
-    "MarginalNoise",
-    "Noise",
     "NoiseDraw",
     "add_noise",
     "draw_noise",
@@ -137,13 +138,16 @@ def fill_normals(start: Any, key: Any, out: Any) -> None:
 
 #: Recorded with every result; changes whenever the same seed would give other numbers.
 NOISE_ALGORITHM = "philox4x32-10/box-muller-float32"
-#: The same for noise that is integrated out; changes with the polynomials of :mod:`pipeline.noise.marginal`.
-MARGINAL_ALGORITHM = "closed-form/chebyshev-16-44"
 
 
 @dataclass(frozen=True)
-class NoiseDraw:
+class NoiseDraw(Noise):
     """One draw of noise over a whole store: ``level`` × 1σ, from ``(seed, stream)``."""
+
+    kind: ClassVar[str] = "drawn"
+    is_single: ClassVar[bool] = True
+    words: ClassVar[str] = "noise was drawn for the test spectra by this run, anew for every seed."
+    training_words: ClassVar[str] = "one draw, seed {seed}"
 
     level: float
     seed: int
@@ -154,27 +158,38 @@ class NoiseDraw:
         """A short name that is safe in paths."""
         return f"seed-{self.seed}_noise-{self.level!r}"
 
+    def apply(self, flux: NDArray[Any], error: NDArray[Any], start: int) -> NDArray[Any]:
+        """Return noisy spectra (N, P); see :func:`add_noise`."""
+        drawn = draw_noise(self, start, start + len(flux), flux.shape[1])
+        return add_noise(flux, error, drawn, self.level)
 
-@dataclass(frozen=True)
-class MarginalNoise:
-    """Noise of ``level`` × 1σ integrated out: the expectation over all draws, so there is no seed.
+    def read(
+        self, store: SpectraRows, start: int, stop: int, precision: str = "float32"
+    ) -> tuple[NDArray[np.floating], None]:
+        """Read spectra with this draw; see :meth:`Noise.read`."""
+        flux = store.read_rows("flux", start, stop).astype(precision)
+        if not self.needs_error:
+            return np.asarray(np.maximum(flux, 0)), None
+        return self.apply(flux, store.read_rows("error", start, stop).astype(precision), start), None
 
-    See :mod:`pipeline.noise.marginal`.
+    def kernel(self, dtype: np.dtype[Any]) -> _DrawnKernel:
+        """Return the kernel that draws, adds and clips; the generator's key is computed once."""
+        return _DrawnKernel(self, dtype)
 
-    ``algorithm`` is part of what is recorded with the moments: another one is another computation.
-    """
+    def drawn(self, seed: int) -> NoiseDraw:
+        """Return this draw."""
+        return self
 
-    level: float
-    algorithm: str = MARGINAL_ALGORITHM
+    @classmethod
+    def for_training(cls, level: float, seeds: Sequence[int]) -> list[Noise]:
+        """Return a draw for every seed."""
+        return [cls(level, seed, STREAM_TRAIN) for seed in seeds]
 
-    @property
-    def name(self) -> str:
-        """A short name that is safe in paths."""
-        return f"marginal_noise-{self.level!r}"
-
-
-#: What can be done with the noise of a store.
-Noise = NoiseDraw | MarginalNoise
+    @classmethod
+    def for_tests(cls, training: Noise, seeds: Sequence[int], has_noisy: bool) -> list[Noise]:
+        """Return a draw from the seed of training, or one for every seed if that has none."""
+        own = [training.seed] if training.has_seed else seeds
+        return [cls(training.level, seed, STREAM_TEST) for seed in own]
 
 
 def stream_key(draw: NoiseDraw) -> NDArray[np.uint32]:
@@ -219,3 +234,48 @@ def add_noise(
     noisy *= error
     noisy += np.maximum(flux, 0)
     return np.maximum(noisy, 0, out=noisy)
+
+
+class _DrawnKernel:
+    """Draws noise in the hot loop; threads share the spectra of a segment."""
+
+    has_variances = False
+
+    def __init__(self, draw: NoiseDraw, dtype: np.dtype[Any]) -> None:
+        self._level, self._key = dtype.type(draw.level), stream_key(draw)
+
+    def split(self, scatter: Scatter, n_parts: int) -> Sequence[Callable[[], None]]:
+        size = -(-len(scatter.flux) // n_parts)
+        starts = range(0, len(scatter.flux), size)
+        return [self._part(scatter, a, a + size) for a in starts]
+
+    def _part(self, scatter: Scatter, a: int, b: int) -> Callable[[], None]:
+        return partial(
+            _scatter_noisy, scatter.flux[a:b], scatter.error[a:b], self._level, self._key, scatter.first + a,
+            scatter.origin, scatter.targets[a:b], scatter.slots[a:b], scatter.pool,
+        )  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True)
+def _scatter_noisy(
+    flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
+) -> None:
+    """Write ``max(max(f, 0) + level·e·ε, 0) − o`` of every row to its place in its buffer.
+
+    The order of operations is that of :func:`add_noise`, bit for bit; the type of ``level``
+    decides the precision.
+    """
+    zero = level * 0
+    n_pixels = flux.shape[1]
+    words = np.empty((4, (n_pixels + 3) // 4), np.uint32)
+    normals = np.zeros(4 * words.shape[1], np.float32)
+    for r in range(flux.shape[0]):
+        if level > 0:
+            normals_of_row(start + r, key, words, normals)
+        f, e, row = flux[r], error[r], pool[targets[r], slots[r]]
+        for p in range(n_pixels):
+            noise = (normals[p] * level) * e[p]
+            clean = f[p] if f[p] > 0 else zero
+            value = noise + clean
+            value = value if value > zero else zero
+            row[p] = value - origin[p]

@@ -18,8 +18,10 @@ multiplications alone, which the compiler runs on vector registers.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -27,7 +29,14 @@ from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-__all__ = ["Corrections", "correction_polynomials", "marginal_moments", "scatter_marginal"]
+from pipeline.noise.draws import NoiseDraw
+from pipeline.noise.model import NO_SEED, Noise, Scatter, SpectraRows
+from pipeline.schema import STREAM_TRAIN
+
+__all__ = ["Corrections", "MarginalNoise", "correction_polynomials", "marginal_moments", "scatter_marginal"]
+
+#: Recorded with every result; changes with the polynomials below.
+MARGINAL_ALGORITHM = "closed-form/chebyshev-16-44"
 
 FloatArray = NDArray[np.float64]
 #: Reach and degree of the polynomials: a multiple of 4, as many steps as the kernel takes at a time. Their errors,
@@ -39,6 +48,60 @@ _STRIP = 512
 #: Of one precision: the smallest normal number, the reach, and the coefficients of g and of h in ``2z/reach − 1``,
 #: highest power first.
 Corrections = tuple[np.floating[Any], np.floating[Any], NDArray[Any], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class MarginalNoise(Noise):
+    """Noise of ``level`` × 1σ integrated out: the expectation over all draws, so there is no seed.
+
+    ``algorithm`` is part of what is recorded with the moments: another one is another computation.
+    """
+
+    kind: ClassVar[str] = "marginal"
+    is_single: ClassVar[bool] = False
+    words: ClassVar[str] = (
+        "squared errors are expectations over all draws of the test spectra's noise, in closed form: R² "
+        "and ΔR² are those of infinitely many noisy copies of every test spectrum. Predictions that are shown are "
+        "means over the noise, and mean absolute errors have no such form."
+    )
+    training_words: ClassVar[str] = "integrated over all draws"
+    seed = NO_SEED
+
+    level: float
+    algorithm: str = MARGINAL_ALGORITHM
+
+    @property
+    def name(self) -> str:
+        """A short name that is safe in paths."""
+        return f"marginal_noise-{self.level!r}"
+
+    def apply(self, flux: NDArray[Any], error: NDArray[Any], start: int) -> NDArray[Any]:
+        """Return the means of all pixels (N, P), in float64."""
+        return marginal_moments(flux, error, self.level)[0]
+
+    def read(
+        self, store: SpectraRows, start: int, stop: int, precision: str = "float64"
+    ) -> tuple[FloatArray, FloatArray]:
+        """Read means and variances of all pixels, in float64 whatever the precision; see :meth:`Noise.read`."""
+        return marginal_moments(store.read_rows("flux", start, stop), store.read_rows("error", start, stop), self.level)
+
+    def kernel(self, dtype: np.dtype[Any]) -> _MarginalKernel:
+        """Return the kernel that writes means and sums up variances."""
+        return _MarginalKernel(self, dtype)
+
+    def drawn(self, seed: int) -> NoiseDraw:
+        """Return a draw of training spectra at this level."""
+        return NoiseDraw(self.level, seed, STREAM_TRAIN)
+
+    @classmethod
+    def for_training(cls, level: float, seeds: Sequence[int]) -> list[Noise]:
+        """Return one noise: no seed changes it."""
+        return [cls(level)]
+
+    @classmethod
+    def for_tests(cls, training: Noise, seeds: Sequence[int], has_noisy: bool) -> list[Noise]:
+        """Return one noise: no seed changes it."""
+        return [cls(training.level)]
 
 
 def marginal_moments(flux: ArrayLike, error: ArrayLike, level: float) -> tuple[FloatArray, FloatArray]:
@@ -94,6 +157,27 @@ def correction_polynomials(dtype: str) -> Corrections:
 
     of_mean, of_variance = _corrections((points + 1) * reach / 2)
     return number(np.finfo(dtype).tiny), number(reach), coefficients(of_mean), coefficients(of_variance)
+
+
+class _MarginalKernel:
+    """Writes means in the hot loop; threads share the pixels of the spectra (see :func:`scatter_marginal`)."""
+
+    has_variances = True
+
+    def __init__(self, noise: MarginalNoise, dtype: np.dtype[Any]) -> None:
+        self._level, self._corrections = dtype.type(noise.level), correction_polynomials(dtype.name)
+
+    def split(self, scatter: Scatter, n_parts: int) -> Sequence[Callable[[], None]]:
+        n_pixels = scatter.flux.shape[1]
+        size = -(-n_pixels // n_parts)
+        starts = range(0, n_pixels, size)
+        return [self._part(scatter, a, min(a + size, n_pixels)) for a in starts]
+
+    def _part(self, scatter: Scatter, begin: int, end: int) -> Callable[[], None]:
+        return partial(
+            scatter_marginal, scatter.flux, scatter.error, self._level, self._corrections, begin, end,
+            scatter.origin, scatter.targets, scatter.slots, scatter.pool, scatter.variances,
+        )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

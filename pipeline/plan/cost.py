@@ -19,6 +19,7 @@ from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions, shard_
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import TileLayout
+from pipeline.noise import training_noises, verdict_noises
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
@@ -203,14 +204,7 @@ def plan_run(
     partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
     settings = LoopSettings(config.precision, compute.run_rows)
     n_cells = _count_cells(config)
-    n_draws = (
-        len(config.noise.levels)
-        * {
-            "drawn": len(config.seeds),
-            "marginal": 1,
-            "both": len(config.seeds) + 1,
-        }[config.noise.mode]
-    )
+    n_draws = len(training_noises(config.noise.mode, config.noise.levels, config.seeds))
     n_spectra = sum(part.n_spectra for part in partitions)
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
@@ -309,7 +303,7 @@ def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
         return 0
     sizes = [cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in config.design.grid.values()]
     rectangles = math.prod(size * (size + 1) // 2 for size in sizes)
-    n_draws = 1 if config.noise.mode == "marginal" else len(config.seeds)
+    n_draws = len(verdict_noises(config.noise.mode, [config.headline_level], config.seeds))
     return n_folds * n_draws * (rectangles + BinGrid(config.bins).n_bins + 1)
 
 

@@ -19,7 +19,7 @@ from pipeline.bins import BinGrid, shard_ranges
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import Moments, find_components
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.noise import Noise, NoiseDraw, describe_training_noise, verdict_noises
 from pipeline.predict.files import load_model, require_free, save_model
 from pipeline.predict.model import BLEND_ROUTE, FALLBACK_ROUTE, GLOBAL_ROUTE, DomainLimits, MixtureModel
 from pipeline.questions.gate import Blend, Gate, blend_file, gate_file, gate_from_dict, read_recipe, recipe_file
@@ -109,7 +109,7 @@ Spectra must be on the model's wavelength grid, or are put there with `--resampl
 
 def _describe_training(model: MixtureModel, training: Mapping[str, Any]) -> str:
     noise, units = training["noise"], model.facts["label_units"]
-    kind = "integrated over all draws" if noise["mode"] == "marginal" else f"one draw, seed {noise['seed']}"
+    kind = describe_training_noise(noise)
     lines = [
         f"{training['spectra']:,} {'simulated ' if training['simulated'] else ''}spectra for the global model; for the "
         f"experts {', '.join(f'{n:,}' for n in training['spectra_of_experts'])}",
@@ -366,9 +366,7 @@ class _Source:
     @property
     def sample_noise(self) -> NoiseDraw:
         """The training noise; a draw of it where that is an expectation over all draws."""
-        if isinstance(self.noise, NoiseDraw):
-            return self.noise
-        return NoiseDraw(self.noise.level, self.config.seeds[0], schema.STREAM_TRAIN)
+        return self.noise.drawn(self.config.seeds[0])
 
     def read_moments(self) -> Moments:
         """Read the moments of all training spectra, wherever they lie."""
@@ -439,9 +437,7 @@ class _Source:
                 "wavelength_range": [float(self.store.wavelength[0]), float(self.store.wavelength[-1])],
                 "spectra": self.models.global_count,
                 "spectra_of_experts": self.models.expert_counts.tolist(),
-                "noise": {"mode": "marginal", "level": self.noise.level, "seed": None}
-                if isinstance(self.noise, MarginalNoise)
-                else {"mode": "drawn", "level": self.noise.level, "seed": self.noise.seed},
+                "noise": self.noise.record(),
                 "alpha": self.models.global_alpha,
                 "alpha_of_experts": self.models.expert_alphas.tolist(),
                 "standardize": self.config.ridge.standardize,
@@ -512,15 +508,17 @@ def _choose_noise(config: ExperimentConfig, level: float | None, seed: int | Non
     if chosen not in config.noise.levels:
         known = ", ".join(f"{one:g}" for one in config.noise.levels)
         raise InputError(f"--level must be one of the run's noise levels ({known}), found {chosen:g}")
-    if config.noise.mode == "marginal":
+    noises = verdict_noises(config.noise.mode, [chosen], config.seeds)
+    if not noises[0].has_seed:
         if seed is not None:
-            raise InputError(f"--seed {seed}: this run trained on marginal noise, which has no seed; leave --seed out")
-        return MarginalNoise(chosen)
+            kind = noises[0].kind
+            raise InputError(f"--seed {seed}: this run trained on {kind} noise, which has no seed; leave --seed out")
+        return noises[0]
     wanted = config.seeds[0] if seed is None else seed
     if wanted not in config.seeds:
         known = ", ".join(map(str, config.seeds))
         raise InputError(f"--seed must be one of the run's seeds ({known}), found {wanted}")
-    return NoiseDraw(chosen, wanted, schema.STREAM_TRAIN)
+    return next(noise for noise in noises if noise.seed == wanted)
 
 
 def _describe_metrics(results: RunResults, noise: Noise) -> dict[str, Any]:

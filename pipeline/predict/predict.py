@@ -31,7 +31,7 @@ from pipeline.base import Progress, SilentProgress, disk_errors_told, exclusive,
 from pipeline.bins import OUTSIDE
 from pipeline.config import content_hash
 from pipeline.errors import InputError
-from pipeline.noise import NoiseDraw, add_noise, draw_noise
+from pipeline.noise import Noise, NoiseDraw, StoredNoise
 from pipeline.predict.model import MixtureModel
 from pipeline.predict.sources import Resampling, SpectraSource, describe_grid, open_spectra_source
 from pipeline.schema import PREDICTION_ALGORITHM
@@ -271,7 +271,7 @@ def summarise_predictions(path: Path, model: MixtureModel) -> PredictSummary:
 
 
 #: In place of a draw: the spectra's own ``noisy`` arrays.
-STORED_NOISE: Final = "stored"
+STORED_NOISE: Final = StoredNoise.kind
 #: Rows of a part, and of a row group of the file, at least.
 _PART_ROWS: Final = 65_536
 
@@ -400,11 +400,11 @@ class _Work:
     def check(self) -> None:
         """Refuse what cannot be predicted, before anything is written."""
         self.model.require_route(self.options.route)
-        present, noise = self.source.variables, self.options.noise
-        if noise == STORED_NOISE and "noisy" not in present:
+        present, noise = self.source.variables, self.noise
+        if noise is not None and noise.array not in present:
             raise InputError(
-                f"{self.source.name}: --noise stored needs a pre-drawn 'noisy' array, found {', '.join(present)}; use "
-                "--noise none for observed spectra, or a level for simulated ones"
+                f"{self.source.name}: --noise {noise.kind} needs a pre-drawn '{noise.array}' array, "
+                f"found {', '.join(present)}; use --noise none for observed spectra, or a level for simulated ones"
             )
         ours, theirs = self.model.wavelength, self.source.wavelength
         if not self.is_resampled:
@@ -439,14 +439,18 @@ class _Work:
         return Resampling(self.source.wavelength, self.model.wavelength)
 
     @cached_property
+    def noise(self) -> Noise | None:
+        """What is added to the spectra or came with them; None for observed ones."""
+        return StoredNoise() if isinstance(self.options.noise, str) else self.options.noise
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What the file says of how it was made."""
-        noise = self.options.noise
         stated = {
             "model": self.model.fingerprint,
             "spectra": self.source.fingerprint,
             "route": self.options.route or self.model.route,
-            "noise": vars(noise) if isinstance(noise, NoiseDraw) else noise,
+            "noise": None if self.noise is None else self.noise.identity,
             "resampled": self.is_resampled,
             "version": PREDICTION_ALGORITHM,
         }
@@ -488,19 +492,18 @@ class _Work:
 
     def _read(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """Return the flux on the model's grid, with noise where asked for, and which pixels are bad."""
-        source, noise = self.source, self.options.noise
-        flux = self._read_pixels("noisy" if noise == STORED_NOISE else "flux", start, stop)
+        source, noise = self.source, self.noise
+        flux = self._read_pixels("flux" if noise is None else noise.array, start, stop)
         bad = source.read_rows("mask", start, stop) != 0 if "mask" in source.variables else None
         if self.is_resampled:
             values, bad = self.resampling.flux(flux, bad)
             flux = values.astype(np.float32)
-        if not isinstance(noise, NoiseDraw) or noise.level == 0:
+        if noise is None or not noise.needs_error:
             return flux, bad
         error = self._read_pixels("error", start, stop)
         if self.is_resampled:
             error = self.resampling.error(error).astype(np.float32)
-        drawn = draw_noise(noise, start, stop, len(self.model.wavelength))
-        return add_noise(flux, error, drawn, noise.level), bad
+        return noise.apply(flux, error, start), bad
 
     def _read_pixels(self, variable: str, start: int, stop: int) -> NDArray[Any]:
         """Read into memory that the thread keeps: fresh memory costs more than reading. Valid until the next block."""

@@ -20,6 +20,7 @@ import yaml
 
 from pipeline.base import list_recordings, replacing
 from pipeline.errors import ResourceError
+from pipeline.noise import NOISE_KINDS, is_marginal
 from pipeline.questions.bin_design import describe_design
 from pipeline.questions.gate import describe_gate
 from pipeline.questions.penalty import describe_search
@@ -42,7 +43,6 @@ from pipeline.report.views import conclusion, headline, symbol
 from pipeline.report.words import (
     ABOUT_LABELS,
     REPORT_FIGURES,
-    TEST_NOISE,
     caption_figure,
     describe_words,
     explain_economy,
@@ -125,7 +125,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "confidence": f"{results.summary['confidence']:.0%}",
         "seeds": [str(seed) for seed in results.overall["seed"].unique() if seed != NO_SEED]
         or ["none, since no noise was drawn from one"],
-        "is_marginal": (config.get("noise") or {}).get("mode") == "marginal",
+        "is_marginal": is_marginal((config.get("noise") or {}).get("mode", "")),
         "several_levels": len(levels) > 1,
         "levels": [
             {
@@ -159,7 +159,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "recordings": [path.name for path in list_recordings(results.folder)],
         "commands": list_commands(results),
         "glossary": describe_words(results),
-        "test_noise": TEST_NOISE,
+        "test_noise": {kind: noise.words for kind, noise in NOISE_KINDS.items()},
         "about_labels": ABOUT_LABELS,
     }
 

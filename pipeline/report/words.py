@@ -20,7 +20,6 @@ __all__ = [
     "ABOUT_LABELS",
     "LEAK",
     "REPORT_FIGURES",
-    "TEST_NOISE",
     "caption_figure",
     "describe_words",
     "explain_economy",
@@ -117,16 +116,6 @@ LEAK = f"The bins are cut by this label: {_KNOWS}"
 ABOUT_LABELS = (
     "The models of the same pass predict these labels, too, with the penalties that the target has. "
     f"Where the bins are cut by a label, {_KNOWS}"
-)
-#: The protocol of the test noise in words.
-TEST_NOISE: Mapping[str, str] = MappingProxyType(
-    {
-        "stored": "the noisy spectra that came with the test files were used (pre-drawn), the same for every seed.",
-        "drawn": "noise was drawn for the test spectra by this run, anew for every seed.",
-        "marginal": "squared errors are expectations over all draws of the test spectra's noise, in closed form: R² "
-        "and ΔR² are those of infinitely many noisy copies of every test spectrum. Predictions that are shown are "
-        "means over the noise, and mean absolute errors have no such form.",
-    }
 )
 
 

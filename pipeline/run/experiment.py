@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import schema
 from pipeline.accumulate import (
     accumulate_moments,
     available_threads,
@@ -36,7 +35,7 @@ from pipeline.base import (
 )
 from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import InputError
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions.bin_design import design_products, require_divisible, score_design, search_design
 from pipeline.questions.gate import fit_gates, gate_products, require_gate
@@ -53,15 +52,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["limits_of_workers", "plan_experiment", "render_run", "run_demo", "run_experiment"]
-
-
-def noise_draws(config: ExperimentConfig) -> list[Noise]:
-    """Return the training noise of an experiment: every level, for every seed where it is drawn."""
-    drawn: list[Noise] = [
-        NoiseDraw(level, seed, schema.STREAM_TRAIN) for level in config.noise.levels for seed in config.seeds
-    ]
-    marginal: list[Noise] = [MarginalNoise(level) for level in config.noise.levels]
-    return {"drawn": drawn, "marginal": marginal, "both": [*drawn, *marginal]}[config.noise.mode]
 
 
 def plan_experiment(
@@ -158,7 +148,8 @@ def _run_steps(
     require_divisible(run, sets, accumulation)
     require_gate(run)
     warn_of_sizes(run, accumulation)
-    draws, moments_folder = noise_draws(config), run.folder / "moments"
+    draws = training_noises(config.noise.mode, config.noise.levels, config.seeds)
+    moments_folder = run.folder / "moments"
     saved = set(range(len(accumulation.folds))).intersection(
         *(find_saved_folds(accumulation, moments_folder / draw.name) for draw in draws)
     )

@@ -16,7 +16,7 @@ from pipeline.base import Progress, remove_leftovers, replacing
 from pipeline.bins import BinGrid, Binning
 from pipeline.config import ExperimentConfig, with_absolute_paths
 from pipeline.errors import ResourceError
-from pipeline.noise import MarginalNoise, Noise
+from pipeline.noise import Noise, compares
 
 __all__ = ["CONFIG_FILE", "Run", "open_run", "save_config", "writable_folder"]
 
@@ -46,7 +46,7 @@ class Run:
 
     def is_compared(self, noise: Noise) -> bool:
         """Whether a training noise is only held against the one that the verdict is about."""
-        return self.config.noise.mode == "both" and isinstance(noise, MarginalNoise)
+        return compares(self.config.noise.mode, noise)
 
     def is_made(self, name: str, key: str) -> bool:
         """Whether a product is there, made of this key."""

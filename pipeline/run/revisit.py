@@ -21,13 +21,11 @@ from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, load_config
 from pipeline.errors import InputError
 from pipeline.moments import PixelSums, open_moments
-from pipeline.noise import MarginalNoise, Noise
+from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
-from pipeline.run.experiment import noise_draws
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.models import settle_global
-from pipeline.run.scores import choose_test_noises
 from pipeline.run.spectra import SpectraSets, resolve_binnings
 from pipeline.scoring import HeadroomScore, RunResults, Score, predict_noisy, read_results, resampling, score_experts
 from pipeline.store import open_stores, select_shards
@@ -167,7 +165,7 @@ class Revisit:
     def _predicted(self) -> tuple[FloatArray, FloatArray | None]:
         """Predictions (N, 1 + K), and their variances where the test noise is integrated out."""
         # Marginal training noise may have a test draw for each seed: the first one, whatever it was trained on.
-        test_noise = choose_test_noises(self.config, self.sets, self.noise)[0]
+        test_noise = test_noises(self.config.noise.test, self.noise, self.config.seeds, self.sets.test.has_noisy)[0]
         mean, variance = predict_noisy(
             self.sets.test, [self.models], self.config.target, test_noise, self.config.precision
         )
@@ -237,12 +235,13 @@ def revisit_run(
 
 def _choose_noise(config: ExperimentConfig, seed: int | None, level: float, marginal: bool) -> Noise:
     """Return the noise that is meant; the first draw of the level where no seed is given."""
-    noises = noise_draws(config)
+    mode = config.noise.mode
+    noises = training_noises(mode, config.noise.levels, config.seeds)
     for noise in noises:
-        if isinstance(noise, MarginalNoise):
-            is_meant = seed is None and (marginal or config.noise.mode == "marginal")
-        else:
+        if noise.is_single:
             is_meant = not marginal and seed in (None, noise.seed)
+        else:
+            is_meant = seed is None and (marginal or not compares(mode, noise))
         if is_meant and noise.level == level:
             return noise
     wanted = f"{'marginal noise, ' if marginal else ''}level {level:g}{'' if seed is None else f', seed {seed}'}"

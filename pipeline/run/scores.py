@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline import schema
 from pipeline.base import replacing
 from pipeline.config import ExperimentConfig
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.noise import Noise, test_noises
 from pipeline.questions.ablation import ScoredBinning
 from pipeline.questions.gate import RunGate, ScoredBinningGate, ScoredGate, score_gate
 from pipeline.questions.labels import other_labels, score_label
@@ -24,7 +23,6 @@ from pipeline.run.spectra import SpectraSets
 from pipeline.run.tables import ScoredRun
 from pipeline.scoring import (
     PREDICTIONS_FILE,
-    STORED_LEVEL,
     ScoredDraw,
     predict_noisy,
     resampling,
@@ -32,7 +30,7 @@ from pipeline.scoring import (
     tabulate_predictions,
 )
 
-__all__ = ["choose_test_noises", "score_models"]
+__all__ = ["score_models"]
 
 FloatArray = NDArray[np.float64]
 
@@ -51,7 +49,7 @@ class _Truth:
 
 def _score_sets(
     draw: Noise,
-    test_noise: Noise | None,
+    test_noise: Noise,
     models: Sequence[ExpertModels],
     truth: _Truth,
     predicted: FloatArray,
@@ -89,10 +87,11 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
     gates: list[ScoredGate] = []
     of_binnings: list[ScoredBinningGate] = []
     quality = gate.quality.ask(sets.test) if gate is not None and gate.quality is not None else None
-    pairs = [(file, test_noise) for file in files for test_noise in choose_test_noises(run.config, sets, file.noise)]
+    noise, seeds, has_noisy = run.config.noise, run.config.seeds, sets.test.has_noisy
+    pairs = [(file, one) for file in files for one in test_noises(noise.test, file.noise, seeds, has_noisy)]
     reads = sum(len(file.names) for file, _ in pairs)
     if gate is not None:
-        reads += sum(not (run.is_compared(file.noise) or isinstance(noise, MarginalNoise)) for file, noise in pairs)
+        reads += sum(one.is_single and not run.is_compared(file.noise) for file, one in pairs)
     with run.progress.step("predict", reads * sets.test.n_spectra) as advance:
         for file, test_noise in pairs:
             draw, predicted, variance = _score_draw(run, sets, truth, file, test_noise, advance)
@@ -102,7 +101,7 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
             draws.append(draw)
             known = (labels, truth.bins[0])
             frame = tabulate_predictions((draw.seed, draw.draw.level), *known, predicted, variance)
-            if gate is not None and not isinstance(test_noise, MarginalNoise):
+            if gate is not None and test_noise.is_single:
                 gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted, advance))
                 frame = frame.assign(**{f"y_{route}": values for route, values in gates[-1].routed.items()})
             frames.append(frame)
@@ -110,7 +109,7 @@ def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate:
                 others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
                 for one, known, own in _score_binnings(run, sets, truth, file, draw, advance):
                     others.append(one)
-                    if quality is not None and not isinstance(test_noise, MarginalNoise):
+                    if quality is not None and test_noise.is_single:
                         of_binnings += quality.route(run, one, known, own, gates[-1])
     with replacing(run.folder / PREDICTIONS_FILE) as temporary:
         pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
@@ -124,7 +123,7 @@ def _score_draw(
     sets: SpectraSets,
     truth: _Truth,
     file: ModelFiles,
-    test_noise: Noise | None,
+    test_noise: Noise,
     advance: Callable[[int], None],
 ) -> tuple[ScoredDraw, FloatArray, FloatArray | None]:
     """Score the main binning's models; return also the predictions of the largest training set, and their variances."""
@@ -146,7 +145,7 @@ def _score_draw(
         spread = None if variance is None else variance[k]
         of_labels[label] = score_label(label, known, truth.bins[0], predicted[k], run.config, spread)
     predicted, variance = predicted[:n_sets], None if variance is None else variance[:n_sets]
-    if isinstance(file.noise, NoiseDraw):  # what they warn of is what drawn noise does
+    if file.noise.is_single:  # what they warn of is what drawn noise does
         run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
     scored = _score_sets(file.noise, test_noise, models, truth, predicted, run.config, variance)
     scored = replace(scored, labels=of_labels)
@@ -176,16 +175,3 @@ def _score_binnings(
             binning, draw, own, truth.labels, (bins, truth.bins[0]), of_experts, run.config, spread
         )
         yield scored, (truth.labels, bins), of_experts
-
-
-def choose_test_noises(config: ExperimentConfig, sets: SpectraSets, draw: Noise) -> list[Noise | None]:
-    """Return the test noises that models of a training noise are scored under; None is the test store's own.
-
-    Models trained on drawn noise are tested on a draw of the same seed; marginal ones on one draw for every seed.
-    """
-    if config.noise.test == "marginal":
-        return [MarginalNoise(draw.level)]
-    if config.noise.test == "stored" and sets.test.has_noisy and draw.level == STORED_LEVEL:
-        return [None]
-    seeds = [draw.seed] if isinstance(draw, NoiseDraw) else config.seeds
-    return [NoiseDraw(draw.level, seed, schema.STREAM_TEST) for seed in seeds]

@@ -1,7 +1,6 @@
 from .decision import Estimate as Estimate
 from .decision import decide as decide
 from .decision import evaluate_hypotheses as evaluate_hypotheses
-from .predictions import STORED_LEVEL as STORED_LEVEL
 from .predictions import predict_columns as predict_columns
 from .predictions import predict_marginal as predict_marginal
 from .predictions import predict_noisy as predict_noisy

@@ -9,13 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import InputError
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw, add_noise, draw_noise, marginal_moments
+from pipeline.noise import MarginalNoise, Noise, StoredNoise
 from pipeline.ridge import ExpertModels
 from pipeline.store import AnyStore
 
 __all__ = [
-    "STORED_LEVEL",
     "predict_columns",
     "predict_marginal",
     "predict_noisy",
@@ -25,13 +23,11 @@ __all__ = [
     "tabulate_predictions",
 ]
 
-#: The noise level at which the ``noisy`` arrays of test files were drawn.
-STORED_LEVEL = 1.0
 _BLOCK_ROWS = 1024
 
 
 def read_noisy_rows(
-    store: AnyStore, start: int, stop: int, draw: NoiseDraw | None, precision: str = "float32"
+    store: AnyStore, start: int, stop: int, draw: Noise | None, precision: str = "float32"
 ) -> NDArray[np.floating]:
     """Read spectra with exactly the noise that the pipeline trains and tests with.
 
@@ -59,16 +55,7 @@ def read_noisy_rows(
     InputError
         If ``draw`` is None and the store has no ``noisy`` array.
     """
-    if draw is None:
-        if not store.has_noisy:
-            paths = ", ".join(map(str, store.paths))
-            raise InputError(f"store {paths} holds no pre-drawn 'noisy' array; give a noise draw")
-        return np.asarray(np.maximum(store.read_rows("noisy", start, stop), 0), dtype=precision)
-    flux = store.read_rows("flux", start, stop).astype(precision)
-    if draw.level == 0:
-        return np.asarray(np.maximum(flux, 0))
-    error = store.read_rows("error", start, stop).astype(precision)
-    return add_noise(flux, error, draw_noise(draw, start, stop, store.n_pixels), draw.level)
+    return (draw or StoredNoise()).read(store, start, stop, precision)[0]
 
 
 def read_marginal_rows(
@@ -95,14 +82,14 @@ def read_marginal_rows(
     v
         Variances, same shape, flux².
     """
-    return marginal_moments(store.read_rows("flux", start, stop), store.read_rows("error", start, stop), noise.level)
+    return noise.read(store, start, stop)
 
 
 def predict_store(
     store: AnyStore,
     models: Sequence[ExpertModels],
     target: str | Sequence[str],
-    draw: NoiseDraw | None,
+    draw: Noise | None,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float64]:
@@ -134,7 +121,7 @@ def predict_columns(
     store: AnyStore,
     weights: NDArray[np.float64],
     intercepts: NDArray[np.float64],
-    draw: NoiseDraw | None,
+    draw: Noise | None,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
 ) -> NDArray[np.float64]:
@@ -142,16 +129,7 @@ def predict_columns(
 
     See :func:`predict_store` for the other parameters.
     """
-    predicted = np.empty((store.n_spectra, weights.shape[1]))
-    # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
-    with threadpool_limits(1, user_api="blas"):
-        for start in range(0, store.n_spectra, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, store.n_spectra)
-            noisy = read_noisy_rows(store, start, stop, draw, precision)
-            predicted[start:stop] = noisy.astype(np.float64) @ weights + intercepts
-            if advance is not None:
-                advance(stop - start)
-    return predicted
+    return _predict_rows(store, weights, intercepts, draw, precision, advance)[0]
 
 
 def predict_marginal(
@@ -182,15 +160,8 @@ def predict_marginal(
         Same shape, label units².
     """
     weights, intercepts = _join_columns(models, target)
-    mean, variance = np.empty((2, store.n_spectra, weights.shape[1]))
-    with threadpool_limits(1, user_api="blas"):
-        for start in range(0, store.n_spectra, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, store.n_spectra)
-            m, v = read_marginal_rows(store, start, stop, noise)
-            mean[start:stop] = m @ weights + intercepts
-            variance[start:stop] = v @ weights**2
-            if advance is not None:
-                advance(stop - start)
+    mean, variance = _predict_rows(store, weights, intercepts, noise, advance=advance)
+    assert variance is not None
     return _by_model(mean, len(models)), _by_model(variance, len(models))
 
 
@@ -198,14 +169,38 @@ def predict_noisy(
     store: AnyStore,
     models: Sequence[ExpertModels],
     target: str | Sequence[str],
-    noise: Noise | None,
+    noise: Noise,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Return what :func:`predict_marginal` or, with None for variances, :func:`predict_store` does for this noise."""
-    if isinstance(noise, MarginalNoise):
-        return predict_marginal(store, models, target, noise, advance)
-    return predict_store(store, models, target, noise, precision, advance), None
+    mean, variance = _predict_rows(store, *_join_columns(models, target), noise, precision, advance)
+    return _by_model(mean, len(models)), None if variance is None else _by_model(variance, len(models))
+
+
+def _predict_rows(
+    store: AnyStore,
+    weights: NDArray[np.float64],
+    intercepts: NDArray[np.float64],
+    noise: Noise | None,
+    precision: str = "float32",
+    advance: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return ``b + xᵀw`` (N, M), or its mean and variance over the noise where the noise is integrated out."""
+    noise = noise or StoredNoise()
+    predicted = np.empty((store.n_spectra, weights.shape[1]))
+    variance = None if noise.is_single else np.empty_like(predicted)
+    # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(0, store.n_spectra, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, store.n_spectra)
+            rows, spread = noise.read(store, start, stop, precision)
+            predicted[start:stop] = rows.astype(np.float64, copy=False) @ weights + intercepts
+            if variance is not None and spread is not None:
+                variance[start:stop] = spread @ weights**2
+            if advance is not None:
+                advance(stop - start)
+    return predicted, variance
 
 
 def _join_columns(

@@ -28,6 +28,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import InputError
+from pipeline.noise import NO_SEED
 
 __all__ = [
     "ABLATION_FILE",
@@ -68,8 +69,6 @@ PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"
 METADATA_FILE = "metadata.json"
 
-#: In place of a seed, where neither training nor test noise was drawn from one.
-NO_SEED = -1
 _MERITS = ("r2_oracle", "r2_global", "delta_r2")
 OVERALL_COLUMNS = (
     "seed",

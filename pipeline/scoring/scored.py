@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.noise import NO_SEED, Noise
 from pipeline.ridge import ExpertModels
-from pipeline.scoring.results import NO_SEED
 from pipeline.scoring.scores import HeadroomScore
 
 __all__ = ["ScoredDraw"]
@@ -19,13 +18,12 @@ __all__ = ["ScoredDraw"]
 class ScoredDraw:
     """Models of one training noise and their scores under one test noise, for every prefix of the training folds.
 
-    ``test_noise`` is None where the test files' own noisy spectra were used; ``search`` is what a search for the
-    penalty found (:func:`pipeline.questions.penalty.table.tabulate_search`), if there was one; ``labels`` are the
-    scores of the models of all folds for the labels beside the target.
+    ``search`` is what a search for the penalty found (:func:`pipeline.questions.penalty.table.tabulate_search`), if
+    there was one; ``labels`` are the scores of the models of all folds for the labels beside the target.
     """
 
     draw: Noise
-    test_noise: Noise | None
+    test_noise: Noise
     models: Sequence[ExpertModels]
     scores: Sequence[HeadroomScore]
     search: pd.DataFrame | None = None
@@ -34,11 +32,9 @@ class ScoredDraw:
     @property
     def seed(self) -> int:
         """What the noise was drawn from, of training or else of test spectra; ``NO_SEED`` if none was."""
-        return next((one.seed for one in (self.draw, self.test_noise) if isinstance(one, NoiseDraw)), NO_SEED)
+        return next((one.seed for one in (self.draw, self.test_noise) if one.has_seed), NO_SEED)
 
     @property
     def test_noise_name(self) -> str:
         """``stored``, ``drawn`` or ``marginal``."""
-        if self.test_noise is None:
-            return "stored"
-        return "marginal" if isinstance(self.test_noise, MarginalNoise) else "drawn"
+        return self.test_noise.kind

@@ -427,9 +427,7 @@ def compute_rows(
         recipe = recipe_file(noise) if recipe_file(noise) in run.products and gate.kind == "logistic" else None
         models = fold_models[k] if fold_models else None
         made_of = [run.products.get(name) for name in (recipe, models) if name]
-        draw = (
-            noise if isinstance(noise, NoiseDraw) else NoiseDraw(noise.level, run.config.seeds[0], schema.STREAM_TRAIN)
-        )
+        draw = noise.drawn(run.config.seeds[0])
         key = content_hash(
             [schema.FEATURE_ROWS_ALGORITHM, plan.key, items, vars(draw), gate.spectra, made_of, bool(models), quality]
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.accumulate import AccumulationPlan, MomentsFolder
 from pipeline.base import read_json, remove_leftovers, replacing
 from pipeline.config import content_hash
-from pipeline.noise import Noise, NoiseDraw
+from pipeline.noise import Noise
 from pipeline.questions.gate.blend import Blend, fit_blends, solve_folds
 from pipeline.questions.gate.collect import compute_rows, grid_items, recipe_file, rows_file, write_recipes
 from pipeline.questions.gate.features import FeatureRecipe, read_recipe
@@ -227,12 +227,11 @@ def score_gate(
     """
     y_true, bins = truth
     models, recipe = draw.models[-1], found.recipes.get(name)
-    drawn = draw.test_noise if isinstance(draw.test_noise, NoiseDraw) else None
     weights, intercepts, n_labels = models.global_weights, models.global_intercepts, len(models.labels)
     if recipe is not None:  # one product gives predictions and features
         weights = np.concatenate([weights, recipe.columns], axis=1)
         intercepts = np.concatenate([intercepts, np.zeros(recipe.columns.shape[1])])
-    products = predict_columns(sets.test, weights, intercepts, drawn, run.config.precision, advance)
+    products = predict_columns(sets.test, weights, intercepts, draw.test_noise, run.config.precision, advance)
     features = None if recipe is None else recipe.from_products(products[:, n_labels:])
     probabilities = found.gates[name].probabilities(products[:, :n_labels], features)
     routed = route_spectra(predicted, probabilities, bins, found.unsure)
