@@ -18,7 +18,7 @@ import pandas as pd
 
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import REFERENCE_EDGES, DecisionConfig, ExperimentConfig
-from pipeline.questions.gate import ScoredGate, route_spectra, summarise_routing
+from pipeline.questions.gate import Evidence, ScoredGate, route_spectra, summarise_routing
 from pipeline.questions.gate.routing import assess_gate, score_routes
 from pipeline.scoring import (
     METADATA_FILE,
@@ -343,7 +343,7 @@ class _Writer:
             probabilities = rng.dirichlet(np.full(self.grid.n_cells, 0.3), len(bins))
             probabilities = (probabilities + 1.5 * np.eye(self.grid.n_cells)[guesses]) / 2.5
             predicted = rows[["y_global", *(f"expert_{k}" for k in range(self.grid.n_bins))]].to_numpy()
-            routed = route_spectra(predicted, probabilities, bins)
+            routed = route_spectra(predicted, Evidence(probabilities, bins))
             scores = score_routes(self.y_true, routed, predicted[:, 0], bins, self.grid.n_bins, Bootstrap(50))
             importance = {f"pc_{k + 1}": float(rng.exponential(0.1)) for k in range(self.run.features)}
             scored.append(ScoredGate(seed, level, scores, assess_gate(probabilities, bins), routed, importance))

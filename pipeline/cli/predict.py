@@ -16,15 +16,37 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.noise import NoiseDraw
     from pipeline.predict import MixtureModel, PredictSummary
+    from pipeline.questions.gate import Route
 
 __all__ = ["predict"]
+
+
+class _RouteOption(click.Option):
+    """An option whose help lists the routing rules. They are imported when help is printed, which takes a while."""
+
+    def make_metavar(self, ctx: click.Context) -> str:
+        return f"[{'|'.join(route.name for route in _list_routes())}]"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        rules = [f"{route.name}: {route.caption}" for route in _list_routes()]
+        return record[0], "\n\n".join([record[1], *rules])
+
+
+def _list_routes() -> list[Route]:
+    """Return the routing rules that spectra without labels can be predicted by, the most elaborate first."""
+    from pipeline.questions.gate import find_routes
+
+    return list(reversed(find_routes(learned=True)))
 
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @click.argument("spectra", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file, a row for each spectrum.")
-@click.option("--route", help="blend, fallback, soft, hard or global, as the model has them; its own by default.")
+@click.option("--route", cls=_RouteOption, help="How experts are combined; the model's own by default.")
 @click.option(
     "--noise",
     default="none",

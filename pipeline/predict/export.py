@@ -21,8 +21,21 @@ from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import Moments, find_components
 from pipeline.noise import Noise, NoiseDraw, describe_training_noise, verdict_noises
 from pipeline.predict.files import load_model, require_free, save_model
-from pipeline.predict.model import BLEND_ROUTE, FALLBACK_ROUTE, GLOBAL_ROUTE, DomainLimits, MixtureModel
-from pipeline.questions.gate import Blend, Gate, blend_file, gate_file, gate_from_dict, read_recipe, recipe_file
+from pipeline.predict.model import DomainLimits, MixtureModel
+from pipeline.questions.gate import (
+    BLEND,
+    FALLBACK,
+    GLOBAL,
+    ORACLE,
+    ROUTES,
+    Blend,
+    Gate,
+    blend_file,
+    gate_file,
+    gate_from_dict,
+    read_recipe,
+    recipe_file,
+)
 from pipeline.ridge import ExpertModels, read_models
 from pipeline.scoring import METADATA_FILE, RunResults, read_noisy_rows, read_results
 from pipeline.store import AnyStore, find_left_out, match_shards, open_stores, select_shards
@@ -44,16 +57,6 @@ __all__ = [
 # used.
 #
 # After Mitchell et al. (2019), "Model Cards for Model Reporting".
-
-_ROUTES = {
-    "blend": "the experts, weighted as held-out folds of the training spectra have taught it (other labels than the "
-    "target: by how probable their bins are)",
-    "fallback": "the experts, weighted by how probable their bins are, and the global model for what lies outside the "
-    "bins or is unsure",
-    "soft": "the experts, weighted by how probable their bins are",
-    "hard": "the expert of the most probable bin",
-    "global": "the global model alone",
-}
 
 
 def render_card(model: MixtureModel) -> str:
@@ -79,10 +82,11 @@ def render_card(model: MixtureModel) -> str:
 def _introduce(model: MixtureModel, training: Mapping[str, Any]) -> str:
     gate = "a gate that says how probable each bin is" if model.gate is not None else "no gate"
     bins = " × ".join(f"{len(edges) - 1} of {column}" for column, edges in model.grid.edges.items())
+    caption = ROUTES[model.route].caption
     text = (
         f"One global ridge model, {model.n_experts} experts (bins: {bins}) and {gate}. It predicts "
         f"{', '.join(model.labels)} from {len(model.wavelength):,} pixels, {model.wavelength[0]:.1f} to "
-        f"{model.wavelength[-1]:.1f} Å. By default it asks {_ROUTES[model.route]}."
+        f"{model.wavelength[-1]:.1f} Å. The default route is `{model.route}`: {caption[0].lower()}{caption[1:]}"
     )
     if training["simulated"]:
         text += (
@@ -125,12 +129,14 @@ def _describe_merits(model: MixtureModel, metrics: Mapping[str, Any]) -> str:
     rows = []
     for scope, found in metrics["scopes"].items():
         routed = metrics["routing"]["scopes"][scope] if metrics["routing"] else {}
-        rows.append([scope, "global", found["n_test"], _interval(found["r2_global"]), "", ""])
-        rows.append([scope, "oracle", found["n_test"], _interval(found["r2_oracle"]), _interval(found["delta_r2"]), ""])
+        rows.append([scope, GLOBAL.name, found["n_test"], _interval(found["r2_global"]), "", ""])
+        rows.append(
+            [scope, ORACLE.name, found["n_test"], _interval(found["r2_oracle"]), _interval(found["delta_r2"]), ""]
+        )
         rows += [
             [scope, route, found["n_test"], _interval(one["r2"]), _interval(one["gain"]), _interval(one["kept"])]
             for route, one in routed.items()
-            if route != "oracle"
+            if route != ORACLE.name
         ]
     heads = ["test spectra", "route", "n", f"R² of {metrics['target']} ({confidence})", "ΔR²", "ρ"]
     table = [
@@ -405,7 +411,7 @@ class _Source:
             gate=gate,
             recipe=recipe,
             blend=blend,
-            route=GLOBAL_ROUTE if gate is None else FALLBACK_ROUTE if blend is None else BLEND_ROUTE,
+            route=(GLOBAL if gate is None else FALLBACK if blend is None else BLEND).name,
             unsure=0.0 if self.config.gate is None else self.config.gate.unsure,
         )
 

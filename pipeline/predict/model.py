@@ -19,12 +19,18 @@ from threadpoolctl import threadpool_limits
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.errors import InputError, did_you_mean
 from pipeline.moments import PrincipalComponents
-from pipeline.questions.gate import Blend, FeatureRecipe, Gate, route_spectra
+from pipeline.questions.gate import (
+    GLOBAL,
+    ROUTES,
+    Blend,
+    Evidence,
+    FeatureRecipe,
+    Gate,
+    find_routes,
+    mix_predictions,
+)
 
 __all__ = [
-    "BLEND_ROUTE",
-    "FALLBACK_ROUTE",
-    "GLOBAL_ROUTE",
     "DomainLimits",
     "MixtureModel",
     "Prediction",
@@ -159,12 +165,6 @@ def _join(parts: Sequence[NDArray[Any] | None]) -> Any:
     return np.concatenate(there) if there else None
 
 
-#: Weights learned for the target, where a run has them; see :mod:`pipeline.questions.gate.blend`.
-BLEND_ROUTE = "blend"
-#: The experts where some bin is probable, the global model elsewhere; see :mod:`pipeline.questions.gate.routing`.
-FALLBACK_ROUTE = "fallback"
-#: The route of a model without a gate, and of spectra that no expert is trusted with.
-GLOBAL_ROUTE = "global"
 #: Rows of one product. Always so many, zeros below the last spectrum: then what is said of a spectrum does not depend,
 #: in any bit, on which others are predicted with it.
 _TILE_ROWS = 128
@@ -217,7 +217,7 @@ class MixtureModel:
     gate: Gate | None = None
     recipe: FeatureRecipe | None = None
     blend: Blend | None = None
-    route: str = GLOBAL_ROUTE
+    route: str = GLOBAL.name
     unsure: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -235,14 +235,12 @@ class MixtureModel:
 
     @property
     def routes(self) -> tuple[str, ...]:
-        """Ways to predict: without labels there is no oracle, and without a gate the global model alone.
+        """The routing rules that this model can follow, the global model's own last.
 
-        ``blend`` is for the target; other labels take ``fallback`` with it.
+        None of them needs the true bin. Without a gate there is the global model alone.
         """
-        if self.gate is None:
-            return (GLOBAL_ROUTE,)
-        blend = () if self.blend is None else (BLEND_ROUTE,)
-        return (*blend, FALLBACK_ROUTE, "soft", "hard", GLOBAL_ROUTE)
+        found = find_routes(gate=self.gate is not None, learned=self.blend is not None)
+        return tuple(route.name for route in reversed(found))
 
     def predict(
         self, flux: ArrayLike, *, bad: ArrayLike | None = None, route: str | None = None, zeros_are_bad: bool = True
@@ -352,25 +350,21 @@ class MixtureModel:
         )
 
     def _route(
-        self, of_models: FloatArray, probabilities: FloatArray | None, route: str
+        self, of_models: FloatArray, probabilities: FloatArray | None, name: str
     ) -> tuple[FloatArray, NDArray[np.str_]]:
-        n = len(of_models)
-        routes = np.full(n, route)
-        if route == GLOBAL_ROUTE or probabilities is None:
-            return of_models[:, 0].copy(), routes
-        unknown = np.full(n, OUTSIDE)
-        asked = FALLBACK_ROUTE if route == BLEND_ROUTE else route
-        values = [
-            route_spectra(of_models[:, :, q], probabilities, unknown, self.unsure)[asked]
-            for q in range(len(self.labels))
-        ]
-        if route == BLEND_ROUTE and self.blend is not None:
-            q = self.labels.index(self.target)
-            values[q] = self.blend.route(of_models[:, :, q], probabilities, of_models[:, 0])
-        if route == FALLBACK_ROUTE:
-            falls = probabilities[:, :-1].max(axis=1) <= self.unsure
-            routes = np.where(falls, GLOBAL_ROUTE, FALLBACK_ROUTE)
-        return np.stack(values, axis=1), routes
+        """Return what a routing rule predicts of all labels, shape (N, Q), and how each prediction was made, (N,)."""
+        route, made = ROUTES[name], np.full(len(of_models), name)
+        if probabilities is None:
+            return of_models[:, 0].copy(), made
+        known = Evidence(probabilities, of_labels=of_models[:, 0], unsure=self.unsure, learned=self.blend)
+        weights = route.weights(known)
+        values = mix_predictions(weights, of_models)
+        if route.other_labels is not None:
+            instead = mix_predictions(ROUTES[route.other_labels].weights(known), of_models)
+            values = np.where(np.array(self.labels) == self.target, values, instead)
+        if route.tells_global:
+            made = np.where(weights[:, 1:].any(axis=1), name, GLOBAL.name)
+        return values, made
 
     def _project(
         self, flux: NDArray[Any], bad: NDArray[np.bool_] | None, zeros_are_bad: bool, work: NDArray[np.float32]

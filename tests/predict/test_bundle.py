@@ -17,9 +17,9 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.predict import MODEL_FILE, SUMS_FILE, MixtureModel, export_model, load_model, model_of_run
-from pipeline.predict.export import spread_rows
+from pipeline.predict.export import render_card, spread_rows
 from pipeline.predict.files import CARD_FILE, save_model
-from pipeline.questions.gate import Blend, route_spectra
+from pipeline.questions.gate import BLEND, ROUTES, Blend, Evidence, Route, mix_predictions
 from pipeline.questions.gate.blend import HeldOutErrors
 from pipeline.ridge import read_models
 from pipeline.run import run_experiment
@@ -101,10 +101,10 @@ def test_predictions_are_those_of_the_models_in_double_precision(
         expected = solved.predict(x, label)
         width = expected[:, 0].std()
         np.testing.assert_allclose(found.of_models[:, :, q], expected, atol=1e-5 * width)
-        nobody = np.full(len(x), OUTSIDE)
+        known = Evidence(probabilities, unsure=0.2)
         for route in ("fallback", "soft", "hard"):
             own = model.predict(noisy, route=route).values[:, q]
-            right = route_spectra(expected, probabilities, nobody, 0.2)[route]
+            right = mix_predictions(ROUTES[route].weights(known), expected)
             # Where two bins are equally probable, rounding decides which expert is asked.
             assert np.mean(np.abs(own - right) > 1e-4 * width) < 0.01
         np.testing.assert_array_equal(model.predict(noisy, route="global").values[:, q], found.of_global[:, q])
@@ -229,12 +229,27 @@ def test_a_blend_answers_for_the_target_and_survives_the_bundle(
     found, plain = again.predict(noisy), model.predict(noisy)
     assert set(found.routes) == {"blend"}
     assert plain.probabilities is not None
-    expected = blend.route(plain.of_models[:, :, 0], plain.probabilities, plain.of_global)
+    known = Evidence(plain.probabilities, of_labels=plain.of_global, learned=blend)
+    expected = mix_predictions(BLEND.weights(known), plain.of_models[:, :, 0])
     np.testing.assert_allclose(found.values[:, 0], expected, rtol=1e-12)
     np.testing.assert_array_equal(found.values[:, 1:], plain.values[:, 1:])
     assert np.abs(found.values[:, 0] - plain.values[:, 0]).max() > 1e-3
     with pytest.raises(InputError, match="route must be one of fallback, soft, hard, global"):
         model.predict(noisy, route="blend")
+
+
+def test_a_rule_that_is_added_to_the_list_predicts(
+    model: MixtureModel, noisy: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    even = Route("even", "Even", "All models answer alike.", lambda known: np.full(known.probabilities.shape, 0.1))
+    monkeypatch.setitem(ROUTES, even.name, even)
+    assert model.routes == ("even", "fallback", "soft", "hard", "global")
+    found = model.predict(noisy, route="even")
+    np.testing.assert_allclose(found.values, found.of_models.mean(axis=1), rtol=1e-12)
+    assert set(found.routes) == {"even"}
+    assert "The default route is `even`: all models answer alike." in render_card(
+        dataclasses.replace(model, route="even")
+    )
 
 
 def test_any_changed_byte_is_detected_and_its_file_named(bundle: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.noise import NoiseDraw
 from pipeline.predict import MixtureModel, PredictOptions, export_model, load_model, predict_spectra
 from pipeline.predict.predict import PredictionParts
 from pipeline.predict.sources import ShardSource
+from pipeline.questions.gate import ROUTES, Route
 from pipeline.run import run_experiment
 from pipeline.scoring import read_noisy_rows
 from pipeline.shards import read_shard_info
@@ -363,6 +364,18 @@ def test_export_is_a_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         main(["export", str(run), str(tmp_path / "model"), "--quiet"])
     assert stopped.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_command_lists_every_rule_that_needs_no_truth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    even = Route("even", "Even", "All models answer alike.", lambda known: np.full(known.probabilities.shape, 0.1))
+    monkeypatch.setitem(ROUTES, even.name, even)
+    main(["predict", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--route [even|blend|fallback|soft|hard|global]" in shown
+    assert "even: All models answer alike." in shown
+    assert "oracle" not in shown
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from pipeline.bins import BinGrid, CellGrid, plan_binnings
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
-from pipeline.questions.gate import Blend, route_spectra
+from pipeline.questions.gate import BLEND, FALLBACK, Blend, Evidence, Route, mix_predictions
 from pipeline.questions.gate.blend import BlendProblem, HeldOutRows, fit_blend
-from pipeline.questions.gate.routing import route_fallback, route_soft
+from pipeline.questions.gate.routing import ORACLE, SOFT
 from pipeline.ridge import (
     FoldModelsJob,
     SolveJob,
@@ -57,6 +58,11 @@ def mixture(n: int = 3000, *, misled: float = 0.0, seed: int = 0) -> HeldOutRows
     return HeldOutRows(y, predicted, told, of_labels, np.arange(n) * 5 // n, bins >= 0)
 
 
+def routed(route: Route, rows: HeldOutRows, blend: Blend | None = None) -> np.ndarray:
+    known = Evidence(rows.probabilities, of_labels=rows.of_labels, learned=blend)
+    return mix_predictions(route.weights(known), rows.predicted)
+
+
 def error(y: np.ndarray, predicted: np.ndarray) -> float:
     return float(((y - predicted) ** 2).mean())
 
@@ -75,7 +81,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 def test_the_start_is_fallback_routing_that_trusts_its_gate() -> None:
     rows = mixture(200)
     problem = BlendProblem(rows.y, rows.predicted, np.log(np.roll(rows.probabilities, 1, axis=1)), np.ones((200, 1)), 1)
-    expected = route_fallback(rows.predicted, rows.probabilities)
+    expected = routed(FALLBACK, rows)
     np.testing.assert_allclose(problem.predict(problem.start), expected, rtol=1e-12)
     # A start where nothing is to be gained is where it stays.
     settled = BlendProblem(expected, rows.predicted, problem.log_p, problem.inputs, 1)
@@ -90,7 +96,7 @@ def test_a_right_gate_is_left_as_it_is() -> None:
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-12)
     assert np.abs(weights - np.roll(fresh.probabilities, 1, axis=1)).mean() < 0.02
     assert blend.tau == pytest.approx(1, abs=0.1)
-    best = error(fresh.y, route_fallback(fresh.predicted, fresh.probabilities))
+    best = error(fresh.y, routed(FALLBACK, fresh))
     assert error(fresh.y, (weights * fresh.predicted).sum(axis=1)) == pytest.approx(best, rel=0.01)
 
 
@@ -99,10 +105,11 @@ def test_a_misled_gate_is_put_right() -> None:
     rows, fresh = mixture(6000, misled=1.5), mixture(6000, misled=1.5, seed=1)
     u = (fresh.of_labels - [3, 5000, -0.5]) / [1, 500, 0.5]
     truth = fresh.probabilities * np.exp(1.5 * np.column_stack([u[:, 1], -u[:, 1], u[:, 2], u[:, 1] * u[:, 2]]))
-    best = error(fresh.y, route_fallback(fresh.predicted, truth / truth.sum(axis=1, keepdims=True)))
-    told = error(fresh.y, route_soft(fresh.predicted, fresh.probabilities))
+    right = replace(fresh, probabilities=truth / truth.sum(axis=1, keepdims=True))
+    best = error(fresh.y, routed(FALLBACK, right))
+    told = error(fresh.y, routed(SOFT, fresh))
     blend = fit_blend(rows)
-    learned = error(fresh.y, blend.route(fresh.predicted, fresh.probabilities, fresh.of_labels))
+    learned = error(fresh.y, routed(BLEND, fresh, blend))
     assert blend.is_kept
     assert told > 1.5 * best
     assert best <= learned < 1.05 * best
@@ -113,7 +120,8 @@ def test_a_gate_that_is_right_and_sure_is_the_oracle() -> None:
     cells = np.where(rows.covered, np.abs(rows.predicted[:, 1:] - rows.y[:, None]).argmin(axis=1), N_BINS)
     sure = HeldOutRows(rows.y, rows.predicted, np.eye(N_BINS + 1)[cells], rows.of_labels, rows.folds, rows.covered)
     blended = fit_blend(sure).weights(sure.probabilities, sure.of_labels)
-    oracle = route_spectra(sure.predicted, sure.probabilities, np.where(cells == N_BINS, -1, cells))["oracle"]
+    known = Evidence(sure.probabilities, bins=np.where(cells == N_BINS, -1, cells))
+    oracle = mix_predictions(ORACLE.weights(known), sure.predicted)
     np.testing.assert_allclose((blended * sure.predicted).sum(axis=1), oracle, atol=1e-3)
 
 
@@ -122,7 +130,7 @@ def test_held_out_errors_are_those_of_blends_fitted_without_the_fold() -> None:
     rows = mixture(1500, misled=1.0)
     blend = fit_blend(rows)
     for scope, part in (("covered", rows.covered), ("all", rows.covered | True)):
-        soft = route_soft(rows.predicted, rows.probabilities)
+        soft = routed(SOFT, rows)
         found = blend.errors[scope]
         assert found.count == part.sum()
         assert found.soft == pytest.approx(error(rows.y[part], soft[part]), rel=1e-12)
@@ -150,8 +158,7 @@ def test_noise_alone_is_no_reason_to_keep_a_blend() -> None:
         blend = fit_blend(noisy)
         kept += blend.is_kept
         if not blend.is_kept:
-            routed = blend.route(noisy.predicted, noisy.probabilities, noisy.of_labels)
-            np.testing.assert_array_equal(routed, route_soft(noisy.predicted, noisy.probabilities))
+            np.testing.assert_array_equal(routed(BLEND, noisy, blend), routed(SOFT, noisy))
     assert kept <= 2
 
 
@@ -159,8 +166,7 @@ def test_a_blend_is_the_same_from_its_json_and_from_another_unit_of_labels() -> 
     rows = mixture(1000, misled=1.0)
     blend = fit_blend(rows)
     again = Blend.from_dict(json.loads(json.dumps(blend.to_dict())))
-    arguments = (rows.predicted, rows.probabilities, rows.of_labels)
-    np.testing.assert_array_equal(again.route(*arguments), blend.route(*arguments))
+    np.testing.assert_array_equal(routed(BLEND, rows, again), routed(BLEND, rows, blend))
     assert again.errors == blend.errors
     scaled = HeldOutRows(
         10 * rows.y, 10 * rows.predicted, rows.probabilities, 4 * rows.of_labels + 2, rows.folds, rows.covered

@@ -20,9 +20,8 @@ from pipeline.bins import BinGrid, plan_folds
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError
 from pipeline.noise import NoiseDraw
-from pipeline.questions.gate import route_spectra
+from pipeline.questions.gate import Evidence, route_spectra
 from pipeline.questions.gate.gates import RidgeGate
-from pipeline.questions.gate.routing import ROUTES
 from pipeline.ridge import read_models
 from pipeline.run import render_run, run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
@@ -77,7 +76,7 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
 ) -> None:
     table = pd.read_csv(finished.folder / ROUTING_FILE)
     grid = BinGrid(small_config.bins)
-    assert len(table) == len(small_config.seeds) * (2 + grid.n_bins) * len(ROUTES)
+    assert len(table) == len(small_config.seeds) * (2 + grid.n_bins) * 4
     noisy = read_noisy_rows(test_store, 0, test_store.n_spectra, None, "float64")
     for seed in small_config.seeds:
         saved = finished.predictions.query(f"seed == {seed}")
@@ -87,13 +86,13 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
         of_labels = noisy @ models.global_weights + models.global_intercepts
         probabilities = read_gate(finished, seed, grid).probabilities(of_labels)
         bins = saved["bin"].to_numpy()
-        routed = route_spectra(experts, probabilities, bins, 0.2)
+        routed = route_spectra(experts, Evidence(probabilities, bins, unsure=0.2))
         for scope, members in (("covered", bins >= 0), ("all", bins >= -1), ("4", bins == 4)):
             rows = table.query(f"seed == {seed} and scope == '{scope}'").set_index("route")
             truth = saved["y_true"].to_numpy()[members]
             of_global = r2_score(truth, experts[members, 0])
             oracle = rows.loc["oracle"]
-            for route in ROUTES:
+            for route in ("oracle", "hard", "soft", "fallback"):
                 row = rows.loc[route]
                 assert row["n_test"] == members.sum()
                 assert row["r2"] == pytest.approx(r2_score(truth, routed[route][members]), abs=1e-9)

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.errors import ConfigError, InputError
-from pipeline.questions.gate import gate_from_dict, route_spectra
+from pipeline.questions.gate import Evidence, gate_from_dict, route_spectra
 from pipeline.questions.gate.features import QUALITY_NAMES
 from pipeline.questions.gate.logistic import LogisticFit, LogisticGate, fit_logistic_gate
 
@@ -109,11 +109,12 @@ def test_a_sure_gate_routes_as_the_oracle_and_the_truth_as_its_mean() -> None:
     weights = 1000 * np.concatenate([np.eye(4), -np.ones((1, 4))])
     sure = LogisticGate(GRID, ("a", "b", "c", "d"), np.zeros(4), np.ones(4), (0, 1, 2, 3, 4), weights, np.zeros(5), 1.0)
     predicted = generator.normal(size=(400, 5))
-    routed = route_spectra(predicted, sure.probabilities((), np.eye(4)[bins]), bins)
+    routed = route_spectra(predicted, Evidence(sure.probabilities((), np.eye(4)[bins]), bins))
     for route in ("hard", "soft", "fallback"):
         np.testing.assert_allclose(routed[route], routed["oracle"], atol=1e-12)
     x, _, _ = drawn(400)
-    soft = route_spectra(predicted, p := softmax(x @ np.ones((3, 5)) + generator.normal(size=(400, 5)), axis=1), bins)
+    p = softmax(x @ np.ones((3, 5)) + generator.normal(size=(400, 5)), axis=1)
+    soft = route_spectra(predicted, Evidence(p, bins))
     inside = p[:, :4] / p[:, :4].sum(axis=1, keepdims=True)
     np.testing.assert_allclose(soft["soft"], (inside * predicted[:, 1:]).sum(axis=1))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, r2_score
 
-from pipeline.questions.gate import route_spectra
-from pipeline.questions.gate.routing import ROUTES, assess_gate, estimate_kept, score_routes
+from pipeline.questions.gate import ROUTES, Evidence, Route, mix_predictions, route_spectra
+from pipeline.questions.gate.routing import assess_gate, estimate_kept, score_routes
 from pipeline.scoring import Bootstrap
 
 N_BINS = 3
@@ -26,8 +26,8 @@ def problem(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def test_a_gate_that_is_right_and_sure_is_the_oracle() -> None:
     _, predicted, bins = problem()
-    routed = route_spectra(predicted, np.eye(N_BINS + 1)[bins], bins)
-    assert tuple(routed) == ROUTES
+    routed = route_spectra(predicted, Evidence(np.eye(N_BINS + 1)[bins], bins))
+    assert tuple(routed) == ("oracle", "hard", "soft", "fallback")
     covered = bins >= 0
     np.testing.assert_array_equal(routed["oracle"], predicted[np.arange(len(bins)), 1 + bins])
     for route in ("hard", "soft"):
@@ -39,7 +39,7 @@ def test_soft_routing_is_the_mean_over_bins_that_the_probabilities_draw() -> Non
     generator = np.random.default_rng(1)
     _, predicted, bins = problem(5)
     probabilities = generator.dirichlet(np.ones(N_BINS + 1), 5)
-    routed = route_spectra(predicted, probabilities, bins)
+    routed = route_spectra(predicted, Evidence(probabilities, bins))
     n = 200_000
     for k in range(5):
         drawn = generator.choice(N_BINS + 1, n, p=probabilities[k])
@@ -53,16 +53,44 @@ def test_soft_routing_is_the_mean_over_bins_that_the_probabilities_draw() -> Non
 def test_an_unsure_gate_leaves_it_to_the_global_model() -> None:
     _, predicted, bins = problem(3)
     probabilities = np.array([[0.5, 0.3, 0.2, 0.0], [0.34, 0.33, 0.33, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    routed = route_spectra(predicted, probabilities, bins, unsure=0.4)
+    routed = route_spectra(predicted, Evidence(probabilities, bins, unsure=0.4))
     assert routed["fallback"][0] == pytest.approx(probabilities[0, :-1] @ predicted[0, 1:])
     np.testing.assert_array_equal(routed["fallback"][1:], predicted[1:, 0])
     assert routed["soft"][2] == predicted[2, 0], "there is nothing to weigh"
 
 
+def test_weights_of_every_rule_add_up_to_one() -> None:
+    _, predicted, bins = problem()
+    probabilities = np.random.default_rng(6).dirichlet(np.ones(N_BINS + 1), len(bins))
+    for route in ROUTES.values():
+        if not route.needs_learned:
+            weights = route.weights(Evidence(probabilities, bins, unsure=0.5))
+            assert weights.shape == predicted.shape
+            np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_predictions_of_several_labels_are_mixed_as_those_of_each() -> None:
+    generator = np.random.default_rng(7)
+    weights, predicted = generator.dirichlet(np.ones(4), 50), generator.normal(size=(50, 4, 3))
+    mixed = mix_predictions(weights, predicted)
+    for q in range(3):
+        np.testing.assert_allclose(mixed[:, q], mix_predictions(weights, predicted[:, :, q]), rtol=1e-12)
+        np.testing.assert_allclose(mixed[:, q], (weights * predicted[:, :, q]).sum(axis=1), rtol=1e-12)
+
+
+def test_a_rule_is_added_by_one_entry_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, predicted, bins = problem()
+    even = Route("even", "Even", "All models answer alike.", lambda known: np.full(known.probabilities.shape, 0.25))
+    monkeypatch.setitem(ROUTES, even.name, even)
+    routed = route_spectra(predicted, Evidence(np.eye(N_BINS + 1)[bins], bins))
+    assert tuple(routed) == ("oracle", "hard", "soft", "fallback", "even")
+    np.testing.assert_allclose(routed["even"], predicted.mean(axis=1), rtol=1e-12)
+
+
 def test_scores_are_scikit_learns_outside_the_grid_too() -> None:
     y, predicted, bins = problem()
     probabilities = np.random.default_rng(2).dirichlet(np.ones(N_BINS + 1), len(y))
-    routed = route_spectra(predicted, probabilities, bins)
+    routed = route_spectra(predicted, Evidence(probabilities, bins))
     scores = score_routes(y, routed, predicted[:, 0], bins, N_BINS, QUICK)
     for route, values in routed.items():
         assert scores[route].all.r2_oracle == pytest.approx(r2_score(y, values), rel=1e-12)
@@ -73,7 +101,7 @@ def test_scores_are_scikit_learns_outside_the_grid_too() -> None:
 
 def test_what_is_kept_is_everything_for_the_oracle_and_nothing_for_the_global_model() -> None:
     y, predicted, bins = problem()
-    routed = route_spectra(predicted, np.full((len(y), N_BINS + 1), 0.25), bins)
+    routed = route_spectra(predicted, Evidence(np.full((len(y), N_BINS + 1), 0.25), bins))
     routed["global"] = predicted[:, 0]
     scores = score_routes(y, routed, predicted[:, 0], bins, N_BINS, QUICK)
     oracle = [scores["oracle"].covered]
@@ -92,12 +120,13 @@ def test_the_interval_of_what_is_kept_covers_it_as_often_as_it_says() -> None:
     """Against the same ratio on very many spectra, over fresh test sets."""
     y, predicted, bins = problem(200_000, seed=9)
     half = np.full((len(y), N_BINS + 1), 0.1) + 0.6 * np.eye(N_BINS + 1)[bins]
-    scores = score_routes(y, route_spectra(predicted, half, bins), predicted[:, 0], bins, N_BINS, Bootstrap(2))
+    routed = route_spectra(predicted, Evidence(half, bins))
+    scores = score_routes(y, routed, predicted[:, 0], bins, N_BINS, Bootstrap(2))
     truth = scores["soft"].covered.delta_r2 / scores["oracle"].covered.delta_r2
     hits = 0
     for seed in range(60):
         rows = slice(3000 * seed, 3000 * (seed + 1))
-        routed = route_spectra(predicted[rows], half[rows], bins[rows])
+        routed = route_spectra(predicted[rows], Evidence(half[rows], bins[rows]))
         found = score_routes(y[rows], routed, predicted[rows, 0], bins[rows], N_BINS, QUICK)
         kept = estimate_kept([found["soft"].covered], [found["oracle"].covered], 0.9)
         hits += kept.low <= truth <= kept.high

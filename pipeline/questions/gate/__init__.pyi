@@ -15,6 +15,15 @@ from .gate import require_gate as require_gate
 from .gate import score_gate as score_gate
 from .gates import Gate as Gate
 from .gates import gate_from_dict as gate_from_dict
+from .routing import BLEND as BLEND
+from .routing import FALLBACK as FALLBACK
+from .routing import GLOBAL as GLOBAL
+from .routing import ORACLE as ORACLE
+from .routing import ROUTES as ROUTES
+from .routing import Evidence as Evidence
+from .routing import Route as Route
+from .routing import find_routes as find_routes
+from .routing import mix_predictions as mix_predictions
 from .routing import route_spectra as route_spectra
 from .section import describe_gate as describe_gate
 from .snr import ScoredBinningGate as ScoredBinningGate

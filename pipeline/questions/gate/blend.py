@@ -41,7 +41,7 @@ from pipeline.errors import InputError
 from pipeline.noise import Noise
 from pipeline.questions.gate.collect import FeatureRows, grid_items, rows_file
 from pipeline.questions.gate.gates import gate_from_dict
-from pipeline.questions.gate.routing import route_fallback, route_soft
+from pipeline.questions.gate.routing import FALLBACK, SOFT, Evidence, mix_predictions
 from pipeline.questions.gate.solve import read_held_out
 from pipeline.ridge import (
     FoldModelsJob,
@@ -174,16 +174,6 @@ class Blend:
         inputs = _expand(of_labels, self.centre, self.scale)
         return _weigh(self.tau, self.slopes, _log_probabilities(probabilities), inputs)
 
-    def route(self, predicted: ArrayLike, probabilities: ArrayLike, of_labels: ArrayLike) -> FloatArray:
-        """Return the blended predictions, shape (N,), label units: soft routing's where the blend is not kept.
-
-        See :class:`HeldOutRows` for the parameters.
-        """
-        f, p = np.asarray(predicted, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
-        if not self.is_kept:
-            return route_soft(f, p)
-        return np.asarray((self.weights(p, of_labels) * f).sum(axis=1))
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; :meth:`from_dict` gives back the same numbers."""
         arrays = {name: getattr(self, name).tolist() for name in ("slopes", "centre", "scale")}
@@ -281,7 +271,8 @@ def fit_blend(rows: HeldOutRows) -> Blend:
     folds = np.unique(rows.folds)
     if len(folds) < 2:
         raise InputError(f"a blend needs training spectra of at least two folds, found {len(folds)}; use more folds")
-    soft, fallback = (one(rows.predicted, rows.probabilities) for one in (route_soft, route_fallback))
+    known = Evidence(rows.probabilities)
+    soft, fallback = (mix_predictions(route.weights(known), rows.predicted) for route in (SOFT, FALLBACK))
     centre, width = rows.of_labels.mean(axis=0), rows.of_labels.std(axis=0)
     scale = np.where(width > 0, width, 1.0)
     unit = float(((rows.y - fallback) ** 2).mean()) or 1.0

@@ -19,7 +19,7 @@ from pipeline.questions.gate.collect import compute_rows, grid_items, recipe_fil
 from pipeline.questions.gate.features import FeatureRecipe, read_recipe
 from pipeline.questions.gate.gates import Gate, fit_ridge_gate, gate_from_dict
 from pipeline.questions.gate.logistic import require_scikit_learn
-from pipeline.questions.gate.routing import assess_gate, route_spectra, score_routes
+from pipeline.questions.gate.routing import Evidence, assess_gate, route_spectra, score_routes
 from pipeline.questions.gate.snr import QualityGates, fit_quality_gates
 from pipeline.questions.gate.solve import GateJob, LogisticJob, fit_logistic_jobs, predict_folders
 from pipeline.questions.gate.table import ScoredGate
@@ -51,7 +51,7 @@ class RunGate:
     files
         The files that gates and recipes are in.
     unsure
-        See :func:`pipeline.questions.gate.routing.route_spectra`.
+        See :class:`pipeline.questions.gate.routing.Evidence`.
     blends
         The blend of every training noise, by the file of its models, where blends were asked for.
     quality
@@ -234,9 +234,8 @@ def score_gate(
     products = predict_columns(sets.test, weights, intercepts, draw.test_noise, run.config.precision, advance)
     features = None if recipe is None else recipe.from_products(products[:, n_labels:])
     probabilities = found.gates[name].probabilities(products[:, :n_labels], features)
-    routed = route_spectra(predicted, probabilities, bins, found.unsure)
-    if name in found.blends:
-        routed["blend"] = found.blends[name].route(predicted, probabilities, products[:, :n_labels])
+    known = Evidence(probabilities, bins, products[:, :n_labels], found.unsure, found.blends.get(name))
+    routed = route_spectra(predicted, known)
     scores = score_routes(y_true, routed, predicted[:, 0], bins, models.n_experts, resampling(run.config))
     importance = found.fits[name].get("importance", {})
     quality = assess_gate(probabilities, bins)

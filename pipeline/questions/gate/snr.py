@@ -27,7 +27,7 @@ from pipeline.questions.ablation import ScoredBinning
 from pipeline.questions.gate.collect import FeatureJob, FeatureRows, accumulate_features
 from pipeline.questions.gate.features import QUALITY_COLUMN, QUALITY_NAMES, quality_features, require_no_leak
 from pipeline.questions.gate.logistic import LogisticGate, fit_logistic_gate
-from pipeline.questions.gate.routing import assess_gate, cross_probabilities, route_spectra, score_routes
+from pipeline.questions.gate.routing import Evidence, assess_gate, cross_probabilities, route_spectra, score_routes
 from pipeline.questions.gate.table import ScoredGate, summarise_routing, tabulate_routing
 from pipeline.report import Table, estimate_view, number_cell
 from pipeline.run import Run
@@ -143,7 +143,7 @@ class QualityRouting:
         probabilities = self._tell(binning.name, run.binnings[0].name, main)
         if probabilities is None or run.config.gate is None:
             return
-        routed = route_spectra(predicted, probabilities, bins, run.config.gate.unsure)
+        routed = route_spectra(predicted, Evidence(probabilities, bins, unsure=run.config.gate.unsure))
         scores = score_routes(y_true, routed, predicted[:, 0], bins, binning.n_bins, resampling(run.config))
         quality = assess_gate(probabilities, bins)
         yield ScoredBinningGate(binning, ScoredGate(main.seed, main.noise_level, scores, quality))

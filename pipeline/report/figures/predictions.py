@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from pipeline.questions.gate import GLOBAL, ORACLE, ROUTES
 from pipeline.report import headline, symbol, target_quantity
 from pipeline.report.figures.canvas import (
     BLUES,
@@ -29,9 +30,8 @@ from pipeline.scoring import NO_SEED, RunResults
 
 __all__ = ["draw_predicted_against_true", "draw_routed_against_true"]
 
-#: Columns of the predictions and what a panel calls them; routes of a gate are there where the run has one.
-_MODELS = {"global": "Global ridge", "oracle": "Oracle experts"}
-_ROUTES = {**_MODELS, "hard": "Hard routing", "soft": "Soft routing", "fallback": "Fall-back", "blend": "Blend"}
+#: The models that every run has: columns of the predictions, and what a panel calls them.
+_MODELS = {route.name: route.title for route in (GLOBAL, ORACLE)}
 
 
 def draw_predicted_against_true(results: RunResults) -> Figure:
@@ -47,7 +47,7 @@ def draw_routed_against_true(results: RunResults) -> Figure:
     """Draw the same for every way of routing, beside the global model and the oracle."""
     title = f"Predicted against true {symbol(results.summary['target'])} by route"
     note = "Routing by the gate, without any label; the oracle knows the bins."
-    return _draw(results, _ROUTES, title, note)
+    return _draw(results, {route.name: route.title for route in ROUTES.values()}, title, note)
 
 
 def _draw(results: RunResults, models: Mapping[str, str], title: str, note: str) -> Figure:
@@ -84,7 +84,7 @@ def _scores(results: RunResults, rows: pd.DataFrame) -> pd.Series:
     frame = results.overall
     own = (frame["seed"] == rows["seed"].iloc[0]) & (frame["noise_level"] == rows["noise_level"].iloc[0])
     stated = frame[own & (frame["scope"] == "covered")].iloc[0]
-    computed = {f"r2_{model}": _r2(rows, model) for model in _ROUTES if f"y_{model}" in rows}
+    computed = {f"r2_{model}": _r2(rows, model) for model in ROUTES if f"y_{model}" in rows}
     return pd.Series(computed | {f"r2_{model}": stated[f"r2_{model}"] for model in _MODELS})
 
 
