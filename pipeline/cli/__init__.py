@@ -1,6 +1,6 @@
 """The command line: words in, words out. Only this room prints.
 
-One module for a group of commands; the arithmetic and the files belong to the rooms below.
+Each module holds one group of commands. The arithmetic and the files belong to the rooms below.
 """
 
 import lazy_loader as lazy

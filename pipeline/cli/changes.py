@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.base import RunJournal, choose_progress
-from pipeline.cli.cluster import ClusterChoice, cluster_options
-from pipeline.cli.journal import connected
-from pipeline.cli.words import json_option, print_json, print_table, summarise_run
+from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
+from pipeline.cli.words import json_option, print_json, print_table, quiet_option, run_argument, summarise_run
 from pipeline.config import ExperimentConfig, load_config
 
 if TYPE_CHECKING:
@@ -21,17 +20,19 @@ __all__ = ["add", "remove"]
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
 @cluster_options
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
-    """Add spectra to a finished run: read these alone, and bring all its results up to date.
+    """Add spectra to a finished run and update its results.
 
-    Shards are converted to a store of their own; a shard that was taken out comes back. The results are those of a run
-    from scratch with the configuration that RUN/config.yaml then holds. With `compute: {folds: shards}` no other
-    spectra are read; with a number of folds, those of folds that are cut anew are. Run it again to resume.
+    Shards are converted to a store of their own. A shard that was removed before comes back. The results are those of
+    a run from scratch with the configuration that RUN/config.yaml then holds.
+
+    With `compute: {folds: shards}` only the new spectra are read. With a number of folds, the spectra of folds whose
+    boundaries move are read again, too. After an interruption, run the same command again; it resumes.
 
     \b
     Example:
@@ -49,16 +50,17 @@ def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bo
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.argument("shard", metavar="SHARD")
 @cluster_options
-@click.option("--quiet", is_flag=True, help="No progress.")
+@quiet_option
 @json_option
 def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
-    """Take one shard, given by its name, out of a finished run, and bring all its results up to date.
+    """Take one shard out of a finished run and update its results.
 
-    The name joins data.exclude in RUN/config.yaml. The shard's moments are deleted from the run; its store stays, since
-    its rows are counted: all other spectra keep their noise. `headroom add` takes it back. Run it again to resume.
+    SHARD is the shard's name. It is added to data.exclude in RUN/config.yaml, and its moments are deleted from the run.
+    Its store is kept, because its rows still count: all other spectra keep their noise. `headroom add` puts the shard
+    back. After an interruption, run the same command again; it resumes.
 
     \b
     Example:
@@ -78,15 +80,15 @@ def remove(folder: Path, shard: str, choice: ClusterChoice, quiet: bool, as_json
 def _change(
     change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, told: tuple[bool, bool]
 ) -> None:
-    """Change a run and say what came of it; ``told`` is how: without progress, as JSON."""
+    """Change a run and print the new results; ``told`` holds the switches ``--quiet`` and ``--json``."""
     from pipeline.run import CONFIG_FILE, describe_reuse, render_run
     from pipeline.scoring import read_results
 
-    earlier = read_results(folder)  # a mistake needs no workers to be told
+    earlier = read_results(folder)  # a wrong folder is refused before workers are started
     quiet, as_json = told
     progress = choose_progress(quiet=quiet)
     command += choice.words()
-    # The run as it stands is a good enough measure of what workers need; its shards may be gone, its stores are not.
+    # The memory that the present run needs is a good enough estimate. Its shards may be gone, but its stores are there.
     standing = load_config(folder / CONFIG_FILE)
     paths = {role: tuple(earlier.metadata["stores"][role]["paths"]) for role in ("train", "test")}
     standing = standing.model_copy(update={"data": standing.data.model_copy(update=paths)})

@@ -1,36 +1,40 @@
-"""``headroom cluster``: profiles and the job scripts they make; and the options by which commands choose a cluster."""
+"""``headroom cluster``, and how the other commands choose a cluster and connect to it."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.base import Progress, RunJournal
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from cluster import Profile
     from pipeline.config import ExperimentConfig
     from pipeline.plan import ExperimentPlan
 
-__all__ = ["ClusterChoice", "cluster", "cluster_options"]
+__all__ = ["ClusterChoice", "cluster", "cluster_options", "connected", "size_options"]
 
 
 @dataclass(frozen=True)
 class ClusterChoice:
-    """What the command line says of the cluster.
+    """The cluster options of a command line.
 
     Attributes
     ----------
     name
-        A packaged profile or a file; None leaves it to the configuration, and then to ``local``.
+        A packaged profile or a file. None takes the configuration's, and ``local`` if it has none.
     workers
-        Workers, instead of the profile's number.
+        Number of workers, instead of the profile's.
     minimum, maximum
         Bounds of an adaptive cluster, instead of the profile's number.
     """
@@ -41,7 +45,7 @@ class ClusterChoice:
     maximum: int | None = None
 
     def profile(self, configured: str | None = None) -> Profile:
-        """Return the profile that is meant.
+        """Return the chosen profile, with the options applied to it.
 
         Parameters
         ----------
@@ -51,7 +55,7 @@ class ClusterChoice:
         Raises
         ------
         ConfigError
-            If there is no such profile, or the options do not go with it.
+            If there is no such profile, or if it does not take these options.
         """
         from cluster import AddressProfile, SlurmProfile, load_profile
 
@@ -71,26 +75,26 @@ class ClusterChoice:
         return profile
 
     def source(self, configured: str | None = None) -> str:
-        """Return the name or the path of the profile that is meant."""
+        """Return the name or the path of the chosen profile."""
         return self.name or configured or "local"
 
     def words(self) -> str:
-        """Return the options as they were given, to be added to a command for the record."""
+        """Return the options as they were given, to record the command with them."""
         given = {"cluster": self.name, "workers": self.workers, "min": self.minimum, "max": self.maximum}
         return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
 
     def checked_profile(self, config: ExperimentConfig, folder: Path) -> Profile:
-        """Return the profile that is meant, once it is known that the run can be on its workers.
+        """Return the chosen profile, after checks that the run can work on its workers.
 
-        What would only be found out after jobs have waited in a queue is found out here: a run that does not fit, a
-        disk that is too small, another command that is writing the run folder.
+        Problems are found here, before jobs wait in a queue: a run that does not fit, a disk that is too small, or
+        another command that writes to the run folder.
 
         Raises
         ------
         InputError, ConfigError
-            If the profile or the experiment's spectra are not what is required.
+            If the profile or the experiment's spectra are wrong.
         ResourceError
-            With the profile's setting to turn, and what to set it to.
+            If it does not fit; the message names the profile's setting to change, and its new value.
         """
         from cluster import SlurmProfile
         from pipeline.base import exclusive
@@ -112,7 +116,7 @@ class ClusterChoice:
         Raises
         ------
         ResourceError
-            With the profile's setting to turn, and what to set it to.
+            If it does not fit; the message names the profile's setting to change, and its new value.
         """
         from cluster import SlurmProfile
         from pipeline.base import format_bytes
@@ -127,13 +131,23 @@ class ClusterChoice:
             )
 
 
+def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--workers``, ``--min`` and ``--max``, the number of workers."""
+    count = click.IntRange(min=1)
+    for option in (
+        click.option("--max", "maximum", type=count, help="Largest number of jobs of an adaptive cluster."),
+        click.option("--min", "minimum", type=count, help="Smallest number of jobs of an adaptive cluster."),
+        click.option("--workers", type=count, help="Number of workers, instead of the profile's."),
+    ):
+        command = option(command)
+    return command
+
+
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--cluster``, ``--workers``, ``--min`` and ``--max``; the command gets them as ``choice``."""
 
     @click.option("--cluster", "name", metavar="PROFILE", help="Cluster profile: a name or a file; local by default.")
-    @click.option("--workers", type=click.IntRange(min=1), help="Workers, instead of the profile's number.")
-    @click.option("--min", "minimum", type=click.IntRange(min=1), help="Fewest jobs of an adaptive cluster.")
-    @click.option("--max", "maximum", type=click.IntRange(min=1), help="Most jobs of an adaptive cluster.")
+    @size_options
     @functools.wraps(command)
     def chosen(
         *arguments: Any, name: str | None, workers: int | None, minimum: int | None, maximum: int | None, **options: Any
@@ -143,9 +157,29 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return chosen
 
 
+@contextmanager
+def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Progress) -> Iterator[Client]:
+    """Connect to a cluster, as :func:`cluster.connect` does, and record this in the run folder's journal.
+
+    The journal says that the run waits for workers, and then it counts them.
+    """
+    from cluster import connect
+    from cluster.client import silence_dask
+    from cluster.dashboard import find_dashboard, tunnel_hint
+
+    silence_dask()
+    journal.enter("waiting for workers")
+    with connect(profile, run_folder=folder, say=progress.note) as client:
+        address = find_dashboard(client)
+        with journal.attend(client, address.link if address else None, tunnel_hint(client)):
+            yield client
+
+
 @click.group()
 def cluster() -> None:
-    """List cluster profiles, and show the job script that one makes.
+    """List cluster profiles and show their job scripts.
+
+    A profile is a YAML file that describes where workers run.
 
     \b
     Example:
@@ -155,7 +189,9 @@ def cluster() -> None:
 
 @cluster.command("list")
 def list_profiles() -> None:
-    """List the profiles that come with the package, with their files: copy one and change it.
+    """List the profiles that come with the package, and their files.
+
+    Copy one of these files and change it for your site.
 
     \b
     Example:
@@ -169,11 +205,12 @@ def list_profiles() -> None:
 
 @cluster.command("show")
 @click.argument("profile", metavar="PROFILE")
-@click.option("--workers", type=click.IntRange(min=1), help="Workers, instead of the profile's number.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of workers, instead of the profile's.")
 def show(profile: str, workers: int | None) -> None:
-    """Show a profile and, for batch jobs, the script of one job; nothing is submitted.
+    """Show a profile and, for batch jobs, the script of one job.
 
-    What exists only while a run does is written in capitals: the scheduler's address, the folder of certificates.
+    Nothing is submitted. The scheduler's address and the folder of certificates exist only during a run, so the script
+    shows them as words in capitals.
 
     \b
     Example:

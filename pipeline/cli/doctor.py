@@ -1,4 +1,4 @@
-"""``headroom doctor``: whether this machine is fit for a run, and what to do if it is not."""
+"""``headroom doctor``: check whether this machine is fit for a run, and say what to do if it is not."""
 
 from __future__ import annotations
 
@@ -26,32 +26,28 @@ from pipeline.errors import HeadroomError
 
 __all__ = ["Check", "Verdict", "check_machine", "check_requirements", "doctor", "guarded"]
 
-# --- Whether this machine is fit for a run: one check after the other, each with what was found and what to do.
-#
-# The checks of what :mod:`cluster` needs (SLURM, TLS) are made by the command line, which alone knows it.
-
 Verdict = Literal["ok", "note", "broken"]
 _GIB: Final = 2**30
-#: Below these a run of a million spectra is in trouble, and a small one need not be.
+#: Bytes below which a run of a million spectra may not fit; a small run may.
 _LITTLE_MEMORY, _LITTLE_DISK, _LITTLE_TEMPORARY = 4 * _GIB, 20 * _GIB, 1 * _GIB
-#: What a core does at the least with a BLAS that is built for its processor, flop/s in float32.
+#: Flop/s in float32 that a core reaches at least, if the BLAS is built for its processor.
 _SLOW_BLAS = 10e9
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes
     ----------
     name
-        What.
+        What was checked.
     verdict
-        ``ok``; ``note``: works, but slower or with less; ``broken``: a run cannot work.
+        ``ok``; ``note``: a run works, but slower or with fewer features; ``broken``: a run cannot work.
     found
-        What is there.
+        What was found.
     remedy
-        What to do; empty where there is nothing to do.
+        What to do; empty if there is nothing to do.
     """
 
     name: str
@@ -66,7 +62,7 @@ def check_machine(folder: Path) -> Iterator[Check]:
     Parameters
     ----------
     folder
-        Where runs shall be written; it or its nearest parent that is there is tried.
+        The folder for runs. If it does not exist, its nearest existing parent is checked.
     """
     yield guarded(check_python, "Python")
     yield guarded(check_packages, "libraries")
@@ -81,7 +77,7 @@ def check_machine(folder: Path) -> Iterator[Check]:
 
 
 def guarded(check: Callable[[], Check], name: str) -> Check:
-    """Make a check; one that fails itself is broken, and the others are made all the same."""
+    """Make a check. If the check itself fails, its result is ``broken``, and the other checks still run."""
     try:
         return check()
     except (HeadroomError, OSError, ImportError, ValueError) as error:
@@ -89,7 +85,7 @@ def guarded(check: Callable[[], Check], name: str) -> Check:
 
 
 def check_python() -> Check:
-    """Whether this Python is new enough."""
+    """Check whether this Python is new enough."""
     required = metadata.metadata("headroom")["Requires-Python"]
     found = f"{platform.python_version()} ({platform.python_implementation()}), {required} required"
     if SpecifierSet(required).contains(platform.python_version(), prereleases=True):
@@ -98,7 +94,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """Whether the libraries that a run needs are there, in versions that will do."""
+    """Check whether the libraries that a run needs are installed, in the required versions."""
     wrong, n = check_requirements(_requirements(""), _version_of), len(_requirements(""))
     if not wrong:
         return Check("libraries", "ok", f"all {n} are there, headroom {metadata.version('headroom')}")
@@ -106,7 +102,7 @@ def check_packages() -> Check:
 
 
 def check_extras() -> Check:
-    """Which optional libraries are there; nothing is broken without them."""
+    """Check which optional libraries are installed; a run works without them."""
     uses = {"cluster": "SLURM jobs", "ml": "estimators and the logistic gate", "notebooks": "notebooks"}
     missing = [extra for extra in uses if check_requirements(_requirements(extra), _version_of)]
     if not missing:
@@ -121,9 +117,9 @@ def check_requirements(required: Mapping[str, str], version_of: Callable[[str], 
     Parameters
     ----------
     required
-        Ranges such as ``>=2.2`` by name; an empty one takes any version.
+        Version ranges such as ``>=2.2`` by library; an empty range accepts any version.
     version_of
-        Gives the installed version of a library, or None.
+        Returns the installed version of a library, or None.
     """
     wrong = []
     for name, wanted in required.items():
@@ -136,7 +132,7 @@ def check_requirements(required: Mapping[str, str], version_of: Callable[[str], 
 
 
 def check_blas() -> Check:
-    """Which BLAS multiplies, with how many threads, and how fast; takes a second."""
+    """Check which BLAS is used, with how many threads, and how fast it is; this takes a second."""
     from pipeline.plan import measure_flops
 
     libraries = [one for one in threadpool_info() if one["user_api"] == "blas"]
@@ -146,12 +142,14 @@ def check_blas() -> Check:
     flops = measure_flops(1024, "float32", rows=4096)
     found = f"{', '.join(names) or 'unknown'}, {threads} threads on {cores} cores, {flops / 1e9:,.0f} Gflop/s (float32)"
     if flops < _SLOW_BLAS * cores:
-        return Check("BLAS", "note", found, "a run will be slow: stop other work, or install NumPy and SciPy wheels")
+        return Check(
+            "BLAS", "note", found, "a run will be slow; stop other work, or install the wheels of NumPy and SciPy"
+        )
     return Check("BLAS", "ok", found)
 
 
 def check_memory() -> Check:
-    """How much memory is free for this process, in a batch job or container too."""
+    """Check how much memory is free for this process; limits of a batch job or container count."""
     free = available_memory()
     found = f"{free / _GIB:.1f} GiB free for new processes"
     if free < _LITTLE_MEMORY:
@@ -162,7 +160,7 @@ def check_memory() -> Check:
 
 
 def check_folder(name: str, folder: Path, little: int, setting: str) -> Check:
-    """Whether a folder can be written, and how much space it has."""
+    """Check whether a folder can be written, and how much space it has."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
@@ -183,7 +181,7 @@ def check_folder(name: str, folder: Path, little: int, setting: str) -> Check:
 
 
 def check_loopback() -> Check:
-    """Whether processes of this machine can talk to each other."""
+    """Check whether processes of this machine can connect to each other."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(1)
@@ -192,7 +190,7 @@ def check_loopback() -> Check:
 
 
 def check_terminal() -> Check:
-    """Whether R² and ΔR² can be printed, and whether in colour."""
+    """Check whether R² and ΔR² can be printed, and whether in colour."""
     encoding = (sys.stdout.encoding or locale.getpreferredencoding(False)).lower()
     seen = "a terminal" if sys.stdout.isatty() else "no terminal"
     colour = "no colour, NO_COLOR is set" if os.environ.get("NO_COLOR") else "colour"
@@ -205,7 +203,7 @@ def check_terminal() -> Check:
 
 
 def _requirements(extra: str) -> dict[str, str]:
-    """Return the ranges of what headroom requires, by name; with an extra those that it adds."""
+    """Return the version ranges that headroom requires, by library; for an extra, those that it adds."""
     stated = [Requirement(line) for line in metadata.requires("headroom") or ()]
     by_extra = {name: {one.name: str(one.specifier) for one in stated if _holds(one, name)} for name in {"", extra}}
     return {name: wanted for name, wanted in by_extra[extra].items() if not extra or name not in by_extra[""]}
@@ -227,14 +225,14 @@ _SECONDS: Final = 10.0
 
 
 @click.command()
-@click.option(
-    "--folder", default=".", show_default=True, type=click.Path(path_type=Path), help="Where runs shall be written."
-)
+@click.option("--folder", default=".", show_default=True, type=click.Path(path_type=Path), help="The folder for runs.")
 @json_option
 def doctor(folder: Path, as_json: bool) -> None:
-    """Check this machine: versions, BLAS, memory, disk, sockets, TLS, SLURM, terminal; say what to fix.
+    """Check whether this machine is fit for a run.
 
-    Exit code 3 if something that every run needs is broken. A note is no failure: a run works without SLURM or extras.
+    The checks cover versions, BLAS, memory, disk, sockets, TLS, SLURM and the terminal. Each problem comes with what to
+    do about it. The exit code is 3 if something that every run needs is broken. A note is no failure: a run works
+    without SLURM and without optional extras.
 
     \b
     Example:
@@ -257,14 +255,13 @@ def doctor(folder: Path, as_json: bool) -> None:
 
 
 def _checks(folder: Path) -> Iterator[Check]:
-
     yield from check_machine(folder)
     yield guarded(check_tls, "TLS")
     yield guarded(check_slurm, "SLURM")
 
 
 def check_tls() -> Check:
-    """Whether the certificates of a cluster can be made and used."""
+    """Check whether the certificates of a cluster can be made and used."""
     import ssl
 
     from cluster.certificates import make_certificates
@@ -275,7 +272,7 @@ def check_tls() -> Check:
 
 
 def check_slurm() -> Check:
-    """Whether jobs can be queued from here; a run on this machine does not need it."""
+    """Check whether jobs can be queued from here; a run on this machine does not need this."""
     from cluster.slurm_commands import run_slurm
     from pipeline.errors import ResourceError
 
@@ -293,7 +290,7 @@ def check_slurm() -> Check:
 
 
 def _print(check: Check) -> None:
-    """Print one check; click leaves colours out where there is no terminal, and we where NO_COLOR asks for it."""
+    """Print one check. Colours are left out if there is no terminal or if NO_COLOR is set."""
     from pipeline.base import wants_colour
 
     word = f"{check.verdict:<6}"

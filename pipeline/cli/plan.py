@@ -1,4 +1,4 @@
-"""``headroom plan``: what a run will cost, before it starts; of spectra that are there, or on paper."""
+"""``headroom plan``: what a run will cost, for existing spectra or for any number of imagined ones ("on paper")."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-#: What ``compute.partition_rows`` might be instead, and how much shorter a run must be for it to be said. Not more than
-#: the default: within a partition sums are float32, and lose digits with their length.
+#: Values of ``compute.partition_rows`` to suggest, and the share of the run's time below which one is suggested. None
+#: exceeds the default, because sums within a partition are float32 and lose digits with their length.
 _PARTITION_ROWS = tuple(2**k for k in range(13, 19))
 _WORTH_SAYING = 0.9
 
 
 def _read_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Read a number as people write large ones: 1e8."""
+    """Read a whole number that may be written like 1e8."""
     if value is None:
         return None
     try:
@@ -50,23 +50,27 @@ def _read_size(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what stands for spectra, settings, machines and rates that are not there."""
+    """Add the options that state spectra, settings, machines and rates instead of reading or measuring them."""
     count: dict[str, Any] = {"callback": _read_count, "metavar": "N"}
     size: dict[str, Any] = {"callback": _read_size, "metavar": "BYTES"}
     for option in reversed(
         (
-            click.option("--spectra", **count, help="Training spectra, instead of reading headers; 1e8 will do."),
-            click.option("--pixels", **count, help="Pixels of each, with --spectra."),
-            click.option("--cells", **count, help="Bins and the outside, with --spectra and no CONFIG.  [default: 10]"),
+            click.option(
+                "--spectra", **count, help="Number of training spectra, such as 1e8, instead of reading headers."
+            ),
+            click.option("--pixels", **count, help="Pixels of each spectrum, with --spectra."),
+            click.option("--cells", **count, help="Number of bins + 1, with --spectra and no CONFIG.  [default: 10]"),
             click.option("--draws", **count, help="Noise draws, with --spectra and no CONFIG.  [default: 1]"),
-            click.option("--alphas", **count, help="Penalties tried, with --spectra and no CONFIG.  [default: 1]"),
-            click.option("--folds", **count, help="Instead of compute.folds."),
-            click.option("--partition-rows", **count, help="Instead of compute.partition_rows."),
+            click.option("--alphas", **count, help="Penalties to try, with --spectra and no CONFIG.  [default: 1]"),
+            click.option("--folds", **count, help="Number of folds, instead of compute.folds."),
+            click.option("--partition-rows", **count, help="Rows of a partition, instead of compute.partition_rows."),
             click.option("--cores", **count, help="Cores of a worker, instead of the profile's."),
             click.option("--memory", **size, help="Memory of a worker, such as 64GB, instead of the profile's."),
-            click.option("--bandwidth", **size, help="Of the file system, all workers together.  [default: 5GB/s]"),
-            click.option("--flops", type=float, help="Flop/s of a worker's Gram products, instead of measuring."),
-            click.option("--read-rate", **size, help="Pixels a worker decodes, bytes/s, instead of measuring."),
+            click.option(
+                "--bandwidth", **size, help="File system's bytes/s for all workers together.  [default: 5GB/s]"
+            ),
+            click.option("--flops", type=float, help="Flop/s of a worker in Gram products, instead of measuring."),
+            click.option("--read-rate", **size, help="Bytes/s of pixels that a worker decodes, instead of measuring."),
         )
     ):
         command = option(command)
@@ -80,11 +84,13 @@ def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_paper_options
 @json_option
 def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: bool, **stated: Any) -> None:
-    """Project memory, disk, traffic and time of a run, name its bottleneck, and refuse what cannot fit.
+    """Project what a run will cost, and refuse what cannot fit.
 
-    Reads the headers of shards and stores only; converts and writes nothing. With --spectra and --pixels it reads not
-    even these, and needs no CONFIG: workers are then as large as this machine, if nothing else is said.
-    docs/scaling.md explains the model and where it breaks.
+    The projection gives memory, disk, traffic and time, and it names the bottleneck. Only the headers of shards and
+    stores are read. Nothing is converted or written.
+
+    With --spectra and --pixels no file is read, and CONFIG may be left out. Workers are then as large as this machine,
+    unless options say otherwise. docs/scaling.md explains the model and its limits.
 
     \b
     Example:
@@ -121,7 +127,7 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
 
 
 def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
-    """Return what is printed, for machines: bytes, seconds, counts."""
+    """Return the printed numbers for scripts, in bytes, seconds and counts."""
     what, remedy = scaling.bottleneck
     seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
     return {
@@ -138,7 +144,7 @@ def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict
 
 
 def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConfig:
-    """Return the experiment, or one that is all that ``--cells``, ``--draws`` and ``--alphas`` say."""
+    """Return the experiment of CONFIG, or one made up from ``--cells``, ``--draws`` and ``--alphas``."""
     from pipeline.config import ExperimentConfig
 
     if (stated["spectra"] is None) != (stated["pixels"] is None):
@@ -158,7 +164,7 @@ def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConf
         experiment = ExperimentConfig.model_validate(
             {
                 "data": {"train": "on paper", "test": "on paper"},
-                # How many there are is all that counts.
+                # Only the number of bins matters.
                 "bins": {"T_eff": [float(edge) for edge in range(max(cells, 2))]},
                 "ablation": False,
                 "seeds": list(range(made_up.get("draws", 1))),
@@ -192,7 +198,7 @@ def _stated_workers(
 def _stated_rates(
     projected: ExperimentPlan, experiment: ExperimentConfig, cores: int, stated: dict[str, Any]
 ) -> tuple[Rates, str]:
-    """Return this machine's rates but for those that were given, and a word on which these are."""
+    """Return the rates, given or else measured on this machine, and a text that says which are which."""
     from pipeline.plan import ASSUMED_BANDWIDTH, measure_rates
 
     rates = measure_rates(
@@ -210,7 +216,7 @@ def _stated_rates(
 def _better_partitions(
     projected: ExperimentPlan, experiment: ExperimentConfig, rates: Rates, limits: Sequence[int], cores: int
 ) -> str | None:
-    """Say which ``compute.partition_rows`` would make the run shorter, if one would by much."""
+    """Return a sentence about a ``compute.partition_rows`` that makes the run much shorter, or None."""
     from pipeline.plan import MEMORY_SHARE, format_seconds, plan_run, project_scaling
 
     def total(config: ExperimentConfig) -> float:

@@ -1,4 +1,4 @@
-"""``headroom status``: where a run stands, told from its folder alone."""
+"""``headroom status``: say where a run stands. Only the run folder is read."""
 
 from __future__ import annotations
 
@@ -24,27 +24,35 @@ from pipeline.base import (
     read_status,
     read_submission,
 )
+from pipeline.cli.words import run_argument
 from pipeline.errors import InputError
 
 __all__ = ["RunView", "status", "view_run"]
 
-#: A step without news for so long is said to be silent.
+#: Seconds without news after which a step is called silent.
 _SILENCE_SECONDS: Final = 60
 _GOOD = frozenset({"starting", "waiting for workers", "running", "finished", "submitted", "resubmitted"})
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--watch", is_flag=True, help="Show it live until the run ends; Ctrl-C leaves, the run goes on.")
+@run_argument
+@click.option("--watch", is_flag=True, help="Show it live until the run ends. After Ctrl-C the run goes on.")
 @click.option(
-    "--interval", default=2.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds, with --watch."
+    "--interval",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    help="Seconds between two looks, with --watch.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line at every change.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line at every change.")
 def status(folder: Path, watch: bool, interval: float, as_json: bool) -> None:
-    """Say where a run stands: step, partitions, rate, time left, workers, dashboard, last error.
+    """Say where a run stands.
 
-    Only the run folder is read, so it works wherever that is seen. Exit code 0 if the run is finished, under way or
-    queued; 1 if it failed, was interrupted or died; 2 if RUN is no run folder or its status is damaged.
+    The command shows the step, partitions, rate, time left, workers, dashboard and last error. It reads only the run
+    folder, so it works on every machine that can see this folder.
+
+    The exit code is 0 if the run is finished, under way or queued. It is 1 if the run failed, was interrupted or died.
+    It is 2 if RUN is no run folder or its status is damaged.
 
     \b
     Example:

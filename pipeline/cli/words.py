@@ -1,4 +1,4 @@
-"""Answers for machines: what ``--json`` prints, one object on standard output and nothing else there."""
+"""What several commands share: their common options, JSON for scripts, and the table of a run's results."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
-__all__ = ["json_option", "print_json", "print_table", "summarise_run"]
+__all__ = ["json_option", "print_json", "print_table", "quiet_option", "run_argument", "summarise_run"]
 
-#: The same switch everywhere.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
 def print_json(value: Any) -> None:
-    """Print a value as :func:`pipeline.base.files.json_text` writes it."""
+    """Print a value as one JSON object."""
     click.echo(json_text(value))
 
 
-# --- A run's results as a table in the terminal.
-
-
 def print_table(results: RunResults, config: ExperimentConfig) -> None:
-    """Print the figures of merit of every noise level, the verdict, and what a reader should know."""
+    """Print the scores of every noise level, the verdict, and the run's warnings."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -70,7 +68,7 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
 
 
 def summarise_run(results: RunResults, page: Path) -> dict[str, Any]:
-    """Return a run's results for machines: what ``summary.json`` holds, and where everything is."""
+    """Return a run's results for scripts: the content of ``summary.json``, and the paths of folder and report."""
     metadata = results.metadata
     where = {"run": results.folder, "report": page, "config_hash": metadata["config_hash"]}
     facts = {name: metadata[name] for name in ("simulated", "steps", "warnings", "peak_memory_bytes")}

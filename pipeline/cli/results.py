@@ -1,4 +1,4 @@
-"""``headroom compare``: finished runs held against each other."""
+"""The commands for what a finished run holds: ``headroom report``, ``headroom compare`` and ``headroom moments``."""
 
 from __future__ import annotations
 
@@ -8,25 +8,75 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.words import json_option, print_json
+from pipeline.base import choose_progress
+from pipeline.cli.words import json_option, print_json, quiet_option, run_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.report import Comparison
 
-__all__ = ["compare"]
+__all__ = ["compare", "moments", "report"]
+
+
+@click.command()
+@run_argument
+def report(folder: Path) -> None:
+    """Draw the figures and write the report of a run again.
+
+    Only the saved results of RUN are read.
+
+    \b
+    Example:
+      headroom report runs/demo
+    """
+    from pipeline.run import render_run
+
+    _, page = render_run(folder)
+    click.echo(f"report: {page}")
+
+
+@click.command()
+@run_argument
+@click.option("--verify", is_flag=True, help="Read every Gram matrix and check it against its checksum.")
+@json_option
+@quiet_option
+def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
+    """List the moments that a run has saved.
+
+    Moments are the sums over training spectra from which all models are solved. The list shows noise draws, folds,
+    cells, spectra and bytes, and it says whether anything is missing.
+
+    RUN is a run folder, its moments folder, or the folder of one noise draw. The exit code is 2 if anything is
+    damaged.
+
+    \b
+    Example:
+      headroom moments runs/demo --verify
+    """
+    from pipeline.moments import open_moments, render_contents, tabulate_contents
+
+    contents = open_moments(folder)
+    if verify:
+        contents = contents.verify(choose_progress(quiet=quiet))
+    if as_json:
+        print_json(tabulate_contents(contents))
+    else:
+        click.echo(render_contents(contents))
+    if contents.problems:
+        sys.exit(2)
 
 
 @click.command()
 @click.argument("folders", metavar="RUN_A RUN_B...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Write it as one HTML page, too.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Also write one HTML page.")
 @json_option
 def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Say how finished runs differ: settings, R², ΔR², and how sure their differences are.
+    """Say how finished runs differ.
 
-    The first run is the reference. Where test spectra are the same, both runs are scored on the same resamples of them
-    (paired), which shows differences far smaller than the interval of either run.
+    The first run is the reference. The command prints the settings that differ, R² and ΔR², and how certain their
+    differences are. If two runs have the same test spectra, both are scored on the same resamples of them. Such a
+    paired comparison shows differences far smaller than the interval of either run.
 
     \b
     Example:

@@ -1,0 +1,156 @@
+"""The commands for files of spectra: ``headroom sample``, ``headroom inspect`` and ``headroom convert``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.base import choose_progress
+from pipeline.cli.words import json_option, print_json, quiet_option
+from pipeline.config import load_config
+
+__all__ = ["convert", "inspect", "sample"]
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--train", default=20000, show_default=True, help="Number of training spectra.")
+@click.option("--shards", default=4, show_default=True, help="Number of shards for the training spectra.")
+@click.option("--test", default=5000, show_default=True, help="Number of test spectra.")
+@click.option("--pixels", default=1024, show_default=True, help="Pixels of each spectrum.")
+@click.option("--seed", default=0, show_default=True, help="Seed of labels and noise.")
+@click.option("--grid", type=click.Path(path_type=Path), help="File of model spectra to interpolate (NPZ or HDF5).")
+@click.option("--only", multiple=True, metavar="NAME", help="Write only this file: train/shard_K or test; repeatable.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
+@click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
+@quiet_option
+@json_option
+def sample(
+    directory: Path,
+    only: tuple[str, ...],
+    workers: int | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    **spec: Any,
+) -> None:
+    """Simulate shards, to try everything without real data.
+
+    A shard is an HDF5 file of spectra; these have the pfsspec layout. The spectra come from a compact physical model
+    with the real line list, not from spectral synthesis.
+
+    --only writes a single file (K counts from 0). The file has the same bits as if it were written with the others.
+    So a million spectra can be simulated, converted and deleted shard by shard on a small disk.
+
+    \b
+    Example:
+      headroom sample spectra/ --train 40000 --pixels 512
+      headroom sample spectra/ --train 1000000 --shards 40 --pixels 4096 --only train/shard_0
+    """
+    from pipeline.base import format_bytes
+    from pipeline.simulate import SampleSpec, write_sample
+
+    summary = write_sample(
+        directory,
+        SampleSpec(**spec),
+        only=only,
+        workers=workers,
+        overwrite=overwrite,
+        progress=choose_progress(quiet=quiet),
+    )
+    if as_json:
+        print_json(summary)
+        return
+    low, median, high = summary.snr[0], summary.snr[2], summary.snr[4]
+    click.echo(
+        f"{directory}: {summary.train:,} training and {summary.test:,} test spectra × {summary.pixels:,} pixels, "
+        f"{format_bytes(summary.bytes)}; SNR {low:.1f} to {high:.1f}, median {median:.1f} (simulated)"
+    )
+    if summary.clipped_labels:
+        click.echo(f"{summary.clipped_labels:,} spectra had labels outside the grid's hull and took the nearest inside")
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option("--config", help="Count the spectra in the bins of this configuration instead of the reference bins.")
+@quiet_option
+@json_option
+def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bool) -> None:
+    """Check shards or stores and say what is inside.
+
+    PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs. Every pixel is
+    read once. The exit code is 2 if a file has a problem.
+
+    \b
+    Example:
+      headroom inspect spectra/train spectra/test/dataset.h5
+    """
+    from pipeline.config import REFERENCE_EDGES
+    from pipeline.convert import inspect_path, render_inspection, render_total
+
+    bins = load_config(config).bins if config else REFERENCE_EDGES
+    progress = choose_progress(quiet=quiet)
+    inspections = []
+    for path in paths:
+        for inspection in inspect_path(path, bins=bins, progress=progress):
+            if not as_json:
+                click.echo(render_inspection(inspection))
+            inspections.append(inspection)
+    if as_json:
+        print_json({"files": inspections, "n_spectra": sum(one.n_spectra for one in inspections)})
+    elif len(inspections) > 1:
+        click.echo(render_total(inspections))
+    if any(inspection.problem is not None for inspection in inspections):
+        sys.exit(2)
+
+
+@click.command()
+@click.argument("shards", nargs=-1, required=True)
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
+@click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
+@click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing store, once the new one is complete.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
+)
+@click.option(
+    "--delete-source",
+    "delete_sources",
+    is_flag=True,
+    help="Delete each shard after the finished store was compared with it, pixel by pixel.",
+)
+@quiet_option
+@json_option
+def convert(shards: tuple[str, ...], store: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Convert HDF5 shards to one Zarr store.
+
+    After an interruption, run the same command again; it resumes.
+
+    With --delete-source a shard is deleted once all its pixels and columns were found in the finished store, bit for
+    bit. At the first difference this shard and all later ones are kept. A store does not hold text columns or the
+    edges of pixels, so these are lost with the file. The same command continues an interrupted deletion.
+
+    \b
+    Example:
+      headroom convert spectra/train/shard_index.txt train.zarr
+      headroom convert spectra/train/shard_3 train_3.zarr --delete-source
+    """
+    from pipeline.base import format_bytes
+    from pipeline.convert import convert_shards, find_sources
+
+    found = find_sources(shards, Path.cwd(), store)
+    made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    if as_json:
+        sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}
+        print_json({"store": store, "fingerprint": made.fingerprint, **sizes})
+        return
+    click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")
