@@ -3,8 +3,6 @@ from .draws import NoiseDraw as NoiseDraw
 from .draws import add_noise as add_noise
 from .draws import draw_noise as draw_noise
 from .draws import fill_normals as fill_normals
-from .draws import normals_of_row as normals_of_row
-from .draws import stream_key as stream_key
 from .kinds import NOISE_KINDS as NOISE_KINDS
 from .kinds import compares as compares
 from .kinds import describe_test_noise as describe_test_noise

@@ -20,7 +20,7 @@ import yaml
 
 from pipeline.base import list_recordings, replacing
 from pipeline.errors import ResourceError
-from pipeline.noise import NOISE_KINDS, is_marginal
+from pipeline.noise import describe_test_noise, is_marginal
 from pipeline.questions.bin_design import describe_design
 from pipeline.questions.gate import describe_gate
 from pipeline.questions.penalty import describe_search
@@ -130,7 +130,7 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "levels": [
             {
                 "name": f"{entry['noise_level']:g}",
-                "test_noise": entry["test_noise"],
+                "test_noise": describe_test_noise(entry["test_noise"]),
                 "hypotheses": list_hypotheses(entry),
                 "key_numbers": list_key_numbers(results, entry),
                 "labels": list_labels(results, entry),
@@ -159,7 +159,6 @@ def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]
         "recordings": [path.name for path in list_recordings(results.folder)],
         "commands": list_commands(results),
         "glossary": describe_words(results),
-        "test_noise": {kind: noise.words for kind, noise in NOISE_KINDS.items()},
         "about_labels": ABOUT_LABELS,
     }
 
