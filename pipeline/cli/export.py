@@ -1,4 +1,4 @@
-"""``headroom export``: a run's models as a folder of their own."""
+"""``headroom export``: write the models of a run to a folder of their own."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import Any
 import click
 
 from pipeline.base import choose_progress
+from pipeline.cli.words import quiet_option, run_argument
 
 __all__ = ["export"]
 
 
 @click.command()
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("--level", type=float, help="Noise level of the training; the one of the run's conclusions by default.")
-@click.option("--seed", type=int, help="Seed of the training noise; the run's first by default.")
+@click.option("--level", type=float, help="Noise level of the training; by default the level of the run's conclusions.")
+@click.option("--seed", type=int, help="Seed of the training noise; the run's first seed by default.")
 @click.option(
     "--quantile",
     default=0.999,
     show_default=True,
-    help="Spectra farther from the mean than this share of the training spectra are out of domain.",
+    help="A spectrum is out of domain if it lies farther from the mean than this share of the training spectra.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing model.")
+@quiet_option
 def export(folder: Path, model: Path, quiet: bool, **options: Any) -> None:
-    """Write the models of a finished run to a new folder MODEL, which needs neither the run nor its spectra.
+    """Write the models of a finished run to a folder.
 
-    It holds the global model, the experts and the gate of one noise draw for all labels, what is out of domain, where
-    all of it comes from, and a model card. Every byte is checked when it is loaded. `headroom predict` and
-    `pipeline.load_model` use it.
+    The folder MODEL needs neither the run nor its spectra. It holds the global model, the experts and the gate of one
+    noise draw, for all labels. It also holds the limits beyond which a spectrum is out of domain, the origin of the
+    models, and a model card. `headroom predict` and `pipeline.load_model` read it and check every byte.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``headroom predict``: labels for spectra that nobody has labelled."""
+"""``headroom predict``: predict the labels of spectra."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.base import Progress, choose_progress
+from pipeline.cli.words import json_option, quiet_option
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,20 +46,22 @@ def _list_routes() -> list[Route]:
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @click.argument("spectra", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file, a row for each spectrum.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write, one row for each spectrum."
+)
 @click.option("--route", cls=_RouteOption, help="How experts are combined; the model's own by default.")
 @click.option(
     "--noise",
     default="none",
     show_default=True,
-    help="none for observed spectra; for simulated ones `stored` (their own noisy array) or a level to draw.",
+    help="`none` for observed spectra. For simulated ones `stored` (their own noisy array) or a level to draw.",
 )
-@click.option("--seed", type=int, help="Seed of a drawn noise; that of the model's training by default.")
-@click.option("--resample", is_flag=True, help="Rebin spectra of another wavelength grid, flux conserved.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; one per core by default.")
-@click.option("--overwrite", is_flag=True, help="Replace predictions that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--seed", type=int, help="Seed of drawn noise; the seed of the model's training by default.")
+@click.option("--resample", is_flag=True, help="Rebin spectra of another wavelength grid; flux is conserved.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of threads; one per core by default.")
+@click.option("--overwrite", is_flag=True, help="Replace existing predictions.")
+@json_option
+@quiet_option
 def predict(
     model: Path,
     spectra: tuple[str, ...],
@@ -72,11 +75,13 @@ def predict(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Predict the labels of SPECTRA: shards or stores, with labels in them or without. Run it again to resume.
+    """Predict the labels of spectra.
 
-    Each row of the file has the labels under the chosen route and by the global model, the probability of each bin,
-    and whether the spectrum is out of the model's domain and why. No noise is added to spectra unless you ask for it.
-    Where labels are known, R² is printed.
+    SPECTRA are shards or stores. Labels in them are not used for the prediction; if there are any, R² is printed. Each
+    row of the file holds the labels predicted by the chosen route and by the global model, and the probability of each
+    bin. It also says whether the spectrum is out of domain, that is, unlike the training spectra, and why.
+
+    No noise is added unless you ask for it. After an interruption, run the same command again; it resumes.
 
     \b
     Example:

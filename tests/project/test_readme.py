@@ -92,6 +92,13 @@ def test_options_that_the_table_names_exist() -> None:
             assert option in {one for parameter in command.params for one in parameter.opts}, (left, option)
 
 
+def test_commands_are_listed_in_the_order_of_the_table_by_whole_sentences() -> None:
+    with cli.make_context("headroom", ["--help"], resilient_parsing=True, terminal_width=80) as context:
+        listed = cli.get_help(context).split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed] == [row[0].split()[1].strip("`") for row in table_rows("## Commands")]
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
 def test_messages_of_the_troubleshooting_are_real() -> None:
     sources = {
         path: re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
