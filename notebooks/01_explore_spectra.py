@@ -14,14 +14,14 @@
 # %% [markdown]
 # # 1 · Explore the spectra
 #
-# **You will learn** what is in a store, how many spectra lie in each bin and how good they are, where the lines are
-# that tell log g, and what noise level 1 does to one spectrum.
+# **You will learn** what is in a store (the Zarr copy of the spectra), how many spectra lie in each bin and how good
+# they are, which lines depend on log g, and what noise level 1 does to one spectrum.
 #
-# **You need** a finished run: that of `make demo`, or your own, named by the environment variable `HEADROOM_RUN`.
-# Without one, a small one is made here in half a minute.
+# **You need** a finished run. This is the run of `make demo`, or your own run, named by the environment variable
+# `HEADROOM_RUN`. If there is none, a small run is made here in half a minute.
 #
-# The spectra of `make demo`, and those made here, are **simulated** by a compact physical model: they behave like
-# stars, but measure nothing real.
+# The spectra of `make demo`, and those made here, are **simulated** by a compact physical model. They behave like
+# spectra of stars, but they say nothing about real stars.
 
 # %%
 import os
@@ -43,8 +43,8 @@ print(RUN, "holds", "simulated spectra" if results.metadata["simulated"] else "t
 # %% [markdown]
 # ## One lazy dataset
 #
-# `open_spectra` takes one store or several and reads no pixels before they are asked for. Labels are in memory, so that
-# selecting by them is plain indexing.
+# `open_spectra` takes one store or several. It reads pixels only when they are needed. Labels are in memory, so you can
+# select spectra by their labels with plain indexing.
 
 # %%
 spectra = pipeline.open_spectra(results.store_paths("train"))
@@ -53,8 +53,8 @@ spectra
 # %% [markdown]
 # ## Bins
 #
-# A bin is a rectangle in T_eff and [M/H], half-open except at the last edge. Spectra in no bin have number −1: no
-# expert is trained on them, but the global model is.
+# A bin is a rectangle in T_eff and [M/H]. It includes its lower edges but not its upper edges, except the last one.
+# Spectra in no bin have the number −1. No expert is trained on them, but the global model is.
 
 # %%
 config = pipeline.load_config(RUN / "config.yaml")
@@ -85,8 +85,8 @@ print(f"SNR: median {middle:.1f}; nine of ten spectra lie between {low:.1f} and 
 # %% [markdown]
 # ## Mean spectra per bin
 #
-# Noise-free flux, the mean over the first 20,000 spectra. Lines weaken as [M/H] falls; CN absorbs redwards of 7870 Å
-# where stars are cool and rich in metals, the Paschen lines where they are hot.
+# The figure shows the mean noise-free flux of the first 20,000 spectra. Lines weaken as [M/H] falls. CN absorbs
+# redwards of 7870 Å in cool, metal-rich stars. The Paschen lines absorb in hot stars.
 
 # %%
 some = spectra.isel(spectrum=slice(0, 20_000))
@@ -122,7 +122,8 @@ def draw_means(start, stop):
 draw_means(7000, 9000)
 
 # %% [markdown]
-# The Ca II triplet, nearer: its wings widen with pressure, hence with log g. That is what the models read.
+# The next figure shows the Ca II triplet in detail. Its wings widen with pressure, and so with log g. The models use
+# this.
 
 # %%
 draw_means(8470, 8690)
@@ -130,8 +131,8 @@ draw_means(8470, 8690)
 # %% [markdown]
 # ## What noise level 1 does to one spectrum
 #
-# `noisy = max(flux + level · error · ε, 0)`. ε depends on the seed and on the row of the spectrum alone, so anyone can
-# repeat a draw, in whatever order the rows are read.
+# The noisy flux is `noisy = max(flux + level · error · ε, 0)`. The random ε depends only on the seed and on the row of
+# the spectrum. So anyone can repeat a draw, and the order in which rows are read does not matter.
 
 # %%
 store = pipeline.open_stores(results.store_paths("train"))
@@ -164,7 +165,7 @@ draw_noise(row, 1.0)
 # %% [markdown]
 # ## Look through the spectra
 #
-# Move the sliders (they need a running kernel): the spectra are in order of their signal-to-noise ratio.
+# Move the sliders; they need a running kernel. The spectra are sorted by their signal-to-noise ratio.
 
 # %%
 by_snr = np.argsort(labels["snr"].to_numpy(), kind="stable")
@@ -175,4 +176,4 @@ _ = ipywidgets.interact(
 )
 
 # %% [markdown]
-# Next: `02_headroom`, what experts gain on these spectra.
+# The next notebook, `02_headroom`, shows what experts gain on these spectra.

@@ -14,13 +14,13 @@
 # %% [markdown]
 # # 2 · Headroom
 #
-# **You will learn** how to start a cluster, watch a run and read its result; and how to ask further questions (another
-# penalty, coarser bins) without another pass over the spectra.
+# **You will learn** how to start a cluster, watch a run and read its result. You will also ask further questions
+# (another penalty, coarser bins) without another pass over the spectra.
 #
-# **You need** a finished run, whose spectra are used: that of `make demo`, or your own, named by the environment
-# variable `HEADROOM_RUN`. Without one, a small one is made here in half a minute.
+# **You need** a finished run, because its spectra are used. This is the run of `make demo`, or your own run, named by
+# the environment variable `HEADROOM_RUN`. If there is none, a small run is made here in half a minute.
 #
-# The spectra of `make demo`, and those made here, are **simulated**: the numbers below say nothing about real stars.
+# The spectra of `make demo`, and those made here, are **simulated**. The numbers below say nothing about real stars.
 
 # %%
 import os
@@ -46,8 +46,9 @@ print(RUN, "holds", "simulated spectra" if earlier.metadata["simulated"] else "t
 # %% [markdown]
 # ## An experiment
 #
-# A configuration is what the YAML file holds. Here: one noise draw, a penalty of 0.1 for each training spectrum (for a
-# million spectra that is α = 1e5), five folds.
+# A configuration is the content of the YAML file. This one has a single draw of the noise (one seed), a penalty of 0.1
+# for each training spectrum (α = 1e5 for a million spectra), and the default five folds. A fold is one of the parts
+# into which the training set is cut.
 
 # %%
 known = pipeline.load_config(RUN / "config.yaml")
@@ -67,8 +68,8 @@ print(f"{plan.worker_memory / 2**30:.1f} GiB for a worker, {plan.moments_disk / 
 # %% [markdown]
 # ## Run it on a cluster
 #
-# `connect` starts a worker on this machine and stops it when the block ends. Open the link while the cell runs: Dask's
-# dashboard shows every task by name. Another profile does the same on SLURM (notebook 4).
+# `connect` starts a worker on this machine and stops it when the block ends. Open the link while the cell runs. Dask's
+# dashboard shows every task by name. With another profile the same code runs on SLURM (notebook 4).
 
 # %%
 out = Path(tempfile.mkdtemp(prefix="headroom_"))  # deleted at the end of this notebook
@@ -82,9 +83,11 @@ print(f"{seconds_of_run:.1f} s, with the start of the cluster")
 # %% [markdown]
 # ## The answer
 #
-# **R²** is the share of the scatter in the label that a model explains. **ΔR² = R²_oracle − R²_global** is the
-# headroom: no gate with these experts can be expected to gain more. `covered` counts spectra in a bin; `all` adds the
-# rest, where the oracle falls back to the global model.
+# **R²** is the share of the scatter in the label that a model explains. The *global* model is trained on all spectra,
+# and an *expert* on the spectra of one bin. The *oracle* gives each test star to the expert of its true bin.
+# **ΔR² = R²_oracle − R²_global** is the headroom. A gate must guess the bin, so with these experts it cannot be
+# expected to gain more. `covered` spectra lie in one of the bins. `all` spectra include those outside every bin, where
+# the oracle takes the global model.
 
 # %%
 merits = ["n_train", "n_test", "r2_global", "r2_oracle", "delta_r2", "delta_r2_low", "delta_r2_high"]
@@ -104,9 +107,11 @@ pipeline.draw_grouped_r2(results)
 # %% [markdown]
 # ## Another penalty, without another pass
 #
-# The pass left the moments of every bin. Any penalty is solved from them; only the test spectra are read again.
-# (Which penalty is *best* must not be chosen on the test set: `ridge: {alpha: {search: [...]}}` chooses on folds of the
-# training set. This curve is for looking.)
+# The pass has left the *moments* of every bin: sums over its training spectra. They are enough to solve the models for
+# any penalty. Only the test spectra are read again.
+#
+# The *best* penalty must not be chosen on the test set, so this curve is only for looking. The setting
+# `ridge: {alpha: {search: [...]}}` chooses a penalty on folds of the training set.
 
 # %%
 started = time.perf_counter()
@@ -129,12 +134,12 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# The experts have fewer spectra than the global model, so that one penalty for all cannot be the best for both.
+# The experts have fewer spectra than the global model, so one penalty cannot be the best for both.
 #
 # ## Coarser bins, without another pass
 #
-# A coarser bin is a sum of bins, and so are its moments. Keep the outer edges and leave out inner ones. Finer bins are
-# not in the moments: name them in `binnings` before the pass.
+# A coarser bin is a union of bins, and its moments are the sum of their moments. Keep the outer edges and leave out
+# inner ones. Finer bins cannot be computed from these moments. For them, use the setting `binnings` before the pass.
 
 # %%
 tables = {"run": pipeline.revisit_run(out).table()}
@@ -150,10 +155,10 @@ headlines[["experts", "n_test", "r2_global", "r2_oracle", "delta_r2", "delta_r2_
 tables[f"{next(iter(config.bins))} only"].round(3)
 
 # %% [markdown]
-# `run` repeats the run's own figures: same moments, same test noise, same resamples.
+# The row `run` repeats the run's own numbers: it has the same moments, the same test noise and the same resamples.
 
 # %%
 shutil.rmtree(out)
 
 # %% [markdown]
-# Next: `03_inside_an_expert`, what the models look at.
+# The next notebook, `03_inside_an_expert`, shows which pixels the models use.

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # 3 · Inside an expert
 #
-# **You will learn** which wavelengths the models read, where experts disagree with the global model, and how their
-# errors depend on the star and on the signal-to-noise ratio.
+# **You will learn** which wavelengths the models use, where experts disagree with the global model, and how their
+# errors depend on the star and on the signal-to-noise ratio. The *global* model is trained on all spectra, an *expert*
+# on the spectra of one bin.
 #
-# **You need** a finished run: that of `make demo`, or your own, named by the environment variable `HEADROOM_RUN`.
-# Without one, a small one is made here in half a minute.
+# **You need** a finished run. This is the run of `make demo`, or your own run, named by the environment variable
+# `HEADROOM_RUN`. If there is none, a small run is made here in half a minute.
 #
-# The spectra of `make demo`, and those made here, are **simulated**: these models know the lines that the simulation
-# contains, no others.
+# The spectra of `make demo`, and those made here, are **simulated**. These models know only the lines that the
+# simulation contains.
 
 # %%
 import os
@@ -43,12 +44,12 @@ print(RUN, "holds", "simulated spectra" if results.metadata["simulated"] else "t
 # %% [markdown]
 # ## Weights with their wavelengths
 #
-# A model is a sum: prediction = intercept + Σ weight · flux. A weight alone says little, since some pixels vary more
-# than others. `effect` is weight × standard deviation of the noisy pixel: what a pixel that is one standard deviation
-# brighter does to the prediction.
+# A model is a sum: prediction = intercept + Σ weight · flux. A weight alone says little, because some pixels vary more
+# than others. `effect` is the weight × the standard deviation of the noisy pixel. It tells how the prediction changes
+# if the pixel is brighter by one standard deviation.
 #
-# If the run has them, we look at the models that were trained on marginal noise, the expectation over all draws: the
-# weights of a single draw are themselves noisy.
+# *Marginal* noise is the expectation over all draws of the noise. If the run has models that were trained on marginal
+# noise, we look at these, because the weights from a single draw are themselves noisy.
 
 # %%
 config = pipeline.load_config(RUN / "config.yaml")
@@ -81,15 +82,16 @@ def draw_effects(start, stop):
 draw_effects(7000, 9000)
 
 # %% [markdown]
-# A negative effect means: more absorption there, higher log g. One expects it in the Ca II lines, whose wings widen
-# with pressure, and the opposite in the Paschen lines, which grow as gravity falls. The triplet, nearer:
+# A negative effect means that more absorption at this pixel gives a higher log g. One expects this in the Ca II lines,
+# whose wings widen with pressure. One expects the opposite in the Paschen lines, which grow as gravity falls. The next
+# figure shows the Ca II triplet in detail.
 
 # %%
 draw_effects(8440, 8720)
 
 # %% [markdown]
-# Which lines matter most? The mean of effect² within 8 Å of the lines of each species, over that of all pixels: above 1
-# the model looks there more than elsewhere.
+# Which lines matter most? The table gives, for each species, the mean of effect² within 8 Å of its lines, divided by
+# the mean over all pixels. Where this number exceeds 1, the model uses these pixels more than the average pixel.
 
 # %%
 wavelength = weights["wavelength"].to_numpy()
@@ -106,7 +108,7 @@ pd.DataFrame.from_dict(rows, orient="index", columns=weights["model"].to_numpy()
 # %% [markdown]
 # ## Where experts disagree with the global model
 #
-# Root mean square of effect(expert) − effect(global) over all experts, pixel by pixel.
+# The figure shows, for each pixel, the root mean square of effect(expert) − effect(global) over all experts.
 
 # %%
 difference = weights["effect"][1:] - weights["effect"][0].drop_vars("model")
@@ -121,8 +123,8 @@ plt.show()
 # %% [markdown]
 # ## Predictions, lazily
 #
-# The models as a labelled array predict any spectra on the same wavelengths: one product, nothing is read before
-# `compute`. Here the test spectra with their own stored noise, if they have some.
+# The weights are a labelled array. One product predicts any spectra on the same wavelengths, and nothing is read before
+# `compute`. Here we predict the test spectra, with their own stored noise if they have it.
 
 # %%
 test = pipeline.open_spectra(results.store_paths("test"))
@@ -134,8 +136,8 @@ few.isel(spectrum=slice(0, 3), model=slice(0, 4)).to_pandas().round(2)
 # %% [markdown]
 # ## Errors of test spectra
 #
-# `predictions()` has every test spectrum with its columns, its bin, and what each model says. Lines are medians in
-# twelve equal parts, bands hold the middle 68 %.
+# `predictions()` lists every test spectrum with its columns, its bin, and the prediction of each model. In the figure
+# the spectra are divided into twelve equal parts. Lines are the medians of the parts, and bands hold the middle 68 %.
 
 # %%
 stars = found.predictions()
@@ -164,10 +166,11 @@ panels[0].legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# Errors fall with the label itself: a model that is unsure answers near the mean, and noise makes it unsure. Experts
-# that know more do so less, and bands narrow as the signal-to-noise ratio grows.
+# The error falls as the label itself grows. The reason is that a model that is unsure answers near the mean, and noise
+# makes it unsure. Experts know more, so their answers lie less close to the mean. Bands narrow as the signal-to-noise
+# ratio grows.
 #
-# The stars for which the expert changes most, and whether it was right to:
+# The next cell takes the stars for which the expert changes the prediction most. It tells whether the change was right.
 
 # %%
 covered = covered.assign(
@@ -179,4 +182,4 @@ print(f"of the tenth with the largest change, the expert is nearer to the truth 
 covered.groupby("bin")[["change", "gain"]].agg(["mean", "std"]).round(3)
 
 # %% [markdown]
-# Next: `04_on_your_cluster`, the same on batch jobs.
+# The next notebook, `04_on_your_cluster`, runs the same experiment as batch jobs.

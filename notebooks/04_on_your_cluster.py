@@ -17,8 +17,8 @@
 # **You will learn** how a profile becomes batch jobs of SLURM, what is encrypted, how to see the dashboard through ssh,
 # and how to submit a run and follow it.
 #
-# **You need** a finished run for its spectra, as in the other notebooks, and no SLURM: job scripts are shown, not sent,
-# and the live part uses this machine. On a login node the same lines work with your own profile.
+# **You need** a finished run for its spectra, as in the other notebooks. You do not need SLURM: job scripts are shown
+# but not submitted, and the live part uses this machine. On a login node the same lines work with your own profile.
 #
 # The spectra of `make demo`, and those made here, are **simulated**.
 
@@ -44,8 +44,9 @@ print(RUN, "holds", "simulated spectra" if earlier.metadata["simulated"] else "t
 # %% [markdown]
 # ## A profile
 #
-# One YAML file says what a cluster is. Copy the packaged one, change what your site wants, and give it by its path;
-# here the file is made from Python. `sinfo` lists your partitions. One job is one worker that uses all of its cores.
+# A profile is a YAML file that describes a cluster. Copy the packaged profile, change it for your site, and give its
+# path. Here we write the file from Python. `sinfo` lists your partitions. One job is one worker, which uses all cores
+# of the job.
 
 # %%
 scratch = tempfile.TemporaryDirectory(prefix="headroom_")  # deleted at the end of this notebook
@@ -69,8 +70,9 @@ profile
 # %% [markdown]
 # ## What a worker's job is
 #
-# The script is a text that you can read before anything is sent; `headroom cluster show my_site.yaml` prints the same.
-# What exists only while a run does is written in capitals.
+# You can read the job script before anything is submitted. `headroom cluster show my_site.yaml` prints the same text.
+# The scheduler's address and the folder of certificates exist only during a run. The script shows them as words in
+# capitals.
 
 # %%
 print(cluster.render_job_script(profile))
@@ -78,7 +80,7 @@ print(cluster.render_job_script(profile))
 # %% [markdown]
 # ## Does the run fit these jobs?
 #
-# The plan reads headers and labels only, and refuses what cannot fit before anything waits in a queue.
+# The plan reads only headers and labels. It refuses a run that cannot fit, before anything waits in a queue.
 
 # %%
 known = pipeline.load_config(RUN / "config.yaml")
@@ -100,11 +102,12 @@ print(f"{plan.n_pieces} pieces of work for at most {profile.most_workers} worker
 # ## TLS
 #
 # Whoever can talk to a Dask scheduler can run code as you, and login nodes are shared. So every run makes certificates
-# for itself alone: both ends of every connection must show one, and nothing else is let in. Nothing has to be set up.
-# On SLURM the key files lie in the run folder, readable by you alone, and go with the run.
+# for itself alone. Both ends of every connection must show one, and all other connections are refused. You do not have
+# to set up anything. On SLURM the key files lie in the run folder. Only you can read them, and they are deleted with
+# the end of the run.
 #
-# Here is a cluster on this machine, whose worker is a process of its own. The second client has a certificate, but of
-# another run, and is refused.
+# Here is a cluster on this machine whose worker is a separate process. The second client shows a certificate of another
+# run, so it is refused.
 
 # %%
 from distributed import Client
@@ -121,8 +124,8 @@ with cluster.connect(cluster.LocalProfile(processes=True)) as client:
 # %% [markdown]
 # ## The dashboard, through ssh
 #
-# A dashboard knows no passwords, so it listens on 127.0.0.1 of the machine with the scheduler, and ssh brings it to
-# you. `headroom run` and `headroom status` print the line to run on your own machine. Two examples of it:
+# A dashboard has no passwords. Therefore it listens only on 127.0.0.1 of the scheduler's machine, and you reach it
+# through ssh. `headroom run` and `headroom status` print the command to run on your own machine. Here are two examples:
 
 # %%
 me = {"user": "ada", "machine": "node017"}
@@ -134,9 +137,9 @@ for environment in (session, job):
 # %% [markdown]
 # ## Submit
 #
-# `headroom submit my.yaml --profile my_site.yaml --out runs/my` queues a small job that runs the experiment and queues
-# the workers; nothing stays on the login node. Before its walltime ends it queues a successor, which goes on where it
-# was. This is its script, with `--dry-run` on the command line:
+# `headroom submit my.yaml --profile my_site.yaml --out runs/my` queues a small job, the driver. It runs the experiment
+# and queues the workers, so nothing stays on the login node. Before its walltime ends, it queues a successor, which
+# continues the work. The next cell shows the driver's script; `--dry-run` on the command line prints the same.
 
 # %%
 arguments = ["run", "my.yaml", "--out", "runs/my", "--cluster", "my_site.yaml"]
@@ -145,8 +148,8 @@ print(cluster.render_driver_script(profile, arguments, Path("runs/my")))
 # %% [markdown]
 # ## Run and follow it, here
 #
-# The same commands with the profile `local`. `headroom status` reads the run folder alone: it works from any machine
-# that sees it, while the run is on and afterwards.
+# The same commands work with the profile `local`. `headroom status` reads only the run folder. So it works on any
+# machine that can see this folder, during the run and afterwards.
 
 
 # %%
@@ -162,8 +165,8 @@ headroom("run", folder / "my.yaml", "--out", folder / "my", "--cluster", "local"
 headroom("status", folder / "my")
 
 # %% [markdown]
-# The bits of the results do not depend on the cluster: a run that was begun here may be finished on SLURM, and the
-# other way round. What to do when jobs stay pending, nodes are lost or a disk is full: `cluster/README.md`.
+# The bits of the results do not depend on the cluster. A run that was begun here may be finished on SLURM, and the
+# other way round. `cluster/README.md` says what to do when jobs stay pending, nodes are lost or a disk is full.
 
 # %%
 scratch.cleanup()

@@ -84,7 +84,7 @@ def test_a_notebook_uses_public_names_alone(script: Path) -> None:
 
 def test_public_names_of_the_cluster_package_are_there() -> None:
     assert all(getattr(cluster, name) is not None for name in cluster.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+    with pytest.raises(AttributeError, match="no_such_name"):
         cluster.no_such_name  # noqa: B018
     code = "import sys, cluster; print(sorted({'dask_jobqueue', 'distributed'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
