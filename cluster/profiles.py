@@ -11,11 +11,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pipeline.base import available_cores, available_memory
-from pipeline.config import Section, describe_findings
+from pipeline.config import Section, describe_findings, read_yaml
 from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
@@ -356,12 +355,7 @@ def load_profile(source: str | Path) -> Profile:
                 f"({', '.join(packaged)}){did_you_mean(str(source), packaged)}"
             )
         path = packaged[str(source)]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"cluster profile {path}: cannot be read ({error}); give a YAML text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cluster profile {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, "cluster profile")
     if not isinstance(content, dict) or content.get("kind") not in _KINDS:
         found = content.get("kind") if isinstance(content, dict) else content
         raise ConfigError(

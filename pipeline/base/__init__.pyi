@@ -5,11 +5,13 @@ from .direct_io import aligned_buffer as aligned_buffer
 from .direct_io import read_file as read_file
 from .direct_io import write_file as write_file
 from .files import disk_errors_told as disk_errors_told
+from .files import find_json as find_json
 from .files import json_text as json_text
 from .files import read_json as read_json
 from .files import remove_leftovers as remove_leftovers
 from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder
+from .files import write_json as write_json
 from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised
@@ -27,6 +29,9 @@ from .machine import hash_file as hash_file
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
+from .npz import open_npz as open_npz
+from .npz import save_npz as save_npz
+from .npz import write_npz as write_npz
 from .progress import Advance as Advance
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all; values as JSON text that every reader takes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from pipeline.errors import InputError, ResourceError
 __all__ = [
     "TEMPORARY_SUFFIX",
     "disk_errors_told",
+    "find_json",
     "json_text",
     "read_json",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
+    "write_json",
 ]
 
 #: Files and folders of this ending are halves that a killed run left; whoever owns their folder may delete them.
@@ -39,15 +41,8 @@ def replacing(path: Path) -> Iterator[Path]:
     ResourceError
         If the disk is full or not writable; the message names the path, and nothing is left behind.
     """
-    temporary = _temporary_name(path)
-    with disk_errors_told(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    with disk_errors_told(path), _replaced(path) as temporary:
+        yield temporary
 
 
 @contextmanager
@@ -95,6 +90,18 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    temporary = _temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
 
@@ -110,7 +117,7 @@ def disk_errors_told(path: Path) -> Iterator[None]:
         raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
 
 
-# --- Values as JSON text that every reader takes: no NaN, no infinity, nothing that needs Python; and read back.
+# --- JSON: no NaN, no infinity, nothing that needs Python.
 
 Built = TypeVar("Built")
 
@@ -135,6 +142,27 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise InputError(f"{path} is damaged ({reason}); delete the file, and run again with the same --out")
+
+
+def find_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where there is none: no such file, or none that can be read as an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as a JSON file at once: readers see the old file or the new one, never a part.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or not writable.
+    """
+    with _replaced(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,130 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.settings import ExperimentConfig
 from pipeline.errors import ConfigError, did_you_mean
 
-__all__ = ["describe_findings", "load_config", "packaged_configs", "with_absolute_paths"]
+__all__ = ["describe_findings", "load_config", "packaged_configs", "read_yaml", "with_absolute_paths"]
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name."""
+    folder = Path(str(resources.files("pipeline"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path, variables: Mapping[str, str] | None = None) -> ExperimentConfig:
+    """Read and validate a configuration.
+
+    Parameters
+    ----------
+    source
+        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
+    variables
+        What ``${NAME}`` stands for in data paths, in place of the environment.
+
+    Returns
+    -------
+    ExperimentConfig
+        With absolute data paths.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing or not YAML, a ``${VARIABLE}`` is not set, or a setting is unknown or wrong.
+    """
+    path = Path(source)
+    if not path.exists():
+        packaged = packaged_configs()
+        if str(source) not in packaged:
+            raise ConfigError(
+                f"configuration {str(source)!r}: no such file, and no packaged configuration of that name "
+                f"({', '.join(packaged)}){did_you_mean(str(source), packaged)}"
+            )
+        path = packaged[str(source)]
+    content = read_yaml(path, "configuration")
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
+    # A packaged file has no neighbours: its relative paths are the caller's.
+    base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
+    expanded = _expand_data_paths(content, base, path, os.environ if variables is None else variables)
+    try:
+        config = ExperimentConfig.model_validate(_expand_cluster(expanded, base))
+    except ValidationError as error:
+        raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
+    return config
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Return what a YAML text file holds, built of plain values only.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        How messages call it.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is not YAML, or is nested too deeply.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path}: cannot be read ({error}); give a YAML text file") from None
+    except RecursionError:
+        raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a configuration whose relative data paths, those of this process, are absolute."""
+    data = config.data
+    paths = {
+        "train": tuple(map(os.path.abspath, data.train)),
+        "test": tuple(map(os.path.abspath, data.test)),
+        "stores": os.path.abspath(data.stores),
+    }
+    return config.model_copy(update={"data": data.model_copy(update=paths)})
+
+
+def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make the path of a cluster profile absolute; a word without a suffix is the name of a packaged one."""
+    cluster = content.get("cluster")
+    if not isinstance(cluster, str) or not ("/" in cluster or cluster.endswith((".yaml", ".yml"))):
+        return content
+    return {**content, "cluster": str(base / os.path.expanduser(cluster))}
+
+
+def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+    section = content.get("data")
+    if not isinstance(section, dict):
+        return content
+
+    def expand(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
+        return expanded if os.path.isabs(expanded) else str(base / expanded)
+
+    def substitute(match: re.Match[str]) -> str:
+        name = match.group(1) or match.group(2)
+        if name not in variables:
+            raise ConfigError(
+                f"configuration {path}: the environment variable {name} is not set; "
+                f"set it first, for example: export {name}=/path/to/spectra"
+            )
+        return variables[name]
+
+    expanded = dict(section)
+    expanded.setdefault("stores", "stores")
+    for key in ("train", "test", "stores"):
+        value = expanded.get(key)
+        expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
+        if value is None:
+            del expanded[key]
+    return {**content, "data": expanded}
+
 
 # --- What is wrong with a configuration, told one line per setting, in the words of the YAML file.
 
@@ -75,107 +198,3 @@ def _flatten(annotation: Any) -> Iterator[Any]:
     yield annotation
     for part in get_args(annotation):
         yield from _flatten(part)
-
-
-def packaged_configs() -> dict[str, Path]:
-    """Return the configurations that come with the package, by name."""
-    folder = Path(str(resources.files("pipeline"))) / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def load_config(source: str | Path, variables: Mapping[str, str] | None = None) -> ExperimentConfig:
-    """Read and validate a configuration.
-
-    Parameters
-    ----------
-    source
-        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
-    variables
-        What ``${NAME}`` stands for in data paths, in place of the environment.
-
-    Returns
-    -------
-    ExperimentConfig
-        With absolute data paths.
-
-    Raises
-    ------
-    ConfigError
-        If the file is missing or not YAML, a ``${VARIABLE}`` is not set, or a setting is unknown or wrong.
-    """
-    path = Path(source)
-    if not path.exists():
-        packaged = packaged_configs()
-        if str(source) not in packaged:
-            raise ConfigError(
-                f"configuration {str(source)!r}: no such file, and no packaged configuration of that name "
-                f"({', '.join(packaged)}){did_you_mean(str(source), packaged)}"
-            )
-        path = packaged[str(source)]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: cannot be read ({error}); give a YAML text file") from None
-    except RecursionError:
-        raise ConfigError(f"configuration {path}: nested too deeply for a configuration") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
-    # A packaged file has no neighbours: its relative paths are the caller's.
-    base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
-    expanded = _expand_data_paths(content, base, path, os.environ if variables is None else variables)
-    try:
-        config = ExperimentConfig.model_validate(_expand_cluster(expanded, base))
-    except ValidationError as error:
-        raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
-    return config
-
-
-def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Return a configuration whose relative data paths, those of this process, are absolute."""
-    data = config.data
-    paths = {
-        "train": tuple(map(os.path.abspath, data.train)),
-        "test": tuple(map(os.path.abspath, data.test)),
-        "stores": os.path.abspath(data.stores),
-    }
-    return config.model_copy(update={"data": data.model_copy(update=paths)})
-
-
-def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make the path of a cluster profile absolute; a word without a suffix is the name of a packaged one."""
-    cluster = content.get("cluster")
-    if not isinstance(cluster, str) or not ("/" in cluster or cluster.endswith((".yaml", ".yml"))):
-        return content
-    return {**content, "cluster": str(base / os.path.expanduser(cluster))}
-
-
-def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
-    section = content.get("data")
-    if not isinstance(section, dict):
-        return content
-
-    def expand(text: Any) -> Any:
-        if not isinstance(text, str):
-            return text
-        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
-        return expanded if os.path.isabs(expanded) else str(base / expanded)
-
-    def substitute(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
-        if name not in variables:
-            raise ConfigError(
-                f"configuration {path}: the environment variable {name} is not set; "
-                f"set it first, for example: export {name}=/path/to/spectra"
-            )
-        return variables[name]
-
-    expanded = dict(section)
-    expanded.setdefault("stores", "stores")
-    for key in ("train", "test", "stores"):
-        value = expanded.get(key)
-        expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
-        if value is None:
-            del expanded[key]
-    return {**content, "data": expanded}

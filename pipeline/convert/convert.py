@@ -23,10 +23,10 @@ import numpy as np
 import zarr
 
 from pipeline import schema
-from pipeline.base import Progress, SilentProgress, available_cores
+from pipeline.base import Progress, SilentProgress, available_cores, find_json
 from pipeline.convert.delete import delete_sources as delete_verified
 from pipeline.convert.delete import open_thinned, require_deletable
-from pipeline.convert.ranges import DROPPABLE, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors, read_json
+from pipeline.convert.ranges import DROPPABLE, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
 from pipeline.convert.sources import (
     ConversionSettings,
     claim_work,
@@ -68,7 +68,7 @@ def read_records(plan: ConversionPlan) -> dict[int, dict[str, Any]]:
     files are there, by first row."""
     records = {}
     for start, stop in plan.layout.iter_ranges():
-        record = read_json(plan.record_path(start))
+        record = find_json(plan.record_path(start))
         if record is None or (record.get("key"), record.get("stop")) != (plan.key, stop):
             continue
         if record.get("sources") == plan.describe_range(start, stop):
@@ -341,7 +341,7 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
         return None
     if store.is_dir() and not any(store.iterdir()):
         return None
-    attributes = (read_json(store / "zarr.json") or {}).get("attributes", {})
+    attributes = (find_json(store / "zarr.json") or {}).get("attributes", {})
     if attributes.get("format") != schema.STORE_FORMAT:  # whatever it is, it is not ours to replace
         raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
     if overwrite:
@@ -435,7 +435,7 @@ def _plan_without_faults(
 
 def _convert_ranges(plan: ConversionPlan, workers: int, progress: Progress) -> None:
     variables = (*plan.variables, "mask") if any(plan.has_mask) else plan.variables
-    shape = (read_json(plan.store / "flux" / "zarr.json") or {}).get("shape")
+    shape = (find_json(plan.store / "flux" / "zarr.json") or {}).get("shape")
     if shape not in (None, [plan.layout.n_spectra, plan.layout.n_pixels]):
         shutil.rmtree(plan.store)  # an earlier run dropped other spectra, of shards that were written anew since
     finished = read_records(plan)
@@ -465,7 +465,7 @@ def _watch(
 
 def _read_scan(plan: ConversionPlan, shard: int, start: int, stop: int) -> dict[str, Any] | None:
     """Return what an earlier run found in these rows, if the shard was not written to since."""
-    record = read_json(plan.scan_path(shard, start)) or {}
+    record = find_json(plan.scan_path(shard, start)) or {}
     wanted = (plan.key, stop, list(plan.stamps[shard]))
     return record if (record.get("key"), record.get("stop"), record.get("stamp")) == wanted else None
 

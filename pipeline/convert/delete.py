@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline import schema
-from pipeline.base import Progress
-from pipeline.convert.ranges import ConversionPlan, convert_disk_errors, read_json, write_json
+from pipeline.base import Progress, find_json, write_json
+from pipeline.convert.ranges import ConversionPlan, convert_disk_errors
 from pipeline.convert.sources import ConversionSettings, lock_work, run_tasks, source_key
 from pipeline.convert.verify import RowVerifier, require_faulty, require_same_columns
 from pipeline.errors import InputError, ResourceError
@@ -237,7 +237,7 @@ def _delete(store: SpectraStore, plan: ConversionPlan, k: int) -> int:
 
 
 def _read_journal(store: Path) -> dict[str, Any]:
-    journal: dict[str, Any] = (read_json(store / _JOURNAL) or {}).get("attributes", {})
+    journal: dict[str, Any] = (find_json(store / _JOURNAL) or {}).get("attributes", {})
     return journal
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from pipeline.base import write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.shards import PIXEL_PATHS, ShardReader
 from pipeline.store import StoreLayout, digest_rows, fill_value, write_chunks
@@ -36,8 +35,6 @@ __all__ = [
     "cast_rows",
     "convert_disk_errors",
     "keep_freed_memory",
-    "read_json",
-    "write_json",
 ]
 
 # --- Rows of a shard for its conversion: straight from the file where HDF5 has nothing to decode, else through HDF5.
@@ -505,24 +502,6 @@ def convert_disk_errors(path: Path) -> Iterator[None]:
         raise ResourceError(
             f"cannot write {place}: {error.strerror or error}; {remedy}, then run again: finished ranges are kept"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, or None where there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file at once: readers see the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # unique on every host; what a killed run leaves is removed by pipeline.convert.sources
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
 
 
 def _refuse(fault: Fault, variable: str, shard: Path, first_row: int) -> InputError:

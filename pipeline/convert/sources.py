@@ -23,11 +23,10 @@ from typing import Any, Final
 import numpy as np
 from numcodecs import blosc
 
-from pipeline.base import hold_file, is_same_file
-from pipeline.convert.ranges import read_json, write_json
+from pipeline.base import find_json, hold_file, is_same_file, write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.shards import TAKEN_NAMES, ShardInfo, read_shard_info
-from pipeline.store import SourceRecord, StoreLayout, find_other_wavelengths, plan_layout
+from pipeline.store import SourceRecord, StoreLayout, plan_layout, require_same_wavelengths
 
 __all__ = [
     "ConversionSettings",
@@ -142,15 +141,9 @@ def source_key(infos: Sequence[ShardInfo | SourceRecord], settings: Mapping[str,
 def _require_agreement(first: ShardInfo, other: ShardInfo) -> None:
     pair = f"shards {_name(first.path)} and {_name(other.path)}"
     remedy = "convert them into separate stores"
-    if first.n_pixels != other.n_pixels:
-        raise InputError(f"{pair} must have equal pixels, found {first.n_pixels} and {other.n_pixels}; {remedy}")
-    apart = find_other_wavelengths(first.wavelength, other.wavelength)
-    if apart.size:
-        pixel = int(apart[0])
-        raise InputError(
-            f"{pair} must have equal wavelengths, found {first.wavelength[pixel]:.6f} and "
-            f"{other.wavelength[pixel]:.6f} Å at pixel {pixel}, the first of {apart.size}; {remedy}"
-        )
+    require_same_wavelengths(
+        f"shards {_name(first.path)}", first.wavelength, _name(other.path), other.wavelength, remedy
+    )
     if first.has_noisy != other.has_noisy:
         with_noisy = _name((first if first.has_noisy else other).path)
         raise InputError(f"{pair}: only {with_noisy} has a 'noisy' array, but all or none must; {remedy}")
@@ -212,7 +205,7 @@ def claim_work(work: Path, description: dict[str, Any], overwrite: bool) -> None
 
 def is_work_of(work: Path, key: str) -> bool:
     """Tell whether a work folder belongs to the conversion of this key."""
-    return (read_json(work / _PLAN) or {}).get("key") == key
+    return (find_json(work / _PLAN) or {}).get("key") == key
 
 
 def remove_work(work: Path) -> None:
@@ -231,7 +224,7 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
     left = [entry for entry in work.iterdir() if entry.name != _LOCK]
     if not left:
         return
-    found = read_json(work / _PLAN)
+    found = find_json(work / _PLAN)
     if found is None:
         if all(entry.name.startswith(_PLAN) for entry in left):
             return  # killed before the plan was written

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.base import Progress
-from pipeline.convert.ranges import ConversionPlan, cast_rows, read_json, write_json
+from pipeline.base import Progress, find_json, write_json
+from pipeline.convert.ranges import ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
 from pipeline.shards import ShardInfo, ShardReader
@@ -67,7 +67,7 @@ def verify_sources(store: SpectraStore, plan: ConversionPlan, changed: Sequence[
 def record_stamps(store: SpectraStore, infos: Sequence[ShardInfo], work: Path) -> None:
     """Record the shards' times of change in the manifest, so that they are not compared again; ``work`` is locked."""
     path = store.path / MANIFEST_GROUP / "zarr.json"
-    plain = read_json(path)
+    plain = find_json(path)
     if plain is None:
         return
     for source, info in zip(plain["attributes"]["sources"], infos, strict=True):

@@ -17,7 +17,6 @@ import json
 import math
 import struct
 import threading
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.base import BLOCK, disk_errors_told, read_file, replacing_folder, write_file
+from pipeline.base import BLOCK, disk_errors_told, open_npz, read_file, replacing_folder, save_npz, write_file
 from pipeline.errors import InputError
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
@@ -98,7 +97,8 @@ class MomentsWriter:
             sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
             sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
             origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
-            np.savez(self._temporary / _SUMS_FILE, allow_pickle=False, **sums, **origins)
+            with open(self._temporary / _SUMS_FILE, "wb") as stream:
+                save_npz(stream, sums | origins)
             facts = {
                 **self._header,
                 "format": FORMAT,
@@ -238,11 +238,12 @@ class SavedMoments:
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:
         """What is small, read once."""
-        try:
-            with np.load(self.folder / _SUMS_FILE, allow_pickle=False) as archive:
-                return {name: archive[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+
+        def refuse(reason: object) -> InputError:
+            return _damaged(self.folder, f"{_SUMS_FILE}: {reason}")
+
+        with open_npz(self.folder / _SUMS_FILE, refuse) as (_, arrays):
+            return {name: arrays[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
 
     def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         path = _gram_file(self.folder, cell)

@@ -19,7 +19,7 @@ from pipeline.bins import shard_ranges
 from pipeline.convert import cast_rows
 from pipeline.errors import InputError
 from pipeline.shards import ShardReader, find_pixel_arrays, find_shards, read_columns, read_wavelength, require_written
-from pipeline.store import AnyStore, find_other_wavelengths, find_stores, open_stores
+from pipeline.store import AnyStore, find_stores, open_stores, require_same_wavelengths
 
 __all__ = ["Resampling", "ShardSource", "SpectraSource", "StoreSource", "open_spectra_source", "pixel_edges"]
 
@@ -175,12 +175,8 @@ class ShardSource:
         self._shards = tuple(shards)
         first = self._shards[0]
         for other in self._shards[1:]:
-            same = first.wavelength.size == other.wavelength.size
-            if not same or find_other_wavelengths(first.wavelength, other.wavelength).size:
-                raise InputError(
-                    f"{first.name} and {other.name} have other wavelengths ({describe_grid(first.wavelength)}, "
-                    f"{describe_grid(other.wavelength)}); predict them one after the other"
-                )
+            remedy = "predict them one after the other"
+            require_same_wavelengths(first.name, first.wavelength, other.name, other.wavelength, remedy)
         self._ranges = shard_ranges([shard.n_spectra for shard in self._shards])
 
     @property

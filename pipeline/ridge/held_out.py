@@ -6,8 +6,6 @@ the number of its spectra.
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import Progress, SilentProgress, replacing
+from pipeline.base import Progress, SilentProgress, open_npz, write_npz
 from pipeline.bins import Binning
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
@@ -176,15 +174,8 @@ def _solve_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldModels:
 
 def write_fold_models(path: Path, models: FoldModels) -> None:
     """Write models to one ``.npz`` file, atomically."""
-    header = json.dumps({"format": FORMAT, "version": FOLD_MODELS_VERSION, "target": models.target}).encode()
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(
-            stream,
-            allow_pickle=False,
-            header=np.frombuffer(header, dtype=np.uint8),
-            weights=models.weights,
-            intercepts=models.intercepts,
-        )
+    arrays = {"weights": models.weights, "intercepts": models.intercepts}
+    write_npz(path, arrays, {"format": FORMAT, "version": FOLD_MODELS_VERSION, "target": models.target})
 
 
 def read_fold_models(path: Path) -> FoldModels:
@@ -195,11 +186,9 @@ def read_fold_models(path: Path) -> FoldModels:
     InputError
         If the file is missing, damaged or of another version.
     """
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != FOLD_MODELS_VERSION:
-                raise ValueError(f"{FORMAT} version {FOLD_MODELS_VERSION} is required")
-            return FoldModels(archive["weights"], archive["intercepts"], facts["target"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"fold models {path}: cannot be read ({error}); delete the file and run again") from None
+
+    def refuse(reason: object) -> InputError:
+        return InputError(f"fold models {path}: cannot be read ({reason}); delete the file and run again")
+
+    with open_npz(path, refuse, (FORMAT, FOLD_MODELS_VERSION)) as (facts, arrays):
+        return FoldModels(arrays["weights"], arrays["intercepts"], facts["target"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.base import replacing
+from pipeline.base import open_npz, write_npz
 from pipeline.bins import NamedBins
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
@@ -303,13 +302,12 @@ def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, A
             for m in models
         ],
     }
-    arrays: dict[str, np.ndarray] = {"header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+    arrays: dict[str, np.ndarray] = {}
     for k, m in enumerate(models):
         arrays |= {f"{name}_{k}": getattr(m, name) for name in _ARRAYS}
         if m.search is not None:
             arrays |= {f"search_{name}_{k}": getattr(m.search, name) for name in _SEARCH_ARRAYS}
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+    write_npz(path, arrays, facts)
 
 
 def read_models(path: Path) -> list[ExpertModels]:
@@ -320,28 +318,26 @@ def read_models(path: Path) -> list[ExpertModels]:
     InputError
         If the file is missing, damaged or of another version.
     """
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != MODELS_VERSION:
-                raise ValueError(f"{FORMAT} version {MODELS_VERSION} is required")
-            return [
-                ExpertModels(
-                    labels=tuple(one["labels"]),
-                    global_alpha=one["global_alpha"],
-                    global_count=one["global_count"],
-                    warnings=tuple(one["warnings"]),
-                    **{name: archive[f"{name}_{k}"] for name in _ARRAYS},
-                    search=_read_search(archive, k, one.get("search")),
-                )
-                for k, one in enumerate(facts["models"])
-            ]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"models file {path}: cannot be read ({error}); delete it and run again") from None
+    with open_npz(path, partial(_unreadable, path), (FORMAT, MODELS_VERSION)) as (facts, arrays):
+        return [
+            ExpertModels(
+                labels=tuple(one["labels"]),
+                global_alpha=one["global_alpha"],
+                global_count=one["global_count"],
+                warnings=tuple(one["warnings"]),
+                **{name: arrays[f"{name}_{k}"] for name in _ARRAYS},
+                search=_read_search(arrays, k, one.get("search")),
+            )
+            for k, one in enumerate(facts["models"])
+        ]
 
 
-def _read_search(archive: Any, k: int, facts: dict[str, str] | None) -> SolvedSearch | None:
+def _unreadable(path: Path, reason: object) -> InputError:
+    return InputError(f"models file {path}: cannot be read ({reason}); delete it and run again")
+
+
+def _read_search(stored: Mapping[str, Any], k: int, facts: dict[str, str] | None) -> SolvedSearch | None:
     if not facts:
         return None
-    arrays = {name: archive[f"search_{name}_{k}"] for name in _SEARCH_ARRAYS}
+    arrays = {name: stored[f"search_{name}_{k}"] for name in _SEARCH_ARRAYS}
     return SolvedSearch(by=facts["by"], target=facts["target"], **arrays)

@@ -29,6 +29,7 @@ from pipeline.store import (
     match_shards,
     open_stores,
     plan_layout,
+    require_same_wavelengths,
     select_shards,
 )
 
@@ -276,19 +277,9 @@ def open_or_convert(
 
 
 def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:
-    if train.wavelength.shape != test.wavelength.shape:
-        raise InputError(
-            f"train has {train.wavelength.size} pixels ({train.name}) and {test.role} {test.wavelength.size} "
-            f"({test.name}); "
-            "the models need one wavelength grid, so give spectra of one arm and resolution"
-        )
-    difference = np.abs(train.wavelength - test.wavelength)
-    if difference.any():
-        pixel = int(np.argmax(difference > 0))
-        raise InputError(
-            f"wavelengths of train and {test.role} differ from pixel {pixel} on ({train.wavelength[pixel]:.4f} and "
-            f"{test.wavelength[pixel]:.4f} Å, at most {difference.max():.3g} Å); give spectra on one wavelength grid"
-        )
+    names = f"train ({train.name})", f"{test.role} ({test.name})"
+    remedy = "the models need one wavelength grid, so give spectra of one arm and resolution"
+    require_same_wavelengths(names[0], train.wavelength, names[1], test.wavelength, remedy)
 
 
 def _require_scorable(train: SetHeader, test: SetHeader, grid: BinGrid, config: ExperimentConfig) -> list[str]:

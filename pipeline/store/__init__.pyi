@@ -25,3 +25,4 @@ from .layout import write_columns as write_columns
 from .store import SpectraStore as SpectraStore
 from .store import find_other_wavelengths as find_other_wavelengths
 from .store import is_store as is_store
+from .store import require_same_wavelengths as require_same_wavelengths

@@ -24,7 +24,7 @@ from pipeline.bins import shard_ranges
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
 from pipeline.store.layout import SourceRecord
-from pipeline.store.store import LazyColumns, SpectraStore, StoredSpectra, find_other_wavelengths, is_store
+from pipeline.store.store import LazyColumns, SpectraStore, StoredSpectra, is_store, require_same_wavelengths
 
 __all__ = [
     "AnyStore",
@@ -270,7 +270,9 @@ def open_stores(paths: Sequence[Path | str]) -> AnyStore:
     folders: set[Path] = set()
     shards: dict[str, SpectraStore] = {}
     for store in stores:
-        _require_same_wavelengths(stores[0], store)
+        names = f"store {stores[0].path}", f"store {store.path}"
+        remedy = "a set needs one wavelength grid, so give stores of one arm and resolution"
+        require_same_wavelengths(names[0], stores[0].wavelength, names[1], store.wavelength, remedy)
         if store.path.resolve() in folders:
             raise InputError(f"store {store.path} is named twice; every spectrum may count once only, so remove one")
         folders.add(store.path.resolve())
@@ -336,21 +338,6 @@ def _expand(path: Path) -> list[Path]:
                 "stores alone, or name the stores"
             )
     return stores
-
-
-def _require_same_wavelengths(first: SpectraStore, other: SpectraStore) -> None:
-    if first.n_pixels != other.n_pixels:
-        raise InputError(
-            f"store {first.path} has {first.n_pixels} pixels and {other.path} {other.n_pixels}; one set needs one "
-            "wavelength grid, so give stores of one arm and resolution"
-        )
-    apart = find_other_wavelengths(first.wavelength, other.wavelength)
-    if apart.size:
-        pixel = int(apart[0])
-        raise InputError(
-            f"wavelengths of {first.path} and {other.path} differ from pixel {pixel} on "
-            f"({first.wavelength[pixel]:.6f} and {other.wavelength[pixel]:.6f} Å); give stores on one wavelength grid"
-        )
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:

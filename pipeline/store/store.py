@@ -18,7 +18,14 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.store.chunks import ChunkError, read_chunk_rows
 from pipeline.store.layout import MANIFEST_GROUP, Manifest, SourceRecord, StoreLayout, digest_array, open_group
 
-__all__ = ["LazyColumns", "SpectraStore", "StoredSpectra", "find_other_wavelengths", "is_store"]
+__all__ = [
+    "LazyColumns",
+    "SpectraStore",
+    "StoredSpectra",
+    "find_other_wavelengths",
+    "is_store",
+    "require_same_wavelengths",
+]
 
 # --- What one store and several joined ones have in common: what they know of their source shards and wavelengths.
 
@@ -63,6 +70,37 @@ class StoredSpectra:
 def find_other_wavelengths(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the pixels whose wavelengths differ by more than rounding between two grids of shape (P,)."""
     return np.flatnonzero(np.abs(first - other) > _SAME_WAVELENGTH * np.abs(first))
+
+
+def require_same_wavelengths(
+    first_name: str, first: np.ndarray, other_name: str, other: np.ndarray, remedy: str
+) -> None:
+    """Refuse spectra whose wavelengths (Å) differ by more than rounding.
+
+    Parameters
+    ----------
+    first_name, other_name
+        How the message calls the spectra.
+    first, other
+        Their wavelengths, each (P,).
+    remedy
+        What to do instead.
+
+    Raises
+    ------
+    InputError
+        Naming both, and the numbers of their pixels or the first wavelength that differs.
+    """
+    required = f"{first_name} and {other_name} must have equal"
+    if len(first) != len(other):
+        raise InputError(f"{required} pixels, found {len(first)} and {len(other)}; {remedy}")
+    apart = find_other_wavelengths(first, other)
+    if apart.size:
+        pixel = int(apart[0])
+        raise InputError(
+            f"{required} wavelengths, found {first[pixel]:.6f} and {other[pixel]:.6f} Å at pixel {pixel}, the first of "
+            f"{apart.size} that differ; {remedy}"
+        )
 
 
 # --- Per-spectrum columns that stay on disk until one is asked for.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import schema
 from pipeline.accumulate import AccumulationPlan, MomentsFolder
-from pipeline.base import Progress, SilentProgress, Task, name_group, replacing, run_tasks
+from pipeline.base import Progress, SilentProgress, Task, name_group, open_npz, run_tasks, write_npz
 from pipeline.bins import BinGrid, Partition
 from pipeline.config import content_hash
 from pipeline.errors import ConfigError, InputError
@@ -87,9 +86,7 @@ class FeatureRows:
 
     def write(self, path: Path) -> None:
         """Write to one ``.npz`` file, atomically: the same rows give the same bytes."""
-        arrays: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        with replacing(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
+        write_npz(path, {one.name: getattr(self, one.name) for one in fields(self)})
 
     @classmethod
     def read(cls, path: Path) -> FeatureRows:
@@ -100,11 +97,12 @@ class FeatureRows:
         InputError
             If the file is missing or damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return cls(**{one.name: archive[one.name] for one in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"features {path}: cannot be read ({error}); delete the file and run again") from None
+
+        def refuse(reason: object) -> InputError:
+            return InputError(f"features {path}: cannot be read ({reason}); delete the file and run again")
+
+        with open_npz(path, refuse) as (_, arrays):
+            return cls(**{one.name: arrays[one.name] for one in fields(cls)})
 
     @classmethod
     def join(cls, parts: Sequence[FeatureRows]) -> FeatureRows:

@@ -12,8 +12,6 @@ Features are made of the flux alone: the error vector gives labels away (photon 
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.base import replacing
+from pipeline.base import open_npz, write_npz
 from pipeline.config import LineWindow
 from pipeline.errors import ConfigError, InputError
 from pipeline.moments import PrincipalComponents
@@ -213,11 +211,10 @@ def recipe_from_plain(
 def write_recipe(path: Path, recipe: FeatureRecipe) -> None:
     """Write a recipe, atomically: the same recipe gives the same bytes."""
     facts = {"format": FORMAT, "version": FEATURE_RECIPE_VERSION, **recipe_to_plain(recipe)}
-    arrays: dict[str, Any] = {"header": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)}
+    arrays: dict[str, Any] = {"wavelength": recipe.wavelength}
     if recipe.components is not None:
         arrays |= {name: getattr(recipe.components, name) for name in _COMPONENTS}
-    with replacing(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, allow_pickle=False, wavelength=recipe.wavelength, **arrays)
+    write_npz(path, arrays, facts)
 
 
 def read_recipe(path: Path) -> FeatureRecipe:
@@ -228,17 +225,15 @@ def read_recipe(path: Path) -> FeatureRecipe:
     InputError
         If the file is missing, damaged or of another version.
     """
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            facts = json.loads(archive["header"].tobytes().decode())
-            if facts.get("format") != FORMAT or facts.get("version") != FEATURE_RECIPE_VERSION:
-                raise ValueError(f"{FORMAT} version {FEATURE_RECIPE_VERSION} is required")
-            components = None
-            if facts["components"]:
-                components = PrincipalComponents(*(archive[name] for name in _COMPONENTS))
-            return recipe_from_plain(facts, components, archive["wavelength"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"feature recipe {path}: cannot be read ({error}); delete the file and run again") from None
+
+    def refuse(reason: object) -> InputError:
+        return InputError(f"feature recipe {path}: cannot be read ({reason}); delete the file and run again")
+
+    with open_npz(path, refuse, (FORMAT, FEATURE_RECIPE_VERSION)) as (facts, arrays):
+        components = None
+        if facts["components"]:
+            components = PrincipalComponents(*(arrays[name] for name in _COMPONENTS))
+        return recipe_from_plain(facts, components, arrays["wavelength"])
 
 
 # --- Quality features: what the error vector says of a spectrum as a whole, for gates whose bins are over ``snr``.
