@@ -1,17 +1,17 @@
-# Everything a person or CI does with this repository. `make help` lists it.
-# A fresh machine needs Python >= 3.11 and make; the rest comes from requirements.lock into .venv.
+# The commands that people and CI use in this repository. `make help` lists them.
+# A fresh machine needs Python >= 3.11 and make. Everything else is installed from requirements.lock into .venv.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
-# The demonstration's folder; another may be given on the command line: make demo DEMO=/scratch/demo
+# The folder of the demonstration. To choose another one: make demo DEMO=/scratch/demo
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo notebooks test test-slow test-slurm bench format lint types check lock clean
 
-help:  ## list the targets
+help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
 
 $(READY): requirements.lock pyproject.toml
@@ -22,46 +22,46 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-install: $(READY)  ## create .venv from the lock file
+install: $(READY)  ## Create .venv from the lock file.
 
-demo: $(READY)  ## simulate shards, convert, run, print the table: at most 3 minutes on 2 cores
+demo: $(READY)  ## Simulate shards, run the experiment, write the report: at most 3 minutes on 2 cores.
 	$(BIN)/headroom sample $(DEMO)/spectra --train 64000 --test 8000 --pixels 1024
 	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
-notebooks: $(READY)  ## write the .ipynb from the .py, and run all four on the demonstration: 1 minute
+notebooks: $(READY)  ## Write the .ipynb from the .py and run all four notebooks on the demonstration: 1 minute.
 	$(BIN)/python notebooks/pair.py
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/project/test_notebooks.py
 
-test: $(READY)  ## the tests: 5 to 6 minutes on 2 cores
+test: $(READY)  ## Run the tests: 5 to 6 minutes on 2 cores.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
-test-slow: $(READY)  ## the slow tests too, as CI runs them
+test-slow: $(READY)  ## Run the slow tests, as CI does.
 	$(BIN)/python -m pytest -q -m slow tests/run/test_demo.py  # has a deadline, so it runs alone
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/run/test_demo.py
 
-test-slurm: $(READY)  ## jobs on a real SLURM (as root, with its packages), and runs that are killed: 4 to 5 minutes
+test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 4 to 5 minutes.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
 
-bench: $(READY)  ## all benchmarks, one table: about 15 minutes on 2 cores, once its 15 GB of spectra are simulated
+bench: $(READY)  ## Run all benchmarks into one table: about 15 minutes on 2 cores, after 15 GB of spectra are simulated.
 	$(BIN)/python benchmarks/run.py
 
-format: $(READY)  ## rewrite the sources in the house format
+format: $(READY)  ## Rewrite the sources in the house format.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint: $(READY)  ## format, lint, and which room may import which, without changing anything
+lint: $(READY)  ## Check format, style and imports between rooms; change nothing.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-types: $(READY)  ## strict types on the arithmetic core, plain ones elsewhere
+types: $(READY)  ## Check types: strictly in the arithmetic core, plainly elsewhere.
 	$(BIN)/mypy
 
-check: lint types test  ## what a commit must pass
+check: lint types test  ## Run what a commit must pass: lint, types and test.
 
-lock:  ## resolve pyproject.toml into requirements.lock (needs uv)
+lock:  ## Resolve pyproject.toml into requirements.lock (needs uv).
 	uv pip compile --universal --python-version 3.11 --generate-hashes --all-extras \
 	  --custom-compile-command "make lock" -o requirements.lock pyproject.toml
 
-clean:  ## remove caches and the demonstration, keep .venv
+clean:  ## Remove caches and the demonstration; keep .venv.
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
