@@ -14,6 +14,8 @@ from distributed import Client
 from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
+from pipeline.run import run_experiment
+from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
@@ -51,6 +53,12 @@ def small_config(train_store: SpectraStore, test_store: SpectraStore) -> Experim
             "bootstrap": {"resamples": 200},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def small_run(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    """The run of that experiment, computed in this process; only read, and copied by whoever changes it."""
+    return run_experiment(small_config, tmp_path_factory.mktemp("small") / "run")
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from commands import HEADROOM, wait_until
 from distributed import Client
 from distributed.security import Security
 
-from pipeline.config import ExperimentConfig
-from pipeline.run import run_experiment
+from pipeline.scoring import RunResults
 
 PRELOAD = Path(__file__).with_name("faults_preload.py")
 #: Partitions times draws of the small experiment.
@@ -37,11 +36,9 @@ SHORT_DEADLINES = {
 
 
 @pytest.fixture(scope="session")
-def undisturbed(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the small experiment when nothing disturbs it, computed in this process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run_experiment(small_config, folder)
-    return folder
+def undisturbed(small_run: RunResults) -> Path:
+    """The run folder of the small experiment when nothing disturbs it."""
+    return small_run.folder
 
 
 def products(folder: Path) -> dict[str, bytes]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import pytest
 from commands import HEADROOM, hear_interrupts, invoke, require_one_line
 
 from pipeline.cli.app import cli
+from pipeline.config import load_config
+from pipeline.run import run_experiment
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -126,33 +128,23 @@ def test_a_read_only_output_exits_with_3(config_file: Path, capsys: pytest.Captu
     assert "/dev/null/run" in err
 
 
-def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path) -> None:
-    # Writes beyond 100 KB fail in the child, as on a disk that fills up in the middle of a file.
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
-        "from pipeline.config.files import load_config; from pipeline.cli.app import _exit_codes;"
-        "from pipeline.run.experiment import run_experiment\n"
-        "with _exit_codes(): run_experiment(load_config(sys.argv[1]), sys.argv[2])"
-    )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(config_file), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-    )
-    assert done.returncode == 3, done.stderr
-    require_one_line(done.stderr)
+@pytest.mark.usefixtures("small_run")  # has compiled what it computes with, so nothing but the run writes
+def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Writes beyond 20 KB fail, as on a disk that fills up in the middle of a file.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        code, _, err = invoke(capsys, "run", config_file, "--out", tmp_path / "run", "--workers", "1", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 3, err
+    require_one_line(err)
     assert not list((tmp_path / "run").rglob("*.tmp")), "nothing half-written stays"
     assert not (tmp_path / "run" / "results.csv").exists()
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
-def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
-) -> None:
+def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(config_file: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "run"
     command = [HEADROOM, "run", str(config_file), "--out", str(out), "--workers", str(workers)]
     process = subprocess.Popen(
@@ -172,4 +164,4 @@ def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < deadline, "worker processes outlive the command"
         time.sleep(0.1)
-    assert invoke(capsys, "run", str(config_file), "--out", str(out), "--quiet")[0] == 0
+    run_experiment(load_config(config_file), out)

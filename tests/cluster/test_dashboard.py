@@ -26,6 +26,7 @@ from cluster.dashboard import DashboardAddress, announce, find_dashboard, has_sc
 from pipeline.base import list_recordings, name_group, recorded
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
+from pipeline.report import render_report
 from pipeline.run.folder import save_config
 
 #: The names that the progress page has drawn or may draw, from the numbers behind its picture.
@@ -65,8 +66,10 @@ def test_a_run_leaves_its_groups_under_readable_names_and_a_page_that_the_report
     client: Client, small_config: ExperimentConfig, tmp_path: Path
 ) -> None:
     design = {"grid": {"T_eff": [3750, 4500, 6000], "M_H": [-2, 0, 0.5]}, "experts": 4}
-    config = ExperimentConfig.model_validate(small_config.to_dict() | {"design": design, "binnings": {"SNR-2": SNR}})
-    pipeline.run_experiment(config, tmp_path / "run", client=client, command="headroom run <my>.yaml")
+    config = ExperimentConfig.model_validate(
+        small_config.to_dict() | {"design": design, "binnings": {"SNR-2": SNR}, "seeds": [42]}
+    )
+    results = pipeline.run_experiment(config, tmp_path / "run", client=client, command="headroom run <my>.yaml")
     seen = set(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_prefixes)))
     expected = {"fold 0: accumulate", "fold 2: accumulate", "bins: solve", "SNR 2: solve", "T_eff only: solve"}
     expected |= {"global: design", "rows 0 to 2: design"}
@@ -80,7 +83,7 @@ def test_a_run_leaves_its_groups_under_readable_names_and_a_page_that_the_report
     assert "<script src" not in text
     assert "://" not in text.split("<script>")[0]
 
-    markdown, html = pipeline.render_run(tmp_path / "run")
+    markdown, html = render_report(results, {})
     assert '<a href="dask_report-1.html">' in html.read_text(encoding="utf-8")
     assert "[dask_report-1.html](dask_report-1.html)" in markdown.read_text(encoding="utf-8")
 

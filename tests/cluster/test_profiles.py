@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.config import ExperimentConfig, load_config
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.run import CONFIG_FILE, plan_experiment, run_experiment
 from pipeline.run.folder import save_config
+from pipeline.scoring import RunResults
 
 
 def write(path: Path, **settings: Any) -> Path:
@@ -375,9 +377,11 @@ def test_the_cluster_of_a_configuration_changes_no_key_and_is_kept(
     assert load_config(path).cluster == "slurm", "a word is a packaged profile"
 
 
-def test_a_finished_run_is_not_done_again_on_another_cluster(small_config: ExperimentConfig, tmp_path: Path) -> None:
-    run_experiment(small_config, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    run_experiment(small_config.model_copy(update={"cluster": "slurm"}), tmp_path)
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+def test_a_finished_run_is_not_done_again_on_another_cluster(
+    small_config: ExperimentConfig, small_run: RunResults, tmp_path: Path
+) -> None:
+    run = shutil.copytree(small_run.folder, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    run_experiment(small_config.model_copy(update={"cluster": "slurm"}), run)
+    after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert after == before

@@ -31,8 +31,9 @@ from pipeline.predict import export_model
 from pipeline.questions.gate import describe_gate
 from pipeline.questions.gate.blend import HeldOutRows, fit_blend
 from pipeline.questions.gate.collect import FeatureRows
+from pipeline.report import render_report
 from pipeline.ridge import read_models
-from pipeline.run import render_run, run_experiment
+from pipeline.run import run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
 from pipeline.scoring.results import ROUTING_BINNINGS_FILE, ROUTING_FILE
 from pipeline.store import SpectraStore
@@ -355,7 +356,7 @@ def test_both_reports_name_the_blend_and_the_features_that_matter(finished: RunR
     routing = finished.summary["levels"][0]["routing"]
     most = max(routing["importance"], key=routing["importance"].__getitem__)
     expected = f"Of {len(routing['importance'])} features the gate would miss {most}"
-    for path in render_run(finished.folder):
+    for path in render_report(finished, {}):
         text = html.unescape(path.read_text(encoding="utf-8")).replace("\\", "")
         assert expected in text
         assert routing["blend"]["sentence"].split(":")[0] in text

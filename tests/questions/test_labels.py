@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import pandas as pd
 import pytest
 
 from pipeline.config import ExperimentConfig
-from pipeline.run import render_run, run_experiment
-from pipeline.scoring import read_results
+from pipeline.report import render_report
+from pipeline.run import run_experiment
+from pipeline.scoring import RunResults, read_results
 
 MERITS = ["r2_global", "r2_oracle", "delta_r2"]
 ENDS = [f"{merit}{suffix}" for merit in MERITS for suffix in ("", "_low", "_high")]
@@ -43,8 +46,8 @@ def test_a_label_scores_what_it_scores_as_the_target(by_snr: ExperimentConfig, t
     assert beside[ENDS].notna().all(axis=None)
 
 
-def test_labels_that_bins_are_cut_by_have_no_oracle(small_config: ExperimentConfig, tmp_path: Path) -> None:
-    results = run_experiment(small_config, tmp_path)
+def test_labels_that_bins_are_cut_by_have_no_oracle(small_run: RunResults, tmp_path: Path) -> None:
+    results = dataclasses.replace(small_run, folder=tmp_path)
     leaked = [column for column in results.labels if "oracle" in column or "delta" in column]
     assert results.labels[leaked].isna().all(axis=None)
     assert results.labels["r2_global"].notna().all()
@@ -54,13 +57,12 @@ def test_labels_that_bins_are_cut_by_have_no_oracle(small_config: ExperimentConf
     assert label["scopes"]["all"]["r2_global"]["mean"] == pytest.approx(
         results.labels.query("target == 'T_eff' and part == 'all'")["r2_global"].mean()
     )
-    _, page = render_run(tmp_path)
-    assert "Other labels" in page.read_text()
-    assert "Other labels" in (tmp_path / "report.md").read_text()
+    for page in render_report(results, {}):
+        assert "Other labels" in page.read_text()
 
 
-def test_runs_of_earlier_versions_open_without_labels(small_config: ExperimentConfig, tmp_path: Path) -> None:
-    run_experiment(small_config, tmp_path)
-    (tmp_path / "other_labels.csv").unlink()
-    assert isinstance(read_results(tmp_path).labels, pd.DataFrame)
-    assert read_results(tmp_path).labels.empty
+def test_runs_of_earlier_versions_open_without_labels(small_run: RunResults, tmp_path: Path) -> None:
+    run = shutil.copytree(small_run.folder, tmp_path / "run")
+    (run / "other_labels.csv").unlink()
+    assert isinstance(read_results(run).labels, pd.DataFrame)
+    assert read_results(run).labels.empty

@@ -20,6 +20,7 @@ from pipeline.bins import BinGrid, plan_folds
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
+from pipeline.report import render_report
 from pipeline.run import render_run, run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
 from pipeline.scoring.results import SEARCH_COLUMNS, SEARCH_FILE
@@ -147,7 +148,7 @@ def test_curves_that_decide_nothing_may_be_left_out(small_config: ExperimentConf
     assert expected.loc[experts, "r2_cv"].notna().all()
     expected.loc[experts, "r2_cv"] = np.nan
     pd.testing.assert_frame_equal(hidden.alpha_search, expected)
-    page, _ = render_run(hidden.folder)
+    page, _ = render_report(hidden, {})
     assert "| nan |" not in page.read_text(encoding="utf-8").lower()
 
 

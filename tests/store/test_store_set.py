@@ -25,7 +25,8 @@ from pipeline.config import REFERENCE_EDGES, ExperimentConfig
 from pipeline.convert import convert_shards, inspect_path
 from pipeline.errors import ConfigError, InputError
 from pipeline.noise import NoiseDraw
-from pipeline.run import plan_experiment, render_run, run_experiment
+from pipeline.report import render_report
+from pipeline.run import plan_experiment, run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
 from pipeline.shards import find_shards
 from pipeline.store import JoinedStores, SpectraStore, find_stores, open_spectra, open_stores
@@ -444,7 +445,7 @@ def test_metadata_and_report_name_every_store(
     assert facts["paths"] == paths
     assert facts["n_spectra"] == 1600
     assert [source["name"] for source in facts["sources"]] == list(train_store.shard_names)
-    markdown, _ = render_run(run_in_parts.folder)
+    markdown, _ = render_report(run_in_parts, {})
     text = markdown.read_text(encoding="utf-8").replace("\\", "")
     assert all(path in text for path in paths)
 
