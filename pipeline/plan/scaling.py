@@ -134,7 +134,7 @@ def _measure_merging() -> float:
 #: Of flux and error together in a store; measured on simulated spectra.
 COMPRESSION = 1.5
 #: What a path of penalties costs at most, in factorisations, where every bin has several spectra for each pixel: one
-#: Krylov space serves them all (:mod:`pipeline.ridge.ridge`). Measured: 0.8 to 2.5.
+#: Krylov space serves them all (:mod:`pipeline.ridge.krylov`). Measured: 0.8 to 2.5.
 _PATH = 2
 
 

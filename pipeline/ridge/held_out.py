@@ -1,7 +1,7 @@
-"""The models of every fold's complement: what training spectra may be predicted by without having been seen.
+"""Models that were trained without one fold, for every fold: they predict training spectra that they have not seen.
 
-One task for each noise, where the moments are. A model without a fold keeps the penalty of a spectrum: α shrinks with
-the number of its spectra.
+There is one task for each noise, and it runs where the moments are. The penalty per spectrum is that of the models of
+all folds, so α shrinks with the number of spectra.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ __all__ = [
     "FoldModelsJob",
     "find_starved_bin",
     "read_fold_models",
+    "solve_fold_job",
     "solve_fold_models",
     "write_fold_models",
 ]
 
 FORMAT = "headroom-fold-models"
-#: The fewest spectra that give a ridge model.
+#: A ridge model needs at least so many spectra.
 _FEWEST = 2
 
 
@@ -62,9 +63,9 @@ class FoldModels:
     target: str
 
     def split_columns(self, predicted: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return, of predictions (N, M), the target by the global model and every expert, and all labels by the former.
+        """Split predictions (N, M) into those of the target by all models and those of all labels by the global model.
 
-        Shapes (N, 1 + K) and (N, Q), as :class:`pipeline.questions.gate.blend.HeldOutRows` takes them.
+        Their shapes are (N, 1 + K) and (N, Q), as :class:`pipeline.questions.gate.blend.HeldOutRows` takes them.
         """
         n_labels = len(LABELS)
         of_target = predicted[:, [LABELS.index(self.target)]]
@@ -99,7 +100,7 @@ class FoldModelsJob:
     def of_models(
         cls, moments: MomentsFolder, binning: Binning, ridge: RidgeConfig, models: ExpertModels, target: str = LABELS[0]
     ) -> FoldModelsJob:
-        """Return the job whose models are those of all folds, less one fold each time."""
+        """Return the job that solves given models again, each time without one fold."""
         alphas = (models.global_alpha, *models.expert_alphas.tolist())
         return cls(moments, binning, ridge, tuple(float(alpha) for alpha in alphas), target)
 
@@ -142,10 +143,10 @@ def solve_fold_models(
         If a model has fewer than two spectra without some fold; see :func:`find_starved_bin`.
     """
     words = ("solve", "folds", "solving without each fold")
-    yield from run_jobs(client, _solve_job, jobs, ["folds"] * len(jobs), words, progress or SilentProgress())
+    yield from run_jobs(client, solve_fold_job, jobs, ["folds"] * len(jobs), words, progress or SilentProgress())
 
 
-def _solve_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldModels:
+def solve_fold_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldModels:
     """Solve all models of one job. The body of a Dask task."""
     folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
     models, label, done = job.models, LABELS.index(job.target), 0

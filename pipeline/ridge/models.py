@@ -1,4 +1,4 @@
-"""The models of one noise draw: the global ridge and one expert for each bin, from the cells' moments."""
+"""The models of one noise: the global ridge model and one expert for each bin, and the file that holds them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ExpertModels:
     warnings
         What a reader should know, such as bins with few spectra for their pixels.
     search
-        How the penalties were chosen, where they were; only with the models of all folds.
+        How the penalties were chosen, if they were; only the models of all folds have it.
     """
 
     labels: tuple[str, ...]
@@ -103,9 +103,11 @@ class ExpertModels:
         )
 
     def along_search(self) -> list[ExpertModels]:
-        """Return the models that every model taking the same penalty gives, for each one tried; none without a search.
+        """Return one set of models for every penalty that was tried: all its models take this penalty.
 
-        They show what a penalty does on other spectra, and had no part in the choice.
+        Without a search there are none.
+
+        They show what a penalty does on other spectra. The choice of the penalties was not made with them.
         """
         tried = self.search
         if tried is None:
@@ -158,12 +160,12 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: NamedBins,
         Moments of every bin and, last, of the outside.
     ridge
         Penalty, scaling, and which spectra train the global model. The scaler of ``standardize: global`` is
-        fitted on the spectra that train the global model. The penalty may not be a search: that needs folds.
+        fitted on the spectra that train the global model. The penalty may not be a search, which needs folds.
     grid
         The bins, for naming them.
     threads
-        Models solved side by side, each by BLAS on one thread: more are faster, need more memory (a dense matrix
-        each), and change no bit.
+        Models solved side by side, each by BLAS on one thread. More threads are faster and need more memory, a dense
+        matrix each; they change no bit.
 
     Returns
     -------

@@ -1,6 +1,8 @@
-"""Choosing the penalty α, never on the test set: by folds of the training set held out in turn.
+"""Choosing the penalty α by folds of the training set that are held out in turn; the test set plays no part.
 
-The moments of a fold are all that is needed: those of the other folds train, its own give the error.
+The moments of the folds are all that is needed. Those of the other folds train a model, and those of the held-out
+fold give its error. :class:`CrossValidation` is the curve of one model over penalties. :class:`SolvedSearch` is what a
+search leaves: the curves of all models, what each one chose, and the models of every penalty.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class CrossValidation:
     def best(self, label_index: int) -> int:
         """Return which penalty has the largest R²; of equal ones the largest, which is the simplest model.
 
-        Asks the errors themselves, so that the answer is defined for a label that does not vary, too.
+        It looks at the errors themselves, so the answer is defined for a label that does not vary, too.
         """
         errors = self.sse.sum(axis=0)[:, label_index]
         return int(np.flatnonzero(errors == errors.min())[-1])
@@ -94,15 +96,15 @@ class CrossValidation:
 
 
 def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
-    """Return Σ(y − ŷ)² of models along a path on spectra known by their moments, clipped at 0.
+    """Return Σ(y − ŷ)² of the models along a path, on spectra of which only the moments are known.
 
-    See :func:`pipeline.moments.algebra.sum_predictions`; one pass over the Gram matrix serves all penalties and
-    labels.
+    The sums are clipped at 0. One pass over the Gram matrix serves all penalties and labels; see
+    :func:`pipeline.moments.algebra.sum_predictions`.
 
     Parameters
     ----------
     moments
-        Spectra that did not train the models, of P pixels and Q labels; none have no error.
+        Spectra that did not train the models, of P pixels and Q labels. No spectra have an error of 0.
     path
         Models for A penalties.
 
@@ -126,7 +128,7 @@ def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
 
 
 def total_squares(count: int, y_sum: FloatArray, y_squares: FloatArray) -> FloatArray:
-    """Return Σ(y − ȳ)², shape (Q,), from the number of spectra, Σy and Σy² about any origin; 0 below rounding."""
+    """Return Σ(y − ȳ)², shape (Q,), from the number of spectra, Σy and Σy² about any origin; 0 if it is rounding."""
     total = y_squares - y_sum**2 / count
     return np.asarray(np.where(total > 64 * np.finfo(np.float64).eps * y_squares, total, 0.0))
 
@@ -134,16 +136,17 @@ def total_squares(count: int, y_sum: FloatArray, y_squares: FloatArray) -> Float
 def cross_validate(folds: Sequence[Moments], alphas: ArrayLike, *, standardize: bool = True) -> CrossValidation:
     """Try penalties on every fold in turn, trained on the others; from moments alone.
 
-    The training moments are the sum of the other folds, not the total less one: a pixel that is constant but in
-    the held-out fold stays exactly constant. Scale and intercept come from the training folds, too, so a
-    held-out fold plays no part in the model that it judges.
+    The training moments are the sum of the other folds, not the total less one fold. So a pixel that varies in the
+    held-out fold alone stays exactly constant. Scale and intercept come from the training folds, too: a held-out fold
+    plays no part in the model that it judges.
 
     Parameters
     ----------
     folds
         Moments of F >= 2 disjoint sets, about the same origins.
     alphas
-        A penalties, positive and distinct, in any order; as written, for the training folds together.
+        A penalties, positive and distinct, in any order. Each is used as it is written, for all training folds
+        together.
     standardize
         Whether pixels are divided by their standard deviation (see :func:`pipeline.ridge.ridge.pixel_scale`).
 
@@ -181,9 +184,6 @@ def cross_validate(folds: Sequence[Moments], alphas: ArrayLike, *, standardize: 
     return CrossValidation(path, np.stack(errors), tss)
 
 
-# --- What a search for the penalty leaves: the curve of every model, the choice, and the models of every penalty.
-
-
 @dataclass(frozen=True, eq=False)
 class SolvedSearch:
     """The search for the penalties of a global model and K experts, for A penalties, F folds, P pixels and Q labels.
@@ -202,8 +202,8 @@ class SolvedSearch:
     chosen
         Which penalty each model took, shape (1 + K,).
     weights, intercepts
-        The models of every penalty on all folds, shapes (A, 1 + K, P, Q) and (A, 1 + K, Q). They had no part in the
-        choice, which needs models that have not seen the held-out fold.
+        The models of every penalty, trained on all folds, shapes (A, 1 + K, P, Q) and (A, 1 + K, Q). The choice was
+        not made with them: it needs models that have not seen the held-out fold.
     """
 
     by: str
@@ -226,7 +226,7 @@ class SolvedSearch:
     ) -> SolvedSearch:
         """Put the curves, choices and paths of all models together, the global one first.
 
-        Without the curves of the experts there is that of the global model alone.
+        Experts may have no curves. NaN then stands for theirs.
         """
         unknown = CrossValidation(
             curves[0].alphas, np.full_like(curves[0].sse, np.nan), np.full_like(curves[0].tss, np.nan)
@@ -253,8 +253,8 @@ def choose_penalties(
 ) -> list[int]:
     """Return which penalty each model takes, given the curves of the global model and then of every expert.
 
-    ``by: global`` gives all of them the best one of the global model, as written: α is not scaled with the number of
-    spectra that train an expert.
+    ``by: global`` gives all models the best penalty of the global model. It is not scaled with the number of spectra
+    that train an expert.
     """
     if search.by == "global":
         return [curves[0].best(label_index)] * n_models

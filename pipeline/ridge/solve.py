@@ -1,11 +1,14 @@
 """Models for growing training sets, solved where the moments are: one task for each noise and binning.
 
-A thread takes one model at a time: it adds up the folds of its cells, and after each fold solves the ridge system. It
-holds one sum, one Gram matrix on its way in, and one dense system, whatever the number of cells and folds.
+A thread takes one model at a time. It adds up the folds of the model's cells, and solves the ridge system after each
+fold. Whatever the number of cells and folds, it holds one sum, one Gram matrix that is being read, and one dense
+system, all in memory that the task lends it.
 
-Where the penalty is searched for, every model is first tried on each fold, trained on the others; the choice is made
-once, on the whole training set. The learning curve then takes the chosen α in proportion to its spectra, α·n/N for a
-prefix of n of N spectra, so that the penalty of a spectrum, and with it the model, means the same all along the curve.
+A penalty may be searched for. Every model is then first tried on each fold, trained on the others, and the choice is
+made once, on the whole training set. The learning curve takes the chosen α in proportion to its spectra: α·n/N for a
+prefix of n of N spectra. So the penalty per spectrum is the same all along the curve, and the models are comparable.
+
+The first half of this module is about one model, the second half about the jobs that solve all models of a noise.
 """
 
 from __future__ import annotations
@@ -58,12 +61,9 @@ __all__ = [
     "predict_held_out",
     "solve_folders",
     "solve_held_out",
+    "solve_job",
     "solve_prefixes",
 ]
-
-# --- One model, trained on the cells of a list: its path over growing training sets, and its errors on held-out folds.
-#
-# Gram matrices are read one at a time into memory that the caller lends, whatever the number of cells and folds.
 
 FloatArray = NDArray[np.float64]
 
@@ -127,8 +127,9 @@ def cross_validate_cells(
 ) -> CrossValidation:
     """Try penalties on every fold in turn, trained on the others, as :func:`pipeline.ridge.penalties.cross_validate`.
 
-    The other folds are added up for each one held out: that is exact where the total less one cancels (a pixel that is
-    constant but in one fold), and for the few folds of an experiment costs less than the F·A factorisations.
+    The other folds are added up anew for each one held out. The total less one fold would be cheaper, but it cancels
+    where a pixel varies in one fold alone. For the few folds of an experiment the sums cost less than the F·A
+    factorisations.
 
     Parameters
     ----------
@@ -187,7 +188,10 @@ def solve_held_out(
 
 
 def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ridge: RidgeConfig) -> list[FloatArray]:
-    """Return the shared scale of some cells' spectra without each fold, shapes (P,): it plays no part in its trial."""
+    """Return the shared scale of some cells' spectra, left-out fold by left-out fold, shapes (P,).
+
+    A fold has no part in the scale of the models that it judges.
+    """
     of_folds = [PixelSums.merge([sums[k] for k in trained_on]) for sums in (saved.pixel_sums() for saved in folds)]
     return [
         shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), ridge)
@@ -196,13 +200,16 @@ def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ri
 
 
 def held_out_penalties(folds: Sequence[SavedMoments], model: ModelCells, alpha: float) -> list[FloatArray]:
-    """Return a model's penalty without each fold, shapes (1,): it shrinks with the spectra, so that of each stays."""
+    """Return a model's penalty when each fold is left out, shapes (1,).
+
+    The penalty per spectrum stays the same, so the total shrinks with the training set.
+    """
     counts = np.array([sum(saved.counts[cell] for cell in model.cells) for saved in folds])
     return [np.array([alpha * (1 - count / counts.sum())]) for count in counts]
 
 
 def _fold_reader(folds: Sequence[SavedMoments], model: ModelCells, memory: SolveMemory) -> Callable[[int], Moments]:
-    """Return what gives the moments of a model's cells in a fold, valid until the next call."""
+    """Return a function that gives the moments of a model's cells in a fold. They are valid until its next call."""
     holds_all = len(memory.folds) >= len(folds)
     held = [_merge(*each, model, memory) for each in zip(folds, memory.folds, strict=True)] if holds_all else []
 
@@ -220,7 +227,10 @@ def _iter_held_out(
     alphas: Sequence[FloatArray],
     memory: SolveMemory,
 ) -> Iterator[RidgePath]:
-    """Yield the path trained without the first fold, without the second, …; ``memory.total`` is then free."""
+    """Yield the path trained without the first fold, without the second, …
+
+    While the caller holds a path, ``memory.total`` is free.
+    """
     for held_out, (own_scale, penalties) in enumerate(zip(scales, alphas, strict=True)):
         total = MomentsSum(memory.total)
         for k in range(len(scales)):
@@ -231,7 +241,10 @@ def _iter_held_out(
 
 
 def _iter_parts(saved: SavedMoments, model: ModelCells, memory: SolveMemory) -> Iterator[Moments]:
-    """Read a fold's moments of a model's cells, each in the place of the last; empty ones only if all are."""
+    """Read a fold's moments of a model's cells, each in the place of the one before.
+
+    Empty cells are skipped, unless all are empty: then one of them stands for all.
+    """
     for cell in [cell for cell in model.cells if saved.counts[cell]] or model.cells[:1]:
         yield saved.read(cell, memory.content)
 
@@ -269,17 +282,18 @@ class SolveJob:
     covered
         The cells that ``train_on: covered`` trains the global model on.
     prefixes
-        Numbers of first folds to solve for, the last of which is all; by default the first one, the first two, …
+        Numbers of first folds to solve for. The last number is that of all folds. By default: the first fold, the first
+        two, …
     target
         The label whose held-out R² decides where ``ridge.alpha`` is a search.
     threads
         Models solved side by side, at most; each needs :func:`pipeline.ridge.workers.solve_memory`.
     holds_folds
-        Hold every fold's sums where a penalty is searched for, instead of reading them for each fold anew; the same
-        bits.
+        While a penalty is searched for, hold the sums of all folds instead of reading them anew for each fold. The
+        bits are the same.
     known_global
-        A file of models whose last global model is this one, too: the experts alone are solved, or search for their
-        penalties.
+        A file of models whose last global model serves here, too. Only the experts are solved then, or search for
+        their penalties.
     """
 
     moments: MomentsFolder
@@ -346,7 +360,7 @@ def solve_folders(
     int
         Which of the jobs.
     list of ExpertModels
-        One set of models for each number of folds; short prefixes that starve a bin are left out.
+        One set of models for each number of folds. Short prefixes in which a bin has too few spectra are left out.
 
     Raises
     ------
@@ -358,10 +372,10 @@ def solve_folders(
         If a penalty of 0 meets a rank-deficient system.
     """
     subjects = [job.binning.name for job in jobs]
-    yield from run_jobs(client, _solve_job, jobs, subjects, ("solve", "solve", "solving"), progress or SilentProgress())
+    yield from run_jobs(client, solve_job, jobs, subjects, ("solve", "solve", "solving"), progress or SilentProgress())
 
 
-def _solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:
+def solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:
     """Solve all models of one job. The body of a Dask task."""
     folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
     prefixes, models = _plan_prefixes(job, folds), job.models
@@ -431,7 +445,7 @@ def _plan_prefixes(job: SolveJob, folds: Sequence[SavedMoments]) -> list[Prefix]
         try:
             require_enough_spectra(job.count_bins([cell.count for cell in cells]), job.ridge, job.binning)
         except TooFewSpectraError:
-            # A short prefix may starve a bin: the learning curve starts later.
+            # A short prefix may have too few spectra in a bin: the learning curve then starts later.
             if n_folds == len(folds):
                 raise
             continue

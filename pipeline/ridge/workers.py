@@ -1,4 +1,9 @@
-"""Jobs on saved moments as Dask tasks: one for each, named for the dashboard, told as models that are done."""
+"""How models are solved: jobs on saved moments as Dask tasks, and within a task the threads that share its memory.
+
+A job is one task. Its name tells people what it is about on Dask's dashboard, and its progress is counted in models.
+Within it several threads solve models side by side. Each works in large arrays of its own, which are lent to one model
+after the other: fresh memory costs more than filling it.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,15 @@ from threadpoolctl import threadpool_limits
 from pipeline.accumulate import MomentsFolder, available_threads
 from pipeline.base import Progress, Report, Task, name_group, process_workspace, run_tasks
 from pipeline.moments import TileLayout
-from pipeline.ridge.ridge import krylov_memory
+from pipeline.ridge.krylov import krylov_memory
 from pipeline.schema import LABELS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["SolveMemory", "run_jobs", "solve_memory", "solving_threads"]
+
+FloatArray = NDArray[np.float64]
 
 
 class MomentsJob(Protocol):
@@ -77,15 +84,10 @@ def run_jobs(
             yield task.key[-1], answer
 
 
-# --- Threads that solve models side by side, each in memory of its own that is lent to one model after the other.
-
-FloatArray = NDArray[np.float64]
-
-
 def solve_memory(n_pixels: int, threads: int, held_folds: int = 0) -> int:
     """Return the bytes of the large arrays of a solving task, whatever the number of cells.
 
-    ``held_folds`` are the folds whose sums each thread holds at once where a penalty is searched for: all or one.
+    ``held_folds`` says how many folds' sums each thread holds at once while a penalty is searched for: all, or one.
     """
     beside = krylov_memory(n_pixels, len(LABELS)) if held_folds else 0
     return threads * ((2 + held_folds) * TileLayout(n_pixels).nbytes(np.float64) + n_pixels * n_pixels * 8 + beside)
@@ -93,10 +95,11 @@ def solve_memory(n_pixels: int, threads: int, held_folds: int = 0) -> int:
 
 @dataclass(frozen=True)
 class SolveMemory:
-    """What one thread works in: a sum of tiles, a Gram matrix on its way in, a dense system.
+    """What one thread works in: a sum of tiles, the bytes of a Gram matrix that is being read, and a dense system.
 
-    ``folds`` are the sums of tiles of some folds, which a search for the penalty needs: of all, where there is room, so
-    that every Gram matrix is read once for a model and not once for each training set that it is part of; else of one.
+    A search for the penalty also needs ``folds``, the sums of tiles of single folds. Where there is room it holds those
+    of all folds. Every Gram matrix is then read once for a model, and not once for each training set that it belongs
+    to. Otherwise it holds those of one fold.
     """
 
     total: FloatArray
@@ -107,7 +110,7 @@ class SolveMemory:
 
 @contextmanager
 def solving_threads(n_pixels: int, threads: int, held_folds: int = 0) -> Iterator[Callable[..., list[Any]]]:
-    """Give a ``map`` whose function gets a :class:`SolveMemory` as its last argument, and runs on several threads.
+    """Give a ``map`` that runs on several threads and passes a :class:`SolveMemory` as its function's last argument.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def test_workers_change_no_bit_and_nothing_is_made_twice(
     for name in ("ablation.csv", "marginal_learning_curve.csv", "results.csv", "summary.json"):
         assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
     monkeypatch.setattr("pipeline.accumulate.accumulate.accumulate_parts", None)
-    monkeypatch.setattr("pipeline.ridge.solve._solve_job", None)
+    monkeypatch.setattr("pipeline.ridge.solve.solve_job", None)
     run_experiment(config, tmp_path)
     # Another binning of the same columns needs models, but no other pass.
     monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_another_label_needs_no_other_pass(
     other = change(config, bins=bins, binnings={}, target="log_g")
     run_experiment(other, tmp_path)
     monkeypatch.setattr("pipeline.accumulate.accumulate.accumulate_parts", None)
-    monkeypatch.setattr("pipeline.ridge.solve._solve_job", None)
+    monkeypatch.setattr("pipeline.ridge.solve.solve_job", None)
     found = run_experiment(change(other, target="T_eff"), tmp_path)
     seed = 42
     x = read_noisy_rows(train_store, 0, train_store.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), "float64")

@@ -172,7 +172,11 @@ def test_workers_change_no_bit_and_nothing_is_made_twice(
     found = run_experiment(config, tmp_path, client=two_workers)
     for name in TABLES:
         assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
-    for name in ("accumulate.accumulate_parts", "solve._solve_job", "design._hold_out_job"):
+    for name in (
+        "accumulate.accumulate.accumulate_parts",
+        "ridge.solve.solve_job",
+        "questions.bin_design.design._hold_out_job",
+    ):
         monkeypatch.setattr(f"pipeline.{name}", None)
     run_experiment(config, tmp_path)
     # What is asked of the errors may change: they are there. Other divisions need models, but no other search.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 import pipeline.ridge
 from pipeline.moments import Moments
 from pipeline.ridge import solve_ridge_path
-from pipeline.ridge.ridge import krylov_memory, solve_shifted
+from pipeline.ridge.krylov import krylov_memory, solve_shifted
 
 SHIFTS = [0.5, 3.0, 40.0, 700.0]
 
