@@ -121,36 +121,54 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     show_default=True,
     help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
 )
-@click.option(
-    "--delete-source",
-    "delete_sources",
-    is_flag=True,
-    help="Delete each shard after the finished store was compared with it, pixel by pixel.",
-)
+@click.option("--verify", is_flag=True, help="Compare every pixel and column of the store with the shards.")
+@click.option("--delete-source", "delete_sources", is_flag=True, hidden=True)
 @quiet_option
 @json_option
-def convert(shards: tuple[str, ...], store: Path, quiet: bool, as_json: bool, **options: Any) -> None:
+def convert(
+    shards: tuple[str, ...],
+    store: Path,
+    verify: bool,
+    delete_sources: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Convert HDF5 shards to one Zarr store.
 
     After an interruption, run the same command again; it resumes.
 
-    With --delete-source a shard is deleted once all its pixels and columns were found in the finished store, bit for
-    bit. At the first difference this shard and all later ones are kept. A store does not hold text columns or the
-    edges of pixels, so these are lost with the file. The same command continues an interrupted deletion.
+    With --verify the finished store is compared with the shards, bit for bit: every pixel, and every column that a
+    store keeps (text columns and the edges of pixels are left out of it). Exit code 0 says that all is the same, so
+    that you may delete the shards; exit code 2 says that something differs, and the message names the file, the row
+    and the pixel. The same command verifies a store that was converted before.
 
     \b
     Example:
       headroom convert spectra/train/shard_index.txt train.zarr
-      headroom convert spectra/train/shard_3 train_3.zarr --delete-source
+      headroom convert spectra/train/shard_3 train_3.zarr --verify && rm spectra/train/shard_3/dataset.h5
     """
     from pipeline.base import format_bytes
-    from pipeline.convert import convert_shards, find_sources
+    from pipeline.convert import convert_shards, verify_store
+    from pipeline.errors import ConfigError
+    from pipeline.shards import find_shards
 
-    found = find_sources(shards, Path.cwd(), store)
-    made = convert_shards(found, store, progress=choose_progress(quiet=quiet), **options)
+    if delete_sources:
+        raise ConfigError(
+            "--delete-source is gone: use --verify, and delete the shards yourself, such as "
+            "`headroom convert SHARD STORE --verify && rm SHARD`"
+        )
+    progress = choose_progress(quiet=quiet)
+    found = find_shards(shards, Path.cwd())
+    made = convert_shards(found, store, progress=progress, **options)
+    if verify:
+        verify_store(made, found, workers=options["workers"], progress=progress)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     if as_json:
         sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}
-        print_json({"store": store, "fingerprint": made.fingerprint, **sizes})
+        print_json({"store": store, "fingerprint": made.fingerprint, **sizes} | ({"verified": True} if verify else {}))
         return
     click.echo(f"{store}: {made.n_spectra:,} spectra × {made.n_pixels:,} pixels, {format_bytes(size)}")
+    if verify:
+        what = f"{len(found)} shard{'s' if len(found) > 1 else ''}"
+        click.echo(f"verified: the store and {what} are the same, bit for bit; you may now delete the source files")

@@ -45,7 +45,7 @@ __all__ = [
 # row by row for a sample of rows, and all of them before a shard is deleted.
 
 #: Source, float32 result and sums of a tile fit in the second-level cache together.
-_TILE_BYTES: Final = 1 << 19
+TILE_BYTES: Final = 1 << 19
 
 
 @dataclass
@@ -100,7 +100,7 @@ class RowSource:
     def tile_rows(self, variable: str, largest: int) -> int:
         """Return how many rows, at most ``largest``, are read best at a time."""
         plain = self._find(variable)
-        return largest if plain is None else min(largest, max(1, _TILE_BYTES // plain.row_bytes))
+        return largest if plain is None else min(largest, max(1, TILE_BYTES // plain.row_bytes))
 
     def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array.
@@ -276,7 +276,7 @@ def _describe_fault(variable: str, source: np.ndarray, cast: np.ndarray, row: in
 
 
 #: Bytes of float64 read from HDF5 at a time: bounded whatever the HDF5 chunks, and still in cache when cast.
-_BLOCK_BYTES: Final = 4 << 20
+BLOCK_BYTES: Final = 4 << 20
 #: Just below the 32 MiB that glibc keeps at most.
 _LARGEST_KEPT: Final = 31 << 20
 
@@ -308,7 +308,7 @@ class ConversionPlan:
     @property
     def block_rows(self) -> int:
         """Rows read from HDF5 at a time."""
-        return max(1, min(_BLOCK_BYTES // (8 * self.layout.n_pixels), self.layout.chunk_rows))
+        return max(1, min(BLOCK_BYTES // (8 * self.layout.n_pixels), self.layout.chunk_rows))
 
     def record_path(self, start: int) -> Path:
         """File that records the finished range from row ``start``."""

@@ -1,35 +1,25 @@
-"""The shards of one conversion together: whether they agree, and the columns they make up."""
+"""The shards of one conversion: whether they agree, and the columns they make up; and the folder of its work."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import util
-from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
-from numcodecs import blosc
 
 from pipeline.base import find_json, hold_file, is_same_file, write_json
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import ConfigError, InputError
 from pipeline.shards import TAKEN_NAMES, ShardInfo, read_shard_info
 from pipeline.store import SourceRecord, StoreLayout, plan_layout, require_same_wavelengths
 
 __all__ = [
     "ConversionSettings",
+    "StoreShape",
     "claim_work",
     "is_work_of",
     "lock_work",
@@ -37,19 +27,41 @@ __all__ = [
     "read_sources",
     "record_source",
     "remove_work",
-    "run_tasks",
     "source_key",
     "store_column_name",
 ]
 
 
-@dataclass(frozen=True)
-class ConversionSettings:
-    """What shapes a store besides its shards; sizes that are None follow from the data."""
+class StoreShape(TypedDict, total=False):
+    """What shapes a store besides its shards.
+
+    Attributes
+    ----------
+    chunk_rows, shard_rows
+        Spectra per chunk and per Zarr shard, see :func:`pipeline.store.layout.plan_layout`; by default they follow from
+        the data.
+    nonfinite
+        ``"refuse"`` (the default) spectra with NaN or infinite pixels, all-zero flux or errors, or negative errors, or
+        ``"drop"`` them and list them in the manifest. An error (or noisy flux) that is NaN in the first or last pixel
+        takes its neighbour's value either way.
+    """
 
     chunk_rows: int | None
     shard_rows: int | None
-    nonfinite: str
+    nonfinite: Literal["refuse", "drop"]
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """A :class:`StoreShape` that was checked."""
+
+    chunk_rows: int | None = None
+    shard_rows: int | None = None
+    nonfinite: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.nonfinite not in ("refuse", "drop"):
+            raise ConfigError(f"nonfinite must be 'refuse' or 'drop', found {self.nonfinite!r}")
 
     def plan_layout(self, n_spectra: int, n_pixels: int) -> StoreLayout:
         """Return the layout of a store of all the shards' spectra."""
@@ -162,7 +174,7 @@ def _name(path: Path) -> str:
     return str(Path(*path.parts[-2:]))
 
 
-# --- The work folder of a conversion: held by one process at a time, resumed, cleaned of leftovers, removed.
+# --- The work folder: held by one process at a time, resumed, cleaned of leftovers, removed.
 
 _LOCK: Final = "lock"
 _PLAN: Final = "plan.json"
@@ -246,129 +258,3 @@ def _remove_temporaries(work: Path) -> None:
     for pattern in ("*.tmp", "ranges/*.tmp", "scan/*.tmp", "store/*/c/*/.*.part", "store/**/*.partial"):
         for path in work.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-# --- Run a conversion's tasks in this process or in several; workers never outlive the process that wants them.
-
-
-def run_tasks(
-    make_worker: Callable[[], Any], method: str, tasks: Iterable[Any], workers: int
-) -> Generator[dict[str, Any], None, None]:
-    """Yield the records of ``make_worker().method(task)`` for all tasks, as they finish.
-
-    This process is one of the workers: it takes tasks too, from the front, while the others are still starting.
-
-    Workers are new interpreters (spawned: HDF5 and zarr keep threads and locks that do not survive a fork), so a
-    script that calls this needs the usual ``if __name__ == "__main__"``.
-
-    Parameters
-    ----------
-    make_worker, method
-        What the tasks are: an object made once in every process, from something that can be pickled, and the name of
-        its method.
-    tasks
-        The method's argument, one by one.
-    workers
-        Processes, this one included.
-
-    Raises
-    ------
-    HeadroomError
-        What a task raised; the other workers are stopped at once. Likewise on Ctrl-C.
-    """
-    tasks = list(tasks)
-    if not tasks:
-        return
-    workers = min(workers, len(tasks))
-    with _one_blosc_thread(workers):
-        worker = make_worker()
-        if workers == 1:
-            for task in tasks:
-                yield getattr(worker, method)(task)
-            return
-        yield from _share_tasks(worker, make_worker, method, tasks, workers - 1)
-
-
-def _share_tasks(
-    worker: Any, make_worker: Callable[[], Any], method: str, tasks: list[Any], others: int
-) -> Iterator[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    # Only this process holds the end to write to: when it closes it, or dies in whatever way, the workers read
-    # the end of the file and leave. Otherwise a killed conversion would leave writers behind its successor's back.
-    receiver, sender = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(
-        others, mp_context=context, initializer=_start_worker, initargs=(make_worker, receiver)
-    )
-    todo, finished = deque(tasks), SimpleQueue[Future[dict[str, Any]]]()
-
-    # One task at a time for each of the others: the executor would queue more than that, and leave a long tail.
-    def submit_next() -> None:
-        with suppress(IndexError):
-            executor.submit(_run_task, method, todo.popleft()).add_done_callback(take_result)
-
-    def take_result(future: Future[dict[str, Any]]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            submit_next()
-        finished.put(future)
-
-    try:
-        for _ in range(others):
-            submit_next()
-        for _ in tasks:
-            try:
-                task = todo.popleft() if finished.empty() else None
-            except IndexError:
-                task = None
-            yield finished.get().result() if task is None else getattr(worker, method)(task)
-    except BrokenProcessPool as error:
-        sender.close()
-        raise ResourceError(
-            "a worker process of the conversion was killed, most likely for want of memory; run again with fewer "
-            "workers (--workers 1): finished ranges are kept"
-        ) from error
-    except BaseException:
-        sender.close()  # stops the workers in the middle of what they do; their ranges are not recorded
-        raise
-    finally:
-        todo.clear()
-        executor.shutdown(wait=True, cancel_futures=True)
-        sender.close()
-        receiver.close()
-
-
-@contextmanager
-def _one_blosc_thread(workers: int) -> Iterator[None]:
-    """Let this process compress with one thread while it is one of several workers, which together are the threads."""
-    if workers == 1:
-        yield
-        return
-    before = blosc.set_nthreads(1)
-    try:
-        yield
-    finally:
-        blosc.set_nthreads(before)
-
-
-_worker: Any = None
-
-
-def _start_worker(make_worker: Callable[[], Any], receiver: Connection) -> None:
-    """Prepare a worker: the terminal's Ctrl-C is the parent's business, and the parent's end is the worker's."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, args=(receiver,), daemon=True).start()
-    blosc.set_nthreads(1)  # the workers together are the threads
-    _worker = make_worker()
-
-
-def _leave_with_parent(receiver: Connection) -> None:
-    receiver.poll(None)
-    with suppress(Exception):
-        # what numcodecs and others registered to be released: without it the resource tracker complains aloud
-        util._run_finalizers(0)  # type: ignore[attr-defined]
-    os._exit(1)
-
-
-def _run_task(method: str, task: Any) -> dict[str, Any]:
-    record: dict[str, Any] = getattr(_worker, method)(task)
-    return record

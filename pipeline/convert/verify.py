@@ -1,25 +1,120 @@
-"""Whether a finished store is still what its shards hold: at once by size and time of change, or row by row."""
+"""Whether a finished store is what its shards hold.
+
+:func:`verify_store` compares every pixel and every column, for users who want to delete their shards afterwards.
+:func:`compare_changed` compares the rows of shards that were written anew since the store was made, by digests alone.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.base import Progress, find_json, write_json
+from pipeline.base import Progress, SilentProgress, available_cores, find_json, write_json
+from pipeline.convert.processes import run_in_processes
 from pipeline.convert.ranges import ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
-from pipeline.shards import ShardInfo, ShardReader
+from pipeline.shards import ShardInfo, ShardReader, read_shard_info
 from pipeline.store import MANIFEST_GROUP, Manifest, RangeRecord, SpectraStore, digest_rows, find_other_wavelengths
 
-__all__ = ["RowVerifier", "find_changed", "record_stamps", "require_faulty", "require_same_columns", "verify_sources"]
+__all__ = ["RowVerifier", "compare_changed", "find_changed", "record_stamps", "verify_store"]
 
 Readers: TypeAlias = Mapping[int, ShardReader]
+
+
+def verify_store(
+    store: SpectraStore, shards: Sequence[Path], *, workers: int | None = None, progress: Progress | None = None
+) -> None:
+    """Compare a finished store with all shards that it was made of, bit for bit.
+
+    Compared are wavelengths, every column that a store keeps, and every pixel as a conversion would write it, with what
+    lies on the disk and not with what the system remembers of it. Nothing is changed. A shard may have more than a
+    store keeps: text columns and the edges of pixels.
+
+    Parameters
+    ----------
+    store
+        Finished and in place.
+    shards
+        All shards it was made of, in order.
+    workers
+        Processes that compare, this one included; by default one per processor.
+    progress
+        Who watches.
+
+    Raises
+    ------
+    InputError
+        At the first difference, naming the shard, the variable, and the row and pixel that differ; or if a shard or the
+        store is written to meanwhile.
+    """
+    progress = progress or SilentProgress()
+    if len(shards) != len(store.sources):
+        raise InputError(
+            f"store {store.path} was made of {len(store.sources)} shards, found {len(shards)} to compare it with; name "
+            "all of them, in the same order"
+        )
+    _settle_on_disk(store.path)
+    plan = _plan_verification(store, shards)
+    bounds = list(accumulate(store.shard_lengths, initial=0))
+    step = store.layout.range_rows
+    tasks = [
+        (shard, low, min(low + step, bounds[shard + 1]))
+        for shard in range(len(shards))
+        for low in range(bounds[shard], bounds[shard + 1], step)
+    ]
+    with progress.step("verify", store.n_spectra) as advance:
+        make_verifier = partial(RowVerifier, store, plan)
+        for record in run_in_processes(make_verifier, "verify_rows", tasks, workers or available_cores()):
+            advance(record["stop"] - record["start"])
+    plan.require_unchanged(range(len(shards)))
+    if SpectraStore.open(store.path).fingerprint != store.fingerprint:
+        raise InputError(f"store {store.path} was replaced while it was compared with its shards; run again")
+
+
+def _plan_verification(store: SpectraStore, shards: Sequence[Path]) -> ConversionPlan:
+    """Check everything of the shards but their pixels, and return the plan by which these are compared."""
+    infos = [read_shard_info(shard) for shard in shards]
+    plan = ConversionPlan(
+        shards=tuple(Path(os.path.abspath(shard)) for shard in shards),
+        lengths=tuple(source.n_spectra for source in store.sources),
+        stamps=tuple(info.stamp for info in infos),
+        has_mask=tuple(info.has_mask for info in infos),
+        dropped=tuple(source.dropped_rows for source in store.sources),
+        layout=store.layout,
+        variables=tuple(variable for variable in store.variables if variable != "mask"),
+        work=store.path.with_name(store.path.name + ".partial"),
+        key=str(store.manifest.settings.get("key")),
+    )
+    for number, info in enumerate(infos):
+        _require_same_columns(store, plan, number, info)
+        lost = [name for name in info.variables if name not in (*plan.variables, "mask")]
+        if lost:
+            raise _differs(store, info.path, f"it has a {lost[0]!r} array that the store lacks")
+        with ShardReader(plan.shards[number]) as reader:
+            _require_faulty(store, plan, {number: reader}, number)
+    return plan
+
+
+def _settle_on_disk(store: Path) -> None:
+    """Bring a store to the disk and out of the memory, so that what is compared is what a power failure leaves."""
+    for path in [store, *sorted(store.rglob("*"))]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a network file system may know no such call for folders
+                os.fsync(handle)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
 
 
 def find_changed(manifest: Manifest, infos: Sequence[ShardInfo]) -> tuple[int, ...]:
@@ -28,7 +123,7 @@ def find_changed(manifest: Manifest, infos: Sequence[ShardInfo]) -> tuple[int, .
     return tuple(shard for shard, (info, source) in pairs if info.stamp != (source.size, source.mtime_ns))
 
 
-def verify_sources(store: SpectraStore, plan: ConversionPlan, changed: Sequence[int], progress: Progress) -> None:
+def compare_changed(store: SpectraStore, plan: ConversionPlan, changed: Sequence[int], progress: Progress) -> None:
     """Compare all rows of some shards with the digests that the store's conversion recorded.
 
     Parameters
@@ -53,7 +148,7 @@ def verify_sources(store: SpectraStore, plan: ConversionPlan, changed: Sequence[
     with ExitStack() as stack, progress.step("compare changed shards", total) as advance:
         readers = {shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in changed}
         for shard in changed:
-            require_faulty(store, plan, readers, shard)
+            _require_faulty(store, plan, readers, shard)
         for part in store.manifest.ranges:
             segments = list(plan.iter_segments(part.start, part.stop))
             compared = sum(high - low for shard, low, high, _ in segments if shard in readers)
@@ -140,7 +235,7 @@ class RowVerifier:
             )
 
 
-def require_same_columns(store: SpectraStore, plan: ConversionPlan, shard: int, info: ShardInfo) -> None:
+def _require_same_columns(store: SpectraStore, plan: ConversionPlan, shard: int, info: ShardInfo) -> None:
     """Compare a shard's wavelengths and its columns, labels first of all, with the store bit for bit.
 
     Raises
@@ -223,7 +318,7 @@ def _refuse_difference(
     )
 
 
-def require_faulty(store: SpectraStore, plan: ConversionPlan, readers: Readers, shard: int) -> None:
+def _require_faulty(store: SpectraStore, plan: ConversionPlan, readers: Readers, shard: int) -> None:
     """Refuse a shard with a spectrum that was left out and is right now."""
     for row in plan.dropped[shard]:
         cast = np.empty((1, plan.layout.n_pixels), np.float32)

@@ -83,7 +83,7 @@ def test_convert__workers_give_the_same_bytes(shards: list[Path], tmp_path: Path
 def test_convert__chunks_change_no_row(
     shards: list[Path], tmp_path: Path, sizes: tuple[int | None, int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.convert.ranges, "_BLOCK_BYTES", 8 * P * 3)  # blocks that divide nothing evenly
+    monkeypatch.setattr(pipeline.convert.ranges, "BLOCK_BYTES", 8 * P * 3)  # blocks that divide nothing evenly
     store = convert_shards(shards, tmp_path / "store", workers=1, chunk_rows=sizes[0], shard_rows=sizes[1])
     rows = source_rows({0: 40, 1: 21, 2: 60})
     np.testing.assert_array_equal(rows_of(store), rows)
@@ -580,7 +580,7 @@ def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypa
     monkeypatch.setattr(
         ShardReader, "read_rows", lambda self, name, *given: through_hdf5.append(name) or read_rows(self, name, *given)
     )
-    monkeypatch.setattr(pipeline.convert.ranges, "_TILE_BYTES", 3 * 8 * P)
+    monkeypatch.setattr(pipeline.convert.ranges, "TILE_BYTES", 3 * 8 * P)
     block = np.empty((40, P))
     with RowSource(shard) as source:
         for name, rows in expected.items():

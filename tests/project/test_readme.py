@@ -212,5 +212,5 @@ def test_the_commands_work_in_order(tmp_path: Path) -> None:
     for made in ("runs/first/report.html", "runs/mine/report.html", "predictions.parquet", "comparison.html", "model"):
         assert (tmp_path / made).exists(), made
     assert "paired, on the same" in done.stdout
-    assert not (tmp_path / "train_1" / "dataset.h5").exists(), "--delete-source deletes"
+    assert not (tmp_path / "train_1" / "dataset.h5").exists(), "verified, then deleted"
     assert (tmp_path / "stores" / "train_1.zarr").is_dir()
