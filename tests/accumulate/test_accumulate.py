@@ -146,9 +146,7 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from pipeline import accumulate
-from pipeline.accumulate import accumulate_moments
-from pipeline.checkpoints_plan import plan_accumulation
+from pipeline.accumulate import accumulate_moments, plan_accumulation
 from pipeline.moments.files import MomentsWriter
 from pipeline.store import SpectraStore
 from test_accumulate import CELLS, COMPUTE, DRAWS

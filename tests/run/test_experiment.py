@@ -170,8 +170,8 @@ def test_another_penalty_needs_no_other_pass(
 
 INTERRUPTED = """
 import sys, time
-from pipeline import experiment
-from pipeline.config_files import load_config
+from pipeline.config import load_config
+from pipeline.run import experiment
 for name in ("accumulate_moments", "solve_models", "write_tables"):
     def wrapped(*a, original=getattr(experiment, name), name=name, **k):
         result = original(*a, **k)
