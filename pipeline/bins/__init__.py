@@ -1,6 +1,6 @@
 """Which cell and which fold a spectrum belongs to.
 
-A grid divides the (T_eff, [M/H]) plane into bins, a binning is any such division, and folds divide the rows.
+A grid divides the (T_eff, [M/H]) plane into bins. A binning is any such division. Folds divide the rows.
 """
 
 import lazy_loader as lazy

@@ -1,8 +1,8 @@
-"""Several ways to divide the same spectra among experts, answered from one pass.
+"""Several ways to divide the same spectra among experts, all from one pass.
 
 A *binning* is a grid of bins with one expert each. The pass accumulates moments of *cells* so fine that every bin of
-every binning is a sum of them: two spectra share a cell exactly if no binning tells them apart. Finer cells cost
-memory and disk, but no arithmetic, since every spectrum is added once whatever their number.
+every binning is a sum of them. Two spectra share a cell exactly if every binning puts them into the same bin. Finer
+cells cost memory and disk. They cost no arithmetic, because every spectrum is added once for any number of cells.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from pipeline.config import MAIN_BINNING
 
 __all__ = ["Binning", "CellGrid", "crossed_name", "plan_binnings", "quantile_edges"]
 
-#: The binning that the verdict is about; the others are held against it.
+#: The binning that the verdict is about. The others are compared with it.
 MAIN = MAIN_BINNING
 
 
 @dataclass(frozen=True, eq=False)
 class CellGrid:
-    """The coarsest cells of which the bins of some grids are sums.
+    """The coarsest cells from which the bins of several grids can be summed.
 
-    A cell is a combination of bins, one of each grid or its outside, that some spectrum can be in; they are numbered
-    in the order of the grids, the outside after a grid's bins. One grid alone has its bins and, last, the outside.
+    A cell is a combination of one bin (or the outside) from each grid, if any spectrum can lie in it. Cells are
+    numbered in the order of the grids, with the outside after a grid's bins. For a single grid the cells are its bins
+    and, last, the outside.
 
     Attributes
     ----------
@@ -46,8 +47,8 @@ class CellGrid:
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """Bin of each cell in each grid, shape (cells, grids); ``n_bins`` for the outside."""
-        # Edges, what lies between them and what lies beyond: every combination that there is shows at one of these.
+        """The bin of each cell in each grid, shape (cells, grids); ``n_bins`` stands for the outside."""
+        # Test points at, between and beyond all edges. Every possible combination of bins occurs at one of them.
         points = []
         for column in self.columns:
             edges = np.unique([edge for grid in self.grids for edge in grid.edges.get(column, ())])
@@ -81,15 +82,15 @@ class Binning:
     Attributes
     ----------
     name
-        What the configuration calls it; :data:`MAIN` is the one that the verdict is about.
+        Its name in the configuration. The verdict is about :data:`MAIN`.
     columns
-        What it divides by.
+        The columns by which it divides.
     base
         The grid.
     groups
-        For every bin of the grid, the expert's number; :data:`OUTSIDE` for none.
+        For every bin of the grid, the number of its expert; :data:`OUTSIDE` if it has none.
     bin_names
-        Of every expert, one name for each of its properties.
+        For every expert, one name for each column.
     members
         The cells of every expert.
     """
@@ -103,14 +104,14 @@ class Binning:
 
     @classmethod
     def of_grid(cls, name: str, grid: BinGrid, cells: Sequence[tuple[int, ...]]) -> Binning:
-        """Return the binning with an expert for each bin of a grid; ``cells`` are those of every bin."""
+        """Return the binning with an expert for each bin of a grid; ``cells`` holds the cells of every bin."""
         return cls(name, grid.columns, grid, tuple(range(grid.n_bins)), grid.bin_names, tuple(cells))
 
     @classmethod
     def cross(cls, first: Binning, second: Binning) -> Binning:
         """Return the binning with an expert for each pair of bins of two grids on different columns.
 
-        The pair (i, j) has the number i · K₂ + j. The cells tell both grids apart, so each pair is some of them.
+        The pair (i, j) has the number i · K₂ + j. Cells are finer than both grids, so each pair is a sum of cells.
         """
         grid = BinGrid(
             {**first.base.edges, **second.base.edges}, {**first.base.interval_names, **second.base.interval_names}
@@ -133,12 +134,12 @@ class Binning:
         return f"bin {number} ({', '.join(self.bin_names[number])})"
 
     def assign(self, columns: Mapping[str, ArrayLike]) -> NDArray[np.int64]:
-        """Assign every spectrum to its expert, shape (N,); :data:`OUTSIDE` for those of none."""
+        """Assign every spectrum to its expert, shape (N,); :data:`OUTSIDE` if it has none."""
         return np.array([*self.groups, OUTSIDE])[self.base.assign(columns)]
 
 
 def crossed_name(first: str, second: str) -> str:
-    """Return the name of the binning by both of two others."""
+    """Return the name of the binning that combines two others."""
     return f"{first} × {second}"
 
 
@@ -152,12 +153,13 @@ def plan_binnings(
     main
         The grid that the verdict is about.
     others
-        Further grids by name, on whatever columns.
+        Further grids by name, on any columns.
     ablation
-        Add, for a main grid of several columns, one binning for each of its columns alone: the main grid's bins merged
-        along all others. They cover the same spectra, so the difference is what the other columns bring.
+        Whether to add one binning for each column of the main grid, if it has several. Its bins are the main grid's
+        bins, merged along all other columns. They cover the same spectra, so the difference in score is due to the
+        other columns.
     fine
-        A grid that cells are to tell apart, too, though it is no binning; it comes last.
+        A grid whose bins must be sums of cells, too, although it is no binning. It comes last.
     """
     cells = CellGrid((main, *others.values(), *([fine] if fine is not None else [])))
     of_main = cells.members(0)[:-1]
@@ -193,8 +195,8 @@ def quantile_edges(train: Iterable[ArrayLike], test: Iterable[ArrayLike], parts:
     Returns
     -------
     tuple of float
-        ``parts + 1`` increasing numbers, fewer where many spectra share a value: quantiles of the training spectra,
-        the outer ones moved to the least and the largest value of all.
+        ``parts + 1`` increasing numbers, or fewer if many spectra share a value. They are quantiles of the training
+        spectra; the outer ones are moved to the smallest and the largest value of all spectra.
     """
     of_train = np.concatenate([np.asarray(block, dtype=np.float64) for block in train])
     of_test = np.concatenate([np.asarray(block, dtype=np.float64) for block in test])

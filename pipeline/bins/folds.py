@@ -1,4 +1,4 @@
-"""Folds: deterministic, contiguous parts of the rows that nest in shards."""
+"""Folds and partitions: fixed, contiguous ranges of rows that nest in shards."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ def plan_folds(
 ) -> tuple[tuple[int, int], ...]:
     """Cut the rows of a store into contiguous folds that nest in its shards.
 
-    With at least as many shards as folds, a fold is a group of whole shards; otherwise every shard is cut
-    into parts, more for longer shards. Either way a fold boundary never depends on chunks or workers, and
-    a shard is never shared by folds that hold parts of other shards. Only with ``"shards"``, a fold for every
-    shard, are the folds of the others left alone when a shard is added or left out.
+    With at least as many shards as folds, a fold is a group of whole shards. Otherwise every shard is cut into parts,
+    and longer shards into more parts. In both cases fold boundaries do not depend on chunks or workers, and no fold
+    mixes parts of several shards. With ``"shards"`` every shard is a fold. Only then do the other folds stay the same
+    when a shard is added or left out.
 
     Parameters
     ----------
     shard_lengths
         Spectra in each shard, in the store's order.
     n_folds
-        Folds wanted, at least 1, or ``"shards"``.
+        Number of folds, at least 1, or ``"shards"``.
     left_out
-        Numbers of shards that belong to no fold; their rows are counted all the same.
+        Numbers of shards that belong to no fold. Their rows still count.
 
     Returns
     -------
     tuple of (start, stop)
-        Row ranges in increasing order; they cover every row once, but those of shards left out. Within a fold these
-        can lie only where it is a group of shards.
+        Row ranges in increasing order. They cover every row once, except the rows of shards that are left out. Such
+        rows can lie inside a fold only if the fold is a group of shards.
 
     Raises
     ------
@@ -63,19 +63,19 @@ def plan_folds(
 
 
 def choose_prefixes(lengths: Sequence[int], sizes: Iterable[int] | None = None) -> dict[int, int]:
-    """Choose the numbers of first folds whose spectra come nearest to the training sizes of a learning curve.
+    """Choose how many folds, counted from the first, come nearest to each training size of a learning curve.
 
     Parameters
     ----------
     lengths
         Spectra of every fold.
     sizes
-        Training sizes wanted; after every fold by default.
+        The training sizes; by default one after every fold.
 
     Returns
     -------
     dict
-        The spectra of each number of folds chosen, in increasing order; that of all folds is always there.
+        The number of spectra for each chosen number of folds, in increasing order. All folds are always included.
     """
     totals = np.cumsum(np.asarray(lengths, dtype=np.int64))
     wanted = totals if sizes is None else np.array([*sizes, totals[-1]])
@@ -98,8 +98,8 @@ def count_in_folds(
     folds
         Row ranges from :func:`plan_folds`.
     blocks
-        First row, and the bin of each row from there on, negative in none; blocks that cover every row once, but those
-        of shards left out.
+        Blocks of rows: the first row, and the bin of each row from there on (negative outside all bins). Together they
+        cover every row once, except the rows of shards that are left out.
     n_bins
         Number of bins K.
 
@@ -118,10 +118,10 @@ def count_in_folds(
 
 
 def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]:
-    """Group consecutive shards, each fold ending at the shard nearest its fair share; return (first, last + 1)."""
+    """Group consecutive shards into folds of nearly equal size; return (first, last + 1) of each."""
     boundaries = [0]
     for fold in range(1, n_folds):
-        # Leave at least one shard for every fold to come, and take at least one.
+        # Take at least one shard, and leave at least one for every later fold.
         candidates = np.arange(boundaries[-1], len(ends) - (n_folds - fold))
         wanted = ends[-1] * fold / n_folds
         boundaries.append(int(candidates[np.argmin(np.abs(ends[candidates] - wanted))]) + 1)
@@ -129,14 +129,14 @@ def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]
 
 
 def _allot_parts(lengths: np.ndarray, n_folds: int) -> np.ndarray:
-    """Give every shard one part, and each further one to the shard whose parts are longest."""
+    """Give every shard one part, and each further part to the shard whose parts are longest."""
     parts = np.ones(len(lengths), dtype=np.int64)
     for _ in range(n_folds - len(lengths)):
         parts[np.argmax(lengths / parts)] += 1
     return parts
 
 
-# --- Partitions: the contiguous row ranges that are the unit of work, retry, checkpoint and progress.
+# --- Partitions: contiguous row ranges, the unit of work, retry, checkpoint and progress.
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,19 @@ class Partition:
 def plan_partitions(
     folds: Sequence[tuple[int, int]], rows: int, holes: Sequence[tuple[int, int]] = ()
 ) -> tuple[Partition, ...]:
-    """Cut every fold into equal partitions of at most ``rows`` spectra; what lies between two holes by itself.
+    """Cut every fold into equal partitions of at most ``rows`` spectra. No partition extends across a hole.
 
-    The plan depends on the store and the configuration only, never on the cluster, so that results merge
-    in one order whatever computed them.
+    The plan depends only on the store and the configuration, never on the cluster. So results are merged in the same
+    order on any cluster.
 
     Parameters
     ----------
     folds
         Row ranges, in increasing order.
     rows
-        Spectra in a partition, at most.
+        Largest number of spectra in a partition.
     holes
-        Row ranges that are left out, in increasing order; a fold begins or ends in none.
+        Row ranges that are left out, in increasing order. No fold begins or ends inside a hole.
     """
     partitions: list[Partition] = []
     for fold, (start, stop) in enumerate(folds):

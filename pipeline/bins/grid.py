@@ -1,4 +1,4 @@
-"""Bins of the label plane: which expert a spectrum belongs to, and which lie outside the grid."""
+"""Bins of the label plane: they say which expert a spectrum belongs to, and which spectra lie outside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTSIDE", "BinGrid", "NamedBins", "assign_bins"]
 
-#: The bin number of spectra that lie in no bin. As a cell they come last.
+#: The bin number of spectra that lie in no bin. As a cell, this outside comes last.
 OUTSIDE = -1
 
 _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -28,7 +28,7 @@ _USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 class NamedBins(Protocol):
-    """Numbered bins that can be put in words."""
+    """Numbered bins that can be described in words."""
 
     @property
     def n_bins(self) -> int:
@@ -51,8 +51,8 @@ class BinGrid:
     edges
         Increasing edges for each column, in the columns' units; the order of the columns sets the numbering.
     names
-        Optional names of each column's intervals. The usual three of T_eff (Cool, Mid, Hot) and M_H
-        (Poor, Solar, Rich) are the default for three intervals, otherwise the edges are shown.
+        Optional names of each column's intervals. Three intervals of T_eff are called Cool, Mid, Hot by default, and
+        three of M_H are called Poor, Solar, Rich. Other intervals are named by their edges.
 
     Raises
     ------
@@ -102,7 +102,7 @@ class BinGrid:
             elif len(usual) == len(edges) - 1:
                 named[column] = usual
             else:
-                # A dash beside a minus sign cannot be read.
+                # A dash beside a minus sign would be hard to read.
                 dash = " to " if min(edges) < 0 else "–"
                 named[column] = tuple(f"{a:g}{dash}{b:g}".replace("-", "−") for a, b in pairwise(edges))
         return named
@@ -175,7 +175,7 @@ def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float
     Parameters
     ----------
     dataset
-        From :func:`pipeline.open_spectra`; nothing of its pixels is read.
+        From :func:`pipeline.open_spectra`. Its pixels are not read.
     grid
         The bins, or their edges by column: ``{"T_eff": [3750, 4500, 5250, 6000]}``.
 

@@ -1,6 +1,6 @@
-"""Configurations as YAML files: found, read safely, their data paths resolved, validated.
+"""Read configurations from YAML files: find the file, read it safely, resolve its data paths, validate it.
 
-Paths are relative to the file and may hold ``${VARIABLES}`` of the environment.
+Paths are relative to the file and may contain ``${VARIABLES}`` of the environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def load_config(source: str | Path, variables: Mapping[str, str] | None = None) 
     source
         A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
     variables
-        What ``${NAME}`` stands for in data paths, in place of the environment.
+        Values of ``${NAME}`` in data paths; the environment by default.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def load_config(source: str | Path, variables: Mapping[str, str] | None = None) 
     content = read_yaml(path, "configuration")
     if not isinstance(content, dict):
         raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
-    # A packaged file has no neighbours: its relative paths are the caller's.
+    # Relative paths of a packaged file belong to the caller's folder, because no spectra lie beside that file.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
     expanded = _expand_data_paths(content, base, path, os.environ if variables is None else variables)
     try:
@@ -95,7 +95,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Return a configuration whose relative data paths, those of this process, are absolute."""
+    """Return a configuration with absolute data paths; relative ones belong to this process's folder."""
     data = config.data
     paths = {
         "train": tuple(map(os.path.abspath, data.train)),
@@ -106,7 +106,7 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make the path of a cluster profile absolute; a word without a suffix is the name of a packaged one."""
+    """Make the path of a cluster profile absolute; a word without a suffix is the name of a packaged profile."""
     cluster = content.get("cluster")
     if not isinstance(cluster, str) or not ("/" in cluster or cluster.endswith((".yaml", ".yml"))):
         return content
@@ -143,14 +143,14 @@ def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variable
     return {**content, "data": expanded}
 
 
-# --- What is wrong with a configuration, told one line per setting, in the words of the YAML file.
+# --- Messages about a wrong configuration: one line for each setting, with the spelling of the YAML file.
 
-#: Kinds of ``alpha`` and of cuts: an implementation detail, no part of the setting's name.
+#: Internal names of the kinds of ``alpha`` and of cuts; they are no part of a setting's name.
 _KINDS = ("number", "rule", "choice", "edges", "parts")
 
 
 def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
-    """Turn pydantic's findings about ``settings`` into one line per setting, in the words of the YAML file."""
+    """Turn pydantic's findings about ``settings`` into one line per setting, with the spelling of the YAML file."""
     lines = []
     reported: list[list[str]] = []
     for finding in error.errors():
@@ -177,7 +177,7 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
 
 
 def _known_keys(settings: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the settings that may stand at a place; where it may hold one of several kinds, those of all."""
+    """Return the settings that are allowed at a place; if it takes several kinds, the settings of all kinds."""
     models = [settings]
     for part in location:
         inner = [annotation for model in models for annotation in [_fields(model).get(part)] if annotation is not None]

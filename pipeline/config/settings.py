@@ -1,6 +1,6 @@
-"""The experiment's configuration: one YAML file, validated into typed, immutable objects.
+"""The experiment's configuration. One YAML file is validated into typed, immutable objects.
 
-An unknown key is an error that names the nearest known one. :mod:`pipeline.config.files` reads the file.
+An unknown key is an error that names the nearest known key. :mod:`pipeline.config.files` reads the file.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ __all__ = [
     "require_increasing",
 ]
 
-# --- How the configuration cuts columns into bins, and the search for a better way to cut them.
+# --- How columns are cut into bins, and the search for better bins.
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, finite, and without settings that it does not know."""
+    """A part of the configuration. It is immutable, its numbers are finite, and unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
@@ -56,7 +56,7 @@ class Quantiles(Section):
     quantiles: Annotated[int, Field(ge=2, le=100)]
 
 
-#: How a column is cut: by stated edges, or into equal parts.
+#: How a column is cut: at stated edges, or into equal parts.
 Cut = Annotated[
     Annotated[tuple[float, ...], Tag("edges")] | Annotated[Quantiles, Tag("parts")],
     Discriminator(lambda value: "parts" if isinstance(value, dict | Quantiles) else "edges"),
@@ -66,8 +66,8 @@ Cut = Annotated[
 class DesignConfig(Section):
     """A search for the rectangles of a fine grid that give the most headroom, for every number of experts.
 
-    ``grid`` cuts two columns; ``experts`` is the largest number tried; recommended is the smallest number whose
-    cross-validated ΔR² is at least ``reach`` times the largest one.
+    ``grid`` cuts two columns. ``experts`` is the largest number of experts to try. The search recommends the smallest
+    number whose cross-validated ΔR² is at least ``reach`` times the largest one.
     """
 
     grid: dict[str, Cut]
@@ -89,7 +89,7 @@ class DesignConfig(Section):
 
 
 def require_increasing(column: str, edges: tuple[float, ...]) -> None:
-    """Refuse edges that are fewer than two or do not increase; for pydantic's validators."""
+    """Refuse fewer than two edges, and edges that do not increase. Pydantic's validators call this."""
     if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)):
         raise ValueError(
             f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}; "
@@ -101,9 +101,10 @@ def require_increasing(column: str, edges: tuple[float, ...]) -> None:
 
 
 class LineWindow(Section):
-    """A spectral line that a gate looks at: ``centre`` ± ``half_width``, held against its continuum bands (all Å).
+    """A window around a spectral line, a feature of a gate.
 
-    Windows of one ``total`` also give the sum of their equivalent widths, under that name.
+    The flux at ``centre`` ± ``half_width`` is compared with the continuum bands (all in Å). The equivalent widths of
+    windows with the same ``total`` are also summed, into a feature of that name.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -130,7 +131,7 @@ def _windows(
     )
 
 
-#: The only column that a gate may tell from the errors of a spectrum.
+#: The only column that a gate may infer from the errors of a spectrum.
 QUALITY_COLUMN = "snr"
 #: The eight windows of the users' gate; the lines are Ca II 8498, 8542, 8662, Na I 8183, 8195 and Mg I 8807. The
 #: continuum bands of Ca II are those of Cenarro et al. (2001, MNRAS 326, 959); the others avoid the strong lines.
@@ -149,9 +150,9 @@ DEFAULT_WINDOWS: tuple[LineWindow, ...] = (
 
 
 class FeatureConfig(Section):
-    """What a logistic gate is told of a spectrum: principal components, and windows around spectral lines.
+    """The features of a logistic gate: principal components, and windows around spectral lines.
 
-    Squares and products of the first ``products`` components are terms of the regression, too.
+    The squares and products of the first ``products`` components are further terms of the regression.
     """
 
     components: Annotated[int, Field(ge=0, le=1000)] = 10
@@ -169,22 +170,25 @@ class FeatureConfig(Section):
 
 
 class GateConfig(Section):
-    """A gate that routes spectra without knowing their labels, and what is asked of it.
+    """A gate that routes spectra without knowing their labels.
 
-    ``ridge`` takes the global model's predictions of the bin columns. ``logistic`` is a multinomial logistic regression
-    on ``features`` of the spectra: it reads ``spectra`` of the training spectra once more, spread evenly over all, and
-    needs ``pip install 'headroom[ml]'``. ``unsure`` is the probability that some bin must exceed for the fall-back
-    routing to trust the experts, ``keep`` the share of the headroom that routing must keep. ``blend`` learns how to
-    weigh the experts from held-out predictions of as many training spectra. ``binnings`` names binnings by ``snr``
-    alone that get a gate of their own, a logistic regression on aggregates of the errors; with each of them the
-    experts of ``bins`` × that binning are trained and routed, too.
+    The kind ``ridge`` uses the global model's predictions of the bin columns. The kind ``logistic`` is a multinomial
+    logistic regression on ``features`` of the spectra. It reads ``spectra`` of the training spectra once more, spread
+    evenly over all, and needs ``pip install 'headroom[ml]'``.
+
+    The fall-back routing takes the global model where no bin is more probable than ``unsure``. ``keep`` is the share of
+    the headroom that routing must keep for a PASS. ``blend`` learns weights of the experts from held-out predictions of
+    ``spectra`` training spectra.
+
+    ``binnings`` names binnings by ``snr`` alone. Each gets a gate of its own, a logistic regression on summary
+    statistics of the errors. For each of them, the experts of ``bins`` × that binning are trained and routed, too.
     """
 
     kind: Literal["ridge", "logistic"] = "ridge"
     unsure: Annotated[float, Field(ge=0, lt=1)] = 0.2
     keep: Annotated[float, Field(gt=0)] = 0.7
     features: FeatureConfig = FeatureConfig()
-    #: Training spectra that a pass for the gate reads; more are slower and hardly better.
+    #: Training spectra that are read once more for the gate. More are slower and hardly better.
     spectra: Annotated[int, Field(ge=100)] = 50_000
     blend: bool = False
     binnings: tuple[str, ...] = ()
@@ -195,7 +199,7 @@ class GateConfig(Section):
         return [value] if isinstance(value, str) else value
 
     def require_binnings(self, columns: dict[str, tuple[str, ...]]) -> None:
-        """Refuse binnings that there are not, or that are not by ``snr`` alone; for pydantic's validators."""
+        """Refuse binnings that do not exist or are not by ``snr`` alone. Pydantic's validators call this."""
         for name in self.binnings:
             if columns.get(name) != (QUALITY_COLUMN,):
                 found = f"one by {', '.join(columns[name])}" if name in columns else "no such binning"
@@ -206,7 +210,7 @@ class GateConfig(Section):
                 )
 
     def require_bins(self, columns: tuple[str, ...], *, has_one_fold: bool) -> None:
-        """Refuse bins and folds that this gate cannot work on; for pydantic's validators."""
+        """Refuse bins and folds that this gate cannot use. Pydantic's validators call this."""
         if self.kind == "ridge" and (len(columns) > 2 or not set(columns) <= set(schema.LABELS)):
             raise ValueError(
                 f"gate.kind: {self.kind} routes by one or two of the labels {', '.join(schema.LABELS)}, found bins "
@@ -224,17 +228,18 @@ REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
     "M_H": (-2.0, -1.0, 0.0, 0.5),
 }
 
-#: The name of ``bins`` among all binnings: the one that the verdict is about.
+#: The name of ``bins`` among all binnings. The verdict is about this one.
 MAIN_BINNING = "bins"
 
 Number = TypeVar("Number", int, float)
 
 
 class DataConfig(Section):
-    """Where the spectra are. Entries: shard files, folders, globs or a ``shard_index.txt``; or stores, likewise.
+    """Where the spectra are.
 
-    ``exclude`` names shards of ``train`` that are left out. Their rows are counted all the same, since noise is drawn
-    by row: leaving a shard out changes no noise of the others.
+    The entries of ``train`` and ``test`` are shard files, folders, globs or a ``shard_index.txt``; or they are stores,
+    their folders and globs. ``exclude`` names shards of ``train`` that are left out. Their rows still count. Noise is
+    drawn by row, so leaving a shard out does not change the noise of the others.
     """
 
     train: tuple[str, ...] = Field(min_length=1)
@@ -251,11 +256,11 @@ class DataConfig(Section):
 
 
 class NoiseConfig(Section):
-    """Noise added to the clean flux, in units of its 1σ error; ``test: stored`` prefers a pre-drawn array.
+    """The noise that is added to the clean flux, in units of its 1σ error.
 
-    ``marginal`` noise is the expectation over all draws, in closed form. Training on it has no seeds: one set of
-    models for each level. ``both`` trains on either; the verdict is about drawn noise, and marginal noise is held
-    against it.
+    ``drawn`` noise is random. ``marginal`` noise is the exact expectation over all draws. It needs no seeds, so there
+    is one set of models for each level. ``both`` trains on each of them. The verdict is then about drawn noise, and
+    marginal noise is compared with it. ``test: stored`` uses the noise of the test file if the file has it.
     """
 
     mode: Literal["drawn", "marginal", "both"] = "drawn"
@@ -282,9 +287,9 @@ class PerSpectrum(Section):
 class AlphaSearch(Section):
     """A penalty chosen among several by cross-validation over the training folds, never on the test set.
 
-    ``by: global`` takes the choice of the global model for all of them, ``per_expert`` lets every model choose. Where
-    the global model chooses, the experts' own curves are shown beside its curve and cost nine tenths of the search:
-    ``expert_curves: false`` leaves them out.
+    With ``by: global`` all models take the global model's choice. With ``by: per_expert`` every model chooses its own.
+    If the global model chooses, the experts' own curves are only shown beside its curve. They cost nine tenths of the
+    search, and ``expert_curves: false`` leaves them out.
     """
 
     search: tuple[Annotated[float, Field(gt=0)], ...]
@@ -317,7 +322,7 @@ def _alpha_kind(value: Any) -> str:
     return "rule" if isinstance(value, PerSpectrum) else "number"
 
 
-#: A fixed penalty, or a rule for it, or several to choose from.
+#: A fixed penalty, a rule that computes it, or several penalties to choose from.
 Alpha = Annotated[
     Annotated[float, Field(gt=0), Tag("number")]
     | Annotated[PerSpectrum, Tag("rule")]
@@ -327,7 +332,7 @@ Alpha = Annotated[
 
 
 class RidgeConfig(Section):
-    """The ridge models. ``alpha`` penalises a SUM of squares over spectra; the intercept is free."""
+    """The ridge models. ``alpha`` belongs to a SUM of squares over spectra, and the intercept is not penalised."""
 
     alpha: Alpha = 1e5
     standardize: Literal["global", "per_expert", "none"] = "global"
@@ -336,7 +341,11 @@ class RidgeConfig(Section):
 
 
 class DecisionConfig(Section):
-    """Thresholds on ΔR²: at least ``continue`` → build the mixture; below ``stop`` → do not."""
+    """Thresholds on ΔR².
+
+    The verdict is *build experts* if the lower end of ΔR²'s interval is at least ``continue``. It is *not worth it* if
+    the upper end is below ``stop``. Otherwise it is *undecided*.
+    """
 
     continue_: float = Field(default=0.05, alias="continue")
     stop: float = 0.02
@@ -349,7 +358,7 @@ class DecisionConfig(Section):
 
 
 class HypothesesConfig(Section):
-    """What the report marks PASS or FAIL. ``lowest_r2_bins: null`` leaves the third one out."""
+    """The hypotheses that the report marks PASS or FAIL. ``lowest_r2_bins: null`` leaves the third one out."""
 
     r2_oracle: float = 0.55
     delta_r2: float = 0.05
@@ -357,14 +366,14 @@ class HypothesesConfig(Section):
 
 
 class BootstrapConfig(Section):
-    """Paired bootstrap over test spectra, stratified by bin."""
+    """The confidence intervals: a paired bootstrap over test spectra, stratified by bin."""
 
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-#: How many folds, or one for each shard.
+#: A number of folds, or one fold for each shard.
 Folds = Annotated[
     Annotated[int, Field(ge=1), Tag("number")] | Annotated[Literal["shards"], Tag("shards")],
     Discriminator(lambda value: "shards" if isinstance(value, str) else "number"),
@@ -372,44 +381,45 @@ Folds = Annotated[
 
 
 class ComputeConfig(Section):
-    """How the pass is cut. The first three are part of the plan: the same values give the same bits on any cluster.
+    """How the pass over the spectra is divided into pieces of work.
 
-    With ``folds: shards`` every shard is a fold, so that adding or removing one leaves all other folds as they are.
+    ``folds``, ``partition_rows`` and ``run_rows`` decide the bits of the results, which are the same on any cluster.
+    With ``folds: shards`` every shard is a fold, so adding or removing a shard does not change other folds.
     """
 
     folds: Folds = 5
     partition_rows: Annotated[int, Field(ge=64)] = 262_144
     run_rows: Annotated[int, Field(ge=64)] = 1024
-    #: Noise draws share a read of the spectra while a worker stays within this; it changes no bits.
+    #: Noise draws share one reading of the spectra while a worker needs at most this memory. It changes no bits.
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
 
 
 class ExperimentConfig(Section):
-    """One experiment, as its YAML file states it; see ``pipeline/configs/oracle_noise1.yaml``."""
+    """One experiment, as its YAML file states it. ``pipeline/configs/oracle_noise1.yaml`` is an example."""
 
     data: DataConfig
     target: str = "log_g"
     bins: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(REFERENCE_EDGES), min_length=1)
     bin_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    #: Other ways to divide the spectra among experts, by name, held against ``bins``; from the same pass.
+    #: Other ways to divide the spectra among experts, by name. The pass is the same; ``bins`` is compared with them.
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
-    #: Hold against them each column of ``bins`` alone, too.
+    #: Whether each column of ``bins`` by itself is compared with ``bins``, too.
     ablation: bool = True
-    #: Search for the best rectangles of a finer grid; from the same pass.
+    #: The search for the best rectangles of a finer grid, from the same pass.
     design: DesignConfig | None = None
-    #: Route the test spectra without their labels, too, and say how much of the headroom is kept; no further pass.
+    #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
     gate: GateConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
-    #: Training sizes of the learning curve, each the nearest number of whole folds; after every fold by default.
+    #: Training sizes of the learning curve, rounded to whole folds. By default there is one size after every fold.
     learning_curve: tuple[Annotated[int, Field(ge=2)], ...] | None = None
     decision: DecisionConfig = DecisionConfig()
     hypotheses: HypothesesConfig | None = None
     bootstrap: BootstrapConfig = BootstrapConfig()
     compute: ComputeConfig = ComputeConfig()
     precision: Literal["float32", "float64"] = "float32"
-    #: Where ``headroom run`` computes: a packaged cluster profile or a file. It changes no result, so no key knows it.
+    #: Where ``headroom run`` computes: a packaged cluster profile or a file. It changes no result and no key.
     cluster: str | None = None
 
     @field_validator("seeds", mode="before")
@@ -501,7 +511,7 @@ class ExperimentConfig(Section):
 
     @property
     def stated_hypotheses(self) -> HypothesesConfig:
-        """The hypotheses; by default the third one is stated only for the reference grid it is about."""
+        """The hypotheses. By default the third one is stated only for the reference bins, which it is about."""
         if self.hypotheses is not None:
             return self.hypotheses
         if {column: tuple(edges) for column, edges in self.bins.items()} == dict(REFERENCE_EDGES):
@@ -510,17 +520,17 @@ class ExperimentConfig(Section):
 
     @property
     def headline_level(self) -> float:
-        """The noise level that conclusions are about: 1 where it is there, else the highest."""
+        """The noise level that conclusions are about: 1 if it is among the levels, else the highest."""
         return 1.0 if 1.0 in self.noise.levels else max(self.noise.levels)
 
     @property
     def further_grids(self) -> dict[str, dict[str, Cut]]:
-        """How columns are cut by every grid besides ``bins``, under the names of their settings."""
+        """How every grid besides ``bins`` cuts its columns, under the names of their settings."""
         grids = {f"binnings.{name}": cuts for name, cuts in self.binnings.items()}
         return grids | ({"design.grid": self.design.grid} if self.design else {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, with the spellings of the YAML file: all that results depend on, so not ``cluster``."""
+        """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""
         return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
 
 
@@ -531,6 +541,6 @@ def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ..
 
 
 def content_hash(value: Any) -> str:
-    """Return 16 hexadecimal digits that identify a JSON-able value, whatever the order of its keys."""
+    """Return 16 hexadecimal digits that identify a JSON-able value. The order of its keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """What a run costs, before it runs: time, memory and disk, here or on a cluster.
 
-``cost`` plans one run on this machine, ``scaling`` extrapolates to more spectra and more workers.
+``cost`` plans one run on this machine. ``scaling`` extrapolates to more spectra and more workers.
 """
 
 import lazy_loader as lazy

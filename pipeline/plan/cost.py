@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: memory, disk, tasks, arithmetic; and a refusal of what cannot fit."""
+"""What a run will cost in memory, disk, tasks and arithmetic. A run that cannot fit is refused before it starts."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ from pipeline.schema import LABELS
 
 __all__ = ["ExperimentPlan", "measure_flops", "plan_run"]
 
-#: A process that has imported everything and opened a store, measured, with some air.
+#: Memory of a process that has imported everything and opened a store. Measured, with some margin.
 PROCESS_BYTES = 640 * 2**20
-#: Dask pauses a worker at 0.8 of its limit; the plan stays well below.
+#: Share of a worker's memory that may be planned. Dask pauses a worker at 0.8 of its limit.
 MEMORY_SHARE = 0.7
-#: Of each spectrum, in this process: one column, and one store's part of it where several make a set. Measured: 8.
+#: Bytes for each spectrum in this process: one column, and a copy of one store's part of it. Measured: 8.
 _COLUMN_BYTES = 16
-#: Of each spectrum, in this process while it converts shards: their columns, twice. Measured: 400 with 24 columns.
+#: Bytes for each spectrum while this process converts shards: their columns, twice. Measured: 400 with 24 columns.
 _CONVERT_BYTES = 480
-#: Of each row of a worker's partition, besides 8 for each column of the bins.
+#: Bytes for each row of a worker's partition, besides 8 for each column of the bins.
 _ROW_BYTES = 80 + 8 * len(LABELS)
-#: Draws share a read as long as workers are at work for this share of what they could be.
+#: Draws share a read as long as the workers are busy for at least this share of the time.
 _EFFICIENT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """Projected cost of a run; bytes, floating-point operations, counts.
+    """The projected cost of a run, in bytes, floating-point operations and counts.
 
     Attributes
     ----------
     n_spectra, n_pixels
         Training spectra and pixels.
     n_draws
-        Noise draws: seeds × levels; where training noise is marginal, the levels alone.
+        Noise draws: seeds × levels for drawn noise, one for each level for marginal noise.
     draws_per_pass
         Draws that share one read of the spectra, as memory allows.
     n_passes, n_pieces
-        Reads of the store, and pieces of work: each is a checkpoint, and a worker takes several as one task.
+        Reads of the store, and pieces of work. Each piece is a checkpoint. A worker takes several as one task.
     worker_memory
-        Peak of one worker.
+        Peak memory of one worker.
     worker_limit
-        What a worker may use.
+        Memory that a worker may use.
     solve_threads, solve_holds_folds
-        Models that a worker solves side by side, and whether a search for the penalty holds every fold's sums.
+        Models that a worker solves at the same time, and whether a search for the penalty keeps every fold's sums.
     design_threads
-        Bands of rectangles that a worker tries side by side; 0 without a bin design.
+        Bands of rectangles that a worker tries at the same time; 0 without a bin design.
     design_models
-        Models that a bin design tries: rectangles × folds × seeds, at most, and the main bins and the global model.
+        Models that a bin design tries at most: rectangles × folds × seeds, the main bins and the global model.
     driver_memory
-        Peak of the process that converts, merges and scores.
+        Peak memory of the process that converts, merges and scores.
     moments_disk
-        Bytes of moments the run folder will hold, the largest fold's partitions included.
+        Bytes of moments that the run folder will hold, including the partitions of the largest fold.
     store_disk
         Bytes of stores that are still to be converted, as if they did not compress.
     flops
@@ -103,12 +103,12 @@ class ExperimentPlan:
         return self.n_passes * self.n_partitions
 
     def require_fit(self, folder: Path, stores: Path | None = None) -> None:
-        """Refuse a plan that needs more than there is, in memory or on the disks of the run folder and the stores.
+        """Refuse a plan that needs too much memory, or too much disk for the run folder and the stores.
 
         Raises
         ------
         ResourceError
-            With the numbers and the setting to turn.
+            If it does not fit; the message gives the numbers and the setting to change.
         """
         self.require_workers_fit()
         free_memory = available_memory()
@@ -123,7 +123,7 @@ class ExperimentPlan:
         for what, needed, where, remedy in needs:
             existing = next(path for path in (where, *where.absolute().parents) if path.exists())
             free = shutil.disk_usage(existing).free
-            # What an interrupted run has written already is part of what the plan needs.
+            # The disk that an interrupted run already uses is part of the plan's need.
             files = (where / "moments").rglob("*") if what == "moments" else ()
             written = sum(file.stat().st_size for file in files if file.is_file())
             if needed - written > free:
@@ -138,7 +138,7 @@ class ExperimentPlan:
         Raises
         ------
         ResourceError
-            With the numbers and the setting to turn.
+            If it does not fit; the message gives the numbers and the setting to change.
         """
         if self.worker_memory > self.worker_limit * MEMORY_SHARE:
             raise ResourceError(
@@ -178,7 +178,7 @@ def plan_run(
     left_out: Sequence[int] = (),
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
-    """Project the cost of an experiment; nothing but sizes is needed, so shards need no conversion first.
+    """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def plan_run(
     n_spectra = sum(part.n_spectra for part in partitions)
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
-    # A partition's columns are needed until its last run is summed; the next one is begun by then.
+    # A partition's columns are needed until its last rows are summed. By then the next partition has begun.
     fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
     of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
@@ -216,7 +216,7 @@ def plan_run(
     draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
     layout = TileLayout(n_pixels)
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
-    # As many models side by side as fit into what the pass needs anyway; a search may take what draws may share.
+    # Solve as many models at once as fit into the memory of the pass. A search may use all that draws may share.
     room = of_draws[draws_per_pass - 1]
     held_folds = 0
     if isinstance(config.ridge.alpha, AlphaSearch):
@@ -228,7 +228,7 @@ def plan_run(
         design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, len(folds))))
     parts_of_folds = Counter(part.fold for part in partitions).values()
     largest = max(parts_of_folds)
-    # A fold of one partition stays as it was accumulated; others are merged in float64, while their parts are there.
+    # A fold of one partition stays as it was accumulated. Other folds are merged in float64 beside their partitions.
     of_folds = sum(merged if count > 1 else partial for count in parts_of_folds)
     of_parts = largest * partial if largest > 1 else 0
     return ExperimentPlan(
@@ -249,7 +249,7 @@ def plan_run(
         solve_threads=threads,
         solve_holds_folds=held_folds > 1,
         worker_limit=limit,
-        # Folds of several partitions are merged here, cell by cell.
+        # The driver merges folds of several partitions, cell by cell.
         driver_memory=PROCESS_BYTES
         + max(
             _COLUMN_BYTES * n_spectra + (merged + partial if largest > 1 else 0),
@@ -264,10 +264,10 @@ def plan_run(
 
 
 def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
-    """Return how many draws share a read: as many as fit, unless that leaves workers without work for long.
+    """Return how many draws share a read: as many as fit, unless workers would then have nothing to do for long.
 
-    Draws that share a read are one piece of work for each partition. Reading once more costs less than a worker that
-    waits, and changes no bits.
+    Draws that share a read are one piece of work for each partition. Reading once more costs less than a waiting
+    worker. It changes no bits.
     """
 
     def efficiency(sharing: int) -> float:
@@ -284,7 +284,7 @@ def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_w
 
 
 def _count_cells(config: ExperimentConfig) -> int:
-    """Return how many cells the binnings need, at most: where quantiles lie is known when columns are read."""
+    """Return how many cells the binnings need at most; quantiles are only known after the columns are read."""
     stated = [BinGrid(config.bins)]
     times = 1
     for cuts in config.further_grids.values():
@@ -298,7 +298,7 @@ def _count_cells(config: ExperimentConfig) -> int:
 
 
 def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
-    """Return how many models a bin design solves to choose; 0 without one."""
+    """Return how many models a bin design solves for its choice; 0 without a bin design."""
     if config.design is None:
         return 0
     sizes = [cut.quantiles if isinstance(cut, Quantiles) else len(cut) - 1 for cut in config.design.grid.values()]
@@ -308,7 +308,7 @@ def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
 
 
 def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
-    """Return the rate of a Gram product on this machine, flop/s (N·P² for N rows), all cores, best of three."""
+    """Measure a Gram product on all cores of this machine: flop/s (N·P² for N rows), the best of three."""
     x = np.random.default_rng(0).standard_normal((rows, min(n_pixels, 2048)), dtype=np.float32).astype(precision)
     best = float("inf")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a run would cost on many workers: a stated model, of which ``docs/scaling.md`` says where it breaks.
+"""What a run would cost on many workers, by a stated model; ``docs/scaling.md`` says where the model fails.
 
 For N spectra of P pixels, D noise draws, K cells, F folds and W workers of c cores each:
 
@@ -13,7 +13,7 @@ merging        the same read by the driver, one fold after the other while the p
 solving        M·P³/3 / factorisation rate / c for the M models of a task; a task for each draw
 =============  ========================================================================================
 
-Pure arithmetic on an :class:`ExperimentPlan` and :class:`Rates`: measures and reads nothing.
+The projection is arithmetic on an :class:`ExperimentPlan` and :class:`Rates`. It measures and reads nothing.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ __all__ = [
     "project_scaling",
 ]
 
-# --- How fast this machine does what a pass is made of, each measured by itself for a second or two.
+# --- The rates of this machine in each part of a pass. Each is measured by itself for a second or two.
 #
-# They are what :mod:`pipeline.plan.scaling` computes with. A busy machine measures itself slow.
+# On a busy machine the measured rates are too low.
 
-#: Of a shared file system, for all workers together, where nobody says: a small parallel one.
+#: Bytes/s of a shared file system for all workers together, if no rate is given: those of a small parallel one.
 ASSUMED_BANDWIDTH = 5e9
 _BLOCK_BYTES = 16 * 2**20
 _NOISE_PIXELS = 4096
@@ -56,14 +56,14 @@ _NOISE_PIXELS = 4096
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates per second; of one core where nothing else is said.
+    """Rates in one second, of one core unless said otherwise.
 
     Attributes
     ----------
     gram, solve
         Floating-point operations of Gram products (N·P² for N rows) and of float64 factorisations (P³/3 for one).
     noise
-        Normals drawn.
+        Normal random numbers drawn.
     decode
         Bytes of pixels decompressed and checked.
     merge
@@ -81,12 +81,12 @@ class Rates:
 
 
 def measure_rates(n_pixels: int, precision: str, *, store: float = ASSUMED_BANDWIDTH) -> Rates:
-    """Measure this machine; takes a few seconds.
+    """Measure the rates of this machine, which takes a few seconds.
 
     Parameters
     ----------
     n_pixels
-        P; products are measured at up to 2048.
+        P. Products are measured with at most 2048 pixels.
     precision
         Of the products.
     store
@@ -119,7 +119,7 @@ def _measure_noise() -> float:
 
 
 def _measure_decoding() -> float:
-    # As flux is: smooth, of order one, with an uncertain end of every mantissa.
+    # Like flux: smooth, of order one, and the last bits of every mantissa are random.
     flux = np.random.default_rng(0).normal(1, 1e-3, _BLOCK_BYTES // 4).astype(np.float32)
     encoded, out = blosc.compress(flux, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE), np.empty_like(flux)
     return _BLOCK_BYTES / _best_seconds(lambda: (google_crc32c.value(encoded), blosc.decompress(encoded, out)))
@@ -131,33 +131,34 @@ def _measure_merging() -> float:
     return part.nbytes / _best_seconds(lambda: (google_crc32c.value(content), np.add(total, part, out=total)))
 
 
-#: Of flux and error together in a store; measured on simulated spectra.
+#: Compression of flux and error together in a store, measured on simulated spectra.
 COMPRESSION = 1.5
-#: What a path of penalties costs at most, in factorisations, where every bin has several spectra for each pixel: one
-#: Krylov space serves them all (:mod:`pipeline.ridge.krylov`). Measured: 0.8 to 2.5.
+#: Cost of a path of penalties in factorisations, at most, if every bin has several spectra for each pixel. One Krylov
+#: space then serves all penalties (:mod:`pipeline.ridge.krylov`). Measured: 0.8 to 2.5.
 _PATH = 2
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Projected cost on many workers; seconds and bytes.
+    """The projected cost on many workers, in seconds and bytes.
 
     Attributes
     ----------
     plan
-        What is computed, in which pieces.
+        What is computed, and in which pieces.
     cores
-        Of one worker.
+        Cores of one worker.
     rates
-        Of one core, of the driver, and of the file system.
+        Rates of one core, of the driver, and of the file system.
     arithmetic, noise, decoding
         Seconds of the pass if every worker were busy to its end.
     idle
-        Seconds of the pass that workers wait because pieces do not divide evenly among them.
+        Seconds of the pass in which workers wait because pieces do not divide evenly among them.
     read, partials, merged
-        Bytes that workers read, that they write as partial sums, and that the driver writes as sums of folds.
+        Bytes that workers read, bytes that they write as partial sums, and bytes of the folds' sums that the driver
+        writes.
     solving
-        Seconds of the models of the main binning.
+        Seconds to solve the models of the main binning.
     """
 
     plan: ExperimentPlan
@@ -179,21 +180,21 @@ class Scaling:
 
     @property
     def traffic(self) -> float:
-        """Seconds in which the file system gives and takes what workers read and write in the pass."""
+        """Seconds that the file system needs for all that workers read and write in the pass."""
         return (self.read + self.partials) / self.rates.store
 
     @property
     def merging(self) -> float:
-        """Seconds in which the driver merges partial sums, if it never waits for them; 0 where folds have one part."""
+        """Seconds in which the driver merges partial sums if it never waits for them; 0 if folds have one partition."""
         if not self.merged:
             return 0.0
         return max(self.partials / self.rates.merge, (self.partials + self.merged) / self.rates.store)
 
     @property
     def accumulating(self) -> float:
-        """Seconds from the first read to the last merged fold: reading hides behind computing, merging behind both."""
+        """Seconds from the first read to the last merged fold. Reading, computing and merging overlap."""
         n_sums = self.plan.n_draws * self.plan.n_folds
-        # The last fold is merged when nobody computes any more.
+        # The last fold is merged after all workers have finished.
         return max(self.busy + self.idle, self.traffic, self.merging) + self.merging / n_sums
 
     @property
@@ -203,12 +204,12 @@ class Scaling:
 
     @property
     def efficiency(self) -> float:
-        """Share of the workers' time in the accumulate step that is work."""
+        """Share of the accumulate step in which the workers are busy."""
         return self.busy / self.accumulating
 
     @property
     def bottleneck(self) -> tuple[str, str]:
-        """What takes most of the time, and what would make it shorter."""
+        """What takes most of the time, and what would reduce it."""
         if self.solving > self.accumulating:
             return "solving the models", (
                 f"a task solves all models of one noise draw, {self.plan.solve_threads} side by side, so that more "
@@ -269,7 +270,7 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
     Parameters
     ----------
     plan
-        From :func:`pipeline.plan.cost.plan_run`, for as many workers as there shall be.
+        From :func:`pipeline.plan.cost.plan_run`, for the intended number of workers.
     config
         Precision, penalties and bins.
     rates
@@ -289,7 +290,7 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
     rounds = math.ceil(plan.n_pieces / plan.n_workers)
     idle = (arithmetic + noise + decoding) * (rounds * plan.n_workers / plan.n_pieces - 1)
     saved = merged if is_merged else partial
-    # Every cell is read for the global model and once more for its expert.
+    # Every cell is read twice: for the global model and for its expert.
     reading = 2 * plan.n_folds * plan.n_cells * saved / min(rates.merge, rates.store)
     factorising = count_factorisations(config, plan.n_folds) * plan.n_pixels**3 / 3 / rates.solve
     threads = min(cores, max(1, plan.solve_threads))
@@ -309,14 +310,17 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
 
 
 def count_factorisations(config: ExperimentConfig, n_folds: int) -> int:
-    """Return what the main binning's models cost for one noise draw, in factorisations: prefixes of folds, a search."""
+    """Return the number of factorisations for the main binning's models of one noise draw.
+
+    The models of every training size of the learning curve count, and so does a search for the penalty.
+    """
     n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
     alpha, curve = config.ridge.alpha, config.learning_curve
     sizes = n_folds if curve is None else min(len(curve) + 1, n_folds)
     if not isinstance(alpha, AlphaSearch):
         return n_models * sizes
     path, n_searching = min(len(alpha.search), _PATH), n_models if alpha.expert_curves else 1
-    # Penalties are tried without each fold; for the curve on test spectra once more, on all, the choice among them.
+    # Penalties are tried once without each fold, and once on all spectra for the curve on test spectra.
     return n_models * (sizes + path - 1) + n_searching * path * n_folds
 
 
