@@ -1,8 +1,11 @@
 """Ridge regression with scikit-learn's interface, on the same moments as the experiments.
 
-Both estimators see every row once, in any order and in as many calls of ``partial_fit`` as it takes, keep sufficient
-statistics instead of rows, and choose penalties by cross-validation on those. They need scikit-learn, which the
-package's extra ``ml`` installs.
+Both estimators see every row once, in any order and in any number of calls of ``partial_fit``. They keep sufficient
+statistics instead of rows, and choose penalties by cross-validation on those statistics. They need scikit-learn, which
+the package's extra ``ml`` installs.
+
+:class:`MomentsRegressor` holds what they share: it takes rows, solves when a model is first asked for, and predicts at
+once or lazily. :class:`GramRidge` is one model, :class:`BinnedRidge` one model for each bin and a global one.
 """
 
 from __future__ import annotations
@@ -31,18 +34,6 @@ from pipeline.estimators.rows import (
 from pipeline.moments import Moments, PixelSums, scale_moments
 from pipeline.ridge import cross_validate, pixel_scale, solve_ridge_path
 
-__all__ = [
-    "BinnedRidge",
-    "EstimatorInputError",
-    "GramRidge",
-    "LinearModel",
-    "MomentsRegressor",
-    "can_cross_validate",
-    "solve_model",
-]
-
-# --- What the estimators share: seeing rows, solving late, predicting at once or lazily.
-
 try:
     from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
     from sklearn.exceptions import NotFittedError
@@ -54,12 +45,23 @@ except ImportError as error:
         "install it with: pip install 'headroom[ml]'"
     ) from error
 
+__all__ = [
+    "BinnedRidge",
+    "EstimatorInputError",
+    "GramRidge",
+    "LinearModel",
+    "MomentsRegressor",
+    "can_cross_validate",
+    "solve_model",
+]
 
 FloatArray = NDArray[np.float64]
+#: Penalties that are tried unless others are given.
+_ALPHAS = (0.1, 1.0, 10.0)
 
 
 class EstimatorInputError(InputError, ValueError):
-    """An estimator's input is not what is required; a ValueError, as scikit-learn's own are."""
+    """An estimator's input is not what is required. It is a ValueError, as scikit-learn's own errors are."""
 
 
 @contextmanager
@@ -101,16 +103,16 @@ def can_cross_validate(folds: Sequence[Moments]) -> bool:
 
 
 def solve_model(folds: Sequence[Moments], alphas: FloatArray, factor: float, standardize: bool) -> LinearModel:
-    """Solve one model; of several penalties every label takes the one with the least error on held-out folds.
+    """Solve one model. Of several penalties every label takes the one with the least error on held-out folds.
 
     Parameters
     ----------
     folds
         Moments whose sum trains the model.
     alphas
-        Penalties, shape (A,), for rows that weigh what the user gave.
+        Penalties, shape (A,), for rows of the weights that the user gave.
     factor
-        How many times more they weigh in ``folds``.
+        How many times larger the weights are in ``folds``.
     standardize
         Whether pixels are divided by their standard deviation in these rows.
     """
@@ -149,8 +151,22 @@ def _predict_rows(
     return predicted[:, 0] if single else predicted
 
 
+def _require_weights(weights: Any, n_rows: int) -> FloatArray | None:
+    if weights is None:
+        return None
+    values = np.asarray(compute_array(weights), dtype=np.float64)
+    if values.ndim == 0:
+        values = np.full(n_rows, float(values))
+    if values.shape != (n_rows,) or not (np.isfinite(values).all() and (values >= 0).all()):
+        raise EstimatorInputError(
+            f"sample_weight must be {n_rows} finite numbers >= 0, one for each row; found shape {values.shape}, "
+            "or other values"
+        )
+    return values
+
+
 class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Base of the estimators; subclasses say where rows go and how moments become models."""
+    """Base of the estimators. Subclasses say where rows go and how moments become models."""
 
     alphas: Any
     cv: Any
@@ -160,17 +176,17 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
     _solution: Any = None
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to rows; what was seen before is forgotten.
+        """Fit to rows. Rows that were seen before are forgotten.
 
         Parameters
         ----------
         X
-            Rows, shape (N, columns), of NumPy, Dask or xarray, or a table; float32 or float64. Of a Dask array one
-            block of rows at a time is in memory.
+            Rows, shape (N, columns), of NumPy, Dask or xarray, or a table; float32 or float64. A Dask array is
+            computed block of rows by block of rows.
         y
             Labels, shape (N,) or (N, Q).
         sample_weight
-            How many copies each row stands for, shape (N,), >= 0: a whole weight gives the model of repeated rows.
+            How many copies each row stands for, shape (N,), >= 0. Whole weights give the model of repeated rows.
 
         Returns
         -------
@@ -192,11 +208,11 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Add rows to those seen, after ``fit`` too; the order of calls does not matter.
+        """Add rows to those seen, also after ``fit``. The order of calls does not matter.
 
         Models are solved when they are first asked for, so many calls cost one solution. Parameters and errors are
-        those of :meth:`fit`, but there may be too few rows as yet; if a block of a Dask array turns out to be
-        invalid, those before it have been added.
+        those of :meth:`fit`, but it is no error if there are too few rows so far. If a block of a Dask array is
+        invalid, the blocks before it have been added.
 
         Returns
         -------
@@ -207,9 +223,9 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         return self
 
     def predict(self, X: Any) -> Any:
-        """Return predicted labels, shape (N,) or (N, Q) as ``y`` was; lazy for a Dask array.
+        """Return predicted labels, shape (N,) or (N, Q) as ``y`` was. They are lazy for a Dask array.
 
-        Computed in float64; returned in float32 where this and all training rows were float32.
+        They are computed in float64, and returned in float32 if these rows and all training rows were float32.
         """
         weights, intercepts = self._cell_models()
         assert self._sums is not None
@@ -242,7 +258,7 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         return float(r2_score(compute_array(y), compute_array(self.predict(X)), sample_weight=weights))
 
     def release_moments(self) -> Any:
-        """Solve, then drop the moments, so that a pickle holds the models alone; no rows can be added any more.
+        """Solve, then drop the moments, so that a pickle holds the models alone. No rows can be added afterwards.
 
         Returns
         -------
@@ -303,7 +319,7 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         return x, labels
 
     def _start(self, y: NDArray[Any], n_rows: int | None) -> None:
-        """Take up the first rows, of ``n_rows`` in all if no more can come."""
+        """Prepare for the first rows. ``n_rows`` is the number of all rows if no more can come, else None."""
         folds = RowFolds.plan(self.cv, n_rows, y) if self._penalties().size > 1 else RowFolds(1)
         if self._sums is None:
             self._sums = RowSums(self._plan_router(), folds)
@@ -316,7 +332,7 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         self._sums.add(x, y, weights, self._sums.folds.assign(x, start))
 
     def _solved(self) -> Any:
-        """Return what :meth:`_solve` made of the rows seen so far; it is asked once."""
+        """Return what :meth:`_solve` made of the rows seen so far. It is called once for the same rows."""
         if self._sums is None:
             raise NotFittedError(
                 f"this {type(self).__name__} is not fitted yet; call 'fit' or 'partial_fit' with rows first"
@@ -346,23 +362,6 @@ class MomentsRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type
         raise NotImplementedError
 
 
-def _require_weights(weights: Any, n_rows: int) -> FloatArray | None:
-    if weights is None:
-        return None
-    values = np.asarray(compute_array(weights), dtype=np.float64)
-    if values.ndim == 0:
-        values = np.full(n_rows, float(values))
-    if values.shape != (n_rows,) or not (np.isfinite(values).all() and (values >= 0).all()):
-        raise EstimatorInputError(
-            f"sample_weight must be {n_rows} finite numbers >= 0, one for each row; found shape {values.shape}, "
-            "or other values"
-        )
-    return values
-
-
-_ALPHAS = (0.1, 1.0, 10.0)
-
-
 class GramRidge(MomentsRegressor):
     """Ridge regression from moments, with the penalty chosen by cross-validation.
 
@@ -373,12 +372,12 @@ class GramRidge(MomentsRegressor):
     Parameters
     ----------
     alphas
-        One penalty, or several to choose from, each for the sum of squares over ALL rows: what suits a million
-        rows is far too much for a thousand. With several labels each takes its own.
+        One penalty, or several to choose from. Each weighs against the sum of squares over ALL rows, so a penalty that
+        suits a million rows is far too large for a thousand. With several labels each label takes its own.
     cv
         Folds for choosing: a number (None is 5), or a scikit-learn splitter or splits that hold out every row exactly
-        once (for ``fit`` alone). With a number the content of a row decides its fold, so that neither the order
-        nor the chunking of rows matters; use a splitter with groups if rows are near copies of each other.
+        once (for ``fit`` alone). With a number the content of a row decides its fold, so neither the order nor the
+        chunking of rows matters. Use a splitter with groups if rows are near copies of each other.
     standardize
         Whether pixels are divided by their standard deviation (1 where constant).
 
@@ -397,8 +396,8 @@ class GramRidge(MomentsRegressor):
 
     Notes
     -----
-    Memory is about 4·P² bytes for each fold (one fold for one α) whatever the number of rows, twice that and two
-    dense matrices of 8·P² while models are solved: 0.4 GB for 5 folds of 4096 pixels, then 1.1.
+    Memory is about 4·P² bytes for each fold, whatever the number of rows; one α needs one fold. While models are
+    solved it is twice that, and two dense matrices of 8·P² bytes. For 5 folds of 4096 pixels that is 0.4 GB, then 1.1.
 
     Examples
     --------
@@ -449,8 +448,9 @@ class GramRidge(MomentsRegressor):
 class BinnedRidge(MomentsRegressor):
     """One ridge model for each bin of some columns of X, and a global one: the oracle mixture of experts.
 
-    The columns that ``edges`` names route a row to its bin and are NOT among the pixels that models see. Routed by
-    true labels the score is an upper bound that no real gate reaches; routed by estimates it is that gate's score.
+    The columns that ``edges`` names route a row to its bin. They are NOT among the pixels that models see. If these
+    columns are true labels, the score is an upper bound that no real gate reaches. If they are estimates, it is the
+    score of the gate that made them.
 
     Parameters
     ----------
@@ -564,7 +564,7 @@ class BinnedRidge(MomentsRegressor):
         return np.where(cells == router.n_cells - 1, -1, cells)
 
     def _stack(self, values: list[FloatArray]) -> FloatArray:
-        """Stack one array (Q, …) of each model; without the labels' axis where ``y`` has none."""
+        """Stack one array (Q, …) of each model. The labels' axis is left out where ``y`` has none."""
         stacked = np.stack(values)
         return stacked[:, 0] if self._is_single() else stacked
 

@@ -1,4 +1,8 @@
-"""Rows of any kind of array, block by block, into moments per cell and fold."""
+"""From rows of any kind of array to moments per cell and fold, block by block.
+
+A row itself decides the fold that it belongs to when α is chosen (:class:`RowFolds`), and its columns decide its cell
+(:class:`Router`). So the moments (:class:`RowSums`) do not depend on the order in which rows arrive.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from pipeline.moments import Moments, MomentsSum, move_origins, round_origin, sc
 
 __all__ = ["BLOCK_ROWS", "Router", "RowFolds", "RowSums", "compute_array", "is_dask", "iterate_blocks", "unwrap_array"]
 
-# --- Which fold a row belongs to, for choosing α: decided by the row itself, so that no order of arrival matters.
-
+#: Rows turned to float64 at a time.
+BLOCK_ROWS = 8192
+#: Folds where ``cv`` is None, as scikit-learn has them.
 _USUAL_FOLDS = 5
 #: Numbers hashed at a time, so that they stay in the processor's cache.
 _CACHED_NUMBERS = 2**16
@@ -29,10 +34,10 @@ class RowFolds:
     Attributes
     ----------
     n_folds
-        How many folds rows are spread over by their content; equal rows share a fold, so that a copy of a training
-        row is never held out.
+        How many folds rows are spread over.
     numbers
-        The fold of every row as a scikit-learn splitter has it, shape (N,); None where the content decides.
+        The fold of every row as a scikit-learn splitter has it, shape (N,). None where the content of a row decides:
+        equal rows then share a fold, so a copy of a training row is never held out.
     """
 
     n_folds: int
@@ -47,7 +52,7 @@ class RowFolds:
         cv
             Number of folds (None is 5), or a scikit-learn splitter or list of splits that holds out every row once.
         n_rows
-            Rows in all, with labels ``y``; None if more may come, where a splitter cannot do.
+            Number of all rows, with labels ``y``. None if more may come, which a splitter cannot deal with.
 
         Raises
         ------
@@ -63,7 +68,7 @@ class RowFolds:
             raise InputError(
                 f"partial_fit needs cv as a number of folds, found {type(cv).__name__}: a splitter must see all rows"
             )
-        from sklearn.model_selection import check_cv  # here: estimators_base says what to do where it is missing
+        from sklearn.model_selection import check_cv  # here: the estimators' module says what to do where it is missing
 
         try:
             splits = list(check_cv(cv).split(np.zeros((n_rows, 1)), y))
@@ -103,7 +108,7 @@ def _hash_rows(x: NDArray[Any]) -> NDArray[np.uint64]:
     for start in range(0, len(x), step):
         numbers = np.ascontiguousarray(x[start : start + step], dtype=np.float64) + 0.0
         bits = numbers.view(np.uint64)
-        # Whole numbers differ in their high bits alone, which a product does not carry down, nor a sign.
+        # Whole numbers differ in their high bits alone, and a product carries neither those nor a sign down.
         bits ^= bits >> np.uint64(31)
         hashes[start : start + step] = bits @ factors
     return _mix(hashes)
@@ -114,10 +119,6 @@ def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
-
-
-#: Rows turned to float64 at a time.
-BLOCK_ROWS = 8192
 
 
 def unwrap_array(values: Any) -> Any:
@@ -137,7 +138,7 @@ def compute_array(values: Any) -> Any:
 
 
 def iterate_blocks(x: Any) -> Iterator[Any]:
-    """Yield the blocks of rows of a Dask array, one in memory at a time; any other array is one block."""
+    """Yield the blocks of rows of a Dask array, one in memory at a time. Any other array is one block."""
     if not is_dask(x):
         yield x
         return
@@ -210,7 +211,7 @@ class RowSums:
 
     def _add_block(self, x: NDArray[Any], y: NDArray[Any], weights: NDArray[Any] | None, folds: NDArray[Any]) -> None:
         if weights is not None:
-            # A row of no weight is as if it were not there: it shapes no origin and fills no fold.
+            # A row of weight 0 counts as absent: it shapes no origin and fills no fold.
             x, y, folds, weights = x[weights > 0], y[weights > 0], folds[weights > 0], weights[weights > 0]
         if not len(x):
             return
@@ -244,10 +245,10 @@ class RowSums:
         self._sums = None
 
     def parts(self) -> tuple[dict[tuple[int, int], Moments], float]:
-        """Return the moments of every (cell, fold), and how many times more their rows weigh here.
+        """Return the moments of every (cell, fold), and how many times larger the weights of their rows are here.
 
-        Their origins depend on all rows alone, not on which came first. Small weights are made larger by a power of
-        two, which rounds nothing, so that the count of two light rows is not below two.
+        Their origins depend on all rows together, not on which came first. Small weights are made larger by a power of
+        two, which rounds nothing. So the count of two light rows is not below two.
         """
         assert self._sums is not None
         assert self._origins is not None
