@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,14 +66,11 @@ def predict(
     model: Path,
     spectra: tuple[str, ...],
     out: Path,
-    route: str | None,
     noise: str,
     seed: int | None,
-    resample: bool,
-    threads: int | None,
-    overwrite: bool,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Predict the labels of spectra.
 
@@ -93,8 +90,8 @@ def predict(
 
     progress = choose_progress(quiet=quiet)
     loaded = _open_model(model, progress)
-    options = PredictOptions(route, _choose_noise(noise, seed, loaded), resample, threads, overwrite)
-    summary = predict_spectra(loaded, spectra, out, options, progress=progress)
+    how = PredictOptions(noise=_choose_noise(noise, seed, loaded), **options)
+    summary = predict_spectra(loaded, spectra, out, how, progress=progress)
     if as_json:
         click.echo(json.dumps(_plain(summary), indent=1))
     else:
@@ -102,7 +99,7 @@ def predict(
 
 
 def _open_model(path: Path, progress: Progress) -> MixtureModel:
-    """Load a bundle, or that of a run, which is made once."""
+    """Load a model bundle, or the bundle of a run, which is made when it is first asked for."""
     from pipeline.predict import MODEL_FILE, SUMS_FILE, load_model, model_of_run
 
     if (path / SUMS_FILE).exists() or (path / MODEL_FILE).exists():

@@ -1,7 +1,8 @@
 """From rows of any kind of array to moments per cell and fold, block by block.
 
-A row itself decides the fold that it belongs to when α is chosen (:class:`RowFolds`), and its columns decide its cell
-(:class:`Router`). So the moments (:class:`RowSums`) do not depend on the order in which rows arrive.
+The content of a row decides the fold that it belongs to when α is chosen, unless a splitter does (:class:`RowFolds`).
+Its columns decide its cell (:class:`Router`). So the moments (:class:`RowSums`) do not depend on the order in which
+rows arrive.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""From a finished run to a model bundle: the models of one noise draw, and what the training spectra were like."""
+"""From a finished run to a model bundle: the models of one noise draw, and what the training spectra were like.
+
+The run's folder gives the models and their gate. Its training stores give the ranges of the labels and a sample of
+spectra, which tells how far from the mean training spectrum a spectrum may lie.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,14 @@ from pipeline.bins import BinGrid, shard_ranges
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import Moments, find_components
-from pipeline.noise import Noise, NoiseDraw, describe_training_noise, verdict_noises
+from pipeline.noise import Noise, NoiseDraw, verdict_noises
+from pipeline.predict.card import render_card
 from pipeline.predict.files import load_model, require_free, save_model
 from pipeline.predict.model import DomainLimits, MixtureModel
 from pipeline.questions.gate import (
     BLEND,
     FALLBACK,
     GLOBAL,
-    ORACLE,
-    ROUTES,
     Blend,
     Gate,
     blend_file,
@@ -49,231 +52,17 @@ __all__ = [
     "find_ranges",
     "measure_sample",
     "model_of_run",
-    "render_card",
     "spread_rows",
 ]
 
-# --- The model card of a bundle: what the model is, what it was trained on, how good it is, and where it must not be
-# used.
-#
-# After Mitchell et al. (2019), "Model Cards for Model Reporting".
-
-
-def render_card(model: MixtureModel) -> str:
-    """Return the model card, Markdown; the same model gives the same bytes."""
-    training, metrics = model.facts["training"], model.facts["metrics"]
-    parts = [
-        f"# {model.target} and other labels from stellar spectra: {model.n_experts} ridge experts",
-        _introduce(model, training),
-        "## How to use it",
-        _explain_use(model),
-        "## Trained on",
-        _describe_training(model, training),
-        "## How good it is",
-        _describe_merits(model, metrics),
-        "## Limits",
-        _list(_find_limits(model, training)),
-        "## Provenance",
-        _describe_provenance(model.facts["provenance"]),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _introduce(model: MixtureModel, training: Mapping[str, Any]) -> str:
-    gate = "a gate that says how probable each bin is" if model.gate is not None else "no gate"
-    bins = " × ".join(f"{len(edges) - 1} of {column}" for column, edges in model.grid.edges.items())
-    caption = ROUTES[model.route].caption
-    text = (
-        f"One global ridge model, {model.n_experts} experts (bins: {bins}) and {gate}. It predicts "
-        f"{', '.join(model.labels)} from {len(model.wavelength):,} pixels, {model.wavelength[0]:.1f} to "
-        f"{model.wavelength[-1]:.1f} Å. The default route is `{model.route}`: {caption[0].lower()}{caption[1:]}"
-    )
-    if training["simulated"]:
-        text += (
-            "\n\n**The spectra it was trained on are simulated by this package: a stand-in, no synthesised and no "
-            "observed spectra. What it says of real stars means nothing.**"
-        )
-    return text
-
-
-def _explain_use(model: MixtureModel) -> str:
-    return f"""```sh
-headroom predict . spectra.h5 --out predictions.parquet
-```
-
-```python
-import pipeline
-
-model = pipeline.load_model(".")      # every byte is checked
-table = model.predict(flux).to_frame()  # flux: (N, {len(model.wavelength)}), normalised as in training
-```
-
-Spectra must be on the model's wavelength grid, or are put there with `--resample`."""
-
-
-def _describe_training(model: MixtureModel, training: Mapping[str, Any]) -> str:
-    noise, units = training["noise"], model.facts["label_units"]
-    kind = describe_training_noise(noise)
-    lines = [
-        f"{training['spectra']:,} {'simulated ' if training['simulated'] else ''}spectra for the global model; for the "
-        f"experts {', '.join(f'{n:,}' for n in training['spectra_of_experts'])}",
-        f"noise level {noise['level']:g} × the 1σ error of each pixel, {kind}",
-        *(f"{label}: {low:g} to {high:g} {units[label]}" for label, (low, high) in training["ranges"].items()),
-        f"penalty α = {training['alpha']:g} (global), pixels scaled: {training['standardize']}",
-    ]
-    return _list(lines)
-
-
-def _describe_merits(model: MixtureModel, metrics: Mapping[str, Any]) -> str:
-    confidence = f"{metrics['confidence']:.0%} interval"
-    rows = []
-    for scope, found in metrics["scopes"].items():
-        routed = metrics["routing"]["scopes"][scope] if metrics["routing"] else {}
-        rows.append([scope, GLOBAL.name, found["n_test"], _interval(found["r2_global"]), "", ""])
-        rows.append(
-            [scope, ORACLE.name, found["n_test"], _interval(found["r2_oracle"]), _interval(found["delta_r2"]), ""]
-        )
-        rows += [
-            [scope, route, found["n_test"], _interval(one["r2"]), _interval(one["gain"]), _interval(one["kept"])]
-            for route, one in routed.items()
-            if route != ORACLE.name
-        ]
-    heads = ["test spectra", "route", "n", f"R² of {metrics['target']} ({confidence})", "ΔR²", "ρ"]
-    table = [
-        heads,
-        ["---"] * len(heads),
-        *([f"{cell:,}" if isinstance(cell, int) else cell for cell in r] for r in rows),
-    ]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    return (
-        f"{lines}\n\nMeans over the run's seeds, test noise {metrics['test_noise']}. `oracle` knows the true bin, "
-        "which no prediction does; ΔR² is against the global model, ρ the share of the oracle's gain."
-    )
-
-
-def _find_limits(model: MixtureModel, training: Mapping[str, Any]) -> list[str]:
-    limits, sample = model.limits, model.facts["sample"]
-    found = [
-        "Labels outside the training ranges above cannot be trusted, and the model does not know them.",
-        f"A spectrum is flagged `out_of_domain` if it lies farther than {limits.distance:.3g} standard deviations from "
-        f"the mean training spectrum along its {model.components.vectors.shape[1]} principal components (the "
-        f"{limits.quantile:g} quantile of {sample['spectra']:,} training spectra), if more than {limits.bad_share:.0%} "
-        "of its pixels are bad"
-        + (f", or if it lies outside the bins with more than {limits.outside:.0%}." if model.gate is not None else ".")
-        + f" Of those training spectra {sample['out_of_domain']:.1%} are flagged.",
-        "What is strange in no direction of those components is not flagged: no flag is no proof.",
-        f"It was trained for noise level {training['noise']['level']:g}: much cleaner or noisier spectra get more "
-        "error than its R² says.",
-        "Spectra must be normalised, in vacuum or air, and shifted to rest, as the training spectra are.",
-    ]
-    if model.gate is None:
-        found.append("The run had no gate: labels come from the global model, and experts are given for information.")
-    return found
-
-
-def _describe_provenance(provenance: Mapping[str, Any]) -> str:
-    software = ", ".join(f"{name} {version}" for name, version in sorted(provenance["software"].items()))
-    lines = [
-        f"run started {provenance['started']}, configuration {provenance['config_hash']}, results "
-        f"{provenance['results']}",
-        f"software: {software}; commit {provenance['git_commit'] or 'unknown'}",
-        *(
-            f"{role}: {one['n_spectra']:,} spectra, fingerprint {one['fingerprint'][:16]}"
-            for role, one in provenance["stores"].items()
-        ),
-        "`sha256sum -c SHA256SUMS` checks the files; `model.json` states everything above in full",
-    ]
-    return _list(lines)
-
-
-def _interval(estimate: Mapping[str, Any]) -> str:
-    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
-    if mean is None:
-        return "–"
-    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-# --- What the training spectra of a model are like: a sample of them under the model, and the ranges of their labels.
-
-#: Training spectra that say what is far.
-SAMPLE_SPECTRA = 20_000
-#: The sample's rows come in runs of so many, evenly spread: a chunk is decoded whole.
-_RUN_ROWS = 256
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingSample:
-    """What the model says of a sample of its training spectra: distances and probabilities of the outside, (N,)."""
-
-    distances: np.ndarray
-    outside: np.ndarray | None
-
-
-def measure_sample(
-    model: MixtureModel, store: AnyStore, noise: NoiseDraw, precision: str, progress: Progress
-) -> TrainingSample:
-    """Hold an evenly spread sample of the training spectra, with their training noise, against the model."""
-    left_out = find_left_out(store)
-    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
-    runs = spread_rows(spans, SAMPLE_SPECTRA, _RUN_ROWS)
-    distances, outside = [], []
-    with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
-        for start, stop in runs:
-            noisy = read_noisy_rows(store, start, stop, noise, precision)
-            found = model.predict_block(noisy, zeros_are_bad=False)
-            distances.append(found.distances)
-            if found.probabilities is not None:
-                outside.append(found.probabilities[:, -1])
-            advance(stop - start)
-    return TrainingSample(np.concatenate(distances), np.concatenate(outside) if outside else None)
-
-
-def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) -> list[tuple[int, int]]:
-    """Return runs of consecutive rows, evenly spread over ranges of rows, of at most ``wanted`` rows together.
-
-    Parameters
-    ----------
-    spans
-        Ranges (first, end) that do not overlap, in order.
-    wanted
-        Rows; of fewer, all are returned.
-    run_rows
-        Rows in a run; those at the end of a range may be shorter.
-    """
-    starts = np.cumsum([0, *(end - first for first, end in spans)])
-    total = int(starts[-1])
-    n_runs = max(1, min(wanted, total) // run_rows) if total > wanted else -(-total // run_rows)
-    runs = []
-    for k in range(n_runs):
-        place = k * total // n_runs if total > wanted else k * run_rows
-        rows = min(run_rows, wanted) if total > wanted else min(run_rows, total - place)
-        span = int(np.searchsorted(starts, place, side="right")) - 1
-        while rows > 0 and span < len(spans):
-            first = spans[span][0] + place - int(starts[span])
-            end = min(first + rows, spans[span][1])
-            runs.append((first, end))
-            rows, place, span = rows - (end - first), place + end - first, span + 1
-    return runs
-
-
-def find_ranges(store: AnyStore, labels: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Return the smallest and largest value of every label among the training spectra."""
-    low, high = np.full(len(labels), np.inf), np.full(len(labels), -np.inf)
-    for _, block in store.iter_columns(labels):
-        for q, label in enumerate(labels):
-            if len(block[label]):
-                low[q], high[q] = min(low[q], block[label].min()), max(high[q], block[label].max())
-    return {label: (float(low[q]), float(high[q])) for q, label in enumerate(labels)}
-
-
-#: Principal components that distances are measured along, where no gate has its own.
+#: Principal components that distances are measured along, where no gate has components of its own.
 COMPONENTS = 10
-#: Share of the training spectra that are not far from the training spectra.
+#: A model's limit of distance is this quantile of the training spectra's distances, unless another is asked for.
 QUANTILE = 0.999
+#: How many training spectra are read to find that limit, at most.
+SAMPLE_SPECTRA = 20_000
+#: They are read in runs of so many consecutive rows, since a chunk is decoded as a whole.
+_RUN_ROWS = 256
 #: The bundle that ``headroom predict RUN`` makes for itself.
 _OWN_FOLDER = "model"
 
@@ -298,7 +87,7 @@ def export_model(
     path
         A new folder.
     level, seed
-        Which noise the models were trained with, where the run has several; by default the level that its
+        Which noise the models were trained with, if the run has several. By default it is the level that the run's
         conclusions are about, and the first seed.
     quantile
         Spectra farther from the mean than this share of the training spectra are out of domain.
@@ -324,19 +113,13 @@ def export_model(
     require_free(out, overwrite=overwrite)
     if not 0 < quantile < 1:
         raise InputError(f"--quantile must lie between 0 and 1, found {quantile:g}; for example {QUANTILE:g}")
-    source = _open_run(Path(run), level, seed)
-    model = source.build()
-    sample = measure_sample(
-        model, source.store, source.sample_noise, source.config.precision, progress or SilentProgress()
-    )
-    limits = DomainLimits(distance=float(np.quantile(sample.distances, quantile)), quantile=quantile)
-    model = replace(model, limits=limits, facts=source.describe(sample, limits))
+    model = _complete(_open_run(read_results(Path(run)), level, seed), quantile, progress)
     save_model(model, out, render_card(model), overwrite=overwrite)
     return load_model(out)
 
 
 def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureModel:
-    """Return the model of a run, with the defaults of :func:`export_model`; made once and kept as ``RUN/model``.
+    """Return the model of a run, with the defaults of :func:`export_model`. It is made once and kept as ``RUN/model``.
 
     Raises
     ------
@@ -351,8 +134,21 @@ def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureMo
             if model.facts["provenance"]["results"] == results.metadata["key"]:
                 return model
         except InputError:
-            pass  # damaged, or of another version: it is made again
-    return export_model(folder, own, overwrite=True, progress=progress)
+            pass  # It is damaged or of another version, so it is made again.
+    require_free(own, overwrite=True)
+    model = _complete(_open_run(results), QUANTILE, progress)
+    save_model(model, own, render_card(model), overwrite=True)
+    return load_model(own)
+
+
+def _complete(source: _Source, quantile: float, progress: Progress | None) -> MixtureModel:
+    """Return the model of a run with its limits, which a sample of the training spectra gives, and its facts."""
+    model = source.build()
+    sample = measure_sample(
+        model, source.store, source.sample_noise, source.config.precision, progress or SilentProgress()
+    )
+    limits = DomainLimits(distance=float(np.quantile(sample.distances, quantile)), quantile=quantile)
+    return replace(model, limits=limits, facts=source.describe(sample, limits))
 
 
 @dataclass(frozen=True, eq=False)
@@ -371,11 +167,11 @@ class _Source:
 
     @property
     def sample_noise(self) -> NoiseDraw:
-        """The training noise; a draw of it where that is an expectation over all draws."""
+        """The training noise, or a draw of it where the models were trained on the expectation over all draws."""
         return self.noise.drawn(self.config.seeds[0])
 
     def read_moments(self) -> Moments:
-        """Read the moments of all training spectra, wherever they lie."""
+        """Read the moments of all training spectra, inside the bins and outside."""
         folder, n_folds = self.results.folder / "moments" / self.noise.name, self.results.metadata["folds"]["total"]
         if not folder.is_dir():
             raise InputError(
@@ -387,7 +183,7 @@ class _Source:
         return Moments.merge(saved.read(fold, cell) for fold in range(n_folds) for cell in range(n_cells))
 
     def build(self) -> MixtureModel:
-        """Return the model, for which nothing is out of domain yet."""
+        """Return the model. It has no limits yet, so nothing is out of its domain."""
         columns = [self.models.columns(label) for label in self.models.labels]
         gate, blend = self._read_gate(), self._read_blend()
         recipe = read_recipe(self.results.folder / recipe_file(self.noise)) if gate and gate.feature_names else None
@@ -418,7 +214,7 @@ class _Source:
     def _read_gate(self) -> Gate | None:
         path = self.results.folder / gate_file(self.noise)
         if self.config.gate is None or not path.is_file():
-            return None  # noise that is only compared has none
+            return None  # A noise that is only compared has no gate.
         return read_json(path, partial(gate_from_dict, grid=self.grid))
 
     def _read_blend(self) -> Blend | None:
@@ -469,9 +265,9 @@ class _Source:
         }
 
 
-def _open_run(folder: Path, level: float | None, seed: int | None) -> _Source:
-    results = read_results(folder)
-    config = _read_config(results)
+def _open_run(results: RunResults, level: float | None = None, seed: int | None = None) -> _Source:
+    """Open what a bundle is made from; see :func:`export_model` for the noise that is meant."""
+    folder, config = results.folder, _read_config(results)
     noise = _choose_noise(config, level, seed)
     file = folder / "models" / f"{noise.name}.npz"
     stated = results.metadata["stores"]["train"]
@@ -545,3 +341,72 @@ def _describe_store(stated: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells a set of spectra from another, without where it lies."""
     names = [source["name"] for source in stated["sources"]]
     return {"fingerprint": stated["fingerprint"], "n_spectra": stated["n_spectra"], "sources": names}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """What the model says of N of its training spectra.
+
+    ``distances`` are those from the mean training spectrum, ``outside`` the probabilities of lying outside all bins,
+    both (N,). Without a gate there are no probabilities.
+    """
+
+    distances: np.ndarray
+    outside: np.ndarray | None
+
+
+def measure_sample(
+    model: MixtureModel, store: AnyStore, noise: NoiseDraw, precision: str, progress: Progress
+) -> TrainingSample:
+    """Ask the model about an evenly spread sample of the training spectra, with their training noise."""
+    left_out = find_left_out(store)
+    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
+    runs = spread_rows(spans, SAMPLE_SPECTRA, _RUN_ROWS)
+    distances, outside = [], []
+    with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
+        for start, stop in runs:
+            noisy = read_noisy_rows(store, start, stop, noise, precision)
+            found = model.predict_block(noisy, zeros_are_bad=False)
+            distances.append(found.distances)
+            if found.probabilities is not None:
+                outside.append(found.probabilities[:, -1])
+            advance(stop - start)
+    return TrainingSample(np.concatenate(distances), np.concatenate(outside) if outside else None)
+
+
+def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) -> list[tuple[int, int]]:
+    """Choose runs of consecutive rows that are evenly spread over ranges of rows.
+
+    Parameters
+    ----------
+    spans
+        Ranges (first, end) that do not overlap, in order.
+    wanted
+        How many rows to choose, at most. If there are fewer, all are chosen.
+    run_rows
+        Rows in a run. Runs at the end of a range may be shorter.
+    """
+    starts = np.cumsum([0, *(end - first for first, end in spans)])
+    total = int(starts[-1])
+    n_runs = max(1, min(wanted, total) // run_rows) if total > wanted else -(-total // run_rows)
+    runs = []
+    for k in range(n_runs):
+        place = k * total // n_runs if total > wanted else k * run_rows
+        rows = min(run_rows, wanted) if total > wanted else min(run_rows, total - place)
+        span = int(np.searchsorted(starts, place, side="right")) - 1
+        while rows > 0 and span < len(spans):
+            first = spans[span][0] + place - int(starts[span])
+            end = min(first + rows, spans[span][1])
+            runs.append((first, end))
+            rows, place, span = rows - (end - first), place + end - first, span + 1
+    return runs
+
+
+def find_ranges(store: AnyStore, labels: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return the smallest and largest value of every label among the training spectra."""
+    low, high = np.full(len(labels), np.inf), np.full(len(labels), -np.inf)
+    for _, block in store.iter_columns(labels):
+        for q, label in enumerate(labels):
+            if len(block[label]):
+                low[q], high[q] = min(low[q], block[label].min()), max(high[q], block[label].max())
+    return {label: (float(low[q]), float(high[q])) for q, label in enumerate(labels)}

@@ -1,4 +1,15 @@
-"""The model bundle: a run's models of one noise, with all that predicting needs, in a folder of its own."""
+"""The files of a model bundle: a run's models of one noise and all that predicting needs, in a folder of its own.
+
+::
+
+    MODEL/model.json       what the model is, in words and numbers
+    MODEL/arrays/*.npy     its arrays, float64
+    MODEL/README.md        the model card
+    MODEL/SHA256SUMS       the digest of every other file, as ``sha256sum -c`` reads it
+
+A bundle is written whole or not at all, and it is read only if every byte is what was written. ``docs/model.md``
+describes the files for other programs.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +44,6 @@ __all__ = [
     "write_bundle",
 ]
 
-# --- The files of a model bundle: written whole or not at all, and read only if every byte is what was written.
-#
-# ::
-#
-#     MODEL/model.json       what the model is, in words and numbers
-#     MODEL/arrays/*.npy     its arrays, float64
-#     MODEL/README.md        the model card
-#     MODEL/SHA256SUMS       the digest of every other file, as ``sha256sum -c`` reads it
-#
-# ``docs/model.md`` describes them for other programs.
-
 BUNDLE_FORMAT = "headroom-model"
 MODEL_FILE = "model.json"
 CARD_FILE = "README.md"
@@ -56,12 +56,12 @@ _ARRAY = re.compile(r"arrays/(\w+)\.npy")
 def write_bundle(
     path: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], card: str, *, overwrite: bool = False
 ) -> None:
-    """Write a bundle: a new folder that appears at once, with all its files.
+    """Write a bundle. Its folder appears at once, with all its files.
 
     Raises
     ------
     InputError
-        If there is something at the path that may not be replaced: with ``overwrite``, only another bundle may.
+        If there is something at the path that may not be replaced. With ``overwrite``, another bundle may be replaced.
     ResourceError
         If the disk is full or not writable; nothing is left behind.
     """
@@ -86,7 +86,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     InputError
-        If anything is there; with ``overwrite``, anything but a bundle.
+        If anything is there. With ``overwrite``: if anything but a bundle is there.
     """
     if not path.exists():
         return
@@ -100,7 +100,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], str]:
-    """Read a bundle, every byte of it checked.
+    """Read a bundle, and check every byte of it.
 
     Returns
     -------
@@ -114,7 +114,8 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], st
     Raises
     ------
     InputError
-        If the folder is no bundle, of another version, or any file differs from what was written; the message names it.
+        If the folder is no bundle, if it is of another version, or if a file differs from what was written. The message
+        names the file.
     """
     if not (path / SUMS_FILE).is_file():
         found = "no such folder" if not path.exists() else f"{SUMS_FILE} is missing"
@@ -140,7 +141,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], st
 
 
 def _parse_sums(path: Path, sums: bytes) -> list[str]:
-    """Return the files that the list of digests names, which must be exactly as it was written."""
+    """Return the files that the list of digests names. The list must be exactly as it was written."""
     lines = [_LINE.fullmatch(line) for line in sums.decode("utf-8", "replace").splitlines()]
     named = {match.group(2): match.group(1) for match in lines if match}
     if any(match is None for match in lines) or _list_sums(named) != sums:
@@ -234,7 +235,7 @@ def save_model(model: MixtureModel, path: str | Path, card: str, *, overwrite: b
 
 
 def load_model(path: str | Path) -> MixtureModel:
-    """Load a model that ``headroom export`` wrote; every byte of it is checked, and no code in it is run.
+    """Load a model that ``headroom export`` wrote. Every byte of it is checked, and no code in it is run.
 
     ::
 
@@ -249,7 +250,7 @@ def load_model(path: str | Path) -> MixtureModel:
     Raises
     ------
     InputError
-        If it is no model bundle, is of another version, or any byte of it changed; the message names the file.
+        If it is no model bundle, if it is of another version, or if any byte of it changed. The message names the file.
     """
     folder = Path(path)
     facts, arrays, fingerprint = read_bundle(folder)

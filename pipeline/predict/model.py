@@ -1,7 +1,10 @@
 """A model that labels spectra nobody has labelled: ridge experts, the gate that routes to them, and their limits.
 
 One product of a block of spectra with all columns at once gives what every model says of every label, and the scores on
-the principal components of the training set; all else are a few numbers a spectrum.
+the principal components of the training set. The rest is arithmetic on a few numbers for each spectrum.
+
+:class:`MixtureModel` is the model, :class:`Prediction` what it says of spectra, and :class:`DomainLimits` tells which
+spectra it should not be believed about.
 """
 
 from __future__ import annotations
@@ -37,16 +40,19 @@ __all__ = [
     "join_predictions",
 ]
 
-# --- What a model says of spectra, and beyond what it should not be believed.
-
 FloatArray = NDArray[np.float64]
 #: Why a spectrum is out of domain, one bit each.
 _REASONS = ("outside the bins", "far from the training spectra", "bad pixels")
+#: Rows of one product. A tile always has so many, with zeros below the last spectrum. So no bit of what is said of a
+#: spectrum depends on which others are predicted with it.
+_TILE_ROWS = 128
+#: No spectrum has such a flux, which would overflow in single precision. It counts as not finite.
+_ABSURD = 1e30
 
 
 @dataclass(frozen=True)
 class DomainLimits:
-    """Beyond what a spectrum is out of the domain of a model; any one suffices.
+    """The limits of a model's domain. A spectrum beyond any one of them is out of domain.
 
     Attributes
     ----------
@@ -56,7 +62,7 @@ class DomainLimits:
     quantile
         The share of the training spectra that lie within it.
     outside
-        Largest probability of lying in no bin, of models with a gate.
+        Largest probability of lying in no bin. Models without a gate do not ask.
     bad_share
         Largest share of bad pixels: not finite, flagged, not covered, or exactly zero.
     """
@@ -69,7 +75,7 @@ class DomainLimits:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says of N spectra; for K experts and Q labels.
+    """What a model of K experts and Q labels says of N spectra.
 
     Attributes
     ----------
@@ -78,19 +84,20 @@ class Prediction:
     values
         Predictions under the chosen route, shape (N, Q), label units.
     of_models
-        Of the global model and every expert, shape (N, 1 + K, Q).
+        Predictions of the global model and of every expert, shape (N, 1 + K, Q).
     probabilities
         Of every bin and, last, of the outside, shape (N, K + 1); None without a gate.
     bins
-        The most probable bin, shape (N,), −1 where that is the outside, or without a gate.
+        The most probable bin, shape (N,). It is −1 where the outside is most probable, and without a gate.
     routes
-        How each prediction was made, shape (N,): the chosen route, or ``global`` where that falls back wholly.
+        How each prediction was made, shape (N,): the chosen route, or ``global`` where ``fallback`` takes the global
+        model alone.
     distances
         From the mean training spectrum, in standard deviations, shape (N,); see :class:`DomainLimits`.
     bad_shares
         Share of bad pixels, shape (N,).
     reasons
-        Why a spectrum is out of domain, shape (N,): one bit for each of :meth:`reason_texts`' parts; 0 if it is not.
+        Why a spectrum is out of domain, shape (N,): one bit for each part of :attr:`reason_texts`; 0 if it is not.
     """
 
     labels: tuple[str, ...]
@@ -115,7 +122,7 @@ class Prediction:
 
     @property
     def reason_texts(self) -> list[str]:
-        """The reasons in words, joined by semicolons; empty where there is none."""
+        """The reasons in words, joined by semicolons. A text is empty where there is no reason."""
         texts = [
             "; ".join(word for bit, word in enumerate(_REASONS) if code >> bit & 1)
             for code in range(2 ** len(_REASONS))
@@ -123,7 +130,7 @@ class Prediction:
         return [texts[code] for code in self.reasons]
 
     def columns(self, *, experts: str | None = None) -> dict[str, Any]:
-        """Return the columns of a table, as :meth:`to_frame` does; ``experts`` names a label whose experts join."""
+        """Return the columns of :meth:`to_frame`, by name."""
         table: dict[str, Any] = {label: self.values[:, q] for q, label in enumerate(self.labels)}
         table |= {f"{label}_global": self.of_global[:, q] for q, label in enumerate(self.labels)}
         if experts is not None:
@@ -152,7 +159,7 @@ class Prediction:
 
 
 def join_predictions(parts: Sequence[Prediction]) -> Prediction:
-    """Return what is said of several sets of spectra, at least one, as of one set; all by the same model."""
+    """Join what one model says of several sets of spectra, at least one, into what it says of all of them."""
     if len(parts) == 1:
         return parts[0]
     names = [one.name for one in fields(Prediction) if one.name != "labels"]
@@ -160,16 +167,9 @@ def join_predictions(parts: Sequence[Prediction]) -> Prediction:
 
 
 def _join(parts: Sequence[NDArray[Any] | None]) -> Any:
-    """Return the arrays of all tiles as one; None where there are none."""
+    """Join arrays into one; None where there are none."""
     there = [part for part in parts if part is not None]
     return np.concatenate(there) if there else None
-
-
-#: Rows of one product. Always so many, zeros below the last spectrum: then what is said of a spectrum does not depend,
-#: in any bit, on which others are predicted with it.
-_TILE_ROWS = 128
-#: Flux of no spectrum, which would overflow in single precision; taken as not finite.
-_ABSURD = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,19 +187,20 @@ class MixtureModel:
     grid
         The bins of the experts.
     components
-        Of the training spectra, with their noise; the mean stands for pixels that are not to be used.
+        Principal components of the training spectra with their noise. Their mean stands in for pixels that are not to
+        be used.
     limits
-        What is out of domain.
+        Which spectra are out of domain.
     gate
-        Tells how probable every bin is; None in a model that was exported from a run without one.
+        Tells how probable every bin is; None in a model of a run without a gate.
     recipe
-        How the gate's features come from pixels; None where it needs none.
+        How the gate's features come from pixels; None if it needs none.
     blend
-        Learned weights of the experts for the target, where the run has learned any that are better than the gate's.
+        Learned weights of the experts for the target; None if the run has learned none that are better than the gate's.
     route
-        How labels are predicted unless asked otherwise, see :attr:`routes`.
+        The routing rule that predicts labels unless another is asked for; see :attr:`routes`.
     unsure
-        Where no bin is more probable, ``fallback`` asks the global model alone.
+        Where no bin is more probable than this, ``fallback`` takes the global model alone.
     facts
         What ``model.json`` says besides: training, metrics, provenance.
     fingerprint
@@ -247,9 +248,9 @@ class MixtureModel:
     ) -> Prediction:
         """Predict the labels of spectra.
 
-        Products are float32, about the mean training spectrum: they differ from float64 by some 1e-5 of the labels'
-        scatter. What is said of a spectrum does not depend on the others of the call, only, in the last digits of
-        single precision, on its own place among them: some BLAS add up the rows of a tile in different orders.
+        Products are float32, about the mean training spectrum. They differ from float64 by some 1e-5 of the labels'
+        scatter. What is said of a spectrum does not depend on the other spectra of the call. Its place among them may
+        change the last digits of single precision, because some BLAS add up the rows of a tile in different orders.
 
         Parameters
         ----------
@@ -257,12 +258,12 @@ class MixtureModel:
             Shape (N, P), or (P,) for one spectrum, normalised as the training spectra are. Negative flux is taken as
             zero, as in training. Pixels that are not finite take the mean training spectrum's value.
         bad
-            Other pixels that are not to be used, same shape; they are treated alike.
+            Other pixels that are not to be used, same shape. They are treated like pixels that are not finite.
         route
             One of :attr:`routes`; the model's own by default.
         zeros_are_bad
-            Whether pixels of exactly zero count as bad: they are used, but they are many where storage was never
-            written or an arm is missing.
+            Whether pixels of exactly zero count as bad. They are used all the same. There are many of them where
+            storage was never written or an arm is missing.
 
         Raises
         ------
@@ -305,7 +306,7 @@ class MixtureModel:
         *,
         zeros_are_bad: bool = True,
     ) -> Prediction:
-        """Do what :meth:`predict` does, unchecked; the caller limits BLAS to one thread."""
+        """Do what :meth:`predict` does, without its checks. The caller limits BLAS to one thread."""
         work = np.empty((_TILE_ROWS, len(self.wavelength)), dtype=np.float32)
         tiles = [
             self._predict_tile(flux[rows], None if bad is None else bad[rows], route or self.route, zeros_are_bad, work)
@@ -321,7 +322,7 @@ class MixtureModel:
         zeros_are_bad: bool,
         work: NDArray[np.float32],
     ) -> Prediction:
-        """Predict at most as many spectra as a tile has rows; whatever is computed, is of all its rows."""
+        """Predict at most as many spectra as a tile has rows. All its rows are computed."""
         n = len(flux)
         products, shares = self._project(flux, bad, zeros_are_bad, work)
         of_models = products[:, : self.intercepts.size].reshape(-1, *self.intercepts.shape)
@@ -369,15 +370,15 @@ class MixtureModel:
     def _project(
         self, flux: NDArray[Any], bad: NDArray[np.bool_] | None, zeros_are_bad: bool, work: NDArray[np.float32]
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the products with all columns, of as many rows as a tile has, and the shares of bad pixels (n,).
+        """Return the products of a tile's rows with all columns, and the shares of bad pixels of its spectra (n,).
 
-        ``work``, of shape (rows of a tile, P), is memory for all tiles: fresh memory is slow.
+        ``work``, of shape (rows of a tile, P), is memory that all tiles share, because fresh memory is slow.
         """
         columns, offsets, mean = self._columns
         n = len(flux)
         with np.errstate(over="ignore", invalid="ignore"):
             np.maximum(flux, 0, out=work[:n], casting="same_kind")
-            # Of the flux itself: −∞ is no longer there after the line above.
+            # The flux itself is looked at: the line above has replaced −∞.
             suspicious = ~(np.abs(flux.sum(axis=1, dtype=np.float32)) < _ABSURD)
         wrong = bad
         if suspicious.any():
@@ -398,7 +399,7 @@ class MixtureModel:
     def _columns(self) -> tuple[NDArray[np.float32], FloatArray, NDArray[np.float32]]:
         """All columns (P, M) in single precision, what is to be added to their products (M,), and the mean (P,).
 
-        Products are about the mean, as single precision sees it: those of flux itself would lose three digits.
+        Products are about the mean in single precision. Products of the flux itself would lose three digits.
         """
         mean = self.components.mean.astype(np.float32)
         about = mean.astype(np.float64)

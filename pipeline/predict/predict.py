@@ -1,8 +1,8 @@
-"""Labels for spectra that nobody has labelled: a model bundle over stores or shards, in memory that does not grow.
+"""Labels for spectra that nobody has labelled: a model is applied to stores or shards, in memory that does not grow.
 
-Blocks of spectra are read and predicted by several threads; finished parts are kept, so that an interrupted prediction
-goes on where it stopped. What is said of a spectrum depends on nothing but the spectrum, the model and the settings:
-threads, parts and interruptions change no byte of the file.
+Several threads read and predict blocks of spectra. Finished parts are kept, so an interrupted prediction goes on where
+it stopped. What is said of a spectrum depends on the spectrum, the model and the settings alone: threads, parts and
+interruptions change no byte of the file.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from pipeline.config import content_hash
 from pipeline.errors import InputError
 from pipeline.noise import Noise, NoiseDraw, StoredNoise
 from pipeline.predict.model import MixtureModel
-from pipeline.predict.sources import Resampling, SpectraSource, describe_grid, open_spectra_source
+from pipeline.predict.resampling import Resampling
+from pipeline.predict.sources import SpectraSource, describe_grid, open_spectra_source
 from pipeline.schema import PREDICTION_ALGORITHM
 from pipeline.store import find_other_wavelengths
 
 __all__ = [
     "PARTIAL_SUFFIX",
+    "PART_ROWS",
     "STORED_NOISE",
     "LabelScore",
     "PredictOptions",
@@ -49,231 +51,14 @@ __all__ = [
     "summarise_predictions",
 ]
 
-# --- Predictions on their way to a Parquet file: finished parts wait beside it, and become its row groups at the end.
-#
-# Whatever was killed, running again skips the parts that are there. A part is whole or absent.
-
-#: The folder of unfinished predictions is called like their file, and this.
+#: Given as noise in place of a draw, it means the spectra's own ``noisy`` arrays.
+STORED_NOISE: Final = StoredNoise.kind
+#: Rows of a part, and of a row group of the file, at least.
+PART_ROWS: Final = 65_536
+#: The folder of unfinished predictions has the name of their file and this suffix.
 PARTIAL_SUFFIX: Final = ".partial"
 _KEY_FILE: Final = "key.json"
 _FACTS: Final = b"headroom_predictions"
-
-
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return what a file of predictions says of how they were made; None if it is no such file."""
-    try:
-        found = (pq.read_schema(path).metadata or {}).get(_FACTS)
-        return None if found is None else dict(json.loads(found))
-    except (OSError, ValueError):
-        return None
-
-
-@dataclass(frozen=True)
-class PredictionParts:
-    """The parts of one file of predictions.
-
-    Attributes
-    ----------
-    path
-        The file that they become.
-    facts
-        How they are made; ``key`` among them tells whether parts that are there already are of the same.
-    """
-
-    path: Path
-    facts: Mapping[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """Where finished parts wait."""
-        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
-
-    def require_writable(self, *, overwrite: bool) -> None:
-        """Refuse a path that may not be written.
-
-        Raises
-        ------
-        InputError
-            If anything is there; with ``overwrite``, anything but predictions.
-        """
-        if self.path.is_dir():
-            raise InputError(f"--out {self.path}: a file is required, found a folder; name a file in it")
-        if not self.path.exists():
-            return
-        if read_facts(self.path) is None:
-            raise InputError(f"--out {self.path}: it is there already and holds no predictions; choose another name")
-        if not overwrite:
-            raise InputError(
-                f"--out {self.path}: it holds predictions of another model, of other spectra or with other settings; "
-                "choose another name, or replace it with --overwrite"
-            )
-
-    def make_folder(self) -> None:
-        """Make the folder if it is not there.
-
-        Raises
-        ------
-        ResourceError
-            If that cannot be.
-        """
-        with disk_errors_told(self.path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-
-    def claim(self) -> None:
-        """Take the folder; parts of another computation, which nobody will finish, are deleted.
-
-        Raises
-        ------
-        ResourceError
-            If the folder is not writable.
-        """
-        key_file, text = self.folder / _KEY_FILE, json.dumps({"key": self.facts["key"]})
-        with disk_errors_told(self.path):
-            remove_leftovers(self.folder)
-            if key_file.is_file() and key_file.read_text(encoding="utf-8") == text:
-                return
-            for part in self.folder.glob("part-*.parquet"):
-                part.unlink()
-        with replacing(key_file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def find(self, number: int, n_rows: int) -> bool:
-        """Tell whether a part is there, whole."""
-        try:
-            return bool(pq.read_metadata(self._file(number)).num_rows == n_rows)
-        except (OSError, ValueError):
-            return False  # absent, or damaged: it is made again and replaced
-
-    def write(self, number: int, table: pa.Table) -> None:
-        """Write a part."""
-        with replacing(self._file(number)) as temporary:
-            pq.write_table(table, temporary, row_group_size=max(1, table.num_rows))
-
-    def finish(self, n_parts: int) -> None:
-        """Write the file from all parts, a row group each, and delete them."""
-        with replacing(self.path) as temporary:
-            first = pq.read_schema(self._file(0))
-            schema = first.with_metadata({_FACTS: json.dumps(dict(self.facts)).encode()})
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for table in self._read(n_parts):
-                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _read(self, n_parts: int) -> Iterator[pa.Table]:
-        for number in range(n_parts):
-            yield pq.read_table(self._file(number))
-
-    def _file(self, number: int) -> Path:
-        return self.folder / f"part-{number:06d}.parquet"
-
-
-# --- What a file of predictions holds, in a few numbers: spectra out of domain, and R² where labels are known.
-
-
-@dataclass(frozen=True)
-class LabelScore:
-    """R² of a label on ``covered`` or ``all`` spectra, under the file's route and by the global model; NaN if none."""
-
-    label: str
-    scope: str
-    n_spectra: int
-    r2: float
-    r2_global: float
-
-
-@dataclass(frozen=True)
-class PredictSummary:
-    """What a file of predictions holds.
-
-    Attributes
-    ----------
-    path
-        The file.
-    n_spectra, n_out_of_domain
-        Spectra, and those that the model should not be believed about.
-    reasons
-        How many for each reason; a spectrum may have several.
-    scores
-        For every label that is known: of covered spectra (where all columns of the bins are known) and of all.
-    """
-
-    path: Path
-    n_spectra: int
-    n_out_of_domain: int
-    reasons: Mapping[str, int]
-    scores: tuple[LabelScore, ...]
-
-
-@dataclass
-class _Sums:
-    """Running sums of one label in one scope; labels less a fixed number, so that squares lose no digits."""
-
-    n: int = 0
-    shift: float = 0.0
-    y: float = 0.0
-    yy: float = 0.0
-    errors: float = 0.0
-    errors_global: float = 0.0
-
-    def add(self, truth: np.ndarray, routed: np.ndarray, of_global: np.ndarray) -> None:
-        if not truth.size:
-            return
-        if not self.n:
-            self.shift = float(truth.mean())
-        own = truth - self.shift
-        self.n += own.size
-        self.y += float(own.sum())
-        self.yy += float(own @ own)
-        self.errors += float(((truth - routed) ** 2).sum())
-        self.errors_global += float(((truth - of_global) ** 2).sum())
-
-    def r2(self, errors: float) -> float:
-        scatter = self.yy - self.y**2 / self.n if self.n > 1 else 0.0
-        return 1 - errors / scatter if scatter > 0 else float("nan")
-
-
-def summarise_predictions(path: Path, model: MixtureModel) -> PredictSummary:
-    """Read a file of predictions, a row group at a time, and say what is in it.
-
-    ``R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` over spectra whose label is finite.
-    """
-    sums: dict[tuple[str, str], _Sums] = {}
-    reasons: Counter[str] = Counter()
-    n_out = 0
-    with pq.ParquetFile(path) as file:
-        present = set(file.schema_arrow.names)
-        known = [label for label in model.labels if f"{label}_true" in present]
-        truths = {column: f"{column}_true" for column in model.grid.columns}
-        is_binned = set(truths.values()) <= present
-        wanted = ["out_of_domain", "reason", *(f"{label}{end}" for label in known for end in ("", "_global", "_true"))]
-        wanted += [name for name in truths.values() if is_binned and name not in wanted]
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=wanted)
-            read = {name: table.column(name).to_numpy() for name in wanted if name != "reason"}
-            n_out += int(read["out_of_domain"].sum())
-            for counted in table.column("reason").value_counts().to_pylist():
-                for reason in filter(None, counted["values"].split("; ")):
-                    reasons[reason] += counted["counts"]
-            scopes = {"all": np.ones(table.num_rows, bool)}
-            if is_binned:
-                scopes["covered"] = model.grid.assign({c: read[name] for c, name in truths.items()}) != OUTSIDE
-            for label in known:
-                finite = np.isfinite(read[f"{label}_true"])
-                for scope, members in scopes.items():
-                    chosen = [read[f"{label}{end}"][members & finite] for end in ("_true", "", "_global")]
-                    sums.setdefault((label, scope), _Sums()).add(*chosen)
-        total = file.metadata.num_rows
-    scores = [
-        LabelScore(label, scope, one.n, one.r2(one.errors), one.r2(one.errors_global))
-        for (label, scope), one in sorted(sums.items(), key=lambda item: (known.index(item[0][0]), item[0][1] == "all"))
-    ]
-    return PredictSummary(path, total, n_out, dict(sorted(reasons.items())), tuple(scores))
-
-
-#: In place of a draw: the spectra's own ``noisy`` arrays.
-STORED_NOISE: Final = StoredNoise.kind
-#: Rows of a part, and of a row group of the file, at least.
-_PART_ROWS: Final = 65_536
 
 
 @dataclass(frozen=True)
@@ -283,13 +68,13 @@ class PredictOptions:
     Attributes
     ----------
     route
-        One of the model's; its own by default.
+        One of the model's routing rules; the model's own by default.
     noise
-        None for observed spectra, which have their own; :data:`STORED_NOISE`, or a draw for simulated ones.
+        None for observed spectra, which have noise of their own. For simulated spectra :data:`STORED_NOISE` or a draw.
     resample
-        Put spectra of another wavelength grid onto the model's; see :mod:`pipeline.predict.sources`.
+        Put spectra of another wavelength grid onto the model's; see :mod:`pipeline.predict.resampling`.
     threads
-        Blocks predicted side by side; one per core by default.
+        Blocks that are predicted side by side; one per core by default.
     overwrite
         Replace predictions that are there.
     """
@@ -318,7 +103,7 @@ def predict_spectra(
     spectra
         Stores or shards, their folders or globs; read, never written.
     out
-        The file. Beside it, unfinished parts wait in a folder of its name and ``.partial``; it appears at once.
+        The file. It appears at once. Until then its parts wait in a folder beside it, of its name and ``.partial``.
     options
         See :class:`PredictOptions`.
     progress
@@ -332,7 +117,7 @@ def predict_spectra(
     Raises
     ------
     InputError
-        If spectra cannot be read, have other wavelengths than the model, or lack what the noise needs; or if
+        If spectra cannot be read, have other wavelengths than the model, or lack what the noise needs. Also if
         something is at ``out`` already.
     ResourceError
         If the disk is full or not writable.
@@ -373,7 +158,7 @@ def _write_parts(work: _Work, parts: PredictionParts, progress: Progress) -> Non
 
 
 def _in_threads(work: _Work, blocks: Sequence[tuple[int, int]]) -> Generator[pa.Table]:
-    """Yield the predictions of every block, in order; a few blocks are ahead, so memory stays bounded."""
+    """Yield the predictions of every block, in order. Only a few blocks are computed ahead, so memory stays bounded."""
     threads = work.options.threads or available_threads()
     waiting: deque[Future[pa.Table]] = deque()
     executor = ThreadPoolExecutor(threads, "predict")
@@ -459,7 +244,7 @@ class _Work:
     @property
     def part_rows(self) -> int:
         """Rows of a part: whole blocks."""
-        return self.source.block_rows * max(1, _PART_ROWS // self.source.block_rows)
+        return self.source.block_rows * max(1, PART_ROWS // self.source.block_rows)
 
     @cached_property
     def parts(self) -> list[tuple[int, int]]:
@@ -471,16 +256,16 @@ class _Work:
         return _cut(start, stop, self.source.block_rows)
 
     def predict(self, start: int, stop: int) -> pa.Table:
-        """Read and predict one block; return its rows of the file, without what is known of the spectra."""
+        """Read and predict one block. Return its columns of predictions; :meth:`complete` adds what is known."""
         flux, bad = self._read(start, stop)
-        # Noise is clipped at zero, so that zeros are no sign of bad pixels where it was added.
+        # Where noise was added, negative flux was clipped to zero. Zeros are then no sign of bad pixels.
         found = self.model.predict_block(flux, bad, self.options.route, zeros_are_bad=self.options.noise is None)
-        # Experts are told where there is no gate to choose among them.
+        # Without a gate nobody chooses among the experts, so the table tells what each of them says.
         experts = self.model.target if self.model.gate is None else None
         return pa.table(found.columns(experts=experts))
 
     def complete(self, number: int, predicted: pa.Table) -> pa.Table:
-        """Return the rows of a part, with what is known of its spectra: which they are, and their labels."""
+        """Add to the predictions of a part what is known of its spectra: which they are, and their true labels."""
         start, stop = self.parts[number]
         truth = self.source.read_columns(self.source.labels, start, stop)
         known = pa.table(self.source.identify(start, stop))
@@ -506,7 +291,7 @@ class _Work:
         return noise.apply(flux, error, start), bad
 
     def _read_pixels(self, variable: str, start: int, stop: int) -> NDArray[Any]:
-        """Read into memory that the thread keeps: fresh memory costs more than reading. Valid until the next block."""
+        """Read into memory that the thread keeps, valid until its next block. Fresh memory costs more than reading."""
         buffers: dict[str, NDArray[np.float32]] = self._kept.__dict__
         if variable not in buffers:
             buffers[variable] = np.empty((self.source.block_rows, len(self.source.wavelength)), np.float32)
@@ -516,3 +301,222 @@ class _Work:
 def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
+
+
+# The file of predictions: finished parts wait beside it, and become its row groups at the end. A part is whole or
+# absent, so a run that was killed skips the parts that are there when it is started again.
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Return what a file of predictions says of how they were made; None if it is no such file."""
+    try:
+        found = (pq.read_schema(path).metadata or {}).get(_FACTS)
+        return None if found is None else dict(json.loads(found))
+    except (OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class PredictionParts:
+    """The parts of one file of predictions.
+
+    Attributes
+    ----------
+    path
+        The file that they become.
+    facts
+        How they are made. The fact ``key`` tells whether parts that are there already belong to the same predictions.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where finished parts wait."""
+        return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
+
+    def require_writable(self, *, overwrite: bool) -> None:
+        """Refuse a path that may not be written.
+
+        Raises
+        ------
+        InputError
+            If anything is there; with ``overwrite``, anything but predictions.
+        """
+        if self.path.is_dir():
+            raise InputError(f"--out {self.path}: a file is required, found a folder; name a file in it")
+        if not self.path.exists():
+            return
+        if read_facts(self.path) is None:
+            raise InputError(f"--out {self.path}: it is there already and holds no predictions; choose another name")
+        if not overwrite:
+            raise InputError(
+                f"--out {self.path}: it holds predictions of another model, of other spectra or with other settings; "
+                "choose another name, or replace it with --overwrite"
+            )
+
+    def make_folder(self) -> None:
+        """Make the folder if it is not there.
+
+        Raises
+        ------
+        ResourceError
+            If it cannot be made.
+        """
+        with disk_errors_told(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def claim(self) -> None:
+        """Take the folder. Parts of other predictions, which nobody will finish, are deleted.
+
+        Raises
+        ------
+        ResourceError
+            If the folder is not writable.
+        """
+        key_file, text = self.folder / _KEY_FILE, json.dumps({"key": self.facts["key"]})
+        with disk_errors_told(self.path):
+            remove_leftovers(self.folder)
+            if key_file.is_file() and key_file.read_text(encoding="utf-8") == text:
+                return
+            for part in self.folder.glob("part-*.parquet"):
+                part.unlink()
+        with replacing(key_file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def find(self, number: int, n_rows: int) -> bool:
+        """Tell whether a part is there, whole."""
+        try:
+            return bool(pq.read_metadata(self._file(number)).num_rows == n_rows)
+        except (OSError, ValueError):
+            return False  # It is absent or damaged, so it is made again and replaced.
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write a part."""
+        with replacing(self._file(number)) as temporary:
+            pq.write_table(table, temporary, row_group_size=max(1, table.num_rows))
+
+    def finish(self, n_parts: int) -> None:
+        """Write the file from all parts, a row group each, and delete them."""
+        with replacing(self.path) as temporary:
+            first = pq.read_schema(self._file(0))
+            schema = first.with_metadata({_FACTS: json.dumps(dict(self.facts)).encode()})
+            with pq.ParquetWriter(temporary, schema) as writer:
+                for table in self._read(n_parts):
+                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, n_parts: int) -> Iterator[pa.Table]:
+        for number in range(n_parts):
+            yield pq.read_table(self._file(number))
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.parquet"
+
+
+# What a file of predictions holds, in a few numbers.
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """R² of a label on ``covered`` or ``all`` spectra, under the file's route and by the global model.
+
+    It is NaN where the label does not vary.
+    """
+
+    label: str
+    scope: str
+    n_spectra: int
+    r2: float
+    r2_global: float
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What a file of predictions holds, in a few numbers.
+
+    Attributes
+    ----------
+    path
+        The file.
+    n_spectra, n_out_of_domain
+        How many spectra there are, and how many of them are out of the model's domain.
+    reasons
+        How many spectra are out of domain for each reason. A spectrum may have several reasons.
+    scores
+        Of every label whose true values are known, on all spectra and, if the columns of the bins are known, on covered
+        ones.
+    """
+
+    path: Path
+    n_spectra: int
+    n_out_of_domain: int
+    reasons: Mapping[str, int]
+    scores: tuple[LabelScore, ...]
+
+
+@dataclass
+class _Sums:
+    """Running sums of one label in one scope. A fixed number is taken from the labels, so squares lose no digits."""
+
+    n: int = 0
+    shift: float = 0.0
+    y: float = 0.0
+    yy: float = 0.0
+    errors: float = 0.0
+    errors_global: float = 0.0
+
+    def add(self, truth: np.ndarray, routed: np.ndarray, of_global: np.ndarray) -> None:
+        if not truth.size:
+            return
+        if not self.n:
+            self.shift = float(truth.mean())
+        own = truth - self.shift
+        self.n += own.size
+        self.y += float(own.sum())
+        self.yy += float(own @ own)
+        self.errors += float(((truth - routed) ** 2).sum())
+        self.errors_global += float(((truth - of_global) ** 2).sum())
+
+    def r2(self, errors: float) -> float:
+        scatter = self.yy - self.y**2 / self.n if self.n > 1 else 0.0
+        return 1 - errors / scatter if scatter > 0 else float("nan")
+
+
+def summarise_predictions(path: Path, model: MixtureModel) -> PredictSummary:
+    """Read a file of predictions, a row group at a time, and say what is in it.
+
+    ``R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` over spectra whose label is finite.
+    """
+    sums: dict[tuple[str, str], _Sums] = {}
+    reasons: Counter[str] = Counter()
+    n_out = 0
+    with pq.ParquetFile(path) as file:
+        present = set(file.schema_arrow.names)
+        known = [label for label in model.labels if f"{label}_true" in present]
+        truths = {column: f"{column}_true" for column in model.grid.columns}
+        is_binned = set(truths.values()) <= present
+        wanted = ["out_of_domain", "reason", *(f"{label}{end}" for label in known for end in ("", "_global", "_true"))]
+        wanted += [name for name in truths.values() if is_binned and name not in wanted]
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=wanted)
+            read = {name: table.column(name).to_numpy() for name in wanted if name != "reason"}
+            n_out += int(read["out_of_domain"].sum())
+            for counted in table.column("reason").value_counts().to_pylist():
+                for reason in filter(None, counted["values"].split("; ")):
+                    reasons[reason] += counted["counts"]
+            scopes = {"all": np.ones(table.num_rows, bool)}
+            if is_binned:
+                scopes["covered"] = model.grid.assign({c: read[name] for c, name in truths.items()}) != OUTSIDE
+            for label in known:
+                finite = np.isfinite(read[f"{label}_true"])
+                for scope, members in scopes.items():
+                    chosen = [read[f"{label}{end}"][members & finite] for end in ("_true", "", "_global")]
+                    sums.setdefault((label, scope), _Sums()).add(*chosen)
+        total = file.metadata.num_rows
+    scores = [
+        LabelScore(label, scope, one.n, one.r2(one.errors), one.r2(one.errors_global))
+        for (label, scope), one in sorted(sums.items(), key=lambda item: (known.index(item[0][0]), item[0][1] == "all"))
+    ]
+    return PredictSummary(path, total, n_out, dict(sorted(reasons.items())), tuple(scores))

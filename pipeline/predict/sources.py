@@ -1,4 +1,4 @@
-"""Spectra to be labelled: stores, or shards as they are, with labels in them or without."""
+"""Where spectra to be labelled come from: stores, or shards as they are, with labels in them or without."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
+from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.bins import shard_ranges
@@ -21,10 +20,10 @@ from pipeline.errors import InputError
 from pipeline.shards import ShardReader, find_pixel_arrays, find_shards, read_columns, read_wavelength, require_written
 from pipeline.store import AnyStore, find_stores, open_stores, require_same_wavelengths
 
-__all__ = ["Resampling", "ShardSource", "SpectraSource", "StoreSource", "open_spectra_source", "pixel_edges"]
+__all__ = ["BLOCK_ROWS", "ShardSource", "SpectraSource", "StoreSource", "open_spectra_source"]
 
 #: Rows read together, at least; a store's chunks are read whole.
-_BLOCK_ROWS = 1024
+BLOCK_ROWS = 1024
 #: What h5py raises on damaged metadata, depending on which byte is wrong.
 _DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 #: What tells one spectrum from another, where a table has it.
@@ -32,7 +31,7 @@ _IDENTITY = ("id",)
 
 
 class SpectraSource(Protocol):
-    """What predicting needs of spectra; rows count through all files, in the order given."""
+    """What predicting needs of spectra. Rows are counted through all files, in the order given."""
 
     @property
     def name(self) -> str:
@@ -40,7 +39,7 @@ class SpectraSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Other for other spectra."""
+        """A text that differs for different spectra."""
 
     @property
     def n_spectra(self) -> int:
@@ -65,7 +64,7 @@ class SpectraSource(Protocol):
     def read_rows(self, variable: str, start: int, stop: int, out: NDArray[np.float32] | None = None) -> NDArray[Any]:
         """Read one pixel array, shape (stop − start, P), float32 (mask: uint8, 1 = flagged).
 
-        ``out`` is memory of at least so many rows, C-ordered, to read into; not for masks.
+        ``out`` is memory to read into, C-ordered and of at least so many rows. Masks do not take it.
         """
 
     def read_columns(self, names: Sequence[str], start: int, stop: int) -> dict[str, NDArray[Any]]:
@@ -81,7 +80,7 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSo
     Parameters
     ----------
     patterns
-        Stores, their folders or globs; or shards, likewise, or a ``shard_index.txt``; not both.
+        Stores, their folders or globs. Or shards, their folders or globs, or a ``shard_index.txt``. Not both.
     base
         Folder that relative patterns of shards start at.
 
@@ -130,7 +129,7 @@ class StoreSource:
     @property
     def block_rows(self) -> int:
         """Whole chunks."""
-        return self.store.chunk_rows * max(1, _BLOCK_ROWS // self.store.chunk_rows)
+        return self.store.chunk_rows * max(1, BLOCK_ROWS // self.store.chunk_rows)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -154,7 +153,10 @@ class StoreSource:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """One shard, checked: its arrays are there and written; ``columns`` are (N,), or empty without a table."""
+    """One shard whose arrays were checked to be there and written.
+
+    ``columns`` are those of its table, each (N,); empty without a table. ``stamp`` is its size and its time of change.
+    """
 
     path: Path
     name: str
@@ -166,9 +168,9 @@ class _Shard:
 
 
 class ShardSource:
-    """Spectra of HDF5 shards, read as conversion reads them: float32, first and last errors mended.
+    """Spectra of HDF5 shards, read as conversion reads them: in float32, with the first and last error mended.
 
-    Unlike conversion it asks for no labels, and takes spectra with bad pixels.
+    Unlike conversion it asks for no labels, and it takes spectra with bad pixels.
     """
 
     def __init__(self, shards: Sequence[_Shard]) -> None:
@@ -187,7 +189,7 @@ class ShardSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, sizes, times of the last change and tables: pixels are not read for it."""
+        """A digest of the shards' names, sizes, times of change and wavelengths. No pixels are read for it."""
         digest = hashlib.sha256()
         for shard in self._shards:
             digest.update(json.dumps([shard.path.name, shard.n_spectra, *shard.stamp]).encode())
@@ -212,7 +214,7 @@ class ShardSource:
     @property
     def block_rows(self) -> int:
         """Rows that are best read together."""
-        return _BLOCK_ROWS
+        return BLOCK_ROWS
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -299,111 +301,3 @@ def _describe(reader: ShardReader) -> _Shard:
     wavelength = read_wavelength(file, name, n_pixels)
     stamp = (status.st_size, status.st_mtime_ns)
     return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp)
-
-
-# --- Spectra on another wavelength grid: rebinned so that flux is conserved.
-#
-# A spectrum is taken as constant within each of its pixels. The value of an output pixel is the mean of that step
-# function over it, each input pixel weighted by the part of the output pixel that it overlaps::
-#
-#     f'_j = Σ_i |pixel_j ∩ pixel_i| f_i / |pixel_j|        σ'_j² = Σ_i (|pixel_j ∩ pixel_i| / |pixel_j|)² σ_i²
-#
-# so ``Σ f' Δλ'`` over output pixels that tile a range is the integral of the input over that range. Neighbouring output
-# pixels that share an input pixel have correlated errors, which σ' does not tell.
-
-FloatArray = NDArray[np.float64]
-#: Part of an output pixel that may lie beyond the input, or on bad pixels, by rounding alone.
-_ROUNDING = 1e-9
-
-
-def pixel_edges(wavelength: ArrayLike) -> FloatArray:
-    """Return the edges of pixels, shape (P + 1,), of their centres, shape (P,), both in Å.
-
-    Inner edges lie half-way between centres; the first and last pixel are symmetrical about theirs.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than two centres, or they are not finite and increasing.
-    """
-    centres = np.asarray(wavelength, dtype=np.float64)
-    if centres.ndim != 1 or centres.size < 2 or not np.isfinite(centres).all() or not (np.diff(centres) > 0).all():
-        raise InputError(
-            f"a wavelength grid needs at least two finite, increasing wavelengths, found shape {centres.shape}"
-        )
-    inner = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - inner[0]], inner, [2 * centres[-1] - inner[-1]]])
-
-
-@dataclass(frozen=True, eq=False)
-class Resampling:
-    """Takes spectra from one wavelength grid to another; see the module for the definition.
-
-    Attributes
-    ----------
-    source, target
-        Wavelengths of the pixels' centres before and after, shapes (P,) and (P',), Å.
-    """
-
-    source: FloatArray
-    target: FloatArray
-
-    @cached_property
-    def shares(self) -> csr_array:
-        """Which part of every output pixel each input pixel covers, shape (P', P); rows add up to 1 or less."""
-        before, after = pixel_edges(self.source), pixel_edges(self.target)
-        first = np.maximum(np.searchsorted(before, after[:-1], side="right") - 1, 0)
-        last = np.minimum(np.searchsorted(before, after[1:], side="left"), len(self.source))
-        counts = np.maximum(last - first, 0)
-        rows = np.repeat(np.arange(len(self.target)), counts)
-        steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        columns = np.repeat(first, counts) + steps
-        overlap = np.minimum(before[columns + 1], after[rows + 1]) - np.maximum(before[columns], after[rows])
-        values = np.maximum(overlap, 0) / (after[rows + 1] - after[rows])
-        kept = values > 0
-        return csr_array((values[kept], (rows[kept], columns[kept])), shape=(len(self.target), len(self.source)))
-
-    @cached_property
-    def covered(self) -> NDArray[np.bool_]:
-        """Output pixels that lie within the input's range, shape (P',)."""
-        return np.asarray(self.shares.sum(axis=1)) >= 1 - _ROUNDING
-
-    def flux(self, flux: ArrayLike, bad: NDArray[np.bool_] | None = None) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """Rebin flux densities.
-
-        Parameters
-        ----------
-        flux
-            Shape (N, P).
-        bad
-            Pixels that may not be used, same shape; those that are not finite never are.
-
-        Returns
-        -------
-        flux : (N, P')
-            The mean over each output pixel; 0 where that is bad.
-        bad : (N, P')
-            Output pixels that lie, in part or wholly, beyond the input or on bad pixels.
-        """
-        values = np.asarray(flux, dtype=np.float64)
-        wrong = ~np.isfinite(values) if bad is None else ~np.isfinite(values) | bad
-        if not wrong.any():
-            spoiled = np.broadcast_to(~self.covered, (len(values), len(self.target)))
-            return np.where(spoiled, 0.0, self._apply(values)), spoiled
-        clean = np.where(wrong, 0.0, values)
-        usable = self._apply((~wrong).astype(np.float64))
-        spoiled = usable < 1 - _ROUNDING
-        return np.where(spoiled, 0.0, self._apply(clean)), spoiled
-
-    def error(self, error: ArrayLike) -> FloatArray:
-        """Return the 1σ errors of rebinned flux, shape (N, P'), of independent errors (N, P) of the input's pixels.
-
-        Pixels beyond the input have what little overlap gives; :meth:`flux` tells which are bad.
-        """
-        squares = np.asarray(error, dtype=np.float64) ** 2
-        variances: FloatArray = (self.shares.power(2) @ squares.T).T
-        return np.sqrt(variances)
-
-    def _apply(self, values: FloatArray) -> FloatArray:
-        rebinned: FloatArray = np.ascontiguousarray((self.shares @ values.T).T)
-        return rebinned

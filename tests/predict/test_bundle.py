@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from pipeline.bins import OUTSIDE
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
-from pipeline.predict import MODEL_FILE, SUMS_FILE, MixtureModel, export_model, load_model, model_of_run
-from pipeline.predict.export import render_card, spread_rows
+from pipeline.predict import MODEL_FILE, SUMS_FILE, MixtureModel, export, export_model, load_model, model_of_run
+from pipeline.predict.card import render_card
+from pipeline.predict.export import spread_rows
 from pipeline.predict.files import CARD_FILE, save_model
 from pipeline.questions.gate import BLEND, ROUTES, Blend, Evidence, Route, mix_predictions
 from pipeline.questions.gate.blend import HeldOutErrors
@@ -250,6 +252,27 @@ def test_a_rule_that_is_added_to_the_list_predicts(
     assert "The default route is `even`: all models answer alike." in render_card(
         dataclasses.replace(model, route="even")
     )
+
+
+def test_a_run_and_its_models_are_read_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for name in ("read_results", "read_models", "load_model"):
+        original = getattr(export, name)
+
+        def counted(path: Path, name: str = name, original: Any = original) -> Any:
+            asked.append(name)
+            return original(path)
+
+        monkeypatch.setattr(export, name, counted)
+    export_model(run, tmp_path / "model")
+    assert asked == ["read_results", "read_models", "load_model"]
+    asked.clear()
+    shutil.rmtree(run / "model", ignore_errors=True)
+    first = model_of_run(run)
+    assert asked == ["read_results", "read_models", "load_model"]
+    asked.clear()
+    assert model_of_run(run).fingerprint == first.fingerprint
+    assert asked == ["read_results", "load_model"]
 
 
 def test_any_changed_byte_is_detected_and_its_file_named(bundle: Path, tmp_path: Path) -> None:

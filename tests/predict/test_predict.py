@@ -159,8 +159,8 @@ def test_spectra_need_no_labels(model: MixtureModel, sample: Path, tmp_path: Pat
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 64 rows, blocks of as many."""
-    monkeypatch.setattr("pipeline.predict.predict._PART_ROWS", 64)
-    monkeypatch.setattr("pipeline.predict.sources._BLOCK_ROWS", 64)
+    monkeypatch.setattr("pipeline.predict.predict.PART_ROWS", 64)
+    monkeypatch.setattr("pipeline.predict.sources.BLOCK_ROWS", 64)
 
 
 @pytest.fixture(scope="module")
