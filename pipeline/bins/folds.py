@@ -62,6 +62,25 @@ def plan_folds(
     return tuple(ranges)
 
 
+def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]:
+    """Group consecutive shards into folds of nearly equal size; return (first, last + 1) of each."""
+    boundaries = [0]
+    for fold in range(1, n_folds):
+        # Take at least one shard, and leave at least one for every later fold.
+        candidates = np.arange(boundaries[-1], len(ends) - (n_folds - fold))
+        wanted = ends[-1] * fold / n_folds
+        boundaries.append(int(candidates[np.argmin(np.abs(ends[candidates] - wanted))]) + 1)
+    return tuple(itertools.pairwise([*boundaries, len(ends)]))
+
+
+def _allot_parts(lengths: np.ndarray, n_folds: int) -> np.ndarray:
+    """Give every shard one part, and each further part to the shard whose parts are longest."""
+    parts = np.ones(len(lengths), dtype=np.int64)
+    for _ in range(n_folds - len(lengths)):
+        parts[np.argmax(lengths / parts)] += 1
+    return parts
+
+
 def choose_prefixes(lengths: Sequence[int], sizes: Iterable[int] | None = None) -> dict[int, int]:
     """Choose how many folds, counted from the first, come nearest to each training size of a learning curve.
 
@@ -115,28 +134,6 @@ def count_in_folds(
         fold = np.searchsorted(stops, start + np.flatnonzero(inside), side="right")
         np.add.at(counts, (fold, bins[inside]), 1)
     return counts
-
-
-def _group_shards(ends: np.ndarray, n_folds: int) -> tuple[tuple[int, int], ...]:
-    """Group consecutive shards into folds of nearly equal size; return (first, last + 1) of each."""
-    boundaries = [0]
-    for fold in range(1, n_folds):
-        # Take at least one shard, and leave at least one for every later fold.
-        candidates = np.arange(boundaries[-1], len(ends) - (n_folds - fold))
-        wanted = ends[-1] * fold / n_folds
-        boundaries.append(int(candidates[np.argmin(np.abs(ends[candidates] - wanted))]) + 1)
-    return tuple(itertools.pairwise([*boundaries, len(ends)]))
-
-
-def _allot_parts(lengths: np.ndarray, n_folds: int) -> np.ndarray:
-    """Give every shard one part, and each further part to the shard whose parts are longest."""
-    parts = np.ones(len(lengths), dtype=np.int64)
-    for _ in range(n_folds - len(lengths)):
-        parts[np.argmax(lengths / parts)] += 1
-    return parts
-
-
-# --- Partitions: contiguous row ranges, the unit of work, retry, checkpoint and progress.
 
 
 @dataclass(frozen=True)
