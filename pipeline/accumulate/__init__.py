@@ -1,6 +1,6 @@
 """The one pass over the spectra: from a store to the moments of every noise, fold and cell.
 
-``plan`` divides the rows, ``hotloop`` fills accumulators with BLAS, ``checkpoints`` keeps what is finished.
+``plan`` divides the rows. ``hotloop`` sums products with BLAS. ``checkpoints`` saves finished work.
 """
 
 import lazy_loader as lazy

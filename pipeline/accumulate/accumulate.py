@@ -1,8 +1,8 @@
 """One pass over a store: tasks over partitions, checkpoints, merged moments per (fold, cell).
 
-A task gets paths and row ranges, never an array; it leaves its moments on disk and returns nothing. Finished
-checkpoints are skipped on resume. The driver merges a fold's partitions in partition order, so the bits depend on the
-plan alone: not on the number of workers, on retries or on the order of arrival.
+A task gets paths and row ranges, never an array. It writes its moments to disk and returns nothing. A resumed run skips
+finished checkpoints. The driver merges a fold's partitions in partition order. So the bits depend on the plan alone,
+and not on the number of workers, on retries or on the order of arrival.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
 
 __all__ = ["accumulate_moments"]
 
-#: Of what is left, several workers take a share each that is so many times smaller than an even one: long tasks first,
-#: which run on without a pause, and single pieces last, so that no worker waits longer than one piece takes.
+#: A task takes this many times less than an even share of the remaining pieces. So tasks are long at first, which saves
+#: pauses, and single pieces at the end, so that no worker waits longer than one piece takes.
 _SHARES_PER_WORKER: Final = 2
-#: How long an NFS client may go without looking for what other machines wrote, by its defaults (acdirmax), and more.
+#: Seconds after which an NFS client has surely seen what other machines wrote (more than its default acdirmax).
 _SECONDS_TO_APPEAR = 90.0
 
 
@@ -82,7 +82,7 @@ def accumulate_moments(
     client
         A Dask client; None computes here, one partition after the other, with the same bits.
     draws_per_pass
-        How many draws share one read of the spectra; more need more memory, and change no bits.
+        How many draws share one read of the spectra. More draws need more memory; the bits are the same.
     progress
         Told of finished spectra.
 
@@ -119,7 +119,7 @@ def accumulate_moments(
 
 
 def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
-    """Merge what was not merged as it came; wait for what workers wrote and a network file system shows here later."""
+    """Merge all folds that are not merged yet. Files of other machines may appear late on a network file system."""
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
     while True:
         for path in folders:
@@ -138,7 +138,7 @@ def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A partition, its key and store, the draws whose moments of it are not on disk yet, and their checkpoints."""
+    """A piece of work: a partition, its key and store, the draws that it still lacks, and their checkpoints."""
 
     partition: Partition
     key: str
@@ -154,7 +154,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """All that a worker needs for pieces that follow each other without a pause: small, and lost with no worker."""
+    """The arguments of one task: consecutive pieces that a worker computes without a pause. They are small."""
 
     stores: tuple[str, ...]
     fingerprint: str
@@ -175,7 +175,7 @@ class _Stretch:
 def _plan_pieces(
     plan: AccumulationPlan, draws: Sequence[Noise], folders: Sequence[Path], draws_per_pass: int
 ) -> Iterator[_Piece]:
-    """Yield what is not on disk yet, partition by partition; draws that share a read go together."""
+    """Yield the pieces that are not on disk yet, partition by partition. Draws that share a read are one piece."""
     done = {path: find_finished(plan, path) for path in folders}
     for first in range(0, len(draws), draws_per_pass):
         group = list(zip(draws, folders, strict=True))[first : first + draws_per_pass]
@@ -188,10 +188,10 @@ def _plan_pieces(
 
 
 def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
-    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else ever shorter ones.
+    """Yield tasks of consecutive pieces with the same draws: one for a single worker, else shorter and shorter ones.
 
-    How pieces are divided changes no bits, and a piece is a checkpoint wherever it is. Folds of several pieces end
-    their task: the pieces are merged and deleted before the next fold takes more of the disk.
+    The division into tasks changes no bits, and every piece is a checkpoint in any task. A task ends with a fold of
+    several pieces. These are then merged and deleted before the next fold needs more disk.
     """
     left = sum(piece.size for piece in pieces)
     is_merged = len(plan.partitions) > len(plan.folds)
@@ -223,10 +223,10 @@ def _name_task(plan: AccumulationPlan, stretch: _Stretch) -> Task[_Stretch]:
 
 
 class _PieceCount:
-    """How many pieces of all tasks are summed up, from the units of each task alone.
+    """Counts the finished pieces of all tasks from the rows that each task reports.
 
-    A task takes its pieces in order: one is summed up when rows of the next are counted, and written meanwhile, or when
-    the task is done.
+    A task takes its pieces in order. A piece counts as finished when rows of the next one are reported, or when the
+    task is done.
     """
 
     def __init__(self, tasks: Sequence[Task[_Stretch]], tell: Callable[[int, int], None]) -> None:
@@ -250,7 +250,7 @@ class _PieceCount:
 
 def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> None:
     """Compute and write the moments of a stretch's pieces for its draws. The body of a Dask task."""
-    # A worker that takes over from a lost one goes on where that one was.
+    # A worker that replaces a lost one continues after the last piece on disk.
     pieces = [
         piece
         for piece in stretch.pieces
@@ -274,7 +274,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
 
 
 def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
-    """Read cells and labels of these rows only: a worker's memory must not grow with the spectra of other tasks."""
+    """Read cells and labels of these rows only, so that a worker's memory does not grow with all spectra."""
     columns = store.read_columns(sorted({*grid.columns, *stretch.labels}), part.start, part.stop)
     return CellRows(
         start=part.start,
@@ -288,7 +288,7 @@ def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partiti
 
 
 class _Checkpoints:
-    """The folders that a stretch's pieces become, each when its last cell is there; a context manager."""
+    """The folders of a stretch's pieces. Each appears when its last cell is written. A context manager."""
 
     def __init__(self, pieces: Sequence[_Piece], n_cells: int) -> None:
         self._pieces, self._n_cells = pieces, n_cells
@@ -305,7 +305,7 @@ class _Checkpoints:
             writer.discard()
 
     def write(self, number: int, draw: int, cell: int, moments: Moments) -> None:
-        """Write a cell's moments of a piece and a draw, given by their places; several threads may."""
+        """Write the moments of one cell; piece and draw are given by their index. Several threads may write."""
         with self._lock:
             if (number, draw) not in self._writers:
                 piece = self._pieces[number]
@@ -324,6 +324,6 @@ def _open_stores(paths: tuple[str, ...], fingerprint: str, is_only_pass: bool) -
     store = open_stores(paths)
     if store.fingerprint != fingerprint:
         raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
-    # What is read once, or is larger than memory, is never found in the page cache by a next pass.
+    # A store that is read only once, or is larger than memory, gains nothing from the page cache.
     store.direct_reads = is_only_pass or store.pixel_bytes > available_memory() // 2
     return store

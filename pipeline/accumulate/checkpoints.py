@@ -1,8 +1,8 @@
-"""The files that the finished parts of a pass leave, and their way into the moments of a noise draw.
+"""Checkpoints: the folders of finished partitions and folds, and how they become the moments of a noise draw.
 
-A finished partition is one folder, a finished fold one folder; each is whole or absent and has a key of its own: a
-hash of all that decides its bits. Whatever was killed, running again skips what is there; and where spectra are added
-or left out, folds whose key is still wanted stay, whatever their number is now.
+A finished partition is one folder, and so is a finished fold. A folder is either complete or absent. Each has a key, a
+hash of everything that decides its bits. After any interruption, a new run skips the folders that exist. When spectra
+are added or left out, folds whose key is still in use are kept, even if their number changes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ __all__ = [
 ]
 
 _PIECE: Final = re.compile(r"(fold|partition)-\d+")
-#: Moments that have no number in the plan, by their key: they wait for one, or for the new results to stand.
+#: Saved moments that the current plan does not use, named by their key. They are kept until the new results are
+#: complete, then deleted.
 _KEPT: Final = "kept-"
 
 
 @dataclass(frozen=True)
 class MomentsFolder:
-    """The finished moments of one noise draw: a folder for each fold, in it a value for each cell."""
+    """The finished moments of one noise draw: a folder for each fold, which holds the moments of each cell."""
 
     folder: Path
     draw: Noise
@@ -75,7 +76,8 @@ def _fold_folder(folder: Path, fold: int) -> Path:
 def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
     """Take a folder for a plan, or refuse it if it holds moments of other settings.
 
-    Moments that the plan wants get the number that they have in it; others are put aside, see :func:`delete_unwanted`.
+    Moments that the plan uses get their number in the plan. Others are named by their key and kept for the moment; see
+    :func:`delete_unwanted`.
     """
     remove_leftovers(folder)
     key_file = folder / KEY_FILE
@@ -114,7 +116,7 @@ def _read_key(file: Path) -> dict[str, Any]:
 
 
 def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:
-    """Give moments the names under which they are wanted. Safe to repeat, wherever it was interrupted."""
+    """Rename moments as the plan numbers them. This may be repeated after an interruption at any point."""
     for piece in sorted(folder.iterdir()):
         if not _PIECE.fullmatch(piece.name) or (key := _key_of(piece)) is None or wanted.get(piece) == key:
             continue  # what is damaged is computed again and replaced
@@ -130,7 +132,7 @@ def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:
 
 
 def delete_unwanted(folder: Path) -> int:
-    """Delete the moments of a draw that its last plan did not want, and return how many folds these were."""
+    """Delete the moments of a draw that its last plan did not use; return the number of deleted folds."""
     unwanted = list(folder.glob(f"{_KEPT}*"))
     for aside in unwanted:
         shutil.rmtree(aside, ignore_errors=True)
@@ -145,17 +147,17 @@ def _key_of(folder: Path) -> str | None:
 
 
 def find_saved_folds(plan: AccumulationPlan, folder: Path) -> set[int]:
-    """Return the folds whose moments are on disk, under whatever number."""
+    """Return the folds whose moments are on disk, under any number."""
     names = [name for name in folder.glob("*") if _PIECE.fullmatch(name.name) or name.name.startswith(_KEPT)]
     saved = {_key_of(name) for name in names}
     return {fold for fold, key in enumerate(plan.fold_keys) if key in saved}
 
 
 def find_finished(plan: AccumulationPlan, folder: Path) -> set[int]:
-    """Return the partitions whose moments, or whose fold's, are on disk."""
+    """Return the partitions that need no work: their own moments or those of their fold are on disk."""
     finished = set()
     for part in plan.partitions:
-        # Anything else is computed again and replaced.
+        # All other partitions are computed again and replaced.
         if SavedMoments.holds(_fold_folder(folder, part.fold), plan.fold_keys[part.fold]) or SavedMoments.holds(
             partition_folder(folder, part.index), plan.partition_keys[part.index]
         ):
@@ -170,7 +172,7 @@ def merge_finished_folds(plan: AccumulationPlan, folder: Path) -> None:
 
 
 def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
-    """Merge a fold's partitions once all are there, then delete them. Safe to repeat; holds one cell at a time."""
+    """Merge a fold's partitions if all exist, then delete them. May be repeated; holds one cell in memory."""
     target, key, partitions = _fold_folder(folder, fold), plan.fold_keys[fold], plan.fold_partitions(fold)
     checkpoints = [partition_folder(folder, part.index) for part in partitions]
     if not SavedMoments.holds(target, key):
@@ -191,7 +193,7 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
 
 
 def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
-    """Yield the sum over all parts, cell by cell; the next one takes the place of the last."""
+    """Yield the sum over all parts, cell by cell. Each sum overwrites the one before."""
     layout = TileLayout(parts[0].pixel_sums()[0].x_sum.size)
     memory, content = np.empty(layout.shape), aligned_buffer(layout.nbytes(np.float64))
     for cell in range(parts[0].n_cells):

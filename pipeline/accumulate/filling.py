@@ -1,7 +1,7 @@
-"""The filling half of the hot loop: from a store's chunks to full buffers of noisy, centred rows of one cell.
+"""The filling half of the hot loop. It reads chunks of a store and fills buffers with noisy, centred rows of one cell.
 
-The noise's own kernel writes the rows. Where it writes means, every buffer has a vector beside it: the sums of the
-pixels' variances.
+The kernel of the noise model writes the rows. For marginal noise it writes means; then every buffer has a vector beside
+it, with the sums of the pixels' variances.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.noise import Noise, Scatter
 
 __all__ = ["CellRows", "Filling", "LoopSettings", "PartEnd", "Run", "SpectraReader", "StoppedError"]
 
-#: Full buffers that wait for each of the summing half's consumers, besides the one it is at.
+#: Full buffers that may wait for each consumer of the summing half, besides the buffer that it is summing.
 _WAITING_BUFFERS = 1
 
 
@@ -46,7 +46,7 @@ class SpectraReader(Protocol):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How the loop cuts its work; ``precision`` and ``run_rows`` decide the bits, ``threads`` the speed."""
+    """How the loop divides its work. ``precision`` and ``run_rows`` decide the bits, ``threads`` only the speed."""
 
     precision: str = "float32"
     run_rows: int = 1024
@@ -59,23 +59,23 @@ class LoopSettings:
 
     @property
     def consumers(self) -> int:
-        """Runs that are summed side by side, so that one's tiles fill the gaps of another's; a cell's stay with one."""
+        """Number of runs that are summed at once, so that no thread waits. All runs of a cell go to one consumer."""
         return self.threads
 
     @property
     def spare_buffers(self) -> int:
-        """Buffers beyond one for every draw and cell."""
+        """Number of buffers, besides one for every draw and cell."""
         return self.consumers * (1 + _WAITING_BUFFERS)
 
 
 @dataclass(frozen=True, eq=False)
 class CellRows:
-    """What is known of the rows of a partition besides their pixels.
+    """The rows of a partition, without their pixels.
 
     Attributes
     ----------
     start
-        Absolute row of the first one.
+        Absolute number of the first row.
     cells
         Cell of every row, shape (N,).
     n_cells
@@ -85,8 +85,8 @@ class CellRows:
     labels
         Names of the labels.
     x_origin, y_origin
-        Origins, shapes (P,) and (Q,); ``x_origin`` holds float32 numbers, so that what the kernel subtracts in
-        single precision is what the moments say.
+        Origins, shapes (P,) and (Q,). ``x_origin`` holds float32 numbers. So the kernel, which subtracts in single
+        precision, subtracts exactly what the moments state.
     """
 
     start: int
@@ -105,7 +105,7 @@ class CellRows:
 
 
 class StoppedError(RuntimeError):
-    """The other half failed; its error is the one to show."""
+    """Raised in one half because the other half failed. The other half's error is the one to show."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,16 @@ class Run:
 
 @dataclass(frozen=True)
 class PartEnd:
-    """Comes after a part's last run, to every consumer."""
+    """A message to every consumer: the part's last run has been sent."""
 
     number: int
     rows: CellRows
 
 
 class Filling:
-    """Reads blocks, adds noise, and fills one buffer for each draw and cell; runs in a thread of its own.
+    """Reads blocks, adds noise, and fills one buffer for each draw and cell, in a thread of its own.
 
-    Parts follow each other without a pause: the next one's rows are read while the last one's are summed.
+    Parts follow each other without a pause. The rows of the next part are read while those of the last one are summed.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Filling:
         self._helpers = max(1, settings.threads // 3)
 
     def consumer_of(self, draw: int, cell: int) -> int:
-        """Return whose runs these are, always the same one's: a cell's runs are summed in the order of its rows."""
+        """Return the consumer of a cell. It is always the same one, so runs are summed in the order of the rows."""
         return (draw * self._open.shape[1] + cell) % len(self.full)
 
     def rows_of(self, run: Run) -> NDArray[Any]:
@@ -169,7 +169,7 @@ class Filling:
         return self._variances[run.buffer] if self._kernels[run.draw].has_variances else None
 
     def run(self, advance: Callable[[int], None] | None) -> None:
-        """Fill buffers until the rows end; the queues of full ones always end with None."""
+        """Fill buffers until the rows end. The queues of full buffers always end with None."""
         try:
             with ThreadPoolExecutor(self._helpers, "fill-part") as helpers:
                 for number, rows in enumerate(self._parts):
@@ -191,7 +191,7 @@ class Filling:
             self._hand_over(int(draw), int(cell))
 
     def _read_blocks(self, helpers: Executor) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
-        """Yield blocks along the store's chunks, in buffers that are used again: fresh memory costs page faults."""
+        """Yield blocks along the store's chunks. Their buffers are reused, because fresh memory costs page faults."""
         first = self._rows.start
         flux, error = self._blocks
         for a, b in self._reader.iter_blocks(first, first + len(self._rows.cells)):
@@ -204,7 +204,7 @@ class Filling:
         cells = self._rows.cells[start : start + len(flux)]
         places = self._places(cells)
         slots = places % self._run_rows
-        # A segment ends where a buffer is full, so that none waits for a whole block.
+        # A segment ends where a buffer is full, so a full buffer does not wait for the end of the block.
         ends = [*(np.flatnonzero(slots == self._run_rows - 1) + 1).tolist(), len(cells)]
         begin = 0
         for end in ends:

@@ -1,13 +1,13 @@
-"""The hot loop: noisy rows of one partition into moments of every cell. NumPy, numba and BLAS; no Dask.
+"""The hot loop: it sums the noisy rows of one partition into moments of every cell. It uses NumPy, numba and BLAS.
 
 Two halves run side by side. The *filling* half reads a block of flux and error, and one fused kernel draws the
 noise (or integrates it out), adds and clips it, subtracts the origin and writes each row to the open buffer of its
 cell. A buffer that is full goes to the *summing* half, which hands it to BLAS in one long product and gives it back.
 A fixed stock of buffers bounds the memory and makes the faster half wait.
 
-A cell's rows are summed in runs of exactly ``run_rows``, in the order of the rows, so the bits depend on the rows, the
-draws and ``run_rows`` only: not on blocks, chunks, threads or the partition's neighbours. Variances of noise that is
-integrated out are summed in the same runs, and reach the Gram matrix' diagonal when the part is finished.
+A cell's rows are summed in *runs* of exactly ``run_rows``, in the order of the rows. So the bits depend only on the
+rows, the draws and ``run_rows``, and not on blocks, chunks, threads or neighbouring partitions. Variances of marginal
+noise are summed in the same runs. They are added to the diagonal of the Gram matrix when the part is finished.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def available_threads() -> int:
 def loop_memory(
     n_pixels: int, n_labels: int, n_cells: int, n_draws: int, chunk_rows: int, settings: LoopSettings
 ) -> int:
-    """Return the bytes that :func:`accumulate_rows` allocates at most, whatever the number of spectra."""
+    """Return the bytes that :func:`accumulate_rows` allocates at most, for any number of spectra."""
     item = settings.dtype.itemsize
-    # Beside the tiles: cross sums, pixel sums, and the variances of noise that is integrated out.
+    # Besides the tiles: cross sums, pixel sums, and the variances of marginal noise.
     sums = TileLayout(n_pixels).nbytes(settings.dtype) + n_pixels * (n_labels + 2) * 8
     n_buffers = n_draws * n_cells + settings.spare_buffers
     buffer = settings.run_rows * padded_stride(n_pixels) * item + n_pixels * 8
-    # Flux and error of a block, and what decoding a chunk that is only partly wanted needs besides.
+    # Flux and error of a block, and the memory to decode a chunk that is needed only in part.
     blocks = 4 * chunk_rows * n_pixels * 4
     return n_draws * n_cells * sums + n_buffers * buffer + blocks
 
@@ -77,7 +77,7 @@ def accumulate_rows(
     rows
         Cells and labels of the rows.
     workspace
-        Where the large arrays live, for use again; the moments returned live there too, until the next call.
+        Memory of the large arrays, which is reused. The returned moments lie there, too; the next call overwrites them.
 
     Returns
     -------
@@ -105,14 +105,14 @@ def accumulate_parts(
 ) -> None:
     """Accumulate the moments of several parts of the rows, one after the other without a pause, in one read.
 
-    While a part's last runs are summed and its moments kept, the next part's rows are read.
+    While the last runs of one part are summed and its moments are written, the rows of the next part are read.
 
     Parameters
     ----------
     reader
         The store.
     parts
-        Cells and labels of each part's rows; taken one by one, when the rows are read.
+        Cells and labels of each part's rows. The next part is taken when its rows are read.
     n_cells
         Cells of all parts.
     draws
@@ -120,22 +120,22 @@ def accumulate_parts(
     settings
         Precision, blocks, threads.
     keep
-        Called in some thread, for several cells at once, with a part's number, a draw's, a cell's, and the finished
-        moments; they are valid until it returns.
+        Called with the numbers of a part, a draw and a cell, and with the finished moments, which are valid until it
+        returns. It is called in several threads at once.
     advance
         Called with the number of rows after each block.
     workspace
-        Where the large arrays live, for use again.
+        Memory of the large arrays, which is reused.
 
     Raises
     ------
     Exception
-        The first that the store or ``keep`` raised; all threads have ended then.
+        The first error that the store or ``keep`` raised. All threads have then ended.
     """
     layout = TileLayout(reader.n_pixels)
     n_buffers = len(draws) * n_cells + settings.spare_buffers
     block = ((reader.chunk_rows, reader.n_pixels), np.float32)
-    # Untouched pages take no memory: a partition without outsiders never pays for their buffer.
+    # Untouched pages take no memory. So the buffer of the outside costs nothing if no spectrum lies there.
     tiles, pool, variances, *blocks = (workspace or Workspace()).lease(
         ((len(draws), n_cells, *layout.shape), settings.dtype),
         ((n_buffers, settings.run_rows, padded_stride(reader.n_pixels)), settings.dtype),
@@ -173,7 +173,7 @@ def accumulate_parts(
 
         jobs = [halves.submit(filling.run, advance)]
         jobs += [halves.submit(consume, consumer) for consumer in range(settings.consumers)]
-        # Each half ends when the other does. The first error is the cause; what it stopped comes after it.
+        # Each half ends when the other one fails. The first error is the cause, and later errors follow from it.
         failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
         failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]
         for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
@@ -181,7 +181,7 @@ def accumulate_parts(
 
 
 class _CellSum:
-    """Accumulators of one draw and cell, owned by one consumer: those of one part after the other."""
+    """The accumulators of one draw and cell, owned by one consumer and used for one part after the other."""
 
     def __init__(self, cell: int, tiles: NDArray[Any], layout: TileLayout, executor: Executor) -> None:
         self._cell, self._tiles, self._layout, self._executor = cell, tiles, layout, executor
@@ -190,10 +190,10 @@ class _CellSum:
         self._free: Future[Any] = executor.submit(tiles.fill, 0)
 
     def add(self, run: Run, x: NDArray[Any], variances: NDArray[np.float64] | None) -> None:
-        """Add the rows of a run, and the sums of their variances where they are means."""
+        """Add the rows of a run and, for marginal noise, the sums of their variances."""
         self._begin(run.rows)
         y = run.rows.centred_y[self._cell][run.first : run.first + run.count]
-        # Labels with a column of ones: one thin product yields cross sums and pixel sums, beside the tiles.
+        # Labels get a column of ones, so one thin product gives both the cross sums and the pixel sums.
         beside = np.column_stack([y, np.ones(run.count)]).astype(x.dtype)
         thin = self._executor.submit(np.matmul, x.T, beside)
         self._free.result()
@@ -205,7 +205,7 @@ class _CellSum:
             self._has_variances = True
 
     def finish(self, rows: CellRows, executor: Executor, keep: Callable[[Moments], None]) -> None:
-        """Let ``keep`` have the moments of a part, in another thread; the tiles are its own until it returns."""
+        """Give the moments of a part to ``keep`` in another thread. The tiles are free again when it returns."""
         self._begin(rows)
         y = rows.centred_y[self._cell]
         moments = Moments(
@@ -227,7 +227,7 @@ class _CellSum:
         self._rows = None
 
     def failure(self) -> BaseException | None:
-        """Wait for what is under way, and return what it raised."""
+        """Wait for the writing thread, and return its error or None."""
         return self._free.exception()
 
     def _begin(self, rows: CellRows) -> None:

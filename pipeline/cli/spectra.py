@@ -138,10 +138,10 @@ def convert(
 
     After an interruption, run the same command again; it resumes.
 
-    With --verify the finished store is compared with the shards, bit for bit: every pixel, and every column that a
-    store keeps (text columns and the edges of pixels are left out of it). Exit code 0 says that all is the same, so
-    that you may delete the shards; exit code 2 says that something differs, and the message names the file, the row
-    and the pixel. The same command verifies a store that was converted before.
+    With --verify the finished store is compared with the shards, bit for bit. This covers every pixel, and every
+    column that a store keeps; text columns and the edges of pixels are not kept. If the exit code is 0, everything is
+    the same, and you may delete the shards. If it is 2, something differs, and the message names the file, the row and
+    the pixel. The same command verifies a store that was converted before.
 
     \b
     Example:

@@ -1,6 +1,6 @@
 """The sufficient statistics of spectra and labels, their algebra and their files.
 
-Moments add, and subtract; whatever is asked later is algebra on them.
+Moments add and subtract. Every later answer is algebra on them.
 """
 
 import lazy_loader as lazy

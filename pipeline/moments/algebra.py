@@ -1,4 +1,4 @@
-"""Principal components of the training spectra, from the moments of the pass: no further read."""
+"""Algebra on moments: principal components, other origins and units, and joint sums with predictions."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class PrincipalComponents:
     def distances(self, scores: ArrayLike) -> FloatArray:
         """Return how far spectra are from the mean spectrum, in standard deviations of the training spectra.
 
-        ``√Σ_c score_c² / variance_c``: the Mahalanobis distance within the components, which says nothing about
-        what is orthogonal to them. Components without variance are left out.
+        This is ``√Σ_c score_c² / variance_c``, the Mahalanobis distance within the components. It does not see
+        differences orthogonal to them. Components without variance are left out.
 
         Parameters
         ----------
@@ -72,13 +72,13 @@ class PrincipalComponents:
 def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> PrincipalComponents:
     """Return the first ``n`` principal components of the spectra that moments were summed over.
 
-    Eigenvectors of the covariance ``(S − ssᵀ/n)/n``, which is that of noisy spectra. An eigenvector's sign means
-    nothing: the entry that is largest in magnitude is made positive, so that the same moments give the same bytes.
+    They are the eigenvectors of the covariance ``(S − ssᵀ/n)/n`` of the noisy spectra. The sign of an eigenvector has
+    no meaning. The entry that is largest in magnitude is made positive, so that the same moments give the same bytes.
 
     Parameters
     ----------
     whole
-        Of at least one spectrum.
+        Moments of at least one spectrum.
     n
         C, from 1 to the number of pixels.
     out
@@ -94,7 +94,7 @@ def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> Pr
         raise InputError(
             f"between 1 and {n_pixels} principal components are possible with {n_pixels} pixels, found {n}"
         )
-    # One thread: the bits of a decomposition depend on their number.
+    # One thread, because the bits of a decomposition depend on the number of threads.
     with threadpool_limits(1, user_api="blas"):
         products, _ = whole.covariance_sums(out=out)
         values, vectors = eigh(
@@ -110,10 +110,11 @@ def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> Pr
     return PrincipalComponents(whole.x_mean, vectors, np.maximum(values[::-1], 0) / whole.count)
 
 
-# --- Moments in another frame: about other origins, in other units of pixels and weights.
+# --- Moments about other origins, and in other units of pixels and weights.
 #
-# Origins may be chosen from the first samples that arrive. Moved to origins that depend on all samples alone, moments
-# of samples that came in another order are the same again, bit for bit where sums do not round.
+# Origins may be chosen from the first samples that arrive, so they depend on the order of the samples. If the moments
+# are then moved to origins that depend on all samples, the order does not matter any more (bit for bit if sums do not
+# round).
 
 _FEWEST_BITS, _MOST_BITS = 8, 24
 
@@ -121,8 +122,8 @@ _FEWEST_BITS, _MOST_BITS = 8, 24
 def round_origin(values: FloatArray) -> FloatArray:
     """Round to 8 significant bits, or to whole numbers where that is finer, but to no more than 24 bits.
 
-    Near enough to the values for an origin; and whole numbers less such an origin have few bits, so that sums of
-    their products still do not round.
+    The result is near enough to the values to serve as an origin. Whole numbers minus such an origin have few bits, so
+    sums of their products still do not round.
     """
     exponent = np.frexp(values)[1]
     quantum = np.ldexp(1.0, np.clip(0, exponent - _MOST_BITS, exponent - _FEWEST_BITS))
@@ -132,8 +133,8 @@ def round_origin(values: FloatArray) -> FloatArray:
 def move_origins(moments: Moments, x_origin: FloatArray, y_origin: FloatArray) -> Moments:
     """Return the same moments about other origins o' = o − a and c' = c − b, in float64.
 
-    ``s' = s + na,  S' = S + saᵀ + asᵀ + naaᵀ,  t' = t + nb,  U' = U + sbᵀ + atᵀ + nabᵀ`` and V' like S'. What a far
-    origin lost in rounding stays lost.
+    ``s' = s + na,  S' = S + saᵀ + asᵀ + naaᵀ,  t' = t + nb,  U' = U + sbᵀ + atᵀ + nabᵀ`` and V' like S'. Digits that
+    were lost by rounding about a far origin stay lost.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def move_origins(moments: Moments, x_origin: FloatArray, y_origin: FloatArray) -
     n, s, t = moments.count, moments.x_sum, moments.y_sum
     a, b = moments.x_origin - x_origin, moments.y_origin - y_origin
     gram = moments.gram.astype(np.float64)
-    # The strips of a copy are views of it.
+    # The strips are views of the copy, so this changes the copy.
     for rows, columns, block in moments.layout.lower_strips(gram):
         block += np.outer(s[rows], a[columns]) + np.outer(a[rows], s[columns] + n * a[columns])
         if columns.stop == rows.stop:
@@ -164,9 +165,9 @@ def move_origins(moments: Moments, x_origin: FloatArray, y_origin: FloatArray) -
 
 
 def scale_moments(moments: Moments, divisor: FloatArray | None = None, weight: float = 1.0) -> Moments:
-    """Return the moments of pixels divided by ``divisor`` (P,), of samples that weigh ``weight`` times as much.
+    """Return the moments for pixels divided by ``divisor`` (P,) and samples that weigh ``weight`` times as much.
 
-    A penalty weighs against a sum over samples: with all weights twice as large, twice the penalty gives the same
+    A penalty is compared with a sum over samples. So with all weights twice as large, twice the penalty gives the same
     model.
     """
     d = np.ones(moments.n_pixels) if divisor is None else divisor
@@ -186,7 +187,7 @@ def scale_moments(moments: Moments, divisor: FloatArray | None = None, weight: f
     )
 
 
-# --- What linear models say of spectra that are known by their moments: joint sums of labels and predictions.
+# --- Joint sums of labels and predictions of linear models, for spectra of which only the moments are known.
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,20 +215,20 @@ class PredictionSums:
 
     @property
     def squared_errors(self) -> FloatArray:
-        """Σ(y − f)², shape (A, Q), clipped at 0: rounding may take an error of nothing a little below."""
+        """Σ(y − f)², shape (A, Q), clipped at 0, because rounding may make an error of zero slightly negative."""
         squares = np.diagonal(self.y_gram) + np.diagonal(self.f_gram - 2 * self.cross, axis1=1, axis2=2)
         return np.asarray(np.maximum(squares, 0.0))
 
     @staticmethod
     def merge(parts: Sequence[PredictionSums]) -> PredictionSums:
-        """Add the sums of disjoint sets; each may have been predicted by other models."""
+        """Add the sums of disjoint sets, which different models may have predicted."""
         return PredictionSums(*(sum(getattr(part, name) for part in parts) for name in PredictionSums.__annotations__))
 
 
 def sum_predictions(moments: Moments, weights: ArrayLike, intercepts: ArrayLike) -> PredictionSums:
     """Return the joint sums of labels and predictions ``f = b + xᵀw``, from the moments alone.
 
-    With ``b' = b + oᵀw − c``, since all sums of moments are relative to the origins::
+    All moments are relative to the origins, so with ``b' = b + oᵀw − c``::
 
         Σ(f−c) = n b' + wᵀs      Σ(f−c)(y−c)ᵀ = b'tᵀ + wᵀU      Σ(f−c)(f−c)ᵀ = n b'b'ᵀ + b'(wᵀs)ᵀ + (wᵀs)b'ᵀ + wᵀSw
 
@@ -236,7 +237,7 @@ def sum_predictions(moments: Moments, weights: ArrayLike, intercepts: ArrayLike)
     Parameters
     ----------
     moments
-        Of P pixels and Q labels; no spectra have sums of zero.
+        Moments of P pixels and Q labels. Without spectra, all sums are zero.
     weights, intercepts
         Models, shapes (A, P, Q) and (A, Q), in units of the labels (per flux unit).
 

@@ -1,7 +1,7 @@
-"""What is in the moments of a run, and a way to read them without the run's configuration.
+"""List the moments of a run, and read them without the run's configuration.
 
-A run's ``moments`` folder holds a folder for each noise draw, in it one for each finished fold and, while the pass is
-not done, for each finished partition. The files are described in ``docs/moments.md``.
+A run's ``moments`` folder holds a folder for each noise draw. This holds a folder for each finished fold and, during
+the pass, for each finished partition. ``docs/moments.md`` describes the files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PieceContents:
     Attributes
     ----------
     folder, kind, number
-        Where they are; ``"fold"`` or ``"partition"``, and which.
+        Its folder; ``"fold"`` or ``"partition"``; and its number.
     rows
         First row of the training set, and one past the last; None if damaged.
     left_out
@@ -57,7 +57,7 @@ class PieceContents:
     nbytes
         Bytes on disk.
     problem
-        What is damaged; None if nothing is known to be.
+        What is damaged; None if no damage is known.
     """
 
     folder: Path
@@ -97,13 +97,13 @@ class DrawContents:
     noise
         Level, seed and stream of drawn noise, or level and algorithm of marginal noise.
     key, store
-        What all folds were computed with, and the fingerprint of all stores together, as hashes.
+        Two hashes: the key of the computation, and the fingerprint of all stores together.
     folds, partitions
-        Finished ones, in order.
+        The finished ones, in order.
     n_folds
-        Folds that there must be; None if ``key.json`` is damaged.
+        Number of folds of a complete run; None if ``key.json`` is damaged.
     problem
-        What is damaged beside the folds; None if nothing is.
+        What is damaged besides the folds; None if nothing is.
     """
 
     folder: Path
@@ -127,7 +127,7 @@ class DrawContents:
 
     @property
     def missing(self) -> str | None:
-        """Why the draw is not complete, in words; None if nothing that is known of is missing."""
+        """A text that says what is missing; None if nothing is known to be missing."""
         if self.partitions:
             return f"{len(self.partitions)} partitions wait for the others of their folds"
         if not self.folds:
@@ -137,12 +137,12 @@ class DrawContents:
 
     @property
     def complete(self) -> bool:
-        """Whether all folds are there and sound."""
+        """Whether all folds exist and none is damaged."""
         return not self.problems and self.missing is None
 
     @property
     def counts(self) -> list[int]:
-        """Spectra of every cell over what is finished and not damaged."""
+        """Spectra of every cell, over all pieces that are finished and not damaged."""
         sound = [piece.counts for piece in self.pieces if piece.counts]
         return [sum(column) for column in zip(*sound, strict=True)] if len({len(c) for c in sound}) == 1 else []
 
@@ -168,8 +168,8 @@ class MomentsContents:
     draws
         One for each noise draw, by name.
     cell_names
-        Names of the cells: the run's bins, or parts of them where it has further binnings, and the outside. None if
-        the run's configuration is not there, or its binnings are by quantiles.
+        Names of the cells: the run's bins and the outside, or parts of them if it has further binnings. None if the
+        run's configuration is missing, or if its binnings are cut by quantiles.
     """
 
     folder: Path
@@ -186,7 +186,7 @@ class MomentsContents:
         return f"cell {cell}" if self.cell_names is None else self.cell_names[cell]
 
     def verify(self, progress: Progress | None = None) -> MomentsContents:
-        """Read every Gram matrix and check it against its checksum; return these contents with what was found."""
+        """Read every Gram matrix and check it against its checksum; return the contents with the problems found."""
         pieces = [piece for draw in self.draws for piece in draw.pieces]
         checked = {}
         with (progress or SilentProgress()).step("verify", sum(map(_n_grams, pieces)), "Gram matrices") as advance:
@@ -202,7 +202,7 @@ class MomentsContents:
 
 
 def open_moments(folder: str | Path) -> MomentsContents:
-    """List the moments of a run; reads no Gram matrix before it is asked for.
+    """List the moments of a run. A Gram matrix is read only when it is asked for.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def _open_draw(folder: Path) -> DrawContents:
         noise, key, store = {}, "", ""
     named = sorted((one.name, one) for one in folder.iterdir() if _PIECE.fullmatch(one.name))
     pieces = [_open_piece(path, wanted) for _, path in named]
-    # A run that goes on merges and deletes partitions meanwhile: what is gone by now is not damaged.
+    # A run that is under way merges and deletes partitions. So a folder that has disappeared is not damaged.
     pieces = [piece for piece in pieces if piece.problem is None or piece.folder.is_dir()]
     folds, partitions = ([piece for piece in pieces if piece.kind == kind] for kind in ("fold", "partition"))
     return DrawContents(folder, noise, key, store, tuple(folds), tuple(partitions), n_folds, problem)
@@ -307,7 +307,7 @@ def _verify_piece(piece: PieceContents) -> PieceContents:
 
 
 def _read_config(run: Path) -> ExperimentConfig | None:
-    """Return the configuration that a finished run leaves in its folder; it only names things here."""
+    """Return the configuration of a finished run. It is used only for names."""
     try:
         return load_config(run / "config.yaml")
     except InputError:
@@ -334,10 +334,10 @@ def _name_cells(config: ExperimentConfig | None, numbers: set[int]) -> tuple[str
     return tuple(named)
 
 
-# --- Moments of several runs as one: of machines that each accumulated other shards of one set of spectra.
+# --- Moments of several runs as one, if machines each accumulated other shards of one set of spectra.
 
 
-#: How runs cut their spectra changes no meaning of the sums.
+#: Settings that may differ between merged runs: how the work is divided does not change the meaning of the sums.
 _CUTS = ("folds", "partition_rows")
 
 
@@ -375,9 +375,9 @@ class MergedMoments:
 def merge_runs(folders: Sequence[str | Path]) -> tuple[MergedMoments, ...]:
     """Merge the moments of runs that accumulated different shards of one set of spectra.
 
-    Every run names all stores in ``data.train`` and leaves out, by ``data.exclude``, the shards of the others: so all
-    have the same origins, and every spectrum the noise that it has in a run over all shards. Reads no Gram matrix
-    before it is asked for.
+    Every run names all stores in ``data.train``, and leaves out the shards of the others by ``data.exclude``. So all
+    runs have the same origins, and every spectrum has the same noise as in one run over all shards. A Gram matrix is
+    read only when it is asked for.
 
     Parameters
     ----------
@@ -449,7 +449,7 @@ def _shorten(value: object) -> str:
 
 
 def _row_ranges(fold: PieceContents) -> list[tuple[int, int]]:
-    """Return the rows of a fold, in ranges without those that are left out."""
+    """Return the row ranges of a fold, without the rows that are left out."""
     start, stop = fold.rows or (0, 0)
     edges = [start, *(edge for hole in fold.left_out for edge in hole), stop]
     return list(zip(edges[::2], edges[1::2], strict=True))
@@ -482,7 +482,7 @@ def render_contents(contents: MomentsContents) -> str:
 
 
 def tabulate_contents(contents: MomentsContents) -> dict[str, Any]:
-    """Return the contents as what JSON can hold, a versioned format of its own."""
+    """Return the contents as plain values for JSON, in a format with a version."""
     return {
         "format": LISTING_FORMAT,
         "version": MOMENTS_LISTING_VERSION,

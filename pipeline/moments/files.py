@@ -1,4 +1,4 @@
-"""Moments on disk: one folder for the cells of a partition or fold, written whole or not at all.
+"""Moments on disk. The cells of a partition or fold are one folder, which is written completely or not at all.
 
 =================  =====================================================================================
 ``moments.json``   facts, the spectra of every cell, and the checksum (crc32c) of every Gram matrix
@@ -6,8 +6,9 @@
 ``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
 =================  =====================================================================================
 
-Nothing is pickled. Gram matrices have files of their own, so that they are written side by side and read one at a
-time. Nothing is flushed to the disk at once: should the machine lose power, the checksums tell what is damaged.
+Nothing is pickled. Every Gram matrix has a file of its own, so that several can be written at once and each can be read
+by itself. Files are not flushed to the disk immediately. If the machine loses power, the checksums show what is
+damaged.
 """
 
 from __future__ import annotations
@@ -37,30 +38,30 @@ from pipeline.schema import MOMENTS_VERSION
 __all__ = ["KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
 
 FORMAT = "headroom-moments"
-#: What the folders of one noise draw were computed from, beside them.
+#: The file beside the folders of one noise draw that says how they were computed.
 KEY_FILE = "key.json"
 _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")
 
 
 class MomentsWriter:
-    """Writes the moments of all cells to one folder, cell by cell in any order; the folder appears when it is whole.
+    """Writes the moments of all cells to one folder, cell by cell in any order. The folder appears when it is complete.
 
     Several threads may write at once.
 
     Parameters
     ----------
     folder
-        The folder; replaced if it exists and holds moments of another ``header["key"]``, or none.
+        The folder. If it exists, it is replaced unless it holds complete moments with the same ``header["key"]``.
     n_cells
-        How many cells there will be, with common origins.
+        Number of cells, which have common origins.
     header
-        JSON-able facts to keep with them, such as the key of the computation.
+        Facts to write beside the moments as JSON, such as the key of the computation.
 
     Raises
     ------
     ResourceError
-        If the disk is full or not writable, at whatever call that shows; :meth:`discard` leaves nothing behind.
+        If the disk is full or not writable. Any call may raise this. :meth:`discard` then removes all files.
     """
 
     def __init__(self, folder: Path, n_cells: int, header: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ class MomentsWriter:
         self._temporary = self._replacing.__enter__()
 
     def write(self, cell: int, moments: Moments) -> None:
-        """Write one cell; the last one finishes the folder. The moments are not needed afterwards."""
+        """Write one cell. The last cell completes the folder. The moments are not needed after the call."""
         checksum = None
         if moments.count:  # cells without spectra are many where binnings are
             with disk_errors_told(self._folder):
@@ -85,7 +86,7 @@ class MomentsWriter:
                 self._finish(cells)
 
     def discard(self) -> None:
-        """Delete what was written of a folder that is not whole."""
+        """Delete the files of an incomplete folder."""
         with self._lock:
             if None in self._cells:
                 self._replacing.__exit__(GeneratorExit, GeneratorExit(), None)
@@ -115,7 +116,7 @@ class MomentsWriter:
 
 @dataclass(frozen=True)
 class _WrittenCell:
-    """What is left to write of a cell whose Gram matrix is on disk."""
+    """The small sums of a cell whose Gram matrix is already on disk."""
 
     moments: Moments
     x_squares: NDArray[np.float64]
@@ -123,9 +124,10 @@ class _WrittenCell:
 
 
 def write_moments(folder: Path, cells: Iterable[Moments], n_cells: int, header: dict[str, Any]) -> None:
-    """Write the moments of all cells to one folder, atomically, one after the other: they may share memory.
+    """Write the moments of all cells to one folder, atomically.
 
-    See :class:`MomentsWriter` for parameters and errors; nothing is left behind if something fails.
+    Cells are written one after the other, so they may share memory. :class:`MomentsWriter` explains parameters and
+    errors. After an error no files are left.
     """
     writer = MomentsWriter(folder, n_cells, header)
     try:
@@ -137,14 +139,14 @@ def write_moments(folder: Path, cells: Iterable[Moments], n_cells: int, header: 
 
 @dataclass(frozen=True, eq=False)
 class SavedMoments:
-    """Moments of the cells of a partition or fold; Gram matrices stay on disk until they are read.
+    """The saved moments of a partition or fold. Gram matrices stay on disk until they are read.
 
     Attributes
     ----------
     folder
-        Where they are.
+        Their folder.
     header
-        What was recorded with them.
+        The facts in ``moments.json``.
     """
 
     folder: Path
@@ -152,7 +154,7 @@ class SavedMoments:
 
     @classmethod
     def open(cls, folder: Path) -> SavedMoments:
-        """Read what was recorded with the moments, and check that all files are there.
+        """Read the facts beside the moments, and check that all files exist.
 
         Raises
         ------
@@ -179,7 +181,7 @@ class SavedMoments:
 
     @classmethod
     def holds(cls, folder: Path, key: str | None) -> bool:
-        """Whether a folder holds whole moments of the computation of this key."""
+        """Whether a folder holds complete moments with this key."""
         try:
             return bool(cls.open(folder).header.get("key") == key)
         except InputError:
@@ -196,14 +198,14 @@ class SavedMoments:
         return len(self.header["counts"])
 
     def pixel_sums(self) -> list[PixelSums]:
-        """Return what is known of each cell's pixels one by one; reads no Gram matrix."""
+        """Return the sums for each cell's single pixels. No Gram matrix is read."""
         sums = self._sums
         x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
         return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
-        """Return each cell's spectra, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q); reads no Gram matrix."""
+        """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
         return self.counts, self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
 
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
@@ -214,7 +216,7 @@ class SavedMoments:
         cell
             The outside is the last one.
         out
-            Memory for the Gram matrix; fresh memory by default, which costs more than the reading.
+            Memory for the Gram matrix. The default is fresh memory, which takes more time than reading the file.
 
         Raises
         ------
@@ -237,7 +239,7 @@ class SavedMoments:
 
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:
-        """What is small, read once."""
+        """The small sums, which are read once."""
 
         def refuse(reason: object) -> InputError:
             return _damaged(self.folder, f"{_SUMS_FILE}: {reason}")
@@ -297,7 +299,7 @@ def _write_gram(path: Path, gram: NDArray[Any]) -> int:
 
 
 def _pad_header(header: bytes) -> bytes:
-    """Fill a .npy header of version 1.0 with blanks, as its format allows, so that the numbers begin at a block."""
+    """Pad a .npy header of version 1.0 with blanks, as the format allows, so that the numbers begin at a block."""
     size = -(-len(header) // BLOCK) * BLOCK
     text = header[10:].rstrip()
     return header[:8] + struct.pack("<H", size - 10) + text.ljust(size - 11) + b"\n"

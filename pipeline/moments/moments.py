@@ -1,12 +1,12 @@
-"""Sufficient statistics of a set of spectra: the value everything downstream is algebra on.
+"""The sufficient statistics of a set of spectra. All later results follow from them by algebra.
 
 For samples with pixels x ∈ R^P and labels y ∈ R^Q, relative to fixed origins o and c::
 
     n,  s = Σ(x−o),  S = Σ(x−o)(x−o)ᵀ,  t = Σ(y−c),  U = Σ(x−o)(y−c)ᵀ,  V = Σ(y−c)(y−c)ᵀ
 
-Moments of disjoint sets add and subtract (a commutative monoid with ``remove``), so the global model, coarser
-bins, training without one fold and growing data cost no second pass over the spectra. The origin is subtracted
-BEFORE any product because uncentred float32 sums of nearly constant flux lose everything.
+Moments of disjoint sets add and subtract (a commutative monoid with ``remove``). So the global model, coarser bins,
+training without one fold and growing data need no second pass over the spectra. The origin is subtracted BEFORE any
+product, because uncentred float32 sums of nearly constant flux lose all digits of the covariance.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipeline.moments.tiles import TileLayout, add_gram
 
 __all__ = ["Moments", "MomentsSum", "PixelSums", "require_spectra"]
 
-# --- Sums over spectra of every pixel by itself: what a scaler needs, without the Gram matrix.
+# --- Sums for every pixel by itself. They are all that a scaler needs, without the Gram matrix.
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class PixelSums:
-    """What moments say of every pixel by itself: enough for a mean and a variance, small beside a Gram matrix.
+    """The sums for every pixel by itself. They give its mean and variance, and are much smaller than a Gram matrix.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Moments:
     Attributes
     ----------
     count
-        n, the number of spectra; of weighted samples the sum of their weights, which may be a fraction.
+        n, the number of spectra. For weighted samples it is the sum of the weights, which may be a fraction.
     x_sum
         s, shape (P,), float64, flux units.
     gram
@@ -111,7 +111,7 @@ class Moments:
     labels
         Names of the Q labels.
     epsilon
-        Relative spacing of the numbers the products were summed in: that of float32 stays after a merge in float64.
+        Machine epsilon of the type in which products were summed. It stays that of float32 after a merge in float64.
     """
 
     count: int
@@ -169,8 +169,8 @@ class Moments:
         x_origin, y_origin
             Origins, shapes (P,) and (Q,); zeros by default. Moments merge only if their origins are equal.
         weights
-            How many copies each sample stands for, shape (N,), each >= 0, not necessarily whole; ones by default. In
-            every sum, n included, a sample then counts that many times.
+            How many copies each sample stands for, shape (N,), each >= 0, not necessarily whole; ones by default. A
+            sample counts that many times in every sum, also in n.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class Moments:
             w = _require_weights(weights, len(dx))
             wx, wy = dx * w[:, None], dy * w[:, None]
             _add_weighted_gram(dx, wx, zero.gram, zero.layout)
-            # Declared a whole number, since all but weighted samples are counted.
+            # The type says a whole number, because only weighted samples can have a fraction.
             count = cast(int, float(w.sum()))
         return replace(zero, count=count, x_sum=wx.sum(axis=0), y_sum=wy.sum(axis=0), cross=wx.T @ dy, y_gram=wy.T @ dy)
 
@@ -245,8 +245,8 @@ class Moments:
         scale
             d, shape (P,), > 0; ones by default.
         out
-            C-ordered memory (P, P) for C; what it holds above the diagonal is of no meaning. By default C is fresh
-            memory, with zeros there.
+            C-ordered memory (P, P) for C. Its values above the diagonal mean nothing. By default C is fresh memory,
+            with zeros there.
 
         Returns
         -------
@@ -349,7 +349,7 @@ def _require_weights(weights: ArrayLike, n: int) -> FloatArray:
 
 
 def _add_weighted_gram(x: FloatArray, weighted: FloatArray, tiles: FloatArray, layout: TileLayout) -> None:
-    """Add ``xᵀ(wx)`` to the tiles. Not ``(√w x)ᵀ(√w x)``: a weight of 2 shall give the bits of two copies."""
+    """Add ``xᵀ(wx)`` to the tiles. (``(√w x)ᵀ(√w x)`` would not give the bits of two copies for a weight of 2.)"""
     for tile, (i, j) in zip(tiles, layout.pairs, strict=True):
         rows, columns = layout.span(i), layout.span(j)
         block = x[:, rows].T @ weighted[:, columns]
@@ -357,7 +357,7 @@ def _add_weighted_gram(x: FloatArray, weighted: FloatArray, tiles: FloatArray, l
 
 
 class MomentsSum:
-    """A sum that grows in place, in float64: for its owner alone, and for no longer than its memory lives.
+    """A sum that grows in place, in float64. Only its owner may use it, and only as long as its memory is lent.
 
     Parameters
     ----------

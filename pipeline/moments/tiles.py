@@ -1,8 +1,8 @@
 """Symmetric matrices stored once, as square tiles of their lower triangle, and the product that fills them.
 
-Tile ``t`` holds block ``(i, j)`` with ``i >= j``, row by row: (0,0), (1,0), (1,1), (2,0), … In a diagonal tile
-only the lower triangle counts, entries above it are zero; tiles at the right and lower border are padded with
-zeros. Against a dense matrix this halves memory, disk and merge traffic, and merging stays ``+=`` on one array.
+Tile ``t`` holds block ``(i, j)`` with ``i >= j``, row by row: (0,0), (1,0), (1,1), (2,0), … In a diagonal tile only the
+lower triangle counts; the entries above it are zero. Tiles at the right and lower border are padded with zeros.
+Compared with a dense matrix this halves memory, disk and merge traffic. Merging is still ``+=`` on one array.
 
 :func:`add_gram` gives every tile to one thread and one single-threaded BLAS call, so its bits do not depend on the
 number of threads; a multi-threaded ``syrk`` does not promise that (OpenBLAS ``dsyrk`` breaks it at some sizes).
@@ -33,9 +33,9 @@ __all__ = [
 
 # --- The BLAS and LAPACK that come with SciPy, called without holding the interpreter's lock.
 #
-# SciPy's Python wrappers keep the lock, so two threads never compute side by side. Here each call is one routine on
-# one thread (``threadpoolctl.threadpool_limits(1)`` is the caller's duty) and the parallelism lies outside, over tiles
-# or over models: that way the bits do not depend on the number of threads, which multi-threaded BLAS does not promise.
+# SciPy's Python wrappers keep the lock, so two threads never compute at the same time. Here each call is one routine on
+# one thread; the caller must set ``threadpoolctl.threadpool_limits(1)``. Several threads then take different tiles or
+# models. So the bits do not depend on the number of threads, which multi-threaded BLAS does not promise.
 
 _CAPSULES = {
     name: module.__pyx_capi__[name]
@@ -69,7 +69,7 @@ def _integers(*values: int) -> list[Any]:
 
 
 def _row_stride(x: NDArray[Any]) -> int:
-    """Return how many numbers apart rows lie; strides of contiguous arrays may be anything where they do not count."""
+    """Return how many numbers apart rows lie. NumPy may give any stride to an axis of length one."""
     return x.shape[1] if x.flags.c_contiguous else x.strides[0] // x.itemsize
 
 
@@ -113,7 +113,7 @@ def factorise_and_solve(system: NDArray[np.float64], target: NDArray[np.float64]
     Returns
     -------
     int
-        0, or the order of the first minor that is not positive definite; then ``target`` is untouched.
+        0, or the order of the first minor that is not positive definite. In this case ``target`` is unchanged.
     """
     # LAPACK is column-major: "upper" there is "lower" here.
     info = ctypes.c_int(0)
@@ -125,7 +125,7 @@ def factorise_and_solve(system: NDArray[np.float64], target: NDArray[np.float64]
 
 
 def multiply_symmetric(matrix: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a symmetric matrix times a few columns, each of which reads half of it once.
+    """Return a symmetric matrix times a few columns. Each column reads half of the matrix once.
 
     ``matrix`` is C-ordered (P, P), and only its lower triangle is read; ``columns`` is Fortran-ordered (P, M), and so
     is the product.
@@ -140,7 +140,7 @@ def multiply_symmetric(matrix: NDArray[np.float64], columns: NDArray[np.float64]
     return product
 
 
-#: Larger tiles are closer to BLAS' peak, smaller ones store less above the diagonal and balance better.
+#: Larger tiles come closer to BLAS's peak. Smaller tiles store less above the diagonal and balance better.
 _LARGEST_TILE = 2048
 _TILE_MULTIPLE = 16
 _STRIP_ROWS = 64
@@ -148,13 +148,13 @@ _STRIP_ROWS = 64
 
 @dataclass(frozen=True)
 class TileLayout:
-    """How an (P, P) symmetric matrix is cut into tiles; a function of P alone."""
+    """How a symmetric (P, P) matrix is cut into tiles. This depends on P alone."""
 
     n_pixels: int
 
     @cached_property
     def n_blocks(self) -> int:
-        """Blocks along one side: at least two, so that two cores share even a small matrix."""
+        """Number of blocks along one side: at least two, so that two cores can share even a small matrix."""
         if self.n_pixels <= _TILE_MULTIPLE:
             return 1
         return max(2, -(-self.n_pixels // _LARGEST_TILE))
@@ -180,11 +180,11 @@ class TileLayout:
         return int(np.prod(self.shape)) * np.dtype(dtype).itemsize
 
     def zeros(self, dtype: DTypeLike) -> NDArray[Any]:
-        """Return an empty sum."""
+        """Return a sum of zero."""
         return np.zeros(self.shape, dtype=dtype)
 
     def span(self, block: int) -> slice:
-        """Return the pixels of a block; empty for a block that is all padding."""
+        """Return the pixels of a block; the range is empty if the block is only padding."""
         start = min(block * self.tile, self.n_pixels)
         return slice(start, min(start + self.tile, self.n_pixels))
 
@@ -200,7 +200,7 @@ class TileLayout:
     def lower_strips(self, tiles: NDArray[Any]) -> Iterator[tuple[slice, slice, NDArray[Any]]]:
         """Yield (rows, columns, numbers) that cover the lower triangle once, in pieces that fit the processor's cache.
 
-        On the diagonal a strip's columns end where its rows do; what is above the diagonal there is zero.
+        On the diagonal a strip's columns end where its rows end. Its entries above the diagonal are zero.
         """
         for tile, (i, j) in zip(tiles, self.pairs, strict=True):
             rows, columns = self.span(i), self.span(j)
@@ -223,7 +223,7 @@ class TileLayout:
         return np.concatenate(parts)[: self.n_pixels].astype(np.float64)
 
     def add_to_diagonal(self, tiles: NDArray[Any], values: NDArray[np.float64]) -> None:
-        """Add ``values`` (P,) to the matrix' diagonal, in place: one float64 sum, rounded once to the tiles' type."""
+        """Add ``values`` (P,) to the diagonal, in place. The sum is float64 and is rounded once to the tiles' type."""
         for tile, (i, j) in zip(tiles, self.pairs, strict=True):
             if i == j:
                 own = values[self.span(i)]
@@ -245,7 +245,7 @@ class TileLayout:
 def padded_stride(n_pixels: int) -> int:
     """Return how many numbers apart rows of P pixels should lie in a buffer for :func:`add_gram`.
 
-    Rows a multiple of 2 KiB apart fall on the same lines of the processor's cache: at 4096 pixels that costs a
+    Rows that lie a multiple of 2 KiB apart share the same lines of the processor's cache. At 4096 pixels that costs a
     third of the speed.
     """
     stride = -(-n_pixels // _TILE_MULTIPLE) * _TILE_MULTIPLE
@@ -255,8 +255,8 @@ def padded_stride(n_pixels: int) -> int:
 def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor: Executor | None = None) -> None:
     """Add ``xᵀx`` to the tiles, in place.
 
-    Call it with BLAS limited to one thread (``threadpoolctl.threadpool_limits(1)``); the parallelism is the
-    executor's.
+    Limit BLAS to one thread before the call (``threadpoolctl.threadpool_limits(1)``). The executor's threads share the
+    tiles.
 
     Parameters
     ----------
@@ -273,12 +273,12 @@ def add_gram(x: NDArray[Any], tiles: NDArray[Any], layout: TileLayout, executor:
     if x.dtype != tiles.dtype or x.shape[1] != layout.n_pixels or tiles.shape != layout.shape:
         raise ValueError(f"x {x.dtype}{x.shape} does not fit tiles {tiles.dtype}{tiles.shape}")
     padded = x.strides[1] == x.itemsize and x.strides[0] >= x.shape[1] * x.itemsize
-    # NumPy may give any strides to arrays of one row or column, so that is asked first.
+    # NumPy may give any strides to arrays of one row or column, so this case comes first.
     if not (x.flags.c_contiguous or padded) or not tiles.flags.c_contiguous:
         raise ValueError("x must be contiguous along pixels, and tiles C-ordered")
     if x.shape[0] == 0:
         return
-    # Off-diagonal tiles first: they are twice the work, and the short ones fill the gaps at the end.
+    # Off-diagonal tiles come first, because they are twice the work. The short ones fill the gaps at the end.
     order = sorted(range(len(layout.pairs)), key=lambda t: layout.pairs[t][0] == layout.pairs[t][1])
     if executor is None:
         for tile in order:
