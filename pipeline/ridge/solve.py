@@ -357,10 +357,9 @@ def solve_folders(
 
     Yields
     ------
-    int
-        Which of the jobs.
-    list of ExpertModels
-        One set of models for each number of folds. Short prefixes in which a bin has too few spectra are left out.
+    tuple of int and list of ExpertModels
+        Which of the jobs, and its models: one set for each number of folds. Short prefixes in which a bin has too few
+        spectra are left out.
 
     Raises
     ------
