@@ -163,7 +163,6 @@ class _Stretch:
     y_origin: tuple[float, ...]
     precision: str
     run_rows: int
-    is_only_pass: bool
     pieces: tuple[_Piece, ...]
 
     @property
@@ -210,7 +209,6 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
                 y_origin=plan.y_origin,
                 precision=plan.precision,
                 run_rows=plan.run_rows,
-                is_only_pass=len({piece.draws for piece in pieces}) == 1,
                 pieces=tuple(taken),
             )
 
@@ -259,7 +257,7 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
     if not pieces:
         return
     draws, done = pieces[0].draws, stretch.size - sum(piece.size for piece in pieces)
-    store = _open_stores(stretch.stores, stretch.fingerprint, stretch.is_only_pass)
+    store = _open_stores(stretch.stores, stretch.fingerprint)
     grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in stretch.grids))
     settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())
 
@@ -320,10 +318,10 @@ class _Checkpoints:
 
 
 @lru_cache(maxsize=2)
-def _open_stores(paths: tuple[str, ...], fingerprint: str, is_only_pass: bool) -> AnyStore:
+def _open_stores(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
     store = open_stores(paths)
     if store.fingerprint != fingerprint:
         raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
-    # A store that is read only once, or is larger than memory, gains nothing from the page cache.
-    store.direct_reads = is_only_pass or store.pixel_bytes > available_memory() // 2
+    # A store that is larger than memory is never found in the page cache by a next pass.
+    store.direct_reads = store.pixel_bytes > available_memory() // 2
     return store

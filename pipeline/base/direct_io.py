@@ -1,18 +1,16 @@
 """Large files past the page cache, where the system can do it.
 
-What is written once and read once, or is larger than memory, gains nothing from the page cache: it costs a copy, pushes
-out what others need, and on virtual machines the fresh pages cost more than the disk (measured: 0.6 to 1.3 s of CPU for
-480 MB, against none). Linux calls it ``O_DIRECT``; addresses, offsets and lengths must then be multiples of a block.
-Where that cannot be had (other systems, memory file systems, odd addresses) the same bytes go the ordinary way.
+What is written once gains nothing from the page cache, and neither does reading what is larger than memory. The cache
+costs a copy and pushes out what others need, and on virtual machines its fresh pages cost more than the disk: 0.1 to
+0.8 s of CPU for writing 512 MiB, against 0.01 s without it. Linux calls it ``O_DIRECT``; addresses, offsets and lengths
+must then be multiples of a block. Where that cannot be had (other systems, memory file systems, odd addresses) the same
+bytes go the ordinary way. ``benchmarks/NOTES.md`` says where it pays and where not.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,10 +27,6 @@ BLOCK = 4096
 _MEMORY_ALIGNMENT = 512
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _SMALL = 2**20
-_PAGE = mmap.PAGESIZE
-#: The same number on every architecture that Linux has had since (but for Alpha).
-_CACHESTAT_NUMBER = 451
-_CACHESTAT = ctypes.CDLL(None).syscall if sys.platform == "linux" else None
 
 
 def aligned_buffer(size: int) -> NDArray[np.uint8]:
@@ -60,7 +54,7 @@ class BlockFile:
     path
         The file.
     direct
-        Take from the page cache what happens to be there, and read the rest past it. False reads everything through it.
+        Read past the page cache, also what it happens to hold; False reads through it.
 
     Raises
     ------
@@ -69,12 +63,7 @@ class BlockFile:
     """
 
     def __init__(self, path: Path, *, direct: bool) -> None:
-        self._handle = os.open(path, os.O_RDONLY)
-        try:
-            self._direct = open_direct(path, os.O_RDONLY) if direct else -1
-        except BaseException:
-            os.close(self._handle)
-            raise
+        self._handle = (open_direct if direct else os.open)(path, os.O_RDONLY)
         self.size = os.fstat(self._handle).st_size
 
     def __enter__(self) -> Self:
@@ -84,10 +73,8 @@ class BlockFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._handle)
-        if self._direct >= 0:
-            os.close(self._direct)
 
-    def read(self, start: int, out: NDArray[np.uint8], wanted: int) -> int:
+    def read(self, start: int, out: NDArray[np.uint8]) -> int:
         """Fill ``out`` from ``start`` on; return how many bytes there were.
 
         Parameters
@@ -95,18 +82,14 @@ class BlockFile:
         start
             A multiple of :data:`BLOCK`.
         out
-            Whole blocks, from :func:`aligned_buffer`.
-        wanted
-            Bytes that the caller needs; the last block may reach past the end of the file.
+            Whole blocks, from :func:`aligned_buffer`; the last one may reach past the end of the file.
 
         Raises
         ------
         OSError
             If the file cannot be read.
         """
-        if self._direct < 0 or _is_cached(self._handle, start, wanted):
-            return os.preadv(self._handle, [out.data], start)
-        return _pread(self._direct, start, out)
+        return _pread(self._handle, start, out)
 
 
 class BlockWriter:
@@ -246,28 +229,6 @@ def _write_all(handle: int, content: NDArray[np.uint8]) -> None:
                 raise
             _end_direct(handle)  # raises next time if that was not the reason
             view = view[os.write(handle, view) :]
-
-
-class _CacheRange(ctypes.Structure):
-    _fields_ = [("start", ctypes.c_uint64), ("size", ctypes.c_uint64)]
-
-
-class _CacheStatus(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")]
-
-
-def _is_cached(handle: int, start: int, size: int) -> bool:
-    """Whether the page cache holds all of a file's bytes from ``start`` on; False where the system does not tell.
-
-    Linux 6.5 and later: ``cachestat``. Trying to read without waiting (``RWF_NOWAIT``) is no substitute: where nothing
-    is cached it starts to read ahead, so that everything is read twice.
-    """
-    if _CACHESTAT is None or size <= 0:
-        return False
-    wanted, found = _CacheRange(start, size), _CacheStatus()
-    if _CACHESTAT(_CACHESTAT_NUMBER, handle, ctypes.byref(wanted), ctypes.byref(found), 0):
-        return False
-    return bool(found.cached >= -(-(start % _PAGE + size) // _PAGE))
 
 
 def _pread(handle: int, start: int, out: NDArray[np.uint8]) -> int:

@@ -63,7 +63,7 @@ def read_chunk_rows(
     out
         Shape (stop − start, P), C-ordered, of the array's dtype.
     direct
-        Read what the page cache does not hold past it, where the system can.
+        Read past the page cache, where the system can.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _read_checked(file: BlockFile, name: str, offset: int, size: int) -> np.ndar
     end = -(-(offset + size) // BLOCK) * BLOCK
     blocks = _scratch.take("encoded", end - first)
     wanted = offset + size - first
-    if size <= _CRC_BYTES or file.read(first, blocks, wanted) < wanted:
+    if size <= _CRC_BYTES or file.read(first, blocks) < wanted:
         raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
     buffer = blocks[offset - first : offset - first + size]
     content = buffer[:-_CRC_BYTES]

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.base import BLOCK, BlockFile, BlockWriter, aligned_buffer, read_file, write_file
-from pipeline.base import direct_io as files_direct
+from pipeline.base import BLOCK, BlockFile, BlockWriter, aligned_buffer, direct_io, read_file, write_file
 
 HEAD = b"head".ljust(BLOCK, b".")
 
@@ -51,7 +50,7 @@ def test_file_systems_without_direct_access_work_too(
         raise OSError(errno.EINVAL, "Invalid argument")
 
     content = numbers(2**20 + 5)
-    monkeypatch.setattr(files_direct.os, where, refuse)
+    monkeypatch.setattr(direct_io.os, where, refuse)
     write_file(tmp_path / "f", HEAD, content)
     found = aligned_buffer(content.size)
     read_file(tmp_path / "f", BLOCK, found)
@@ -60,21 +59,16 @@ def test_file_systems_without_direct_access_work_too(
 
 
 @pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("cached", [None, False, True])
-def test_block_file_gives_the_same_bytes_from_cache_and_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, cached: bool | None
-) -> None:
+def test_block_file_gives_the_same_bytes_from_cache_and_disk(tmp_path: Path, direct: bool) -> None:
     content = numbers(5 * BLOCK + 100)
     (tmp_path / "f").write_bytes(content.tobytes())
-    if cached is not None:
-        monkeypatch.setattr(files_direct, "_is_cached", lambda *_: cached)
-    with files_direct.BlockFile(tmp_path / "f", direct=direct) as file:
+    with BlockFile(tmp_path / "f", direct=direct) as file:
         assert file.size == content.size
         blocks = aligned_buffer(5 * BLOCK)
         blocks[:] = 0
-        assert file.read(BLOCK, blocks, 4 * BLOCK + 100) >= 4 * BLOCK + 100
+        assert file.read(BLOCK, blocks) >= 4 * BLOCK + 100
         np.testing.assert_array_equal(blocks[: 4 * BLOCK + 100], content[BLOCK:])
-        assert file.read(8 * BLOCK, blocks, 1) == 0
+        assert file.read(8 * BLOCK, blocks) == 0
 
 
 def test_read__raise_on_a_file_that_ends_early(tmp_path: Path) -> None:
@@ -87,7 +81,7 @@ def test_write__raise_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files_direct.os, "write", full)
+    monkeypatch.setattr(direct_io.os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         write_file(tmp_path / "f", HEAD, numbers(2**20))
 
@@ -106,33 +100,6 @@ def test_an_error_of_the_writing_thread_reaches_the_caller(tmp_path: Path, monke
     def fail(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files_direct.os, "write", fail)
+    monkeypatch.setattr(direct_io.os, "write", fail)
     with pytest.raises(OSError, match="No space left"), BlockWriter(tmp_path / "f", aligned_buffer(2**21)) as file:
         file.write(numbers(3 * 2**20).tobytes())
-
-
-def test_what_the_page_cache_holds_is_taken_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = numbers(2**21 + 5)
-    (tmp_path / "f").write_bytes(content.tobytes())
-    if not files_direct._is_cached(os.open(tmp_path / "f", os.O_RDONLY), 0, content.size):
-        pytest.skip("the system does not tell what its page cache holds, or has no room for it")
-    monkeypatch.setattr(files_direct, "_pread", lambda *_: pytest.fail("read past the page cache"))
-    out = aligned_buffer(2**21 + BLOCK)
-    with BlockFile(tmp_path / "f", direct=True) as file:
-        assert file.read(0, out, content.size) == content.size
-    np.testing.assert_array_equal(out[: content.size], content)
-
-
-def test_what_is_not_in_the_page_cache_is_not_brought_there(tmp_path: Path) -> None:
-    content = numbers(2**22)
-    (tmp_path / "f").write_bytes(content.tobytes())
-    with open(tmp_path / "f", "rb") as stream:
-        os.fsync(stream.fileno())
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if files_direct._is_cached(stream.fileno(), 0, 2**20):
-            pytest.skip("a file system in memory")
-        out = aligned_buffer(2**20)
-        with BlockFile(tmp_path / "f", direct=True) as file:
-            assert file.read(2**20, out, 2**20) == 2**20
-        np.testing.assert_array_equal(out, content[2**20 : 2**21])
-        assert not files_direct._is_cached(stream.fileno(), 2**20, 2**20)
