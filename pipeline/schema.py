@@ -89,6 +89,8 @@ FOLD_MODELS_VERSION: Final = 1
 FEATURE_RECIPE_VERSION: Final = 1
 #: An exported model.
 BUNDLE_VERSION: Final = 1
+#: ``summary.json`` of a run.
+SUMMARY_VERSION: Final = 2
 #: ``status.json`` of a run.
 STATUS_VERSION: Final = 1
 
@@ -100,7 +102,7 @@ ACCUMULATION_ALGORITHM: Final = 4
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.
-RESULTS_ALGORITHM: Final = 3
+RESULTS_ALGORITHM: Final = 4
 #: Errors and divisions of a bin design, from moments.
 BIN_DESIGN_ALGORITHM: Final = 1
 #: A gate's recipe from moments, its rows from spectra, the gate from both, the gate over SNR, and the learned blend.

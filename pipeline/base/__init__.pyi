@@ -32,6 +32,7 @@ from .machine import release_workspace as release_workspace
 from .npz import open_npz as open_npz
 from .npz import save_npz as save_npz
 from .npz import write_npz as write_npz
+from .products import Products as Products
 from .progress import Advance as Advance
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress

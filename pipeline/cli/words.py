@@ -32,37 +32,37 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.scoring import NO_SEED
+    from pipeline.noise import NO_SEED
+    from pipeline.run import list_remarks
+    from pipeline.scoring import DELTA_R2, MERITS
 
     console = Console(width=None if sys.stdout.isatty() else 80)
-    for level in results.summary["levels"]:
-        seeds = set(results.overall.loc[results.overall["noise_level"] == level["noise_level"], "seed"]) - {NO_SEED}
+    for level in results.summary.levels:
+        seeds = set(results.overall.loc[results.overall["noise_level"] == level.noise_level, "seed"]) - {NO_SEED}
         over = f", mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else ""
-        title = f"{config.target} at noise level {level['noise_level']:g}: R²{over}"
+        title = f"{config.target} at noise level {level.noise_level:g}: R²{over}"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         table.add_column("spectra", overflow="fold")
         # Fits in 80 columns; numbers are never cut, long names of bins fold.
         for heading in ("train", "test", "oracle", "global", "ΔR²", f"{config.bootstrap.confidence:.0%} interval"):
             table.add_column(heading, justify="right", no_wrap=True)
-        rows = [(name, level["scopes"][name]) for name in ("covered", "all")]
-        rows += [(f"{one['bin']}: {', '.join(one['names'])}", one) for one in level["bins"]]
+        rows = [*level.scopes.items(), *((f"{one.bin}: {', '.join(one.names)}", one) for one in level.bins)]
         for k, (name, row) in enumerate(rows):
+            low, high = (DELTA_R2.format(end, digits=3) for end in (row.delta_r2.low, row.delta_r2.high))
             table.add_row(
                 name,
-                f"{row['n_train']:,}",
-                f"{row['n_test']:,}",
-                _format_figure(row["r2_oracle"]["mean"], ".3f"),
-                _format_figure(row["r2_global"]["mean"], ".3f"),
-                _format_figure(row["delta_r2"]["mean"], "+.3f"),
-                " to ".join(_format_figure(row["delta_r2"][end], "+.3f") for end in ("low", "high")),
-                end_section=k == 1,
+                f"{row.n_train:,}",
+                f"{row.n_test:,}",
+                *(merit.format(row.merit(merit).mean, digits=3) for merit in MERITS),
+                f"{low} to {high}",
+                end_section=k == len(level.scopes) - 1,
             )
         console.print(table)
-        console.print(
-            f"At noise level {level['noise_level']:g}: {level['decision']['sentence']}", highlight=False, markup=False
-        )
-        if level.get("routing"):
-            console.print(level["routing"]["sentence"], highlight=False, markup=False)
+        for sentence in (
+            f"At noise level {level.noise_level:g}: {level.decision.sentence}",
+            *list_remarks(results, level.noise_level),
+        ):
+            console.print(sentence, highlight=False, markup=False)
     for warning in results.metadata["warnings"]:
         console.print(f"note: {warning}", highlight=False, markup=False)
 
@@ -72,8 +72,4 @@ def summarise_run(results: RunResults, page: Path) -> dict[str, Any]:
     metadata = results.metadata
     where = {"run": results.folder, "report": page, "config_hash": metadata["config_hash"]}
     facts = {name: metadata[name] for name in ("simulated", "steps", "warnings", "peak_memory_bytes")}
-    return {**where, **results.summary, **facts}
-
-
-def _format_figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return {**where, **results.summary.to_dict(), **facts}

@@ -6,10 +6,12 @@ from .settings import MAIN_BINNING as MAIN_BINNING
 from .settings import REFERENCE_EDGES as REFERENCE_EDGES
 from .settings import AlphaSearch as AlphaSearch
 from .settings import ComputeConfig as ComputeConfig
+from .settings import Cut as Cut
 from .settings import DataConfig as DataConfig
 from .settings import DecisionConfig as DecisionConfig
 from .settings import DesignConfig as DesignConfig
 from .settings import ExperimentConfig as ExperimentConfig
+from .settings import GateConfig as GateConfig
 from .settings import HypothesesConfig as HypothesesConfig
 from .settings import LineWindow as LineWindow
 from .settings import PerSpectrum as PerSpectrum

@@ -33,6 +33,7 @@ from pipeline.questions.gate import (
     GLOBAL,
     Blend,
     Gate,
+    Gates,
     blend_file,
     gate_file,
     gate_from_dict,
@@ -325,15 +326,16 @@ def _choose_noise(config: ExperimentConfig, level: float | None, seed: int | Non
 
 def _describe_metrics(results: RunResults, noise: Noise) -> dict[str, Any]:
     """Return the run's figures of merit at this noise level; means over its seeds."""
-    level = next(one for one in results.summary["levels"] if one["noise_level"] == noise.level)
-    routing = level.get("routing")
+    level = next(one for one in results.summary.levels if one.noise_level == noise.level)
+    answer = Gates.read(results)
+    gate = answer.at(noise.level) if answer else None
     return {
-        "target": results.summary["target"],
-        "confidence": results.summary["confidence"],
-        "test_noise": level["test_noise"],
-        "scopes": level["scopes"],
-        "decision": level["decision"],
-        "routing": routing and {"sentence": routing["sentence"], "scopes": routing["scopes"]},
+        "target": results.summary.target,
+        "confidence": results.summary.confidence,
+        "test_noise": level.test_noise,
+        "scopes": {name: scope.to_dict() for name, scope in level.scopes.items()},
+        "decision": level.decision.to_dict(),
+        "routing": gate and gate.model_dump(mode="json", include={"sentence", "scopes"}),
     }
 
 

@@ -23,6 +23,7 @@ from pipeline.base import replacing
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.scoring import (
+    DELTA_R2,
     MERITS,
     SCOPES,
     Bootstrap,
@@ -123,7 +124,7 @@ class Comparison:
     @property
     def target(self) -> str:
         """The label that all runs predict."""
-        return str(self.results[0].summary["target"])
+        return self.results[0].summary.target
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -134,8 +135,12 @@ class Comparison:
                 "simulated": bool(results.metadata.get("simulated")),
                 "unpaired": why or None,
                 "levels": [
-                    {"noise_level": level["noise_level"], "verdict": level["decision"]["verdict"], **level["scopes"]}
-                    for level in results.summary["levels"]
+                    {
+                        "noise_level": level.noise_level,
+                        "verdict": level.decision.verdict,
+                        **{name: scope.to_dict() for name, scope in level.scopes.items()},
+                    }
+                    for level in results.summary.levels
                 ],
             }
             for name, results, why in zip(self.names, self.results, self.unpaired, strict=True)
@@ -175,11 +180,11 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     results = tuple(read_results(folder) for folder in folders)
     first = results[0]
     for name, other in zip(names, results, strict=True):
-        if other.summary["target"] != first.summary["target"]:
+        if other.summary.target != first.summary.target:
             raise InputError(
-                f"runs of one target are required, found {first.summary['target']} in {names[0]} and "
-                f"{other.summary['target']} in {name}; R² of different labels cannot be compared: run one of them "
-                f"with `target: {first.summary['target']}`"
+                f"runs of one target are required, found {first.summary.target} in {names[0]} and "
+                f"{other.summary.target} in {name}; R² of different labels cannot be compared: run one of them "
+                f"with `target: {first.summary.target}`"
             )
     settings = first.metadata["config"]["bootstrap"]
     bootstrap = Bootstrap(settings["resamples"], settings["confidence"], settings["seed"])
@@ -228,13 +233,13 @@ def _why_unpaired(first: RunResults, other: RunResults) -> str:
     stores = [one.metadata["stores"]["test"]["fingerprint"] for one in (first, other)]
     if stores[0] != stores[1]:
         return f"other test spectra: fingerprint {stores[1]}, and {stores[0]} in the first run"
-    ours, theirs = (_Predictions.read(one, one.summary["levels"][0]["noise_level"]).y_true for one in (first, other))
+    ours, theirs = (_Predictions.read(one, one.summary.levels[0].noise_level).y_true for one in (first, other))
     return "" if np.array_equal(ours, theirs) else "the test stores are the same, but their true labels are not"
 
 
 def _pair_levels(first: RunResults, other: RunResults) -> list[tuple[float, float]]:
     """Return which noise levels of a run are held against which of the reference run."""
-    ours, theirs = ([level["noise_level"] for level in one.summary["levels"]] for one in (first, other))
+    ours, theirs = ([level.noise_level for level in one.summary.levels] for one in (first, other))
     if len(ours) == len(theirs) == 1:
         return [(theirs[0], ours[0])]
     return [(level, level) for level in theirs if level in ours]
@@ -274,7 +279,9 @@ def _subtract(ours: Sequence[Score], theirs: Sequence[Score], confidence: float)
     means = [np.mean([score.merits for score in side], axis=0) for side in (ours, theirs)]
     resampled = [np.mean([score.resampled for score in side], axis=0) for side in (ours, theirs)]
     shift, shifts = means[0] - means[1], resampled[0] - resampled[1]
-    return {merit: Shift(float(shift[k]), *interval_of(shifts[:, k], confidence)) for k, merit in enumerate(MERITS)}
+    return {
+        merit.name: Shift(float(shift[k]), *interval_of(shifts[:, k], confidence)) for k, merit in enumerate(MERITS)
+    }
 
 
 def _bins_of(results: RunResults) -> list[tuple[str, tuple[float, ...]]]:
@@ -342,19 +349,17 @@ def list_merits(comparison: Comparison, scope: str = "covered") -> list[tuple[st
     """
     rows: list[tuple[str, ...]] = []
     for name, results in zip(comparison.names, comparison.results, strict=True):
-        for level in results.summary["levels"]:
-            one = level["scopes"][scope]
-            delta = one["delta_r2"]
+        for level in results.summary.levels:
+            one = level.scopes[scope]
+            low, high = (DELTA_R2.format(end, digits=3) for end in (one.delta_r2.low, one.delta_r2.high))
             rows.append(
                 (
                     name,
-                    f"{level['noise_level']:g}",
-                    f"{one['n_train']:,}",
-                    f"{one['n_test']:,}",
-                    _figure(one["r2_oracle"]["mean"], ".3f"),
-                    _figure(one["r2_global"]["mean"], ".3f"),
-                    _figure(delta["mean"], "+.3f"),
-                    f"{_figure(delta['low'], '+.3f')} to {_figure(delta['high'], '+.3f')}",
+                    f"{level.noise_level:g}",
+                    f"{one.n_train:,}",
+                    f"{one.n_test:,}",
+                    *(merit.format(one.merit(merit).mean, digits=3) for merit in MERITS),
+                    f"{low} to {high}",
                 )
             )
     return rows
@@ -378,7 +383,7 @@ def describe_difference(comparison: Comparison, one: Difference) -> str:
     if shift == Shift(0.0, 0.0, 0.0):
         verdict = "the predictions gain the same"
     return (
-        f"{run} against {reference}{levels}: ΔR² differs by {_figure(shift.mean, '+.3f')} "
+        f"{run} against {reference}{levels}: ΔR² differs by {DELTA_R2.format(shift.mean, digits=3)} "
         f"({confidence} interval {format_interval(shift)}, {how}); {verdict}."
     )
 
@@ -396,7 +401,7 @@ def name_scope(comparison: Comparison, scope: str) -> str:
 
 def format_interval(shift: Shift) -> str:
     """Return an interval as words."""
-    return f"{_figure(shift.low, '+.3f')} to {_figure(shift.high, '+.3f')}"
+    return f"{DELTA_R2.format(shift.low, digits=3)} to {DELTA_R2.format(shift.high, digits=3)}"
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -481,7 +486,7 @@ def _make_block(comparison: Comparison, key: tuple[int, float, float], found: Se
     bars = [
         _Bar(
             name,
-            f"{name}: {_figure(shift.mean, '+.3f')}, {format_interval(shift)}",
+            f"{name}: {DELTA_R2.format(shift.mean, digits=3)}, {format_interval(shift)}",
             _ROW * k + _ROW // 2,
             place(shift.low),
             place(shift.mean),
@@ -496,14 +501,10 @@ def _make_block(comparison: Comparison, key: tuple[int, float, float], found: Se
             name,
             f"{one.n_test:,}" if one.paired else f"{one.n_test:,} / {one.reference_n_test:,}",
             "paired" if one.paired else "unpaired",
-            *(_figure(one.merits[merit].mean, "+.3f") for merit in ("r2_oracle", "r2_global", "delta_r2")),
+            *(DELTA_R2.format(one.merits[merit.name].mean, digits=3) for merit in MERITS),
             format_interval(shift),
         )
         for name, one, shift in shown
     ]
     title = f"{comparison.names[run]} minus {comparison.names[0]}, {at}"
     return _Block(title, rows, bars, middle, _WIDTH, _ROW * len(shown), f"{reach:.3f}")
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None or value != value else format(value, form)

@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from pipeline.questions.penalty import count_choices
-from pipeline.report.tables import MISSING, interval_cells, number_cell
-from pipeline.report.views import (
+from pipeline.noise import NO_SEED
+from pipeline.report.section import Subject
+from pipeline.report.tables import count_choices, merit_cells, number_cell
+from pipeline.report.views import bin_edges, quantity, symbol, thresholds
+from pipeline.scoring import (
+    DELTA_R2,
     MERITS,
-    ScopeView,
-    bin_edges,
-    bin_views,
-    headline,
-    quantity,
-    scope_views,
-    symbol,
-    thresholds,
+    MISSING,
+    R2_GLOBAL,
+    R2_ORACLE,
+    Draw,
+    Level,
+    Part,
+    RunResults,
+    Scope,
 )
-from pipeline.report.words import LEAK
-from pipeline.scoring import NO_SEED, Estimate, RunResults
 
 __all__ = ["answer_cards", "describe_interactive", "hash_script", "read_asset"]
 
@@ -42,7 +41,7 @@ _ASSETS = Path(__file__).parent / "templates"
 _MEAN = "mean"
 _OUTSIDE = "outside"
 #: The figures of merit in the order of importance.
-_SHOWN = {merit: MERITS[merit] for merit in ("delta_r2", "r2_oracle", "r2_global")}
+_SHOWN = (DELTA_R2, R2_ORACLE, R2_GLOBAL)
 
 
 def read_asset(name: str) -> str:
@@ -57,21 +56,26 @@ def hash_script(script: str) -> str:
 
 def answer_cards(results: RunResults) -> list[tuple[str, str, str]]:
     """Return name, number and remark of what the page opens with: ΔR² and R² of covered spectra, and the verdict."""
-    level = headline(results)
-    scope = next(iter(scope_views(level).values()))
-    limits = thresholds(results)
-    confidence = f"{results.summary['confidence']:.0%} interval"
+    level, limits = results.summary.headline, thresholds(results)
+    confidence = f"{results.summary.confidence:.0%} interval"
     cards = []
-    for merit, title in _SHOWN.items():
-        mean, low, high = interval_cells(merit, getattr(scope, merit))
-        name = f"{title} of {scope.n_test:,} covered spectra" if merit == "delta_r2" else title
+    for merit in _SHOWN:
+        mean, low, high = merit_cells(merit, level.covered.merit(merit))
+        name = f"{merit.symbol} of {level.covered.n_test:,} covered spectra" if merit is DELTA_R2 else merit.symbol
         cards.append((name, mean, MISSING if low == MISSING else f"{confidence} {low} to {high}"))
-    rule = f"continue from {limits.continue_:g}, stop below {limits.stop:g}"
-    return [*cards, ("Decision", str(level["decision"]["verdict"]), rule)]
+    rule = f"build experts from {limits.continue_:g}, not worth it below {limits.stop:g}"
+    return [*cards, ("Decision", level.decision.verdict, rule)]
 
 
-def describe_interactive(results: RunResults) -> dict[str, Any]:
+def describe_interactive(results: RunResults, others: Sequence[Subject] = ()) -> dict[str, Any]:
     """Return what the page's script needs, ready for JSON; every leaf is text.
+
+    Parameters
+    ----------
+    results
+        A scored run.
+    others
+        Labels beside the target that can be shown.
 
     Returns
     -------
@@ -81,53 +85,33 @@ def describe_interactive(results: RunResults) -> dict[str, Any]:
         ``facts``: what each row tells beside its figures of merit; ``rows``: by ``label|level|seed|part`` the figures
         of merit (mean, low, high) and those facts.
     """
-    labels = _list_labels(results)
+    levels, start, limits = results.summary.levels, results.summary.headline, thresholds(results)
+    target = Subject(results.summary.target, [(level, level.draws) for level in levels])
     rows: dict[str, Any] = {}
-    for label in labels:
-        rows |= dict(_joint_rows(results, label)) | dict(_seed_rows(results, label))
-    limits = thresholds(results)
-    start = headline(results)
+    for subject in (target, *others):
+        for level, (part, draws) in zip(levels, subject.levels, strict=True):
+            rows |= dict(_joint_rows(subject.label, level, part, draws)) | dict(_seed_rows(subject.label, level, draws))
     return {
-        "confidence": f"{results.summary['confidence']:.0%}",
-        "leaks": {label: LEAK for label in labels if _leaks(start, label)},
+        "confidence": f"{results.summary.confidence:.0%}",
+        "leaks": {subject.label: subject.leak for subject in others if subject.leak},
         "choices": {
-            "label": [[label, quantity(label)] for label in labels],
-            "level": [[f"{level['noise_level']:g}"] * 2 for level in results.summary["levels"]],
+            "label": [[subject.label, quantity(subject.label)] for subject in (target, *others)],
+            "level": [[f"{level.noise_level:g}"] * 2 for level in levels],
             "seed": _list_seeds(results),
             "scope": _list_scopes(start),
         },
         "start": {
-            "label": labels[0],
-            "level": f"{start['noise_level']:g}",
+            "label": target.label,
+            "level": f"{start.noise_level:g}",
             "seed": _MEAN,
-            "scope": next(iter(scope_views(start))),
+            "scope": next(iter(start.scopes)),
         },
-        "thresholds": [["stop below", f"{limits.stop:g}"], ["continue from", f"{limits.continue_:g}"]],
-        "merits": _SHOWN,
+        "thresholds": [["not worth it below", f"{limits.stop:g}"], ["build experts from", f"{limits.continue_:g}"]],
+        "merits": {merit.name: merit.symbol for merit in _SHOWN},
         "parts": _list_parts(results, start),
         "facts": ["ΔR² ± seeds", "MAE global", "MAE oracle", "α expert", "α global", "n train", "n test"],
         "rows": rows,
     }
-
-
-def _list_labels(results: RunResults) -> list[str]:
-    """Return the target, and then all labels that every noise level knows."""
-    known = [set(level.get("labels") or ()) for level in results.summary["levels"]]
-    others = headline(results).get("labels") or {}
-    return [str(results.summary["target"]), *(label for label in others if all(label in one for one in known))]
-
-
-def _leaks(level: Mapping[str, Any], label: str) -> bool:
-    return bool(((level.get("labels") or {}).get(label) or {}).get("leaks"))
-
-
-def _tables_of(results: RunResults, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of ``results.csv`` and of ``per_bin_results.csv`` for the target, the same for other labels."""
-    if label == results.summary["target"]:
-        return results.overall, results.per_bin
-    own = results.labels[results.labels["target"] == label]
-    is_bin = own["part"].str.isdigit()
-    return own[~is_bin].rename(columns={"part": "scope"}), own[is_bin].assign(bin=own["part"][is_bin].astype(int))
 
 
 def _list_seeds(results: RunResults) -> list[list[str]]:
@@ -139,25 +123,25 @@ def _list_seeds(results: RunResults) -> list[list[str]]:
     return [[_MEAN, f"mean of {len(seeds)}"], *([str(seed)] * 2 for seed in seeds)]
 
 
-def _list_scopes(level: Mapping[str, Any]) -> list[list[str]]:
+def _list_scopes(level: Level) -> list[list[str]]:
     words = {"covered": "covered (in a bin)", "all": "all (outside, too)"}
-    return [[scope, words[scope]] for scope in scope_views(level)]
+    return [[scope, words[scope]] for scope in level.scopes]
 
 
-def _list_parts(results: RunResults, level: Mapping[str, Any]) -> list[dict[str, str]]:
+def _list_parts(results: RunResults, level: Level) -> list[dict[str, str]]:
     edges = bin_edges(results)
     shape = tuple(len(cuts) - 1 for cuts in edges.values())
     intervals = [list(pairwise(cuts)) for cuts in edges.values()]
-    parts = [{"id": scope, "name": f"{scope} spectra", "where": ""} for scope in scope_views(level)]
-    for view in bin_views(level):
-        place = np.unravel_index(view.number, shape)
+    parts = [{"id": scope, "name": f"{scope} spectra", "where": ""} for scope in level.scopes]
+    for one in level.bins:
+        place = np.unravel_index(one.bin, shape)
         ends = [spans[k] for spans, k in zip(intervals, place, strict=True)]
         spans = [
             f"{symbol(column)} {low:g} to {high:g}{_unit(column)}"
             for column, (low, high) in zip(edges, ends, strict=True)
         ]
-        name = f"{view.number} · {', '.join(view.names)}"
-        parts.append({"id": str(view.number), "name": name, "where": "; ".join(spans).replace("-", "−")})
+        name = f"{one.bin} · {', '.join(one.names)}"
+        parts.append({"id": str(one.bin), "name": name, "where": "; ".join(spans).replace("-", "−")})
     where = "no expert: the global model answers in both cases, so ΔR² is 0"
     return [*parts, {"id": _OUTSIDE, "name": "outside every bin", "where": where}]
 
@@ -171,63 +155,38 @@ def _unit(column: str) -> str:
     return f" {unit}" if unit else ""
 
 
-def _joint_rows(results: RunResults, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _joint_rows(label: str, level: Level, part: Part, draws: Sequence[Draw]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a label's rows of all seeds together, whose intervals are those of the key numbers."""
-    tables = _tables_of(results, label)
-    for level in results.summary["levels"]:
-        own = level if label == results.summary["target"] else level["labels"][label]
-        at_level = [table[table["noise_level"] == level["noise_level"]] for table in tables]
-        views = {str(view.number): view for view in bin_views(own)}
-        key = f"{label}|{level['noise_level']:g}|{_MEAN}"
-        yield from _rows(key, scope_views(own), views, (at_level[0], at_level[1]), label)
+    yield from _rows(f"{label}|{level.noise_level:g}|{_MEAN}", part, draws, label)
 
 
-def _seed_rows(results: RunResults, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a label's rows of every seed alone, from the tables of results; none where there is one seed only."""
-    tables = _tables_of(results, label)
-    if tables[0]["seed"].nunique() < 2:
-        return
-    draws = tables[0][["noise_level", "seed"]].drop_duplicates()
-    for level, seed in draws.itertuples(index=False):
-        overall, bins = (table[(table["noise_level"] == level) & (table["seed"] == seed)] for table in tables)
-        scopes = {str(row["scope"]): _read_view(row) for row in overall.to_dict("records")}
-        views = {str(row["bin"]): _read_view(row) for row in bins.to_dict("records")}
-        yield from _rows(f"{label}|{level:g}|{seed}", scopes, views, (overall, bins), label)
+def _seed_rows(label: str, level: Level, draws: Sequence[Draw]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a label's rows of every seed alone; none where there is one seed only."""
+    for draw in draws if len(draws) > 1 else ():
+        yield from _rows(f"{label}|{level.noise_level:g}|{draw.seed}", draw, [draw], label)
 
 
-def _read_view(row: Mapping[Hashable, Any]) -> ScopeView:
-    """Return a row of a table of results as the summary's entries are returned; one seed has no spread."""
-    merits = {
-        merit: Estimate(*map(float, (row[merit], math.nan, row[f"{merit}_low"], row[f"{merit}_high"])))
-        for merit in MERITS
-    }
-    return ScopeView(int(row["n_train"]), int(row["n_test"]), **merits)
+def _rows(key: str, part: Part, draws: Sequence[Draw], label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what scopes, bins and the outside show; ``draws`` are those that the part is a mean over."""
+    unit, several = _unit(label), len(draws) > 1
+    penalty = count_choices(draw.alpha_global for draw in draws)
 
-
-def _rows(
-    key: str,
-    scopes: Mapping[str, ScopeView],
-    views: Mapping[str, ScopeView],
-    tables: tuple[pd.DataFrame, pd.DataFrame],
-    label: str,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what scopes, bins and the outside show; ``tables`` are their rows of ``results.csv`` and per bin."""
-    overall, bins = tables
-    unit = _unit(label)
-    several = overall["seed"].nunique() > 1
-    penalty = count_choices(overall.drop_duplicates("seed")["alpha_global"])
-    for part, view in {**scopes, **views}.items():
-        found = bins[bins["bin"] == int(part)] if part in views else bins.iloc[:0]
+    def row(scope: Scope, errors: tuple[str, ...], alpha: str) -> dict[str, Any]:
         facts = (
-            number_cell(view.delta_r2.std) if several else MISSING,
-            *(_with_unit(number_cell(found[name].mean()), unit) for name in ("mae_global", "mae_oracle")),
-            count_choices(found["alpha"].dropna()),
+            number_cell(scope.delta_r2.std) if several else MISSING,
+            *errors,
+            alpha,
             penalty,
-            *(f"{count:,}" for count in (view.n_train, view.n_test)),
+            *(f"{count:,}" for count in (scope.n_train, scope.n_test)),
         )
-        merits = {merit: interval_cells(merit, getattr(view, merit)) for merit in MERITS}
-        yield f"{key}|{part}", {**merits, "facts": facts}
-    if scopes.keys() >= {"covered", "all"}:
-        counts = (getattr(scopes["all"], n) - getattr(scopes["covered"], n) for n in ("n_train", "n_test"))
+        return {**{merit.name: merit_cells(merit, scope.merit(merit)) for merit in MERITS}, "facts": facts}
+
+    for name, scope in part.scopes.items():
+        yield f"{key}|{name}", row(scope, (MISSING, MISSING), MISSING)
+    for place, one in enumerate(part.bins):
+        errors = tuple(_with_unit(number_cell(value), unit) for value in (one.mae_global, one.mae_oracle))
+        yield f"{key}|{one.bin}", row(one, errors, count_choices(draw.bins[place].alpha for draw in draws))
+    if part.scopes.keys() >= {"covered", "all"}:
+        counts = (getattr(part.scopes["all"], n) - getattr(part.covered, n) for n in ("n_train", "n_test"))
         facts = (*(MISSING,) * 4, penalty, *(f"{count:,}" for count in counts))
-        yield f"{key}|{_OUTSIDE}", {**dict.fromkeys(MERITS, (MISSING,) * 3), "facts": facts}
+        yield f"{key}|{_OUTSIDE}", {**{merit.name: (MISSING,) * 3 for merit in MERITS}, "facts": facts}

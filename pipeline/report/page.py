@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,37 +20,21 @@ import yaml
 
 from pipeline.base import list_recordings, replacing
 from pipeline.errors import ResourceError
-from pipeline.noise import describe_test_noise, is_marginal
-from pipeline.questions.bin_design import describe_design
-from pipeline.questions.gate import describe_gate
-from pipeline.questions.penalty import describe_search
+from pipeline.noise import NO_SEED, describe_test_noise, is_marginal
 from pipeline.report.interactive import answer_cards, describe_interactive, hash_script, read_asset
+from pipeline.report.section import Block, Code, Heading, Links, Picture, Section, Show, Subject, Terms
 from pipeline.report.tables import (
-    list_ablation,
     list_bins,
     list_files,
     list_hypotheses,
     list_key_numbers,
-    list_labels,
-    list_learning,
-    list_levels,
-    list_marginal,
     list_run,
     list_steps,
     list_stores,
 )
-from pipeline.report.views import conclusion, headline, symbol
-from pipeline.report.words import (
-    ABOUT_LABELS,
-    REPORT_FIGURES,
-    caption_figure,
-    describe_words,
-    explain_economy,
-    explain_hypotheses,
-    explain_levels,
-    list_commands,
-)
-from pipeline.scoring import NO_SEED, RunResults
+from pipeline.report.views import conclusion, symbol
+from pipeline.report.words import describe_words, explain_economy, explain_hypotheses, explain_levels, list_commands
+from pipeline.scoring import RunResults, find_verdict
 
 __all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]
 
@@ -59,7 +43,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Shown:
     """A figure as the two reports show it: embedded in the HTML, linked from the Markdown."""
 
     name: str
@@ -74,16 +58,25 @@ class _Verbatim(str):
     """Text that a Markdown template may write as it is."""
 
 
-def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Path, Path]:
+def render_report(
+    results: RunResults,
+    pictures: Sequence[tuple[Picture, Path]],
+    sections: Sequence[Section] = (),
+    subjects: Sequence[Subject] = (),
+) -> tuple[Path, Path]:
     """Write ``report.md`` and the self-contained ``report.html`` into the run folder.
 
     Parameters
     ----------
     results
         A scored run.
-    figures
-        PNG files by file name, as :func:`pipeline.report.figures.render_figures` returns them. A figure that is not
-        given is left out; one that this module has no caption for is shown at the end.
+    pictures
+        What was drawn, with the PNG files, as :func:`pipeline.report.figures.render_figures` returns them. A picture
+        that no section shows stands at the end.
+    sections
+        What the questions of the run have to say, between the bins and the predictions.
+    subjects
+        Labels beside the target that the interactive view can show.
 
     Returns
     -------
@@ -95,7 +88,7 @@ def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Pat
     ResourceError
         If a figure cannot be read or a report cannot be written; the message names the path.
     """
-    content = _collect(results, figures)
+    content = _collect(results, pictures, sections, subjects)
     written = []
     for name, environment in ((REPORT_MARKDOWN, _markdown()), (REPORT_HTML, _html())):
         text = environment.get_template(f"{name}.j2").render(**content)
@@ -106,80 +99,127 @@ def render_report(results: RunResults, figures: Mapping[str, Path]) -> tuple[Pat
     return written[0], written[1]
 
 
-def _collect(results: RunResults, figures: Mapping[str, Path]) -> dict[str, Any]:
-    level, levels, metadata = headline(results), results.summary["levels"], results.metadata
-    config = metadata.get("config") or {}
-    script = read_asset("report.js")
+def _collect(
+    results: RunResults,
+    pictures: Sequence[tuple[Picture, Path]],
+    sections: Sequence[Section],
+    subjects: Sequence[Subject],
+) -> dict[str, Any]:
+    level = results.summary.headline
+    script, shown = read_asset("report.js"), _read_pictures(results, pictures)
+    all_sections = [*_open_sections(results), *sections, *_close_sections(results, sections, shown)]
     return {
         "style": read_asset("report.css"),
         "script": script,
         "script_hash": hash_script(script),
-        "interactive": describe_interactive(results),
+        "interactive": describe_interactive(results, subjects),
         "cards": answer_cards(results),
-        "title": f"Headroom of a mixture of experts for {symbol(results.summary['target'])}",
-        "verdict": level["decision"]["verdict"],
+        "title": f"Headroom of a mixture of experts for {symbol(results.summary.target)}",
+        "verdict": find_verdict(level.decision.verdict).style,
         "conclusion": conclusion(results),
         "about_levels": explain_levels(results),
-        "about_hypotheses": explain_hypotheses(metadata),
-        "simulated": bool(metadata.get("simulated")),
-        "confidence": f"{results.summary['confidence']:.0%}",
-        "seeds": [str(seed) for seed in results.overall["seed"].unique() if seed != NO_SEED]
-        or ["none, since no noise was drawn from one"],
-        "is_marginal": is_marginal((config.get("noise") or {}).get("mode", "")),
-        "several_levels": len(levels) > 1,
-        "levels": [
-            {
-                "name": f"{entry['noise_level']:g}",
-                "test_noise": describe_test_noise(entry["test_noise"]),
-                "hypotheses": list_hypotheses(entry),
-                "key_numbers": list_key_numbers(results, entry),
-                "labels": list_labels(results, entry),
-                "bins": list_bins(results, entry),
-                "ablation": list_ablation(results, entry),
-                # The conclusion at the top is about this level, and one page states it once.
-                "sentence": "The conclusion above is about this level."
-                if entry is level
-                else entry["decision"]["sentence"],
-            }
-            for entry in levels
-        ],
-        "noise_levels": list_levels(results),
-        "design": describe_design(results),
-        "gate": describe_gate(results),
-        "penalty": describe_search(results),
-        "learning": list_learning(results),
-        "marginal": list_marginal(results),
-        "marginal_sentence": (results.summary.get("marginal") or {}).get("sentence") or "",
-        "learning_sentence": (results.summary.get("learning") or {}).get("sentence") or "",
-        "pictures": _read_pictures(results, figures),
-        "warnings": [str(warning) for warning in metadata.get("warnings") or ()],
-        "config_yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip(),
-        "economy": explain_economy(metadata),
-        "provenance": [list_run(results), list_stores(results), list_steps(results), list_files(results)],
-        "recordings": [path.name for path in list_recordings(results.folder)],
-        "commands": list_commands(results),
-        "glossary": describe_words(results),
-        "about_labels": ABOUT_LABELS,
+        "simulated": bool(results.metadata.get("simulated")),
+        "warnings": [str(warning) for warning in results.metadata.get("warnings") or ()],
+        "sections": all_sections,
+        "pictures": shown,
+        "dashboard": _DASHBOARD,
     }
 
 
-def _read_pictures(results: RunResults, figures: Mapping[str, Path]) -> dict[str, _Picture]:
-    pictures: dict[str, _Picture] = {}
-    known = [name for name in REPORT_FIGURES if name in figures]
-    for name in [*known, *(name for name in figures if name not in REPORT_FIGURES)]:
-        path = figures[name]
+_DASHBOARD = "moe_oracle_dashboard.png"
+
+
+def _open_sections(results: RunResults) -> list[Section]:
+    """Return what stands before the questions: hypotheses, key numbers, bins."""
+    levels = results.summary.levels
+    about = explain_hypotheses(results.metadata)
+    seeds = [str(seed) for seed in results.overall["seed"].unique() if seed != NO_SEED]
+    named = ", ".join(seeds) or "none, since no noise was drawn from one"
+    key_numbers: list[Block] = [
+        f"Seeds: {named}. The columns low and high are the ends of the {results.summary.confidence:.0%} interval. "
+        "ΔR² = R²_oracle − R²_global on the same spectra."
+    ]
+    for level in levels:
+        if len(levels) > 1:
+            # The conclusion at the top is about the headline level, and one page states it once.
+            is_first = level is results.summary.headline
+            key_numbers.append(Heading(f"Noise level {level.noise_level:g}"))
+            key_numbers.append("The conclusion above is about this level." if is_first else level.decision.sentence)
+        key_numbers.append(list_key_numbers(results, level))
+    bins = [Show("moe_delta_r2_heatmap.png"), Show("moe_perbin_r2_grouped.png")]
+    return [
+        Section("hypotheses", "Hypotheses", "Hypotheses", (*([about] if about else []), *map(list_hypotheses, levels))),
+        Section("key-numbers", "Key numbers", "Key numbers", tuple(key_numbers)),
+        Section("bins", "Bins", "Bins", (*(list_bins(results, level) for level in levels), *bins)),
+    ]
+
+
+def _close_sections(results: RunResults, questions: Sequence[Section], shown: Mapping[str, _Shown]) -> list[Section]:
+    """Return what stands after the questions: predictions, words, warnings, and where all of it comes from."""
+    metadata = results.metadata
+    config = metadata.get("config") or {}
+    placed = {block.file for section in questions for block in section.blocks if isinstance(block, Show)}
+    placed |= {_DASHBOARD, "moe_delta_r2_heatmap.png", "moe_perbin_r2_grouped.png"}
+    noise = [
+        (f"Noise level {level.noise_level:g}", describe_test_noise(level.test_noise))
+        for level in results.summary.levels
+    ]
+    about_noise: tuple[Block, ...] = (Terms(tuple(noise)),)
+    if is_marginal((config.get("noise") or {}).get("mode") or ""):
+        trained = (
+            "Models were trained on marginal noise: the expectation over all draws of noise on the training spectra, "
+            "in closed form, so the number of draws does not limit them."
+        )
+        about_noise = (trained, *about_noise)
+    warnings = tuple(("", str(warning)) for warning in metadata.get("warnings") or ())
+    written = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip()
+    again = (
+        "In a checkout of this repository, with the run's own configuration (its paths are absolute) and spectra of "
+        "the same fingerprints:"
+    )
+    rest = tuple(Show(name) for name in shown if name not in placed)
+    return [
+        Section("predictions", "Predictions and sample", "Predictions and sample", rest),
+        Section("words", "What the words mean", "What the words mean", (Terms(tuple(describe_words(results))),)),
+        Section("test-noise", "Noise of the test spectra", "Noise of the test spectra", about_noise),
+        Section("warnings", "Warnings", "Warnings", (Terms(warnings) if warnings else "None.",)),
+        Section("configuration", "Configuration", "Configuration", (Code(written, "yaml", "Configuration as YAML"),)),
+        Section("provenance", "Provenance", "Provenance", _trace(results)),
+        Section(
+            "reproduce", "How to reproduce", "How to reproduce", (again, Code(list_commands(results), "sh", "Commands"))
+        ),
+    ]
+
+
+def _trace(results: RunResults) -> tuple[Block, ...]:
+    """Return who computed what, from which spectra, and in what time."""
+    economy = explain_economy(results.metadata)
+    blocks: list[Block] = [economy] if economy else []
+    blocks += [list_run(results), list_stores(results), list_steps(results), list_files(results)]
+    if recordings := [path.name for path in list_recordings(results.folder)]:
+        blocks.append(
+            "Dask's performance reports (task stream, profiles, memory), one for each run in this folder, oldest first:"
+        )
+        blocks.append(Links(tuple(recordings)))
+    return tuple(blocks)
+
+
+def _read_pictures(results: RunResults, pictures: Sequence[tuple[Picture, Path]]) -> dict[str, _Shown]:
+    shown: dict[str, _Shown] = {}
+    for picture, path in pictures:
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ResourceError(
                 f"figure {path}: cannot be read ({error.strerror or error}); render the figures again"
             ) from None
-        title, caption = caption_figure(name, results)
         relative = Path(os.path.relpath(path, results.folder)).as_posix()
         embedded = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
-        anchor = f"figure-{len(pictures) + 1}"
-        pictures[name] = _Picture(name, title, caption, embedded, quote(relative), anchor)
-    return pictures
+        anchor = f"figure-{len(shown) + 1}"
+        shown[picture.file] = _Shown(
+            picture.file, picture.title, picture.describe(results), embedded, quote(relative), anchor
+        )
+    return shown
 
 
 def _html() -> jinja2.Environment:

@@ -1,14 +1,12 @@
 from .changes import add_spectra as add_spectra
 from .changes import describe_reuse as describe_reuse
 from .changes import remove_shard as remove_shard
+from .experiment import list_remarks as list_remarks
 from .experiment import plan_experiment as plan_experiment
 from .experiment import render_run as render_run
 from .experiment import run_demo as run_demo
 from .experiment import run_experiment as run_experiment
 from .folder import CONFIG_FILE as CONFIG_FILE
-from .folder import Run as Run
 from .folder import writable_folder as writable_folder
-from .models import ModelFiles as ModelFiles
 from .revisit import Revisit as Revisit
 from .revisit import revisit_run as revisit_run
-from .spectra import SpectraSets as SpectraSets

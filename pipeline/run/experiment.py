@@ -6,14 +6,13 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.accumulate import (
+    MomentsFolder,
     accumulate_moments,
     available_threads,
     delete_unwanted,
@@ -37,13 +36,12 @@ from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import InputError
 from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions.bin_design import design_products, require_divisible, score_design, search_design
-from pipeline.questions.gate import fit_gates, gate_products, require_gate
+from pipeline.questions import QUESTIONS, Facts, Trained, Truth
 from pipeline.run.folder import Run, open_run, save_config, writable_folder
-from pipeline.run.models import require_searchable_folds, solve_models, warn_of_sizes
-from pipeline.run.scores import score_models
-from pipeline.run.spectra import check_headers, open_spectra_sets, read_headers, resolve_binnings
-from pipeline.run.tables import results_hold, write_tables
+from pipeline.run.models import drop_unsearchable, others_file, solve_models
+from pipeline.run.scores import read_test_spectra, read_truth
+from pipeline.run.spectra import SpectraSets, check_headers, open_spectra_sets, read_headers, resolve_binnings
+from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
 from pipeline.simulate import SampleSpec, write_sample
@@ -51,7 +49,7 @@ from pipeline.simulate import SampleSpec, write_sample
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["limits_of_workers", "plan_experiment", "render_run", "run_demo", "run_experiment"]
+__all__ = ["limits_of_workers", "list_remarks", "plan_experiment", "render_run", "run_demo", "run_experiment"]
 
 
 def plan_experiment(
@@ -134,68 +132,99 @@ def run_experiment(
 def _run_steps(
     run: Run, plan: ExperimentPlan, client: Client | None, convert_workers: int | None, command: str | None
 ) -> RunResults:
-    config = run.config
-    begun = datetime.now(UTC)
-    clock = time.perf_counter()
+    """Convert, accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
+    config, begun = run.config, datetime.now(UTC)
     sets = open_spectra_sets(config.data, run.progress, convert_workers)
     # Again, on what the stores hold: conversion may have left spectra out.
     run.warnings += check_headers(*sets.headers, config)
-    clock = run.finish_step("convert", clock, skipped=plan.store_disk == 0)
-    cells, run.binnings, left_out = resolve_binnings(config, sets)
+    run.finish_step("convert", skipped=plan.store_disk == 0)
+    facts = _gather_facts(run, sets, plan, client)
+    drop_unsearchable(facts)
+    facts.truth = read_truth(facts)
+    questions = [question(facts) for question in QUESTIONS]
+    for question in questions:
+        question.check()
+    moments = _accumulate(run, facts, plan)
+    facts.trained = solve_models(facts, moments, plan)
+    run.finish_step("solve")
+    made_of = {name: key for one in facts.trained for name, key in _list_products(facts, one).items()}
+    for question in questions:
+        prepared = question.prepare()
+        if prepared is not None:
+            run.finish_step(question.step)
+            made_of |= run.products.keys_of(prepared)
+    run.worker_peak = workers_peak(client) if client is not None else 0
+    key = content_hash([RESULTS_ALGORITHM, made_of, sets.test.fingerprint, config.to_dict(), list(config.bins)])
+    if not results_hold(run.folder, key):
+        draws = read_test_spectra(facts, questions)
+        run.finish_step("score", skipped=False)
+        save_config(config, run.folder)
+        record = _record(run, plan, begun, command) | {"key": key}
+        write_results(facts, sets, questions, draws, record)
+    for one in moments:
+        delete_unwanted(one.folder)  # now that results without them stand
+    return read_results(run.folder)
+
+
+def _gather_facts(run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None) -> Facts:
+    """Return what is known before the pass: the spectra, how they are divided, and how the pass is cut."""
+    config = run.config
+    cells, binnings, left_out = resolve_binnings(config, sets)
     run.warnings += left_out
-    accumulation = plan_accumulation(sets.train, cells, config.compute, config.precision)
-    require_searchable_folds(run, sets, accumulation)
-    require_divisible(run, sets, accumulation)
-    require_gate(run)
-    warn_of_sizes(run, accumulation)
-    draws = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-    moments_folder = run.folder / "moments"
-    saved = set(range(len(accumulation.folds))).intersection(
-        *(find_saved_folds(accumulation, moments_folder / draw.name) for draw in draws)
-    )
-    run.reused_folds, run.n_folds = tuple(sorted(saved)), len(accumulation.folds)
-    moments = accumulate_moments(
-        accumulation,
-        draws,
-        moments_folder,
+    return Facts(
+        settings=config,
+        folder=run.folder,
+        products=run.products,
+        progress=run.progress,
         client=client,
+        train=sets.train,
+        test=sets.test,
+        plan=plan_accumulation(sets.train, cells, config.compute, config.precision),
+        binnings=binnings,
+        truth=Truth({}, ()),
+        threads={"solve": plan.solve_threads, "design": plan.design_threads},
+        warnings=run.warnings,
+    )
+
+
+def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFolder]:
+    """Return the moments of every training noise; the pass computes those folds that are not there."""
+    noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
+    folder, n_folds = run.folder / "moments", len(facts.plan.folds)
+    saved = set(range(n_folds)).intersection(*(find_saved_folds(facts.plan, folder / noise.name) for noise in noises))
+    run.reused_folds, run.n_folds = tuple(sorted(saved)), n_folds
+    moments = accumulate_moments(
+        facts.plan,
+        noises,
+        folder,
+        client=facts.client,
         draws_per_pass=plan.draws_per_pass,
         progress=run.progress,
     )
-    clock = run.finish_step("accumulate", clock, skipped=len(saved) == run.n_folds)
-    made = dict(run.products)
-    files = solve_models(run, accumulation, moments, plan, client)
-    clock = run.finish_step("solve", clock, skipped=run.products == made)
-    made = dict(run.products)
-    design = search_design(run, accumulation, moments, files, (plan.design_threads, plan.solve_threads), client)
-    if design is not None:
-        clock = run.finish_step("design", clock, skipped=run.products == made)
-    made = dict(run.products)
-    gate = fit_gates(run, sets, accumulation, moments, files, client)
-    if gate is not None:
-        clock = run.finish_step("gate", clock, skipped=run.products == made)
-    run.worker_peak = workers_peak(client) if client is not None else 0
-    products = {name: run.products[name] for file in files for name in file.names} | design_products(run, design)
-    products |= gate_products(run, gate)
-    key = content_hash([RESULTS_ALGORITHM, products, sets.test.fingerprint, config.to_dict(), list(config.bins)])
-    if not results_hold(run.folder, key):
-        scored = score_models(run, sets, files, gate)
-        scored = replace(scored, design=score_design(run, sets, design, scored.draws))
-        run.finish_step("score", clock)
-        save_config(config, run.folder)
-        write_tables(run.folder, config, run.grid, sets, scored, _facts(run, plan, begun, command) | {"key": key})
-    for draw in draws:
-        delete_unwanted(moments_folder / draw.name)  # now that results without them stand
-    return read_results(run.folder)
+    run.finish_step("accumulate", skipped=len(saved) == n_folds)
+    return moments
+
+
+def _list_products(facts: Facts, trained: Trained) -> dict[str, str]:
+    names = [trained.file, *([others_file(trained.noise)] if trained.others else [])]
+    return facts.products.keys_of(names)
 
 
 def render_run(folder: str | Path) -> tuple[Path, Path]:
     """Draw the figures and write ``report.md`` and ``report.html`` of a scored run; return the two pages."""
     from pipeline.report import render_report
-    from pipeline.report.figures import render_figures
+    from pipeline.report.figures import PICTURES, render_figures
 
     results = read_results(folder)
-    return render_report(results, render_figures(results))
+    pictures = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
+    sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
+    subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
+    return render_report(results, render_figures(results, pictures), sections, subjects)
+
+
+def list_remarks(results: RunResults, noise_level: float) -> list[str]:
+    """Return what the questions say in the terminal at one noise level."""
+    return [remark for question in QUESTIONS for remark in question.remarks(results, noise_level)]
 
 
 def limits_of_workers(client: Client | None) -> list[int]:
@@ -209,7 +238,7 @@ def limits_of_workers(client: Client | None) -> list[int]:
     return limits + [min(limits)] * (count_workers(client) - len(limits))
 
 
-def _facts(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None) -> dict[str, Any]:
+def _record(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None) -> dict[str, Any]:
     """Return what ``metadata.json`` says besides configuration and results."""
     return {
         "command": command or "pipeline.run_experiment(config, folder)",

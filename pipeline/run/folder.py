@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,16 +11,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.base import Progress, remove_leftovers, replacing
-from pipeline.bins import BinGrid, Binning
+from pipeline.base import Products, Progress, remove_leftovers, replacing
 from pipeline.config import ExperimentConfig, with_absolute_paths
 from pipeline.errors import ResourceError
-from pipeline.noise import Noise, compares
 
 __all__ = ["CONFIG_FILE", "Run", "open_run", "save_config", "writable_folder"]
 
 CONFIG_FILE = "config.yaml"
-PRODUCTS_FILE = "products.json"
 
 
 @dataclass
@@ -31,51 +27,32 @@ class Run:
     folder: Path
     config: ExperimentConfig
     progress: Progress
-    products: dict[str, str] = field(default_factory=dict)
+    products: Products
     steps: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     worker_peak: int = 0
-    binnings: tuple[Binning, ...] = ()
     n_folds: int = 0
     reused_folds: tuple[int, ...] = ()
+    _clock: float = field(default_factory=time.perf_counter)
+    _made: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def grid(self) -> BinGrid:
-        """The bins that the verdict is about."""
-        return BinGrid(self.config.bins, self.config.bin_names)
+    def finish_step(self, name: str, *, skipped: bool | None = None) -> None:
+        """Record the time since the last step ended, and whether an earlier run had done it.
 
-    def is_compared(self, noise: Noise) -> bool:
-        """Whether a training noise is only held against the one that the verdict is about."""
-        return compares(self.config.noise.mode, noise)
-
-    def is_made(self, name: str, key: str) -> bool:
-        """Whether a product is there, made of this key."""
-        return self.products.get(name) == key and (self.folder / name).exists()
-
-    def record(self, name: str, key: str) -> None:
-        """Remember that a product is there."""
-        self.products[name] = key
-        with replacing(self.folder / PRODUCTS_FILE) as temporary:
-            temporary.write_text(json.dumps(self.products, indent=1, sort_keys=True), encoding="utf-8")
-
-    def finish_step(self, name: str, started: float, *, skipped: bool = False) -> float:
-        """Record a step's time, and whether an earlier run had done it; return when it ended."""
-        ended = time.perf_counter()
-        self.steps.append({"name": name, "seconds": round(ended - started, 3), "skipped": skipped})
-        return ended
+        By default that is so where the step has made no product.
+        """
+        ended, made = time.perf_counter(), self.products.snapshot()
+        skipped = made == self._made if skipped is None else skipped
+        self.steps.append({"name": name, "seconds": round(ended - self._clock, 3), "skipped": skipped})
+        self._clock, self._made = ended, made
 
 
 def open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> Run:
     """Read what a run folder holds already; the caller holds its lock."""
     remove_leftovers(folder)
     remove_leftovers(folder / "models")
-    products: dict[str, str] = {}
-    if (folder / PRODUCTS_FILE).exists():
-        try:
-            products = json.loads((folder / PRODUCTS_FILE).read_text(encoding="utf-8"))
-        except ValueError:
-            progress.note(f"{folder / PRODUCTS_FILE} is damaged; models and predictions are made again")
-    return Run(folder, config, progress, products)
+    products = Products(folder, progress.note)
+    return Run(folder, config, progress, products, _made=products.snapshot())
 
 
 def save_config(config: ExperimentConfig, folder: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.accumulate import AccumulationPlan, MomentsFolder
+from pipeline.accumulate import MomentsFolder
 from pipeline.bins import Binning, choose_prefixes, count_in_folds
 from pipeline.config import AlphaSearch, RidgeConfig, content_hash
-from pipeline.noise import Noise
+from pipeline.noise import Noise, compares
 from pipeline.plan import ExperimentPlan
+from pipeline.questions import Facts, Trained
 from pipeline.ridge import (
     ExpertModels,
     SolveJob,
@@ -21,48 +22,36 @@ from pipeline.ridge import (
     solve_folders,
     write_models,
 )
-from pipeline.run.folder import Run
-from pipeline.run.spectra import SpectraSets
 from pipeline.schema import RIDGE_ALGORITHM
 
-if TYPE_CHECKING:
-    from distributed import Client
-
-__all__ = ["ModelFiles", "require_searchable_folds", "settle_global", "solve_models", "warn_of_sizes"]
-
-#: Share of a training size by which the nearest number of whole folds may miss it without a word.
-_FAR = 0.1
+__all__ = ["drop_unsearchable", "models_file", "others_file", "settle_global", "solve_models"]
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """The files of one noise's models: the main binning's for growing training sets, and all other binnings'."""
-
-    noise: Noise
-    main: str
-    others: str | None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those that there are."""
-        return (self.main, self.others) if self.others else (self.main,)
+def models_file(noise: Noise) -> str:
+    """Return the product that holds the main binning's models of a noise, for growing training sets."""
+    return f"models/{noise.name}.npz"
 
 
-def require_searchable_folds(run: Run, sets: SpectraSets, plan: AccumulationPlan) -> None:
+def others_file(noise: Noise) -> str:
+    """Return the product that holds the models of all other binnings."""
+    return f"models/{noise.name}_binnings.npz"
+
+
+def drop_unsearchable(facts: Facts) -> None:
     """Refuse folds that a search for the penalty cannot use, before the pass over the spectra.
 
     Other binnings than the main one whose experts would search on such folds are left out, with a warning.
     """
-    alpha = run.config.ridge.alpha
+    alpha = facts.settings.ridge.alpha
     if not isinstance(alpha, AlphaSearch):
         return
 
     def require(binning: Binning) -> None:
-        blocks = ((start, binning.assign(block)) for start, block in sets.train.iter_columns(binning.base.columns))
-        counts = count_in_folds(plan.folds, blocks, binning.n_bins)
-        require_searchable(counts.tolist(), run.config.ridge, binning)
+        blocks = ((start, binning.assign(block)) for start, block in facts.train.iter_columns(binning.base.columns))
+        counts = count_in_folds(facts.plan.folds, blocks, binning.n_bins)
+        require_searchable(counts.tolist(), facts.settings.ridge, binning)
 
-    main, *others = run.binnings
+    main, *others = facts.binnings
     require(main)
     kept = [main]
     for binning in others:
@@ -70,93 +59,93 @@ def require_searchable_folds(run: Run, sets: SpectraSets, plan: AccumulationPlan
             if alpha.by == "per_expert":
                 require(binning)
         except TooFewSpectraError as error:
-            run.warnings.append(f"the binning {binning.name!r} is left out: {error}")
+            facts.warnings.append(f"the binning {binning.name!r} is left out: {error}")
         else:
             kept.append(binning)
-    run.binnings = tuple(kept)
+    facts.binnings = tuple(kept)
 
 
-def warn_of_sizes(run: Run, plan: AccumulationPlan) -> None:
-    """Say which training sizes of the learning curve whole folds cannot come near."""
-    for wanted in run.config.learning_curve or ():
-        nearest = min(choose_prefixes(plan.fold_lengths, [wanted]).values())
-        if abs(nearest - wanted) > _FAR * wanted:
-            run.warnings.append(
-                f"learning_curve: {wanted:,} training spectra were asked for, and {nearest:,} are the nearest that "
-                f"whole folds give; more compute.folds (now {run.config.compute.folds}) give finer steps"
-            )
-
-
-def solve_models(
-    run: Run, plan: AccumulationPlan, moments: Sequence[MomentsFolder], cost: ExperimentPlan, client: Client | None
-) -> list[ModelFiles]:
-    """Solve the models that are not there yet; return the files of every noise's.
+def solve_models(facts: Facts, moments: Sequence[MomentsFolder], cost: ExperimentPlan) -> list[Trained]:
+    """Solve the models that are not there yet; return every noise's, each file read once.
 
     The main binning's models are solved for every training size of the learning curve, the others' for all folds
-    together.
+    together, and only for the noises that the verdict is about.
     """
-    others = run.binnings[1:]
-    files = [
-        ModelFiles(
-            one.draw,
-            f"models/{one.draw.name}.npz",
-            f"models/{one.draw.name}_binnings.npz" if others and not run.is_compared(one.draw) else None,
-        )
-        for one in moments
-    ]
-    ridge, target = run.config.ridge, run.config.target
-    settings = ridge.model_dump(mode="json") | ({"chosen_for": target} if isinstance(ridge.alpha, AlphaSearch) else {})
-    prefixes = tuple(choose_prefixes(plan.fold_lengths, run.config.learning_curve))
-    keys = [content_hash([RIDGE_ALGORITHM, plan.key, vars(one.draw), settings, prefixes]) for one in moments]
-    covered = run.binnings[0].covered
-
-    missing = [k for k, file in enumerate(files) if not run.is_made(file.main, keys[k])]
+    settings = facts.settings
+    # What each noise's models are made of.
+    chosen = {"chosen_for": settings.target} if isinstance(settings.ridge.alpha, AlphaSearch) else {}
+    ridge = settings.ridge.model_dump(mode="json") | chosen
+    prefixes = tuple(choose_prefixes(facts.plan.fold_lengths, settings.learning_curve))
     common: dict[str, Any] = {
-        "covered": covered,
-        "target": target,
+        "covered": facts.binnings[0].covered,
+        "target": settings.target,
         "threads": cost.solve_threads,
         "holds_folds": cost.solve_holds_folds,
     }
-    jobs = [SolveJob(moments[k], run.binnings[0], ridge, **common, prefixes=prefixes) for k in missing]
-    for place, models in _solve(run, jobs, client):
-        _write(run, files[missing[place]].main, keys[missing[place]], models)
-    described = [[one.name, one.columns, one.groups, one.members] for one in others]
-    keys = [content_hash([key, described]) for key in keys]
-    missing = [k for k, file in enumerate(files) if file.others and not run.is_made(file.others, keys[k])]
+    keys = {one: content_hash([RIDGE_ALGORITHM, facts.plan.key, vars(one.draw), ridge, prefixes]) for one in moments}
+    missing = [one for one in moments if not facts.products.is_made(models_file(one.draw), keys[one])]
+    jobs = [SolveJob(one, facts.binnings[0], settings.ridge, **common, prefixes=prefixes) for one in missing]
+    for place, solved in _solve(facts, jobs):
+        _write(facts, models_file(missing[place].draw), keys[missing[place]], solved)
+    models = {one: read_models(facts.folder / models_file(one.draw)) for one in moments}
+    others = _solve_others(facts, {one: keys[one] for one in moments if not _is_compared(facts, one)}, models, common)
+    return [
+        Trained(
+            one.draw, one, models_file(one.draw), models[one], others.get(one, ()), is_compared=_is_compared(facts, one)
+        )
+        for one in moments
+    ]
+
+
+def _is_compared(facts: Facts, moments: MomentsFolder) -> bool:
+    return compares(facts.settings.noise.mode, moments.draw)
+
+
+def _solve_others(
+    facts: Facts,
+    keys: dict[MomentsFolder, str],
+    models: dict[MomentsFolder, list[ExpertModels]],
+    common: dict[str, Any],
+) -> dict[MomentsFolder, list[ExpertModels]]:
+    """Solve the experts of all binnings but the main one, with the main one's global models."""
+    binnings = facts.binnings[1:]
+    if not binnings:
+        return {}
+    described = [[one.name, one.columns, one.groups, one.members] for one in binnings]
+    keys = {one: content_hash([key, described]) for one, key in keys.items()}
+    missing = [one for one, key in keys.items() if not facts.products.is_made(others_file(one.draw), key)]
     jobs = [
         SolveJob(
-            moments[k],
+            one,
             binning,
-            **settle_global(run.config.ridge, run.folder / files[k].main),
+            settle_global(facts.settings.ridge, models[one][-1]),
+            known_global=facts.folder / models_file(one.draw),
             **common,
-            prefixes=(moments[k].n_folds,),
+            prefixes=(one.n_folds,),
         )
-        for k in missing
-        for binning in others
+        for one in missing
+        for binning in binnings
     ]
-    solved: dict[int, list[ExpertModels | None]] = {k: [None] * len(others) for k in missing}
-    for place, models in _solve(run, jobs, client):
-        k = missing[place // len(others)]
-        solved[k][place % len(others)] = replace(models[-1], search=None)
-        if all(solved[k]):
-            _write(run, str(files[k].others), keys[k], [one for one in solved[k] if one is not None])
-    return files
+    solved: dict[MomentsFolder, list[ExpertModels | None]] = {one: [None] * len(binnings) for one in missing}
+    for place, found in _solve(facts, jobs):
+        one = missing[place // len(binnings)]
+        solved[one][place % len(binnings)] = replace(found[-1], search=None)
+        if all(solved[one]):
+            _write(facts, others_file(one.draw), keys[one], [own for own in solved[one] if own is not None])
+    return {one: read_models(facts.folder / others_file(one.draw)) for one in keys}
 
 
-def _solve(run: Run, jobs: Sequence[SolveJob], client: Client | None) -> Iterable[tuple[int, list[ExpertModels]]]:
-    return solve_folders(jobs, client=client, progress=run.progress) if jobs else ()
+def _solve(facts: Facts, jobs: Sequence[SolveJob]) -> Iterable[tuple[int, list[ExpertModels]]]:
+    return solve_folders(jobs, client=facts.client, progress=facts.progress) if jobs else ()
 
 
-def settle_global(ridge: RidgeConfig, main: Path) -> dict[str, Any]:
-    """Return the settings of other binnings' models.
-
-    The global model of the file ``main`` is theirs, too, and so is its penalty where it chose for all.
-    """
+def settle_global(ridge: RidgeConfig, main: ExpertModels) -> RidgeConfig:
+    """Return the settings of other binnings' models: the global model's penalty where it has chosen for all."""
     if isinstance(ridge.alpha, AlphaSearch) and ridge.alpha.by == "global":
-        ridge = ridge.model_copy(update={"alpha": read_models(main)[-1].global_alpha})
-    return {"ridge": ridge, "known_global": main}
+        return ridge.model_copy(update={"alpha": main.global_alpha})
+    return ridge
 
 
-def _write(run: Run, name: str, key: str, models: Sequence[ExpertModels]) -> None:
-    write_models(run.folder / name, models, {"key": key})
-    run.record(name, key)
+def _write(facts: Facts, name: str, key: str, models: Sequence[ExpertModels]) -> None:
+    write_models(Path(facts.folder / name), models, {"key": key})
+    facts.products.record(name, key)

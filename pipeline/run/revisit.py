@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.accumulate import MomentsFolder, available_threads
 from pipeline.base import available_memory
 from pipeline.bins import BinGrid, Binning, CellGrid
-from pipeline.config import AlphaSearch, ExperimentConfig, load_config
+from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
 from pipeline.moments import PixelSums, open_moments
 from pipeline.noise import Noise, compares, test_noises, training_noises
@@ -27,7 +27,16 @@ from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, so
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.models import settle_global
 from pipeline.run.spectra import SpectraSets, resolve_binnings
-from pipeline.scoring import HeadroomScore, RunResults, Score, predict_noisy, read_results, resampling, score_experts
+from pipeline.scoring import (
+    Bootstrap,
+    Columns,
+    HeadroomScore,
+    RunResults,
+    Score,
+    predict_stacked,
+    read_results,
+    score_experts,
+)
 from pipeline.store import open_stores, select_shards
 
 if TYPE_CHECKING:
@@ -125,7 +134,7 @@ class Revisit:
         mean, variance = self._predicted
         truth, bins = self._truth
         spread = None if variance is None else variance[None]
-        return score_experts(truth, mean[None], bins, resampling(self.config), spread)[0]
+        return score_experts(truth, mean[None], bins, _bootstrap(self.config), spread)[0]
 
     def table(self) -> pd.DataFrame:
         """Return R² of global model and oracle on covered spectra, on all, and in every bin.
@@ -166,10 +175,13 @@ class Revisit:
         """Predictions (N, 1 + K), and their variances where the test noise is integrated out."""
         # Marginal training noise may have a test draw for each seed: the first one, whatever it was trained on.
         test_noise = test_noises(self.config.noise.test, self.noise, self.config.seeds, self.sets.test.has_noisy)[0]
-        mean, variance = predict_noisy(
-            self.sets.test, [self.models], self.config.target, test_noise, self.config.precision
-        )
-        return mean[0], None if variance is None else variance[0]
+        asked = [Columns.of_models(self.models, self.config.target)]
+        [found] = predict_stacked(self.sets.test, asked, test_noise, self.config.precision)
+        return found.values, found.variances
+
+
+def _bootstrap(config: ExperimentConfig) -> Bootstrap:
+    return Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
 
 
 def revisit_run(
@@ -224,8 +236,10 @@ def revisit_run(
     else:
         changed = config.ridge if alpha is None else config.ridge.model_copy(update={"alpha": float(alpha)})
         binning = binnings[0] if bins is None else _merge_cells(cells, grid)
-        settled = {"ridge": changed} if alpha is not None else settle_global(changed, saved_models)
-        models = _solve(moments, binning, settled, covered, config.target)
+        ridge, known = changed, None
+        if alpha is None:  # the global model is the run's, and so is its penalty where it chose for all
+            ridge, known = settle_global(changed, read_models(saved_models)[-1]), saved_models
+        models = _solve(moments, binning, ridge, covered, config.target, known)
     folds = [moments.open(fold).pixel_sums() for fold in range(moments.n_folds)]
     trained_on = trained_cells(config.ridge, cells.n_cells, covered)
     whole = PixelSums.merge([sums[cell] for sums in folds for cell in trained_on])
@@ -300,12 +314,26 @@ def _merge_cells(cells: CellGrid, grid: BinGrid) -> Binning:
 
 
 def _solve(
-    moments: MomentsFolder, binning: Binning, penalty: dict[str, Any], covered: tuple[int, ...], target: str
+    moments: MomentsFolder,
+    binning: Binning,
+    ridge: RidgeConfig,
+    covered: tuple[int, ...],
+    target: str,
+    known_global: Path | None,
 ) -> ExpertModels:
-    held = 1 if isinstance(penalty["ridge"].alpha, AlphaSearch) else 0
+    held = 1 if isinstance(ridge.alpha, AlphaSearch) else 0
     of_one = solve_memory(moments.open(0).pixel_sums()[0].x_sum.size, 1, held)
     threads = max(1, min(available_threads(), int(available_memory() * MEMORY_SHARE) // of_one))
     whole = (moments.n_folds,)
-    job = SolveJob(moments, binning, covered=covered, target=target, threads=threads, prefixes=whole, **penalty)
+    job = SolveJob(
+        moments,
+        binning,
+        ridge,
+        covered,
+        target=target,
+        threads=threads,
+        prefixes=whole,
+        known_global=known_global,
+    )
     [(_, models)] = solve_folders([job])
     return models[-1]

@@ -1,177 +1,163 @@
-"""The test spectra under a run's models: predictions written, figures of merit of every noise and binning."""
+"""The test spectra, read once for each noise: predictions of every model that anybody asks, and their scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.base import replacing
-from pipeline.config import ExperimentConfig
 from pipeline.noise import Noise, test_noises
-from pipeline.questions.ablation import ScoredBinning
-from pipeline.questions.gate import RunGate, ScoredBinningGate, ScoredGate, score_gate
-from pipeline.questions.labels import other_labels, score_label
-from pipeline.questions.penalty import tabulate_search
-from pipeline.ridge import ExpertModels, join_experts, read_models
-from pipeline.run.folder import Run
-from pipeline.run.models import ModelFiles
-from pipeline.run.spectra import SpectraSets
-from pipeline.run.tables import ScoredRun
+from pipeline.questions import Facts, Question, Reading, Trained, Truth
+from pipeline.ridge import join_experts
+from pipeline.schema import LABELS
 from pipeline.scoring import (
     PREDICTIONS_FILE,
+    Columns,
+    ScoredBinning,
     ScoredDraw,
-    predict_noisy,
-    resampling,
+    Stacked,
+    predict_stacked,
+    score_binning,
     score_experts,
     tabulate_predictions,
 )
 
-__all__ = ["score_models"]
+__all__ = ["read_test_spectra", "read_truth"]
 
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class _Truth:
-    """What is known of the test spectra: the target, the bin in every binning, the main one first, and other labels.
+def read_truth(facts: Facts) -> Truth:
+    """Read the labels of the test spectra, and assign these to the bins of every binning.
 
-    All of shape (N,).
+    Test spectra need the target alone: a label that some of them do not have is left out.
     """
+    columns = facts.test.columns
+    known = {label: np.asarray(columns[label], dtype=np.float64) for label in (facts.settings.target, *LABELS)}
+    labels = {
+        label: values for label, values in known.items() if label == facts.settings.target or np.isfinite(values).all()
+    }
+    return Truth(labels, [binning.assign(columns) for binning in facts.binnings])
 
-    labels: FloatArray
-    bins: Sequence[NDArray[np.int64]]
-    others: Mapping[str, FloatArray]
 
+def read_test_spectra(facts: Facts, questions: Sequence[Question[Any]]) -> list[ScoredDraw]:
+    """Read the test spectra once for each noise, score the models, and let every question have what it asked for.
 
-def _score_sets(
-    draw: Noise,
-    test_noise: Noise,
-    models: Sequence[ExpertModels],
-    truth: _Truth,
-    predicted: FloatArray,
-    config: ExperimentConfig,
-    variance: FloatArray | None = None,
-) -> ScoredDraw:
-    """Score predictions of shape (models, N, 1 + K), global model first; means, if they have a variance.
+    The predictions of the noises that the verdict is about are written to the run folder.
 
-    After those of the models may come those of their search (:meth:`pipeline.ridge.models.ExpertModels.along_search`).
+    Returns
+    -------
+    list of ScoredDraw
+        The scores that the verdict is about, in the order of the training noises.
     """
-    n = len(models)
-    predicted, tried = predicted[:n], predicted[n:]
-    variance, tried_variance = (None, None) if variance is None else (variance[:n], variance[n:])
-    scores = score_experts(truth.labels, predicted, truth.bins[0], resampling(config), variance)
-    found = models[-1].search
-    table = None
-    if found is not None:
-        label = models[-1].labels.index(found.target)
-        table = tabulate_search(found, label, truth.labels, truth.bins[0], tried, tried_variance)
-    return ScoredDraw(draw, test_noise, models, scores, table)
-
-
-def score_models(run: Run, sets: SpectraSets, files: Sequence[ModelFiles], gate: RunGate | None = None) -> ScoredRun:
-    """Predict and score the test spectra; write the predictions of the noise that the verdict is about."""
-    columns = sets.test.columns
-    labels = np.asarray(columns[run.config.target], dtype=np.float64)
-    others_known = {label: np.asarray(columns[label], dtype=np.float64) for label in other_labels(run.config)}
-    # Test spectra need the target alone.
-    others_known = {label: values for label, values in others_known.items() if np.isfinite(values).all()}
-    truth = _Truth(labels, [binning.assign(columns) for binning in run.binnings], others_known)
-    draws: list[ScoredDraw] = []
-    compared: list[ScoredDraw] = []
-    others: list[ScoredBinning] = []
+    pairs = [(one, noise) for one in facts.trained for noise in _choose_test_noises(facts, one)]
+    scored: list[ScoredDraw] = []
     frames: list[pd.DataFrame] = []
-    gates: list[ScoredGate] = []
-    of_binnings: list[ScoredBinningGate] = []
-    quality = gate.quality.ask(sets.test) if gate is not None and gate.quality is not None else None
-    noise, seeds, has_noisy = run.config.noise, run.config.seeds, sets.test.has_noisy
-    pairs = [(file, one) for file in files for one in test_noises(noise.test, file.noise, seeds, has_noisy)]
-    reads = sum(len(file.names) for file, _ in pairs)
-    if gate is not None:
-        reads += sum(one.is_single and not run.is_compared(file.noise) for file, one in pairs)
-    with run.progress.step("predict", reads * sets.test.n_spectra) as advance:
-        for file, test_noise in pairs:
-            draw, predicted, variance = _score_draw(run, sets, truth, file, test_noise, advance)
-            if run.is_compared(file.noise):
-                compared.append(draw)
-                continue
-            draws.append(draw)
-            known = (labels, truth.bins[0])
-            frame = tabulate_predictions((draw.seed, draw.draw.level), *known, predicted, variance)
-            if gate is not None and test_noise.is_single:
-                gates.append(score_gate(run, sets, gate, file.main, draw, known, predicted, advance))
-                frame = frame.assign(**{f"y_{route}": values for route, values in gates[-1].routed.items()})
-            frames.append(frame)
-            if file.others:
-                others.append(ScoredBinning.main(run.binnings[0], draw, float(np.mean(truth.bins[0] >= 0))))
-                for one, known, own in _score_binnings(run, sets, truth, file, draw, advance):
-                    others.append(one)
-                    if quality is not None and test_noise.is_single:
-                        of_binnings += quality.route(run, one, known, own, gates[-1])
-    with replacing(run.folder / PREDICTIONS_FILE) as temporary:
+    with facts.progress.step("predict", len(pairs) * facts.test.n_spectra) as advance:
+        for trained, test_noise in pairs:
+            reading = _read(facts, questions, trained, test_noise, advance)
+            if not trained.is_compared:
+                scored.append(reading.draw)
+                frames.append(_tabulate(facts, reading))
+    with replacing(facts.folder / PREDICTIONS_FILE) as temporary:
         pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
-    if gate is not None and not gates:
-        run.warnings.append("marginal test noise has no single spectra to route, so the gate was not held against any")
-    return ScoredRun(draws, compared, others, gates=gates, binning_gates=of_binnings)
+    return scored
 
 
-def _score_draw(
-    run: Run,
-    sets: SpectraSets,
-    truth: _Truth,
-    file: ModelFiles,
+def _choose_test_noises(facts: Facts, trained: Trained) -> Sequence[Noise]:
+    return test_noises(facts.settings.noise.test, trained.noise, facts.settings.seeds, facts.test.has_noisy)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is predicted in one read: the main binning's models, the other binnings' experts, and the questions'."""
+
+    main: Sequence[Columns]
+    others: Sequence[Columns]
+    of_questions: Sequence[Sequence[Columns]]
+
+    @property
+    def columns(self) -> list[Columns]:
+        """All of them, in this order."""
+        return [*self.main, *self.others, *(one for asked in self.of_questions for one in asked)]
+
+
+def _read(
+    facts: Facts,
+    questions: Sequence[Question[Any]],
+    trained: Trained,
     test_noise: Noise,
     advance: Callable[[int], None],
-) -> tuple[ScoredDraw, FloatArray, FloatArray | None]:
-    """Score the main binning's models; return also the predictions of the largest training set, and their variances."""
-    models = read_models(run.folder / file.main)
-    sets_of_models = [*models, *models[-1].along_search()]
-    # What is only held against the verdict's noise is compared by the target.
-    n_sets, others = len(sets_of_models), {} if run.is_compared(file.noise) else truth.others
-    # The other labels come from the same read, by the models of all folds.
-    predicted, variance = predict_noisy(
-        sets.test,
-        sets_of_models + [models[-1]] * len(others),
-        [run.config.target] * n_sets + [*others],
-        test_noise,
-        run.config.precision,
-        advance,
+) -> Reading:
+    """Read the test spectra under one noise, and score them."""
+    target = facts.settings.target
+    asked = _Asked(
+        main=[Columns.of_models(one, target) for one in trained.models],
+        # All experts of all binnings as those of one model; their global model is the main binning's.
+        others=[Columns.of_models(join_experts(trained.others), target)] if trained.others else [],
+        of_questions=[question.columns(trained, test_noise) for question in questions],
     )
-    of_labels = {}
-    for k, (label, known) in enumerate(others.items(), start=n_sets):
-        spread = None if variance is None else variance[k]
-        of_labels[label] = score_label(label, known, truth.bins[0], predicted[k], run.config, spread)
-    predicted, variance = predicted[:n_sets], None if variance is None else variance[:n_sets]
-    if file.noise.is_single:  # what they warn of is what drawn noise does
-        run.warnings += [warning for warning in models[-1].warnings if warning not in run.warnings]
-    scored = _score_sets(file.noise, test_noise, models, truth, predicted, run.config, variance)
-    scored = replace(scored, labels=of_labels)
-    whole = len(models) - 1
-    return scored, predicted[whole], None if variance is None else variance[whole]
+    stacked = predict_stacked(facts.test, asked.columns, test_noise, facts.settings.precision, advance)
+    n = len(asked.main)
+    reading = _score(facts, trained, test_noise, stacked[:n])
+    if trained.others:
+        reading.binnings = _score_binnings(facts, reading, stacked[n])
+    begin = n + len(asked.others)
+    for question, own in zip(questions, asked.of_questions, strict=True):
+        question.hear(reading, stacked[begin : begin + len(own)])
+        begin += len(own)
+    return reading
 
 
-def _score_binnings(
-    run: Run, sets: SpectraSets, truth: _Truth, file: ModelFiles, draw: ScoredDraw, advance: Callable[[int], None]
-) -> Iterator[tuple[ScoredBinning, tuple[FloatArray, NDArray[np.int64]], FloatArray]]:
-    """Score the models of all other binnings, in one read of the test spectra.
-
-    Yield also labels and bins (N,), and the predictions of the global model and the experts, (N, 1 + K).
-    """
-    models = read_models(run.folder / str(file.others))
-    # All experts as those of one model: one product for all of them.
-    predicted, variance = predict_noisy(
-        sets.test, [join_experts(models)], run.config.target, draw.test_noise, run.config.precision, advance
+def _score(facts: Facts, trained: Trained, test_noise: Noise, found: Sequence[Stacked]) -> Reading:
+    """Score the main binning's models of every training set."""
+    predicted = np.stack([one.values for one in found])
+    variances = [one.variances for one in found if one.variances is not None]
+    scores = score_experts(
+        facts.truth.labels[facts.settings.target],
+        predicted,
+        facts.truth.bins[0],
+        facts.bootstrap,
+        np.stack(variances) if variances else None,
     )
+    if trained.noise.is_single:  # what they warn of is what drawn noise does
+        facts.warnings += [warning for warning in trained.whole.warnings if warning not in facts.warnings]
+    draw = ScoredDraw(trained.noise, test_noise, trained.models, scores)
+    return Reading(trained, test_noise, draw, found[-1].values, found[-1].variances)
+
+
+def _score_binnings(facts: Facts, reading: Reading, found: Stacked) -> list[ScoredBinning]:
+    """Score the experts of every binning, the main one first."""
+    main, covered = facts.truth.bins[0], float(np.mean(facts.truth.bins[0] >= 0))
+    whole = reading.draw.scores[-1]
+    scored = [
+        ScoredBinning(facts.binnings[0], reading.draw, reading.trained.whole, reading.predicted, whole, covered, True)
+    ]
     first = 1
-    for binning, own, bins in zip(run.binnings[1:], models, truth.bins[1:], strict=True):
-        columns = [0, *range(first, first + own.n_experts)]
-        first += own.n_experts
-        spread = None if variance is None else variance[0][:, columns]
-        of_experts = predicted[0][:, columns]
-        scored = ScoredBinning.score_predictions(
-            binning, draw, own, truth.labels, (bins, truth.bins[0]), of_experts, run.config, spread
+    for binning, models, bins in zip(facts.binnings[1:], reading.trained.others, facts.truth.bins[1:], strict=True):
+        own = found.select([0, *range(first, first + models.n_experts)])
+        first += models.n_experts
+        scored.append(
+            score_binning(
+                binning,
+                reading.draw,
+                models,
+                facts.truth.labels[facts.settings.target],
+                (bins, main),
+                own.values,
+                facts.bootstrap,
+                own.variances,
+            )
         )
-        yield scored, (truth.labels, bins), of_experts
+    return scored
+
+
+def _tabulate(facts: Facts, reading: Reading) -> pd.DataFrame:
+    known = (facts.truth.labels[facts.settings.target], facts.truth.bins[0])
+    frame = tabulate_predictions((reading.draw.seed, reading.draw.level), *known, reading.predicted, reading.variance)
+    return frame.assign(**{f"y_{name}": values for name, values in reading.routed.items()})

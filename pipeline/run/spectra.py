@@ -20,6 +20,7 @@ from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, plan_binnings, qu
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError, did_you_mean
+from pipeline.questions import list_needs
 from pipeline.shards import ShardInfo, find_shards, read_shard_info
 from pipeline.store import (
     AnyStore,
@@ -339,12 +340,12 @@ def resolve_binnings(config: ExperimentConfig, sets: SpectraSets) -> tuple[CellG
     A binning whose experts cannot be trained, or that covers no test spectra, is left out with a warning: it must not
     stop what the main one has to say.
     """
-    grids = {name: BinGrid(_resolve_cuts(name, cuts, sets)) for name, cuts in config.further_grids.items()}
-    fine = grids.pop("design.grid", None)
-    others = dict(zip(config.binnings, grids.values(), strict=True))
-    cells, binnings = plan_binnings(BinGrid(config.bins, config.bin_names), others, ablation=config.ablation, fine=fine)
-    gated = config.gate.binnings if config.gate is not None else ()
-    crossed = [Binning.cross(binnings[0], binning) for binning in binnings if binning.name in gated]
+    needs = list_needs(config)
+    others = {name: BinGrid(_resolve_cuts(f"binnings.{name}", cuts, sets)) for name, cuts in needs.binnings.items()}
+    fine = next((BinGrid(_resolve_cuts(name, cuts, sets)) for name, cuts in needs.fine.items()), None)
+    main = BinGrid(config.bins, config.bin_names)
+    cells, binnings = plan_binnings(main, others, ablation=needs.columns_alone, fine=fine)
+    crossed = [Binning.cross(binnings[0], binning) for binning in binnings if binning.name in needs.crossed]
     kept, warnings = binnings[:1], []
     for binning in [*binnings[1:], *crossed]:
         problem = _find_problem(binning, config, sets)

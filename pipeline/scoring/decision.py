@@ -1,73 +1,65 @@
 """From figures of merit to words: the decision by stated thresholds, and the hypotheses.
 
-"Continue" needs evidence, not a point estimate: the interval's lower end must clear the threshold.
+To build experts needs evidence, not a point estimate: the lower end of the interval must clear the threshold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pipeline.config import DecisionConfig, HypothesesConfig
+from pipeline.scoring.summary import Decision, Estimate, Hypothesis
 
-__all__ = ["Decision", "Estimate", "Hypothesis", "decide", "evaluate_hypotheses"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure of merit over seeds: mean, standard deviation (0 for one seed), confidence interval."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+__all__ = [
+    "BUILD",
+    "NOT_WORTH_IT",
+    "UNDECIDED",
+    "VERDICTS",
+    "Verdict",
+    "decide",
+    "evaluate_hypotheses",
+    "find_verdict",
+]
 
 
 @dataclass(frozen=True)
-class Decision:
-    """``verdict`` is continue, stop or undecided; ``sentence`` is what the report opens with."""
+class Verdict:
+    """One outcome of the decision: its words, and the name that style sheets use for it."""
 
-    verdict: str
-    sentence: str
+    words: str
+    style: str
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One line of the hypotheses table."""
+BUILD = Verdict("build experts", "build")
+UNDECIDED = Verdict("undecided", "undecided")
+NOT_WORTH_IT = Verdict("not worth it", "leave")
+#: All outcomes, from the least gain to the largest.
+VERDICTS = (NOT_WORTH_IT, UNDECIDED, BUILD)
 
-    name: str
-    statement: str
-    found: str
-    passed: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+def find_verdict(words: str) -> Verdict:
+    """Return a verdict by its words."""
+    return next(one for one in VERDICTS if one.words == words)
 
 
 def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float) -> Decision:
     """Decide on a mixture of experts from ΔR² and its interval.
 
-    At least ``continue`` with the interval's lower end → continue; below ``stop`` with its upper end → stop;
-    anything else is undecided, and the sentence says where the point estimate lies and what the interval
-    straddles.
+    The verdict is *build experts* where the lower end of the interval reaches ``decision.continue``, and *not worth it*
+    where its upper end stays below ``decision.stop``. Anything else is *undecided*, and the sentence says where the
+    point estimate lies and what the interval straddles.
     """
     if not (math.isfinite(delta.mean) and math.isfinite(delta.low) and math.isfinite(delta.high)):
-        return Decision(
-            "undecided", "Undecided: ΔR² is undefined on these test spectra; more of them must lie in bins."
-        )
+        return _decide(UNDECIDED, "Undecided: ΔR² is undefined on these test spectra; more of them must lie in bins.")
     go, halt = thresholds.continue_, thresholds.stop
     figure = f"ΔR² = {delta.mean:+.4f} ({confidence:.0%} interval {delta.low:+.4f} to {delta.high:+.4f})"
     if delta.low >= go:
-        return Decision("continue", f"{figure} clears the threshold of {go:g}: a mixture of experts is worth building.")
+        return _decide(BUILD, f"{figure} clears the threshold of {go:g}: a mixture of experts is worth building.")
     if delta.high < halt:
-        return Decision(
-            "stop",
+        return _decide(
+            NOT_WORTH_IT,
             f"{figure} stays below {halt:g}: experts by bin gain too little; "
             "invest in representation learning instead.",
         )
@@ -81,7 +73,11 @@ def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float) -> De
         reason = f", but the interval straddles {straddled:g}, so more test spectra are needed"
     else:
         reason = " and so is the whole interval: a larger test set would not change this"
-    return Decision("undecided", f"Undecided: {figure}; the point estimate is {place}{reason}.")
+    return _decide(UNDECIDED, f"Undecided: {figure}; the point estimate is {place}{reason}.")
+
+
+def _decide(verdict: Verdict, sentence: str) -> Decision:
+    return Decision(verdict=verdict.words, sentence=sentence)
 
 
 def evaluate_hypotheses(
@@ -105,23 +101,21 @@ def evaluate_hypotheses(
         A name for every bin.
     """
     found = [
-        Hypothesis(
-            "H1",
-            f"R²_oracle > {stated.r2_oracle:g}",
-            str(r2_oracle),
-            r2_oracle.mean > stated.r2_oracle,
-        ),
-        Hypothesis("H2", f"ΔR² ≥ {stated.delta_r2:g}", str(delta), delta.mean >= stated.delta_r2),
+        ("H1", f"R²_oracle > {stated.r2_oracle:g}", str(r2_oracle), r2_oracle.mean > stated.r2_oracle),
+        ("H2", f"ΔR² ≥ {stated.delta_r2:g}", str(delta), delta.mean >= stated.delta_r2),
     ]
     if stated.lowest_r2_bins is not None:
         expected = sorted(stated.lowest_r2_bins)
         lowest = sorted(sorted(r2_oracle_by_bin, key=lambda number: r2_oracle_by_bin[number])[: len(expected)])
         found.append(
-            Hypothesis(
+            (
                 "H3",
                 f"bins {', '.join(map(str, expected))} have the lowest R²_oracle",
                 "lowest: " + ", ".join(describe[number] for number in lowest),
                 lowest == expected,
             )
         )
-    return found
+    return [
+        Hypothesis(name=name, statement=statement, found=words, passed=passed)
+        for name, statement, words, passed in found
+    ]

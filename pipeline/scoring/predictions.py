@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,17 @@ from pipeline.ridge import ExpertModels
 from pipeline.store import AnyStore
 
 __all__ = [
-    "predict_columns",
+    "Columns",
+    "Stacked",
     "predict_marginal",
-    "predict_noisy",
+    "predict_stacked",
     "predict_store",
     "read_marginal_rows",
     "read_noisy_rows",
     "tabulate_predictions",
 ]
 
+FloatArray = NDArray[np.float64]
 _BLOCK_ROWS = 1024
 
 
@@ -85,6 +88,93 @@ def read_marginal_rows(
     return noise.read(store, start, stop)
 
 
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is to be predicted of spectra: ``b + xᵀw`` for M columns of weights (P, M) and intercepts (M,)."""
+
+    weights: FloatArray
+    intercepts: FloatArray
+
+    @classmethod
+    def of_models(cls, models: ExpertModels, label: str) -> Columns:
+        """Return the columns of a set of models for one label: the global model, then every expert, (P, 1 + K)."""
+        return cls(*models.columns(label))
+
+    @classmethod
+    def join(cls, columns: Sequence[Columns]) -> Columns:
+        """Return several as one."""
+        return cls(
+            np.concatenate([one.weights for one in columns], axis=1),
+            np.concatenate([one.intercepts for one in columns]),
+        )
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return len(self.intercepts)
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """The values of some columns, (N, M); with their variances where they are means over the noise, else None."""
+
+    values: FloatArray
+    variances: FloatArray | None
+
+    def select(self, columns: Sequence[int]) -> Stacked:
+        """Return some of the columns."""
+        return Stacked(self.values[:, columns], None if self.variances is None else self.variances[:, columns])
+
+
+def predict_stacked(
+    store: AnyStore,
+    asked: Sequence[Columns],
+    noise: Noise,
+    precision: str = "float32",
+    advance: Callable[[int], None] | None = None,
+) -> list[Stacked]:
+    """Predict all that anybody asks of the spectra of a store, in one read.
+
+    The models are linear and pixels are independent, so where noise is integrated out, with the pixels' means m and
+    variances v::
+
+        E[ŷ] = b + wᵀm      Var[ŷ] = Σ w_p² v_p      E[(y − ŷ)²] = (y − E[ŷ])² + Var[ŷ]
+
+    Parameters
+    ----------
+    store
+        The test store, N spectra.
+    asked
+        Columns of weights and intercepts, in several parts.
+    noise, precision
+        Of the spectra, see :meth:`pipeline.noise.Noise.read`.
+    advance
+        Called with the number of finished spectra.
+
+    Returns
+    -------
+    list of Stacked
+        The values of every part.
+    """
+    joined = Columns.join(asked)
+    values = np.empty((store.n_spectra, joined.size))
+    variances = None if noise.is_single else np.empty_like(values)
+    # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(0, store.n_spectra, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, store.n_spectra)
+            rows, spread = noise.read(store, start, stop, precision)
+            values[start:stop] = rows.astype(np.float64) @ joined.weights + joined.intercepts
+            if variances is not None and spread is not None:
+                variances[start:stop] = spread @ joined.weights**2
+            if advance is not None:
+                advance(stop - start)
+    ends = np.cumsum([one.size for one in asked])[:-1]
+    parts = np.split(values, ends, axis=1)
+    spreads = [None] * len(parts) if variances is None else np.split(variances, ends, axis=1)
+    return [Stacked(np.ascontiguousarray(own), spread) for own, spread in zip(parts, spreads, strict=True)]
+
+
 def predict_store(
     store: AnyStore,
     models: Sequence[ExpertModels],
@@ -92,7 +182,7 @@ def predict_store(
     draw: Noise | None,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
+) -> FloatArray:
     """Predict a label of every spectrum of a store with several sets of models, in one read.
 
     Parameters
@@ -113,23 +203,8 @@ def predict_store(
     NDArray[np.float64]
         Shape (M, N, 1 + K), label units; the global model first.
     """
-    predicted = predict_columns(store, *_join_columns(models, target), draw, precision, advance)
-    return _by_model(predicted, len(models))
-
-
-def predict_columns(
-    store: AnyStore,
-    weights: NDArray[np.float64],
-    intercepts: NDArray[np.float64],
-    draw: Noise | None,
-    precision: str = "float32",
-    advance: Callable[[int], None] | None = None,
-) -> NDArray[np.float64]:
-    """Return ``b + xᵀw`` of every spectrum of a store, shape (N, M), for M columns of weights (P, M) and intercepts.
-
-    See :func:`predict_store` for the other parameters.
-    """
-    return _predict_rows(store, weights, intercepts, draw, precision, advance)[0]
+    found = predict_stacked(store, _columns_of(models, target), draw or StoredNoise(), precision, advance)
+    return np.stack([one.values for one in found])
 
 
 def predict_marginal(
@@ -138,12 +213,8 @@ def predict_marginal(
     target: str | Sequence[str],
     noise: MarginalNoise,
     advance: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[FloatArray, FloatArray]:
     """Predict a label of every spectrum on average over all draws of its noise, and how the noise scatters it.
-
-    The models are linear and pixels are independent, so with the pixels' means m and variances v::
-
-        E[ŷ] = b + wᵀm      Var[ŷ] = Σ w_p² v_p      E[(y − ŷ)²] = (y − E[ŷ])² + Var[ŷ]
 
     Parameters
     ----------
@@ -155,71 +226,22 @@ def predict_marginal(
     Returns
     -------
     mean
-        Shape (M, N, 1 + K), label units; the global model first.
+        Shape (M, N, 1 + K), label units; the global model first. See :func:`predict_stacked` for the formulas.
     variance
         Same shape, label units².
     """
-    weights, intercepts = _join_columns(models, target)
-    mean, variance = _predict_rows(store, weights, intercepts, noise, advance=advance)
-    assert variance is not None
-    return _by_model(mean, len(models)), _by_model(variance, len(models))
+    found = predict_stacked(store, _columns_of(models, target), noise, "float64", advance)
+    return np.stack([one.values for one in found]), np.stack(
+        [one.variances for one in found if one.variances is not None]
+    )
 
 
-def predict_noisy(
-    store: AnyStore,
-    models: Sequence[ExpertModels],
-    target: str | Sequence[str],
-    noise: Noise,
-    precision: str = "float32",
-    advance: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Return what :func:`predict_marginal` or, with None for variances, :func:`predict_store` does for this noise."""
-    mean, variance = _predict_rows(store, *_join_columns(models, target), noise, precision, advance)
-    return _by_model(mean, len(models)), None if variance is None else _by_model(variance, len(models))
-
-
-def _predict_rows(
-    store: AnyStore,
-    weights: NDArray[np.float64],
-    intercepts: NDArray[np.float64],
-    noise: Noise | None,
-    precision: str = "float32",
-    advance: Callable[[int], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Return ``b + xᵀw`` (N, M), or its mean and variance over the noise where the noise is integrated out."""
-    noise = noise or StoredNoise()
-    predicted = np.empty((store.n_spectra, weights.shape[1]))
-    variance = None if noise.is_single else np.empty_like(predicted)
-    # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
-    with threadpool_limits(1, user_api="blas"):
-        for start in range(0, store.n_spectra, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, store.n_spectra)
-            rows, spread = noise.read(store, start, stop, precision)
-            predicted[start:stop] = rows.astype(np.float64, copy=False) @ weights + intercepts
-            if variance is not None and spread is not None:
-                variance[start:stop] = spread @ weights**2
-            if advance is not None:
-                advance(stop - start)
-    return predicted, variance
-
-
-def _join_columns(
-    models: Sequence[ExpertModels], target: str | Sequence[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the weights (P, M · (1 + K)) and intercepts of all models."""
+def _columns_of(models: Sequence[ExpertModels], target: str | Sequence[str]) -> list[Columns]:
     targets = [target] * len(models) if isinstance(target, str) else target
-    columns = [one.columns(label) for one, label in zip(models, targets, strict=True)]
-    return np.concatenate([w for w, _ in columns], axis=1), np.concatenate([b for _, b in columns])
-
-
-def _by_model(of_spectra: NDArray[np.float64], n_models: int) -> NDArray[np.float64]:
-    """Return an array (N, M · (1 + K)) as (M, N, 1 + K)."""
-    return np.ascontiguousarray(of_spectra.reshape(len(of_spectra), n_models, -1).transpose(1, 0, 2))
+    return [Columns.of_models(one, label) for one, label in zip(models, targets, strict=True)]
 
 
 # --- What models say of every test spectrum, as the table that a run leaves.
-
-FloatArray = NDArray[np.float64]
 
 
 def tabulate_predictions(

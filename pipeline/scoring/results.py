@@ -21,34 +21,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.noise import NO_SEED
+from pipeline.scoring.summary import Summary
 
 __all__ = [
-    "ABLATION_FILE",
-    "DESIGN_FILE",
-    "GLOBAL_MODEL",
-    "LABELS_COLUMNS",
-    "LABELS_FILE",
     "LEARNING_FILE",
-    "MARGINAL_FILE",
     "METADATA_FILE",
-    "NO_SEED",
-    "OVERALL_COLUMNS",
     "OVERALL_FILE",
     "PER_BIN_FILE",
     "PREDICTIONS_FILE",
-    "ROUTING_BINNINGS_FILE",
-    "ROUTING_FILE",
     "SAMPLE_FILE",
-    "SEARCH_COLUMNS",
-    "SEARCH_FILE",
     "SUMMARY_FILE",
     "RunResults",
     "read_results",
@@ -57,42 +46,12 @@ __all__ = [
 OVERALL_FILE = "results.csv"
 PER_BIN_FILE = "per_bin_results.csv"
 LEARNING_FILE = "learning_curve.csv"
-LABELS_FILE = "other_labels.csv"
 SAMPLE_FILE = "sample_distribution.csv"
-SEARCH_FILE = "alpha_search.csv"
-ABLATION_FILE = "ablation.csv"
-DESIGN_FILE = "design.csv"
-ROUTING_FILE = "routing.csv"
-ROUTING_BINNINGS_FILE = "routing_binnings.csv"
-MARGINAL_FILE = "marginal_learning_curve.csv"
 PREDICTIONS_FILE = "predictions.parquet"
 SUMMARY_FILE = "summary.json"
 METADATA_FILE = "metadata.json"
-
-_MERITS = ("r2_oracle", "r2_global", "delta_r2")
-OVERALL_COLUMNS = (
-    "seed",
-    "noise_level",
-    "target",
-    "scope",
-    "alpha_global",
-    "n_train",
-    "n_test",
-    *(f"{merit}{suffix}" for merit in _MERITS for suffix in ("", "_low", "_high")),
-)
-LABELS_COLUMNS = (
-    "seed",
-    "noise_level",
-    "target",
-    "part",
-    "alpha",
-    *OVERALL_COLUMNS[4:],
-    "mae_oracle",
-    "mae_global",
-)
-SEARCH_COLUMNS = ("seed", "noise_level", "target", "model", "alpha", "r2_cv", "chosen", "r2_test")
-#: The global model among the models of a search; experts have the number of their bin.
-GLOBAL_MODEL = "global"
+#: Columns of names that may look like numbers.
+_TEXT_COLUMNS = ("model", "part", "scope", "binning")
 
 
 @dataclass(frozen=True)
@@ -104,32 +63,26 @@ class RunResults:
     folder
         The run folder.
     overall
-        ``results.csv``: columns :data:`OVERALL_COLUMNS`; ``scope`` is ``covered`` or ``all``.
+        ``results.csv``: columns ``seed, noise_level, target, scope, alpha_global, n_train, n_test`` and the three
+        figures of merit with ``_low``/``_high``; ``scope`` is ``covered`` or ``all``.
     per_bin
         ``per_bin_results.csv``: columns ``seed, noise_level, target, bin``, the interval names
         ``<column>_bin``, ``alpha, n_train, n_test``, the three figures of merit with ``_low``/``_high``,
         ``mae_oracle, mae_global``; NaN where a bin has too few test spectra to have an R². Marginal test noise has
         no absolute errors.
     learning
-        ``learning_curve.csv``: as ``overall``, one row more for every prefix of the folds.
+        ``learning_curve.csv``: as ``overall``, one row more for every training set that is a part of the folds.
     sample
         ``sample_distribution.csv``: ``<column>_low, <column>_high`` for each bin column, ``n_train, n_test``.
     predictions
         Columns ``seed, noise_level, row`` (of the test store), ``bin`` (−1 outside), ``y_true, y_global,
-        y_oracle`` and ``expert_<bin>``, in units of the target; with marginal test noise these are means over the
-        noise, and ``y_global_std, y_oracle_std, expert_<bin>_std`` their standard deviations; with a gate also
-        ``y_hard, y_soft, y_fallback`` (and ``y_blend``), by :mod:`pipeline.questions.gate.routing`. ``seed`` is
-        :data:`NO_SEED` where no noise was drawn from one.
+        y_oracle`` and ``expert_<bin>``, in units of the target. With marginal test noise these are means over the
+        noise, and ``y_global_std, y_oracle_std, expert_<bin>_std`` are their standard deviations. A gate adds
+        ``y_<route>`` for every way of routing. ``seed`` is −1 where no noise was drawn from one.
     summary
-        ``summary.json``, see :mod:`pipeline.scoring.decision`.
+        ``summary.json``: every score of the run, see :class:`pipeline.scoring.summary.Summary`.
     metadata
         ``metadata.json``.
-    alpha_search
-        ``alpha_search.csv``: columns :data:`SEARCH_COLUMNS`; ``model`` is :data:`GLOBAL_MODEL` or the number of a bin,
-        as text, ``r2_test`` that of covered test spectra or of those in the bin. Empty without a search.
-    labels
-        ``other_labels.csv``: columns :data:`LABELS_COLUMNS`; ``part`` is a scope or the number of a bin, as text. R² of
-        the oracle is NaN for labels that the bins are cut by. Empty in a run of an earlier version.
     """
 
     folder: Path
@@ -138,10 +91,23 @@ class RunResults:
     learning: pd.DataFrame
     sample: pd.DataFrame
     predictions: pd.DataFrame
-    summary: dict[str, Any]
+    summary: Summary
     metadata: dict[str, Any]
-    alpha_search: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SEARCH_COLUMNS)))
-    labels: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(LABELS_COLUMNS)))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return a table of the run folder, for example ``routing.csv``; empty where the run does not have it."""
+        path = self.folder / name
+        return pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str)) if path.is_file() else pd.DataFrame()
+
+    @property
+    def alpha_search(self) -> pd.DataFrame:
+        """``alpha_search.csv``: the R² of every model and penalty; empty without a search."""
+        return self.table("alpha_search.csv")
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """``other_labels.csv``: the figures of merit of the labels beside the target."""
+        return self.table("other_labels.csv")
 
     def store_paths(self, role: str) -> list[str]:
         """Return the stores of the ``train`` or ``test`` spectra, for :func:`pipeline.open_spectra`."""
@@ -188,14 +154,27 @@ def read_results(folder: str | Path) -> RunResults:
             learning=pd.read_csv(run / LEARNING_FILE),
             sample=pd.read_csv(run / SAMPLE_FILE),
             predictions=pd.read_parquet(run / PREDICTIONS_FILE),
-            summary=json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8")),
+            summary=_read_summary(run / SUMMARY_FILE),
             metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
-            **_read_where_there("alpha_search", run / SEARCH_FILE, "model"),
-            **_read_where_there("labels", run / LABELS_FILE, "part"),
         )
     except (ValueError, OSError) as error:
         raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None
 
 
-def _read_where_there(name: str, path: Path, text: str) -> dict[str, pd.DataFrame]:
-    return {name: pd.read_csv(path, dtype={text: str})} if path.is_file() else {}
+def _read_summary(path: Path) -> Summary:
+    """Read the summary of a run.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or another version wrote it.
+    """
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(
+            f"{path}: {place} is not what this version writes ({first['msg'].lower()}); run again with the same --out, "
+            "which computes the results from the moments that are there"
+        ) from None

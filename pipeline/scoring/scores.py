@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import InputError
 
 __all__ = [
-    "MERITS",
     "SCOPES",
     "Bootstrap",
     "HeadroomScore",
@@ -33,8 +32,6 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
-#: R²_oracle, R²_global, ΔR²: the order of every array of figures of merit.
-MERITS = ("r2_oracle", "r2_global", "delta_r2")
 #: The sets of test spectra that are scored besides single bins.
 SCOPES = ("covered", "all")
 #: Largest number of resampled indices held at once.
@@ -59,7 +56,8 @@ class Score:
     n_test
         Number of test spectra.
     merits
-        R²_oracle, R²_global, ΔR², shape (3,); NaN where the set has no variance.
+        R²_oracle, R²_global, ΔR², in the order of :data:`pipeline.scoring.MERITS`, shape (3,); NaN where the set has
+        no variance.
     resampled
         The same for every bootstrap resample, shape (R, 3).
     mae_oracle, mae_global

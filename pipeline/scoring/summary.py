@@ -1,81 +1,322 @@
-"""Figures of merit as the tables and the summary of a run have them."""
+"""The typed summary of a run: every score in one place, and all tables, pages and figures are views of it.
+
+``summary.json`` is this model as JSON, with ``null`` for NaN; :func:`pipeline.read_results` reads it back. Entries can
+be read like attributes or like a dictionary's, ``summary["levels"][0]["scopes"]["covered"]["delta_r2"]["mean"]``.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
 from pipeline.bins import BinGrid
-from pipeline.config import ExperimentConfig
 from pipeline.ridge import ExpertModels
-from pipeline.scoring.decision import Estimate
-from pipeline.scoring.scores import MERITS, SCOPES, Bootstrap, HeadroomScore, Score, mean_over_seeds
+from pipeline.schema import SUMMARY_VERSION
+from pipeline.scoring.merits import MERITS, Merit
+from pipeline.scoring.scores import SCOPES, HeadroomScore, Score, mean_over_seeds
 
-__all__ = ["estimate_merits", "merit_columns", "resampling", "summarise_parts"]
+__all__ = [
+    "Bin",
+    "CurvePoint",
+    "Decision",
+    "Draw",
+    "Estimate",
+    "Hypothesis",
+    "Level",
+    "Number",
+    "Part",
+    "Plain",
+    "Scope",
+    "Summary",
+    "cut_name",
+    "estimate_merits",
+    "flatten",
+    "mean_of",
+    "summarise_bin",
+    "summarise_curve",
+    "summarise_draw",
+    "summarise_parts",
+    "summarise_scope",
+]
 
 
-def resampling(config: ExperimentConfig) -> Bootstrap:
-    """Return how the test spectra of an experiment are resampled."""
-    return Bootstrap(config.bootstrap.resamples, config.bootstrap.confidence, config.bootstrap.seed)
+def _read_number(value: object) -> object:
+    return math.nan if value is None else value
+
+
+def _write_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+#: A number that may be undefined: NaN in Python, ``null`` in JSON.
+Number = Annotated[
+    float,
+    BeforeValidator(_read_number),
+    PlainSerializer(_write_number),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+
+
+class Plain(BaseModel):
+    """An entry of the summary: unchangeable, checked when it is read, and readable like a dictionary too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry by its name, as a dictionary does."""
+        return getattr(self, name, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Estimate(Plain):
+    """A figure of merit over seeds: mean, standard deviation (0 for one seed), confidence interval."""
+
+    mean: Number
+    std: Number
+    low: Number
+    high: Number
+
+    @classmethod
+    def of(cls, mean: float, std: float, low: float, high: float) -> Estimate:
+        """Return the estimate of these numbers."""
+        return cls(mean=float(mean), std=float(std), low=float(low), high=float(high))
+
+    @classmethod
+    def unknown(cls) -> Estimate:
+        """Return the estimate of what has no value."""
+        return cls.of(math.nan, math.nan, math.nan, math.nan)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+class Scope(Plain):
+    """What both models are worth on one set of test spectra.
+
+    Mean absolute errors are in units of the label, and undefined where squared errors are expectations over the noise.
+    """
+
+    n_train: int
+    n_test: int
+    r2_oracle: Estimate
+    r2_global: Estimate
+    delta_r2: Estimate
+    mae_oracle: Number
+    mae_global: Number
+
+    def merit(self, merit: Merit) -> Estimate:
+        """Return one figure of merit."""
+        found: Estimate = getattr(self, merit.name)
+        return found
+
+
+class Bin(Scope):
+    """The same in one bin; ``alpha`` is the penalty of its expert, undefined where seeds chose different ones."""
+
+    bin: int
+    names: tuple[str, ...]
+    alpha: Number
+
+    @property
+    def label(self) -> str:
+        """For example ``3 · Mid, Poor``; long names are cut, because a figure has no room for them."""
+        room = 20 // len(self.names) + 3
+        return f"{self.bin} · {', '.join(cut_name(name, room) for name in self.names)}"
+
+
+class Part(Plain):
+    """The scopes ``covered`` and ``all``, and every bin."""
+
+    scopes: dict[str, Scope]
+    bins: tuple[Bin, ...]
+
+    @property
+    def covered(self) -> Scope:
+        """The scope that conclusions are about."""
+        return self.scopes["covered"]
+
+
+class CurvePoint(Plain):
+    """The scores of one noise draw with some of the training folds; ``alpha_global`` is the global model's penalty."""
+
+    alpha_global: Number
+    scopes: dict[str, Scope]
+
+
+class Draw(Part):
+    """The scores under one noise draw: of all training spectra, and of growing training sets.
+
+    ``seed`` is −1 where no noise was drawn. The last point of the ``curve`` is that of all training spectra.
+    """
+
+    seed: int
+    noise_level: float
+    alpha_global: Number
+    curve: tuple[CurvePoint, ...]
+
+
+class Decision(Plain):
+    """``verdict`` is one of :data:`pipeline.scoring.decision.VERDICTS`; ``sentence`` is what the report opens with."""
+
+    verdict: str
+    sentence: str
+
+
+class Hypothesis(Plain):
+    """One line of the hypotheses table."""
+
+    name: str
+    statement: str
+    found: str
+    passed: bool
+
+
+class Level(Part):
+    """The result at one noise level, over all seeds; ``curve`` holds covered spectra of growing training sets."""
+
+    noise_level: float
+    test_noise: str
+    decision: Decision
+    hypotheses: tuple[Hypothesis, ...]
+    curve: tuple[Scope, ...]
+    draws: tuple[Draw, ...]
+
+
+class Summary(Plain):
+    """All scores of a run.
+
+    ``answers`` holds what every question that was asked has found, by its name; a question reads its own.
+    """
+
+    version: int = SUMMARY_VERSION
+    target: str
+    confidence: float
+    headline_level: float
+    levels: tuple[Level, ...]
+    answers: dict[str, Any] = {}
+
+    @property
+    def headline(self) -> Level:
+        """The level that the conclusion is about."""
+        return next((level for level in self.levels if level.noise_level == self.headline_level), self.levels[0])
+
+
+def cut_name(text: str, length: int) -> str:
+    """Return a user's name with at most ``length`` letters, safe for matplotlib."""
+    short = text if len(text) <= length else f"{text[: length - 1]}…"
+    # A pair of dollar signs would make matplotlib read a user's name as a formula.
+    return short.replace("$", r"\$")
+
+
+def flatten(entry: Plain, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the numbers of an entry as columns of a table: an estimate as its value and the ends of its interval."""
+    columns: dict[str, Any] = {}
+    for name in type(entry).model_fields:
+        value = getattr(entry, name)
+        if name in without or isinstance(value, tuple | dict):
+            continue
+        if isinstance(value, Estimate):
+            columns |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            columns[name] = value
+    return columns
+
+
+# --- From scores with their resamples to entries of the summary.
 
 
 def estimate_merits(scores: Sequence[Score], confidence: float) -> dict[str, Estimate]:
     """Return the figures of merit over seeds by name."""
     mean, std, interval = mean_over_seeds(scores, confidence)
-    return {
-        merit: Estimate(float(mean[k]), float(std[k]), float(interval[k, 0]), float(interval[k, 1]))
-        for k, merit in enumerate(MERITS)
-    }
+    return {merit.name: Estimate.of(mean[k], std[k], *interval[k]) for k, merit in enumerate(MERITS)}
 
 
-def merit_columns(score: Score, confidence: float) -> dict[str, float]:
-    """Return the figures of merit of one score and the ends of their intervals, as columns of a table."""
-    intervals = score.intervals(confidence)
-    columns: dict[str, float] = {}
-    for k, merit in enumerate(MERITS):
-        columns |= {merit: score.merits[k], f"{merit}_low": intervals[k, 0], f"{merit}_high": intervals[k, 1]}
-    return columns
+def summarise_scope(scores: Sequence[Score], n_train: int, confidence: float) -> Scope:
+    """Return the scores of one set of test spectra, over seeds."""
+    return Scope(
+        n_train=n_train,
+        n_test=scores[0].n_test,
+        **estimate_merits(scores, confidence),
+        mae_oracle=mean_of([score.mae_oracle for score in scores]),
+        mae_global=mean_of([score.mae_global for score in scores]),
+    )
+
+
+def summarise_bin(
+    scores: Sequence[Score], number: int, models: Sequence[ExpertModels], grid: BinGrid, confidence: float
+) -> Bin:
+    """Return the scores in one bin, over seeds."""
+    alphas = [float(one.expert_alphas[number]) for one in models]
+    scope = summarise_scope(scores, int(models[0].expert_counts[number]), confidence)
+    return Bin(
+        **dict(scope),
+        bin=number,
+        names=grid.bin_names[number],
+        # Seeds that have chosen different penalties have none in common.
+        alpha=alphas[0] if len(set(alphas)) == 1 else math.nan,
+    )
 
 
 def summarise_parts(
     scores: Sequence[HeadroomScore], models: Sequence[ExpertModels], grid: BinGrid, confidence: float
-) -> dict[str, Any]:
-    """Return ``scopes`` and ``bins`` of ``summary.json``: the estimates over seeds, with numbers of spectra.
+) -> Part:
+    """Return scopes and bins over seeds; scores and models are those of every seed."""
+    return Part(
+        scopes=_summarise_scopes(scores, models[0].global_count, confidence),
+        bins=tuple(
+            summarise_bin([score.bins[k] for score in scores], k, models, grid, confidence) for k in range(grid.n_bins)
+        ),
+    )
 
-    Parameters
-    ----------
-    scores, models
-        Of every seed.
-    grid
-        The bins, for their names.
-    confidence
-        Of the intervals.
-    """
-    first, of_first = scores[0], models[0]
-    scopes: dict[str, Any] = {}
-    for scope in SCOPES:
-        estimates = estimate_merits([score.scope(scope) for score in scores], confidence)
-        scopes[scope] = {
-            "n_train": of_first.global_count,
-            "n_test": first.scope(scope).n_test,
-            **{merit: vars(estimate) for merit, estimate in estimates.items()},
-        }
-    of_bins = [estimate_merits([score.bins[k] for score in scores], confidence) for k in range(grid.n_bins)]
-    bins = [
-        {
-            "bin": k,
-            "names": list(grid.bin_names[k]),
-            "n_train": int(of_first.expert_counts[k]),
-            "n_test": first.bins[k].n_test,
-            "alpha": _common([float(one.expert_alphas[k]) for one in models]),
-            **{merit: vars(estimate) for merit, estimate in one.items()},
-        }
-        for k, one in enumerate(of_bins)
+
+def _summarise_scopes(scores: Sequence[HeadroomScore], n_train: int, confidence: float) -> dict[str, Scope]:
+    return {name: summarise_scope([score.scope(name) for score in scores], n_train, confidence) for name in SCOPES}
+
+
+def summarise_draw(
+    origin: tuple[int, float],
+    scores: Sequence[HeadroomScore],
+    models: Sequence[ExpertModels],
+    grid: BinGrid,
+    confidence: float,
+) -> Draw:
+    """Return the scores of one noise draw, given for growing training sets; ``origin`` is its seed and noise level."""
+    whole = summarise_parts(scores[-1:], models[-1:], grid, confidence)
+    curve = [
+        CurvePoint(alpha_global=one.global_alpha, scopes=_summarise_scopes([score], one.global_count, confidence))
+        for score, one in zip(scores, models, strict=True)
     ]
-    return {"scopes": scopes, "bins": bins}
+    return Draw(
+        **dict(whole),
+        seed=origin[0],
+        noise_level=origin[1],
+        alpha_global=models[-1].global_alpha,
+        curve=tuple(curve),
+    )
 
 
-def _common(values: Sequence[float]) -> float:
-    """Return what all values are; NaN where they differ, as penalties do that each seed has chosen."""
-    return values[0] if len(set(values)) == 1 else math.nan
+def summarise_curve(
+    scores: Sequence[Sequence[HeadroomScore]], models: Sequence[ExpertModels], confidence: float
+) -> tuple[Scope, ...]:
+    """Return the scores of covered spectra of growing training sets, over seeds; ``scores`` are those of every seed."""
+    return tuple(
+        summarise_scope([score.covered for score in of_size], one.global_count, confidence)
+        for of_size, one in zip(zip(*scores, strict=True), models, strict=True)
+    )
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of numbers; NaN if any of them is."""
+    return math.fsum(values) / len(values)

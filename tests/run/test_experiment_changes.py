@@ -258,8 +258,9 @@ def test_partitions_of_a_fold_that_was_not_merged_keep_their_rows(
 
 KILLED = """
 import sys, time
-from pipeline import accumulate, experiment
-from pipeline.experiment_changes import add_spectra, remove_shard
+from pipeline.accumulate import accumulate
+from pipeline.run import experiment
+from pipeline.run.changes import add_spectra, remove_shard
 module, name = {"accumulate": (accumulate, "merge_fold"), "solve": (experiment, "solve_models"),
                 "score": (experiment, "write_tables")}[sys.argv[1]]
 original = getattr(module, name)

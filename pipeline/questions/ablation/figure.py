@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from pipeline.report import BinningView, binning_views, headline, symbol, thresholds
+from pipeline.questions.ablation.summary import BinningScope
+from pipeline.report import symbol, thresholds
 from pipeline.report.figures.canvas import (
     INK,
     MUTED,
@@ -24,10 +26,8 @@ from pipeline.scoring import RunResults
 __all__ = ["draw_ablation"]
 
 
-def draw_ablation(results: RunResults) -> Figure:
+def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
     """Draw ΔR² of every binning at the headline noise level, the main one on top, with intervals and shares."""
-    level = headline(results)
-    views = binning_views(level)
     figure = new_figure(SLIDE[0], max(3.8, 0.8 * len(views) + 2.4))
     axes = figure.subplots()
     for place, view in enumerate(views):
@@ -45,27 +45,27 @@ def draw_ablation(results: RunResults) -> Figure:
     limit = thresholds(results).continue_
     axes.axvline(limit, color=INK, linewidth=1.2, linestyle="--")
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    style_axes(axes, x=f"ΔR²  (dashed: worth building, ≥ {limit:g})", grid="x")
+    style_axes(axes, x=f"ΔR²  (dashed: build experts, ≥ {limit:g})", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.45 * (high - low))  # room for the words
     add_title(
         figure,
         "Which division of the spectra brings the gain?",
-        f"Test spectra that each binning covers, noise level {level['noise_level']:g}; mean over seeds, bars: "
-        f"{results.summary['confidence']:.0%} interval. Share: ΔR² in units of the topmost one's.",
+        f"Test spectra that each binning covers, noise level {results.summary.headline.noise_level:g}; mean over "
+        f"seeds, bars: {results.summary.confidence:.0%} interval. Share: ΔR² in units of the topmost one's.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def _name(view: BinningView) -> str:
+def _name(view: BinningScope) -> str:
     return (
         f"{view.name} ({' × '.join(symbol(column) for column in view.columns)})" if view.name == "bins" else view.name
     )
 
 
-def _words(view: BinningView, *, is_main: bool) -> str:
+def _words(view: BinningScope, *, is_main: bool) -> str:
     words = f"{view.delta_r2.mean:+.4f}" if math.isfinite(view.delta_r2.mean) else "undefined"
     if not is_main and math.isfinite(view.share.mean):
         words += f", {view.share.mean:.0%}"

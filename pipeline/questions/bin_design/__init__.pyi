@@ -1,9 +1,1 @@
-from .design import design_products as design_products
-from .design import require_divisible as require_divisible
-from .design import score_design as score_design
-from .design import search_design as search_design
-from .figure import draw_bin_design as draw_bin_design
-from .section import describe_design as describe_design
-from .table import ScoredDesign as ScoredDesign
-from .table import summarise_design as summarise_design
-from .table import tabulate_design as tabulate_design
+from .question import BinDesign as BinDesign

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report import bin_edges, estimate_view, quantity, thresholds
+from pipeline.questions.bin_design.summary import DesignAnswer
+from pipeline.report import bin_edges, quantity, thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -26,16 +26,15 @@ from pipeline.report.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.scoring import Estimate, RunResults
+from pipeline.scoring import RunResults
 
 __all__ = ["draw_bin_design"]
 
 
-def draw_bin_design(results: RunResults) -> Figure:
+def draw_bin_design(results: RunResults, design: DesignAnswer | None) -> Figure:
     """Draw ΔR² of the best division against its number of experts, and the recommended division in the plane."""
-    design = results.summary.get("design")
     figure = new_figure(SLIDE[0], 6.6)
-    if not design:
+    if design is None:
         show_empty(figure.subplots(), "no bin design was asked for in this run")
         return figure
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
@@ -44,51 +43,47 @@ def draw_bin_design(results: RunResults) -> Figure:
     add_title(
         figure,
         "How many experts, and where to cut",
-        f"Noise level {design['noise_level']:g}; best division of a fine grid into rectangles, mean over seeds. The "
+        f"Noise level {design.noise_level:g}; best division of a fine grid into rectangles, mean over seeds. The "
         f"held-out folds of the training set chose; the test spectra played no part (bars: "
-        f"{results.summary['confidence']:.0%} interval).",
+        f"{results.summary.confidence:.0%} interval).",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def _draw_gain(axes: Axes, design: Mapping[str, Any], limit: float) -> None:
-    divisions = design["divisions"]
-    numbers = [int(one["experts"]) for one in divisions]
-    tests = [estimate_view(one["test"]["delta_r2"]) for one in divisions]
-    axes.plot(numbers, [_value(one["delta_r2"]) for one in divisions], color=ORACLE, linewidth=2.4, marker="o",
+def _draw_gain(axes: Axes, design: DesignAnswer, limit: float) -> None:
+    numbers = [one.experts for one in design.divisions]
+    tests = [one.test["delta_r2"] for one in design.divisions]
+    axes.plot(numbers, [one.delta_r2 for one in design.divisions], color=ORACLE, linewidth=2.4, marker="o",
               markersize=6, label="held-out folds (chose)", zorder=5)  # fmt: skip
     axes.plot(numbers, [test.mean for test in tests], color=MUTED, linewidth=1.6, linestyle=(0, (4, 2)),
               label="test (no part in it)")  # fmt: skip
     for number, test in zip(numbers, tests, strict=True):
-        add_interval(axes, number, Estimate(test.mean, 0.0, test.low, test.high), horizontal=False, color=MUTED)
-    if design.get("main"):
-        main = design["main"]
-        other = "" if main["same_spectra"] else ", other spectra"
-        axes.plot([main["experts"]], [_value(main["delta_r2"])], color=GLOBAL, marker="D", markersize=10,
+        add_interval(axes, number, test, horizontal=False, color=MUTED)
+    if design.main is not None:
+        other = "" if design.same_spectra else ", other spectra"
+        axes.plot([design.main.experts], [design.main.delta_r2], color=GLOBAL, marker="D", markersize=10,
                   linestyle="none", markeredgecolor=INK, label=f"bins of the run{other}", zorder=6)  # fmt: skip
-    chosen = next((one for one in divisions if one["experts"] == design["recommended"]), None)
-    if chosen is not None:
-        axes.plot([chosen["experts"]], [_value(chosen["delta_r2"])], color=INK, marker="o", markersize=15,
+    if design.chosen is not None:
+        axes.plot([design.chosen.experts], [design.chosen.delta_r2], color=INK, marker="o", markersize=15,
                   fillstyle="none", markeredgewidth=2, linestyle="none", label="recommended", zorder=7)  # fmt: skip
     axes.axhline(0, color=MUTED, linewidth=0.8)
     low, high = axes.get_ylim()
     if low < limit < high + (high - low) / 3:  # else it would press the curve flat
-        axes.axhline(limit, color=INK, linewidth=1.2, linestyle="--", label=f"worth building, ≥ {limit:g}")
+        axes.axhline(limit, color=INK, linewidth=1.2, linestyle="--", label=f"build experts, ≥ {limit:g}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
     style_axes(axes, x="number of experts", y="ΔR²", grid="y")
     axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
 
 
-def _draw_plane(axes: Axes, design: Mapping[str, Any], results: RunResults) -> None:
-    column, other = design["edges"]
-    edges = {name: [float(edge) for edge in design["edges"][name]] for name in (column, other)}
+def _draw_plane(axes: Axes, design: DesignAnswer, results: RunResults) -> None:
+    column, other = design.edges
+    edges, chosen = design.edges, design.chosen
     for edge in edges[column]:
         axes.axvline(edge, color="#E3E3E3", linewidth=0.8, zorder=0)
     for edge in edges[other]:
         axes.axhline(edge, color="#E3E3E3", linewidth=0.8, zorder=0)
-    chosen = next((one for one in design["divisions"] if one["experts"] == design["recommended"]), None)
-    for number, one in enumerate(chosen["rectangles"] if chosen else (), start=1):
+    for number, one in enumerate(chosen.rectangles if chosen else (), start=1):
         (x, x_end), (y, y_end) = one[column], one[other]
         axes.add_patch(
             Rectangle((x, y), x_end - x, y_end - y, facecolor=ORACLE, alpha=0.10 + 0.12 * (number % 3), zorder=1)
@@ -101,7 +96,7 @@ def _draw_plane(axes: Axes, design: Mapping[str, Any], results: RunResults) -> N
     _draw_main(axes, bin_edges(results), (column, other))
     axes.set_xlim(*_widen(edges[column]))
     axes.set_ylim(*_widen(edges[other]))
-    title = f"The {chosen['experts']} rectangles recommended" if chosen else "No division gains"
+    title = f"The {chosen.experts} rectangles recommended" if chosen else "No division gains"
     style_axes(axes, title=title, x=quantity(column), y=quantity(other), grid="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
@@ -120,7 +115,3 @@ def _draw_main(axes: Axes, edges: Mapping[str, Sequence[float]], columns: tuple[
 def _widen(edges: Sequence[float]) -> tuple[float, float]:
     room = 0.03 * (edges[-1] - edges[0])
     return edges[0] - room, edges[-1] + room
-
-
-def _value(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -33,7 +33,6 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from pipeline.accumulate import MomentsFolder
 from pipeline.base import Progress, SilentProgress, Task, name_group, read_json, replacing, run_tasks
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import content_hash
@@ -43,15 +42,15 @@ from pipeline.questions.gate.collect import FeatureRows, grid_items, rows_file
 from pipeline.questions.gate.gates import gate_from_dict
 from pipeline.questions.gate.routing import FALLBACK, SOFT, Evidence, mix_predictions
 from pipeline.questions.gate.solve import read_held_out
+from pipeline.questions.gate.summary import BlendErrors, BlendSummary
+from pipeline.questions.question import Facts, Trained
 from pipeline.ridge import (
     FoldModelsJob,
     find_starved_bin,
     read_fold_models,
-    read_models,
     solve_fold_models,
     write_fold_models,
 )
-from pipeline.run import ModelFiles, Run
 from pipeline.schema import BLEND_ALGORITHM, LABELS
 from pipeline.scoring import SCOPES
 
@@ -405,31 +404,29 @@ def _fit_job(job: BlendJob, report: Callable[[int], None]) -> dict[str, Any]:
 # --- What the summary says of blends: how they and soft routing err on held-out folds of the training spectra.
 
 
-def summarise_blends(blends: Sequence[Blend]) -> dict[str, Any] | None:
-    """Return how many of the blends of one noise level are kept, their mean errors, and a sentence; None without any.
-
-    Errors are means of squares in units of the target, for every scope: of the blend, soft and fall-back routing, and
-    the global model.
-    """
+def summarise_blends(blends: Sequence[Blend]) -> BlendSummary | None:
+    """Return how the blends of one noise level did on held-out folds of the training spectra; None without any."""
     if not blends:
         return None
     scopes = {
-        scope: {
-            name: float(np.mean([getattr(one.errors[scope], name) for one in blends]))
-            for name in ("blend", "soft", "fallback", "of_global", "margin")
-        }
-        | {"count": sum(one.errors[scope].count for one in blends)}
+        scope: BlendErrors(
+            **{
+                name: float(np.mean([getattr(one.errors[scope], name) for one in blends]))
+                for name in ("blend", "soft", "fallback", "of_global", "margin")
+            },
+            count=sum(one.errors[scope].count for one in blends),
+        )
         for scope in blends[0].errors
     }
     kept = sum(one.is_kept for one in blends)
-    return {"n": len(blends), "kept": kept, "held_out": scopes, "sentence": _say(kept, len(blends), scopes)}
+    return BlendSummary(n=len(blends), kept=kept, held_out=scopes, sentence=_say(kept, len(blends), scopes))
 
 
-def _say(kept: int, n: int, scopes: dict[str, dict[str, float]]) -> str:
+def _say(kept: int, n: int, scopes: Mapping[str, BlendErrors]) -> str:
     shown = scopes.get("covered") or scopes["all"]
     errors = (
-        f"On held-out folds of the training spectra the blend's mean squared error is {shown['blend']:.4g}, soft "
-        f"routing's {shown['soft']:.4g} and the global model's {shown['of_global']:.4g}"
+        f"On held-out folds of the training spectra the blend's mean squared error is {shown.blend:.4g}, soft "
+        f"routing's {shown.soft:.4g} and the global model's {shown.of_global:.4g}"
     )
     if kept == n:
         return f"{errors}: the blend is kept."
@@ -454,76 +451,70 @@ def blend_file(noise: Noise) -> str:
     return f"gates/{noise.name}_blend.json"
 
 
-def solve_folds(run: Run, parts: Sequence[tuple[MomentsFolder, ModelFiles]], client: Client | None) -> list[str] | None:
+def solve_folds(facts: Facts, trained: Sequence[Trained]) -> list[str] | None:
     """Solve the models without each fold that are not there yet; return the files of all noises.
 
     None in a run without a blend, and, with a warning, where a bin has too few spectra outside some fold.
     """
-    if run.config.gate is None or not run.config.gate.blend:
+    if facts.settings.gate is None or not facts.settings.gate.blend:
         return None
     jobs = [
-        FoldModelsJob.of_models(
-            one, run.binnings[0], run.config.ridge, read_models(run.folder / file.main)[-1], run.config.target
-        )
-        for one, file in parts
+        FoldModelsJob.of_models(one.moments, facts.binnings[0], facts.settings.ridge, one.whole, facts.settings.target)
+        for one in trained
     ]
     if starved := next((words for job in jobs if (words := find_starved_bin(job))), None):
-        run.warnings.append(f"the blend is left out: {starved}")
+        facts.warnings.append(f"the blend is left out: {starved}")
         return None
-    names = [fold_models_file(one.draw) for one, _ in parts]
-    keys = [content_hash([BLEND_ALGORITHM, run.products[file.main], run.config.target]) for _, file in parts]
-    missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
+    names = [fold_models_file(one.noise) for one in trained]
+    keys = [content_hash([BLEND_ALGORITHM, facts.products[one.file], facts.settings.target]) for one in trained]
+    missing = [k for k, name in enumerate(names) if not facts.products.is_made(name, keys[k])]
     if missing:
         for place, models_of_folds in solve_fold_models(
-            [jobs[k] for k in missing], client=client, progress=run.progress
+            [jobs[k] for k in missing], client=facts.client, progress=facts.progress
         ):
             k = missing[place]
-            write_fold_models(run.folder / names[k], models_of_folds)
-            run.record(names[k], keys[k])
+            write_fold_models(facts.folder / names[k], models_of_folds)
+            facts.products.record(names[k], keys[k])
     return names
 
 
 def fit_blends(
-    run: Run, parts: Sequence[tuple[MomentsFolder, ModelFiles]], gates: Mapping[str, str | None], client: Client | None
-) -> tuple[dict[str, Blend], tuple[str, ...]]:
-    """Fit the blends that are not there yet; return that of every noise by the file of its models, and their files.
+    facts: Facts, trained: Sequence[Trained], gates: Mapping[str, str | None]
+) -> tuple[dict[Noise, Blend], tuple[str, ...]]:
+    """Fit the blends that are not there yet; return that of every noise, and their files.
 
     Parameters
     ----------
-    run
-        Holds the rows of every noise, with predictions by :func:`solve_folds`' models.
-    parts
-        The moments and models of every noise.
+    facts
+        Of the run, which holds the rows of every noise with predictions by the models of :func:`solve_folds`.
+    trained
+        Every noise with its moments and models.
     gates
         For the file of each noise's gate that of its held-out probabilities, in the same order; None where the gate is
         to be asked itself.
-    client
-        A Dask client whose workers fit.
     """
-    noises = [one.draw for one, _ in parts]
+    noises = [one.noise for one in trained]
     names = [blend_file(noise) for noise in noises]
     keys = [
-        content_hash([BLEND_ALGORITHM, run.products[gate], run.products[rows_file(noise)]])
+        content_hash([BLEND_ALGORITHM, facts.products[gate], facts.products[rows_file(noise)]])
         for gate, noise in zip(gates, noises, strict=True)
     ]
     jobs = [
         BlendJob(
-            rows=str(run.folder / rows_file(noise)),
-            fold_models=str(run.folder / fold_models_file(noise)),
-            gate=str(run.folder / gate),
-            held_out=None if held_out is None else str(run.folder / held_out),
-            grid=grid_items(run.grid),
+            rows=str(facts.folder / rows_file(noise)),
+            fold_models=str(facts.folder / fold_models_file(noise)),
+            gate=str(facts.folder / gate),
+            held_out=None if held_out is None else str(facts.folder / held_out),
+            grid=grid_items(facts.grid),
         )
         for noise, (gate, held_out) in zip(noises, gates.items(), strict=True)
     ]
-    missing = [k for k, name in enumerate(names) if not run.is_made(name, keys[k])]
+    missing = [k for k, name in enumerate(names) if not facts.products.is_made(name, keys[k])]
     if missing:
-        for place, plain in fit_blend_jobs([jobs[k] for k in missing], client=client, progress=run.progress):
+        for place, plain in fit_blend_jobs([jobs[k] for k in missing], client=facts.client, progress=facts.progress):
             k = missing[place]
-            with replacing(run.folder / names[k]) as temporary:
+            with replacing(facts.folder / names[k]) as temporary:
                 temporary.write_text(json.dumps(plain, indent=1), encoding="utf-8")
-            run.record(names[k], keys[k])
-    blends = {
-        file.main: read_json(run.folder / name, Blend.from_dict) for (_, file), name in zip(parts, names, strict=True)
-    }
+            facts.products.record(names[k], keys[k])
+    blends = {noise: read_json(facts.folder / name, Blend.from_dict) for noise, name in zip(noises, names, strict=True)}
     return blends, tuple(names)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline import schema
-from pipeline.accumulate import AccumulationPlan, MomentsFolder
+from pipeline.accumulate import AccumulationPlan
 from pipeline.base import Progress, SilentProgress, Task, name_group, open_npz, run_tasks, write_npz
 from pipeline.bins import BinGrid, Partition
 from pipeline.config import content_hash
@@ -29,8 +29,8 @@ from pipeline.moments import PrincipalComponents
 from pipeline.noise import Noise, NoiseDraw
 from pipeline.questions.gate.components import ComponentsJob, find_folder_components
 from pipeline.questions.gate.features import FeatureRecipe, choose_windows, quality_features, read_recipe, write_recipe
+from pipeline.questions.question import Facts, Trained
 from pipeline.ridge import read_fold_models
-from pipeline.run import Run
 from pipeline.scoring import read_noisy_rows
 from pipeline.store import AnyStore, open_stores
 
@@ -342,13 +342,7 @@ def grid_items(grid: BinGrid) -> tuple[tuple[str, tuple[float, ...]], ...]:
     return tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items())
 
 
-def write_recipes(
-    run: Run,
-    store: AnyStore,
-    plan: AccumulationPlan,
-    moments: Sequence[MomentsFolder],
-    client: Client | None,
-) -> None:
+def write_recipes(facts: Facts, trained: Sequence[Trained]) -> None:
     """Write the recipe of every noise that has none of these settings yet.
 
     Windows that the pixels do not cover are left out, with a warning.
@@ -358,9 +352,9 @@ def write_recipes(
     ConfigError
         If that leaves no feature at all.
     """
-    assert run.config.gate is not None
-    settings = run.config.gate.features
-    wavelength = np.asarray(store.wavelength, dtype=np.float64)
+    assert facts.settings.gate is not None
+    settings = facts.settings.gate.features
+    wavelength = np.asarray(facts.train.wavelength, dtype=np.float64)
     windows, others = choose_windows(settings.windows, wavelength)
     span = f"the spectra cover {wavelength[0]:.0f} to {wavelength[-1]:.0f} Å with {wavelength.size:,} pixels"
     if not windows and not settings.components:
@@ -369,34 +363,28 @@ def write_recipes(
             "components: 10, or windows that hold pixels"
         )
     if others:
-        run.warnings.append(f"the gate has no features of {', '.join(others)}: {span}")
-    shared = [schema.RECIPE_ALGORITHM, settings.model_dump(mode="json", exclude={"products"}), plan.key]
-    keys = [content_hash([*shared, vars(one.draw)]) for one in moments]
-    missing = [k for k, one in enumerate(moments) if not run.is_made(recipe_file(one.draw), keys[k])]
+        facts.warnings.append(f"the gate has no features of {', '.join(others)}: {span}")
+    shared = [schema.RECIPE_ALGORITHM, settings.model_dump(mode="json", exclude={"products"}), facts.plan.key]
+    keys = [content_hash([*shared, vars(one.noise)]) for one in trained]
+    missing = [k for k, one in enumerate(trained) if not facts.products.is_made(recipe_file(one.noise), keys[k])]
 
     def write(k: int, components: PrincipalComponents | None) -> None:
-        name = recipe_file(moments[k].draw)
-        write_recipe(run.folder / name, FeatureRecipe(components, windows, wavelength))
-        run.record(name, keys[k])
+        name = recipe_file(trained[k].noise)
+        write_recipe(facts.folder / name, FeatureRecipe(components, windows, wavelength))
+        facts.products.record(name, keys[k])
 
     n = min(settings.components, wavelength.size)
     if not n:
         for k in missing:
             write(k, None)
     elif missing:
-        jobs = [ComponentsJob(moments[k], n) for k in missing]
-        for place, components in find_folder_components(jobs, client=client, progress=run.progress):
+        jobs = [ComponentsJob(trained[k].moments, n) for k in missing]
+        for place, components in find_folder_components(jobs, client=facts.client, progress=facts.progress):
             write(missing[place], components)
 
 
 def compute_rows(
-    run: Run,
-    plan: AccumulationPlan,
-    noises: Sequence[Noise],
-    client: Client | None,
-    *,
-    fold_models: Sequence[str] | None = None,
-    quality: bool = False,
+    facts: Facts, noises: Sequence[Noise], *, fold_models: Sequence[str] | None = None, quality: bool = False
 ) -> None:
     """Write the rows of every noise that has none of these settings yet, in one pass.
 
@@ -404,36 +392,41 @@ def compute_rows(
 
     Parameters
     ----------
-    run
-        Where :func:`write_recipes` wrote; a noise without a recipe there gets no features.
-    plan
-        Of the moments.
+    facts
+        Of the run, whose folder :func:`write_recipes` wrote to; a noise without a recipe there gets no features.
     noises
         Of the moments.
-    client
-        Whose workers read the spectra.
     fold_models
         For every noise the name of its models without each fold, a product of the run; None for no predictions.
     quality
         Whether aggregates of the error vector are asked for.
     """
-    gate = run.config.gate
+    gate = facts.settings.gate
     assert gate is not None
-    items = grid_items(run.grid)
+    items = grid_items(facts.grid)
     jobs, names = [], []
     for k, noise in enumerate(noises):
-        recipe = recipe_file(noise) if recipe_file(noise) in run.products and gate.kind == "logistic" else None
+        recipe = recipe_file(noise) if recipe_file(noise) in facts.products and gate.kind == "logistic" else None
         models = fold_models[k] if fold_models else None
-        made_of = [run.products.get(name) for name in (recipe, models) if name]
-        draw = noise.drawn(run.config.seeds[0])
+        made_of = [facts.products[name] for name in (recipe, models) if name]
+        draw = noise.drawn(facts.settings.seeds[0])
         key = content_hash(
-            [schema.FEATURE_ROWS_ALGORITHM, plan.key, items, vars(draw), gate.spectra, made_of, bool(models), quality]
+            [
+                schema.FEATURE_ROWS_ALGORITHM,
+                facts.plan.key,
+                items,
+                vars(draw),
+                gate.spectra,
+                made_of,
+                bool(models),
+                quality,
+            ]
         )
-        if not run.is_made(rows_file(noise), key):
-            of_recipe, of_models = (None if name is None else str(run.folder / name) for name in (recipe, models))
-            path = str(run.folder / rows_file(noise))
+        if not facts.products.is_made(rows_file(noise), key):
+            of_recipe, of_models = (None if name is None else str(facts.folder / name) for name in (recipe, models))
+            path = str(facts.folder / rows_file(noise))
             jobs.append(FeatureJob(draw, path, key, gate.spectra, items, of_recipe, of_models, quality))
             names.append(rows_file(noise))
-    accumulate_features(plan, jobs, client=client, progress=run.progress)
+    accumulate_features(facts.plan, jobs, client=facts.client, progress=facts.progress)
     for name, job in zip(names, jobs, strict=True):
-        run.record(name, job.key)
+        facts.products.record(name, job.key)

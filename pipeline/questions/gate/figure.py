@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.report import bin_views, estimate_view, headline, scope_views
+from pipeline.questions.gate.routing import ORACLE, ROUTES
+from pipeline.questions.gate.summary import GateLevel, Reliability, RouteScore
+from pipeline.report import symbol
 from pipeline.report.figures.canvas import (
     BLUES,
     GLOBAL,
     INK,
     MUTED,
-    ORACLE,
     SLIDE,
     SMALL,
     TEXT,
@@ -28,9 +28,11 @@ from pipeline.report.figures.canvas import (
     show_empty,
     style_axes,
 )
+from pipeline.report.figures.canvas import ORACLE as ORACLE_COLOR
+from pipeline.report.figures.predictions import draw_against_truth
 from pipeline.scoring import RunResults
 
-__all__ = ["draw_gate", "draw_gate_probabilities"]
+__all__ = ["draw_gate", "draw_gate_probabilities", "draw_routes"]
 
 #: Cells of a matrix beyond which their numbers would touch.
 _READABLE_CELLS = 14
@@ -38,42 +40,40 @@ _READABLE_CELLS = 14
 _MOST_FEATURES = 20
 
 
-def draw_gate(results: RunResults) -> Figure:
+def draw_gate(results: RunResults, gate: GateLevel | None) -> Figure:
     """Draw R² and ρ of every way of routing, the confusion matrix, and told against found probabilities."""
-    level = headline(results)
-    routing = level.get("routing")
+    level = results.summary.headline
     figure = new_figure(SLIDE[0], 9.4)
-    if not routing:
+    if gate is None:
         show_empty(figure.subplots(), "no gate was asked for in this run")
         return figure
     panels = figure.subplots(2, 2, width_ratios=(1, 1.15))
-    _draw_r2(panels[0, 0], routing, scope_views(level)["covered"].r2_global.mean)
-    _draw_confusion(panels[0, 1], routing, [str(view.number) for view in bin_views(level)])
-    _draw_kept(panels[1, 0], routing)
-    _draw_reliability(panels[1, 1], routing["reliability"])
+    _draw_r2(panels[0, 0], gate.covered, level.covered.r2_global.mean)
+    _draw_confusion(panels[0, 1], gate, [str(one.bin) for one in level.bins])
+    _draw_kept(panels[1, 0], gate.covered, gate.keep)
+    _draw_reliability(panels[1, 1], gate.reliability)
     add_title(
         figure,
         "What routing without labels keeps of the headroom",
-        f"Noise level {level['noise_level']:g}; {routing['kind']} gate, fitted to held-out folds of the training set; "
-        f"covered test spectra, mean over seeds (bars: {results.summary['confidence']:.0%} interval).",
+        f"Noise level {level.noise_level:g}; {gate.kind} gate, fitted to held-out folds of the training set; "
+        f"covered test spectra, mean over seeds (bars: {results.summary.confidence:.0%} interval).",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def draw_gate_probabilities(results: RunResults) -> Figure:
+def draw_gate_probabilities(results: RunResults, gate: GateLevel | None) -> Figure:
     """Draw what probabilities spectra of each bin are given, and which features a gate lives on."""
-    level = headline(results)
-    routing = level.get("routing")
-    importance = (routing or {}).get("importance") or {}
+    level = results.summary.headline
+    importance = gate.importance if gate is not None else {}
     figure = new_figure(SLIDE[0], 9.4 if importance else 5.4)
-    if not routing:
+    if gate is None:
         show_empty(figure.subplots(), "no gate was asked for in this run")
         return figure
-    names = [*(str(view.number) for view in bin_views(level)), "outside"]
+    names = [*(str(one.bin) for one in level.bins), "outside"]
     panels = figure.subplots(2 if importance else 1, 2, squeeze=False, width_ratios=(1.15, 1))
-    _draw_spread(panels[0, 0], np.array(routing["spread"], dtype=np.float64), names)
-    _draw_truth(panels[0, 1], np.array(routing["truth_quantiles"], dtype=np.float64), names)
+    _draw_spread(panels[0, 0], np.array(gate.spread), names)
+    _draw_truth(panels[0, 1], np.array(gate.truth_quantiles), names)
     if importance:
         for axes in panels[1]:
             axes.remove()
@@ -81,12 +81,22 @@ def draw_gate_probabilities(results: RunResults) -> Figure:
     add_title(
         figure,
         "How probable the gate takes each bin to be",
-        f"Noise level {level['noise_level']:g}; {routing['kind']} gate; all test spectra, mean over seeds. Bins have "
+        f"Noise level {level.noise_level:g}; {gate.kind} gate; all test spectra, mean over seeds. Bins have "
         "the numbers of the tables; thin lines hold 90 % of the spectra."
         + (" Importance was measured on held-out folds of the training set." if importance else ""),
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
+
+
+def draw_routes(results: RunResults) -> Figure:
+    """Draw predicted against true labels for every way of routing, beside the global model and the oracle."""
+    return draw_against_truth(
+        results,
+        {route.name: route.title for route in ROUTES.values()},
+        f"Predicted against true {symbol(results.summary.target)} by route",
+        "Routing by the gate, without any label; the oracle knows the bins.",
+    )
 
 
 def _draw_spread(axes: Axes, spread: np.ndarray, names: list[str]) -> None:
@@ -98,8 +108,10 @@ def _draw_spread(axes: Axes, spread: np.ndarray, names: list[str]) -> None:
 def _draw_truth(axes: Axes, quantiles: np.ndarray, names: list[str]) -> None:
     for place, (low, lower, middle, upper, high) in enumerate(quantiles):
         if np.isfinite(middle):
-            axes.plot([place, place], [low, high], color=ORACLE, linewidth=1.6)
-            axes.plot([place, place], [lower, upper], color=ORACLE, linewidth=8, alpha=0.45, solid_capstyle="butt")
+            axes.plot([place, place], [low, high], color=ORACLE_COLOR, linewidth=1.6)
+            axes.plot(
+                [place, place], [lower, upper], color=ORACLE_COLOR, linewidth=8, alpha=0.45, solid_capstyle="butt"
+            )
             axes.plot([place], [middle], color=INK, marker="o", markersize=6)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1)
@@ -129,39 +141,36 @@ def _write_cells(axes: Axes, shares: np.ndarray, labels: list[str], is_shown: np
         axes.text(column, row, words, ha="center", va="center", fontsize=SMALL, color=ink)
 
 
-def _draw_r2(axes: Axes, routing: Mapping[str, Any], of_global: float) -> None:
-    routes = tuple(routing["scopes"]["covered"])
-    for place, route in enumerate(routes):
-        estimate = estimate_view(routing["scopes"]["covered"][route]["r2"])
-        color = ORACLE if route == "oracle" else INK
-        axes.plot([estimate.mean], [place], color=color, marker="o", markersize=10, linestyle="none", zorder=5)
-        add_interval(axes, place, estimate, horizontal=True, color=color)
+def _draw_r2(axes: Axes, routes: Mapping[str, RouteScore], of_global: float) -> None:
+    for place, (route, score) in enumerate(routes.items()):
+        color = ORACLE_COLOR if route == ORACLE.name else INK
+        axes.plot([score.r2.mean], [place], color=color, marker="o", markersize=10, linestyle="none", zorder=5)
+        add_interval(axes, place, score.r2, horizontal=True, color=color)
     axes.axvline(of_global, color=GLOBAL, linewidth=2.4)
     style_axes(axes, title="R² by routing (line: global model)", x="R²", grid="x")
     axes.margins(y=0.25)
-    _name_routes(axes, routes)
+    _name_routes(axes, tuple(routes))
 
 
-def _draw_kept(axes: Axes, routing: Mapping[str, Any]) -> None:
-    routes = tuple(routing["scopes"]["covered"])[1:]
-    for place, route in enumerate(routes):
-        entry = routing["scopes"]["covered"][route]
-        estimate = estimate_view(entry["kept"])
-        value = estimate.mean if np.isfinite(estimate.mean) else 0.0
+def _draw_kept(axes: Axes, routes: Mapping[str, RouteScore], keep: float) -> None:
+    judged = {route: score for route, score in routes.items() if score.verdict is not None}
+    for place, score in enumerate(judged.values()):
+        kept = score.kept
+        value = kept.mean if np.isfinite(kept.mean) else 0.0
         axes.barh(place, value, height=0.6, color=MUTED)
-        add_interval(axes, place, estimate, horizontal=True)
-        words = format_value(estimate.mean, ".2f") if np.isfinite(estimate.mean) else "no headroom"
+        add_interval(axes, place, kept, horizontal=True)
+        words = format_value(kept.mean, ".2f") if np.isfinite(kept.mean) else "no headroom"
         axes.annotate(
-            f"{words}  {entry['verdict']}",
-            (max(value, estimate.high if np.isfinite(estimate.high) else 0.0, 0.0), place), (8, 0),
+            f"{words}  {score.verdict}",
+            (max(value, kept.high if np.isfinite(kept.high) else 0.0, 0.0), place), (8, 0),
             textcoords="offset points", va="center", fontsize=SMALL, color=INK,
         )  # fmt: skip
-    axes.axvline(routing["keep"], color=INK, linewidth=1.2, linestyle="--")
+    axes.axvline(keep, color=INK, linewidth=1.2, linestyle="--")
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    style_axes(axes, title=f"ρ, the share kept (dashed: asked for, ≥ {routing['keep']:g})", x="ρ", grid="x")
+    style_axes(axes, title=f"ρ, the share kept (dashed: asked for, ≥ {keep:g})", x="ρ", grid="x")
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, 0.0), max(high, routing["keep"] * 1.1) + 0.3 * (high - low))  # room for the words
-    _name_routes(axes, routes)
+    axes.set_xlim(min(low, 0.0), max(high, keep * 1.1) + 0.3 * (high - low))  # room for the words
+    _name_routes(axes, tuple(judged))
 
 
 def _name_routes(axes: Axes, routes: tuple[str, ...]) -> None:
@@ -170,22 +179,24 @@ def _name_routes(axes: Axes, routes: tuple[str, ...]) -> None:
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
 
 
-def _draw_confusion(axes: Axes, routing: Mapping[str, Any], names: list[str]) -> None:
-    counts = np.asarray(routing["confusion"], dtype=np.float64)
+def _draw_confusion(axes: Axes, gate: GateLevel, names: list[str]) -> None:
+    counts = np.asarray(gate.confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
     _write_cells(axes, shares, [*names, "outside"], counts > 0)
-    accuracy = f"right: {routing['accuracy']:.0%} of all spectra"
+    accuracy = f"right: {gate.accuracy:.0%} of all spectra"
     style_axes(axes, title=f"True bin and most probable one ({accuracy})", x="most probable", y="true", grid="")
 
 
-def _draw_reliability(axes: Axes, reliability: Mapping[str, Any]) -> None:
-    told, found = (np.array(reliability[name], dtype=np.float64) for name in ("told", "found"))
-    counts = np.asarray(reliability["counts"], dtype=np.float64)
+def _draw_reliability(axes: Axes, reliability: Reliability) -> None:
+    told, found = np.array(reliability.told), np.array(reliability.found)
+    counts = np.asarray(reliability.counts, dtype=np.float64)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle="--", label="as told")
     shown = counts > 0
-    axes.scatter(told[shown], found[shown], s=30 + 470 * counts[shown] / counts.max(), color=ORACLE, alpha=0.35)
-    axes.plot(told[shown], found[shown], color=ORACLE, linewidth=2.4, marker="o", label="test spectra (area: how many)")
+    axes.scatter(told[shown], found[shown], s=30 + 470 * counts[shown] / counts.max(), color=ORACLE_COLOR, alpha=0.35)
+    axes.plot(
+        told[shown], found[shown], color=ORACLE_COLOR, linewidth=2.4, marker="o", label="test spectra (area: how many)"
+    )
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     for axis in (axes.xaxis, axes.yaxis):

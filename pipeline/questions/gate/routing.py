@@ -302,13 +302,13 @@ def estimate_kept(routed: Sequence[Score], oracle: Sequence[Score], confidence: 
     """
     gain, headroom = (float(np.mean([one.delta_r2 for one in scores])) for scores in (routed, oracle))
     if not headroom > 0:
-        return Estimate(np.nan, np.nan, np.nan, np.nan)
+        return Estimate.unknown()
     of_seeds = [a.delta_r2 / b.delta_r2 if b.delta_r2 > 0 else np.nan for a, b in zip(routed, oracle, strict=True)]
     gains, headrooms = (np.mean([one.resampled[:, 2] for one in scores], axis=0) for scores in (routed, oracle))
     ratios = gains[headrooms > 0] / headrooms[headrooms > 0]
     low, high = interval_of(ratios, confidence)
     spread = float(np.nanstd(of_seeds, ddof=1)) if len(of_seeds) > 1 and not np.isnan(of_seeds).any() else 0.0
-    return Estimate(gain / headroom, spread, low, high)
+    return Estimate.of(gain / headroom, spread, low, high)
 
 
 def cross_probabilities(first: FloatArray, second: FloatArray) -> FloatArray:

@@ -1,1 +1,1 @@
-from .figure import draw_marginal_noise as draw_marginal_noise
+from .question import MarginalCurve as MarginalCurve

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report import estimate_view, headline, thresholds
+from pipeline.report import thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -24,35 +24,32 @@ from pipeline.report.figures.canvas import (
     new_figure,
     style_axes,
 )
-from pipeline.scoring import Estimate, RunResults
+from pipeline.scoring import BUILD, DELTA_R2, R2_GLOBAL, R2_ORACLE, Merit, RunResults, Scope
 
 __all__ = ["draw_marginal_noise"]
 
-#: Noise, line style, and whether markers are filled.
-_NOISES = (("learning", "drawn", "-", True), ("marginal", "marginal", "--", False))
+#: Line style of each noise, and whether its markers are filled.
+_STYLES = (("-", True), ("--", False))
 
 
-def draw_marginal_noise(results: RunResults) -> Figure:
-    """Draw R²_global, R²_oracle and ΔR² of both training noises against the number of training spectra."""
+def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope]]) -> Figure:
+    """Draw R²_global, R²_oracle and ΔR² of two training noises against the number of training spectra."""
     figure = new_figure(SLIDE[0], 6.4)
     left, right = figure.subplots(1, 2)
-    for entry, name, dashes, filled in _NOISES:
-        points = results.summary[entry]["points"]
+    for (name, points), (dashes, filled) in zip(curves.items(), _STYLES, strict=True):
         look = {"linestyle": dashes, "linewidth": 2, "markersize": 7, "zorder": 5}
         for merit, label, color, marker in (
-            ("r2_oracle", f"oracle experts, {name}", ORACLE, "o"),
-            ("r2_global", f"global ridge, {name}", GLOBAL, "s"),
+            (R2_ORACLE, f"oracle experts, {name}", ORACLE, "o"),
+            (R2_GLOBAL, f"global ridge, {name}", GLOBAL, "s"),
         ):
             face = color if filled else "white"
             _draw(left, points, merit, color, label=label, marker=marker, markerfacecolor=face, **look)
         face = INK if filled else "white"
-        _draw(right, points, "delta_r2", INK, label=f"{name} noise", marker="D", markerfacecolor=face, **look)
-    counts = [float(point["n_train"]) for point in results.summary["learning"]["points"]]
+        _draw(right, points, DELTA_R2, INK, label=f"{name} noise", marker="D", markerfacecolor=face, **look)
+    counts = [float(point.n_train) for point in next(iter(curves.values()))]
     limit = thresholds(results).continue_
     right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(
-        limit, color=VERDICT_COLORS["continue"], linewidth=2, linestyle=":", label=f"worth building: ≥ {limit:g}"
-    )
+    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
     style_axes(left, title="R² of both models", y="R²", grid="y")
     style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
     for axes in (left, right):
@@ -65,16 +62,16 @@ def draw_marginal_noise(results: RunResults) -> Figure:
     add_title(
         figure,
         "What training on all noise at once gains",
-        f"Covered test spectra, noise level {headline(results)['noise_level']:g}; drawn: mean over seeds; bars: "
-        f"{results.summary['confidence']:.0%} interval.",
+        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}; drawn: mean over seeds; bars: "
+        f"{results.summary.confidence:.0%} interval.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def _draw(axes: Axes, points: Sequence[Mapping[str, Any]], merit: str, color: str, **look: Any) -> None:
-    estimates: list[Estimate] = [estimate_view(point[merit]) for point in points]
-    at = [float(point["n_train"]) for point in points]
+def _draw(axes: Axes, points: Sequence[Scope], merit: Merit, color: str, **look: Any) -> None:
+    estimates = [point.merit(merit) for point in points]
+    at = [float(point.n_train) for point in points]
     axes.plot(at, [estimate.mean for estimate in estimates], color=color, **look)
     for place, estimate in zip(at, estimates, strict=True):
         add_interval(axes, place, estimate, horizontal=False, color=color)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from pipeline.report import bin_views, headline
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -27,9 +26,12 @@ from pipeline.report.figures.canvas import (
     style_axes,
 )
 from pipeline.ridge import format_alpha
-from pipeline.scoring import GLOBAL_MODEL, RunResults
+from pipeline.scoring import RunResults
 
-__all__ = ["draw_alpha_search"]
+__all__ = ["GLOBAL_MODEL", "draw_alpha_search"]
+
+#: The global model among the models of a search; experts have the number of their bin.
+GLOBAL_MODEL = "global"
 
 _COLUMNS = 4
 #: Letters that fit above a panel.
@@ -38,15 +40,15 @@ _ROOM = 29
 _DEEPEST = 1.0
 
 
-def draw_alpha_search(results: RunResults) -> Figure:
+def draw_alpha_search(results: RunResults, paths: pd.DataFrame) -> Figure:
     """Draw R² on held-out folds, and on test spectra, against the penalty: a panel for each model.
 
-    Curves are means over seeds at the headline noise level; every penalty that a seed chose is marked.
+    ``paths`` are the rows of ``alpha_search.csv``. Curves are means over seeds at the headline noise level; every
+    penalty that a seed chose is marked.
     """
-    level = headline(results)
-    rows = results.alpha_search
-    rows = rows[rows["noise_level"] == level["noise_level"]]
-    names = {GLOBAL_MODEL: "Global ridge"} | {str(view.number): view.label for view in bin_views(level)}
+    level = results.summary.headline
+    rows = paths[paths["noise_level"] == level.noise_level]
+    names = {GLOBAL_MODEL: "Global ridge"} | {str(one.bin): one.label for one in level.bins}
     n_rows = math.ceil((1 + len(names)) / _COLUMNS)
     figure = new_figure(SLIDE[0], min(2.0 * n_rows + 1.9, 15.9))
     if rows.empty:
@@ -65,7 +67,7 @@ def draw_alpha_search(results: RunResults) -> Figure:
     add_title(
         figure,
         "Which penalty the training folds choose",
-        f"Noise level {level['noise_level']:g}; mean over seeds. Solid: R² on held-out folds of the training set, "
+        f"Noise level {level.noise_level:g}; mean over seeds. Solid: R² on held-out folds of the training set, "
         "which chose. Dashed: R² on test spectra, which played no part in the choice.",
         simulated=bool(results.metadata.get("simulated")),
     )

@@ -23,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.base import replacing
-from pipeline.scoring import Estimate
+from pipeline.scoring import BUILD, NOT_WORTH_IT, UNDECIDED, Estimate
 
 __all__ = [
     "BLUES",
@@ -36,6 +36,7 @@ __all__ = [
     "SMALL",
     "TEXT",
     "VERDICT_COLORS",
+    "WARNING",
     "add_interval",
     "add_title",
     "choose_ink",
@@ -58,7 +59,9 @@ SMALL, TEXT, TITLE = 11.0, 12.0, 15.0
 
 # Okabe and Ito's palette, which survives the common kinds of colour blindness and grey printing.
 GLOBAL, ORACLE, INK, MUTED = "#E69F00", "#0072B2", "#222222", "#6B6B6B"
-VERDICT_COLORS = {"continue": "#009E73", "undecided": "#B8B8B8", "stop": "#D55E00"}
+#: What argues against experts, and the line of what should be.
+WARNING = "#D55E00"
+VERDICT_COLORS = {BUILD: "#009E73", UNDECIDED: "#B8B8B8", NOT_WORTH_IT: WARNING}
 #: Densities on white paper: the palest blue must still differ from "nothing here".
 BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.22, 1.0, 256)), name="visible_blues")
 

@@ -9,8 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.questions.learning_curve import draw_learning_panel
-from pipeline.report import BinView, ScopeView, bin_views, conclusion, headline, scope_views, symbol, thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -18,33 +16,48 @@ from pipeline.report.figures.canvas import (
     ORACLE,
     SLIDE,
     SMALL,
+    TEXT,
     VERDICT_COLORS,
+    WARNING,
     add_interval,
     add_title,
     few_ticks,
     format_counts,
     format_value,
+    label_counts,
     new_figure,
     style_axes,
 )
+from pipeline.report.figures.curves import draw_r2_curves
 from pipeline.report.figures.per_bin import LOWEST_R2, limit_values, list_bins, note_cut_bars, write_columns
-from pipeline.scoring import Estimate, RunResults
+from pipeline.report.views import conclusion, learning_points, symbol, thresholds
+from pipeline.scoring import (
+    BUILD,
+    NOT_WORTH_IT,
+    R2_GLOBAL,
+    R2_ORACLE,
+    UNDECIDED,
+    Bin,
+    Estimate,
+    RunResults,
+    Scope,
+)
 
 __all__ = ["draw_dashboard"]
 
 
 def draw_dashboard(results: RunResults) -> Figure:
     """Draw the overview: the conclusion is the title, the panels are its evidence."""
-    level = headline(results)
-    bins, scopes = bin_views(level), scope_views(level)
+    level = results.summary.headline
+    bins, scopes = level.bins, level.scopes
     figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
     halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
     left, right = halves[0]
     models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
     per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
     _draw_models(models, scopes)
-    _draw_gain(gain, scopes, results, level["decision"]["verdict"])
-    draw_learning_panel(learning, results)
+    _draw_gain(gain, scopes, results, level.decision.verdict)
+    _draw_learning(learning, results)
     _draw_bin_gain(per_bin, bins, results)
     columns = {
         "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
@@ -55,27 +68,27 @@ def draw_dashboard(results: RunResults) -> Figure:
     add_title(
         figure,
         conclusion(results),
-        f"{symbol(results.summary['target'])} by ridge regression, noise level {level['noise_level']:g}. "
-        f"Mean over seeds; bars: {results.summary['confidence']:.0%} interval."
+        f"{symbol(results.summary.target)} by ridge regression, noise level {level.noise_level:g}. "
+        f"Mean over seeds; bars: {results.summary.confidence:.0%} interval."
         + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def _scope_label(name: str, scope: ScopeView) -> str:
+def _scope_label(name: str, scope: Scope) -> str:
     return f"{name}\nn = {scope.n_test:,}"
 
 
-def _draw_models(axes: Axes, scopes: dict[str, ScopeView]) -> None:
+def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
     height = 0.36
     estimates: list[Estimate] = []
-    for offset, name, color, label in (
-        (-height / 2, "r2_global", GLOBAL, "Global ridge"),
-        (height / 2, "r2_oracle", ORACLE, "Oracle experts"),
+    for offset, merit, color, label in (
+        (-height / 2, R2_GLOBAL, GLOBAL, "Global ridge"),
+        (height / 2, R2_ORACLE, ORACLE, "Oracle experts"),
     ):
         for row, scope in enumerate(scopes.values()):
-            estimate: Estimate = getattr(scope, name)
+            estimate = scope.merit(merit)
             estimates.append(estimate)
             value = 0.0 if math.isnan(estimate.mean) else estimate.mean
             axes.barh(row + offset, value, height=height, color=color, label=None if row else label)
@@ -95,7 +108,7 @@ def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:
     axes.text(1.02, at, text, transform=axes.get_yaxis_transform(), **style)
 
 
-def _draw_gain(axes: Axes, scopes: dict[str, ScopeView], results: RunResults, verdict: str) -> None:
+def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults, verdict: str) -> None:
     decision = thresholds(results)
     for row, scope in enumerate(scopes.values()):
         axes.plot(scope.delta_r2.mean, row, marker="D", color=INK, markersize=9, zorder=5)
@@ -107,13 +120,13 @@ def _draw_gain(axes: Axes, scopes: dict[str, ScopeView], results: RunResults, ve
     margin = 0.05 * (high - low)
     axes.set_xlim(low - margin, high + margin)
     spans = (
-        (low - margin, decision.stop, "stop"),
-        (decision.stop, decision.continue_, "undecided"),
-        (decision.continue_, high + margin, "continue"),
+        (low - margin, decision.stop, NOT_WORTH_IT),
+        (decision.stop, decision.continue_, UNDECIDED),
+        (decision.continue_, high + margin, BUILD),
     )
-    for start, end, name in spans:
-        axes.axvspan(start, end, color=VERDICT_COLORS[name], alpha=0.28, linewidth=0, zorder=0)
-    words = f"stop < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ continue"
+    for start, end, outcome in spans:
+        axes.axvspan(start, end, color=VERDICT_COLORS[outcome], alpha=0.28, linewidth=0, zorder=0)
+    words = f"not worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
     style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, grid="")
     axes.xaxis.label.set_fontsize(SMALL)
     few_ticks(axes)
@@ -121,11 +134,11 @@ def _draw_gain(axes: Axes, scopes: dict[str, ScopeView], results: RunResults, ve
     axes.set_ylim(len(scopes) - 0.5, -0.5)
 
 
-def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> None:
+def _draw_bin_gain(axes: Axes, bins: Sequence[Bin], results: RunResults) -> None:
     decision = thresholds(results)
     for row, view in enumerate(bins):
         value = 0.0 if math.isnan(view.delta_r2.mean) else view.delta_r2.mean
-        axes.barh(row, value, height=0.55, color=ORACLE if value >= 0 else VERDICT_COLORS["stop"], zorder=2)
+        axes.barh(row, value, height=0.55, color=ORACLE if value >= 0 else WARNING, zorder=2)
         add_interval(axes, row, view.delta_r2, horizontal=True)
     limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
     axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
@@ -133,4 +146,12 @@ def _draw_bin_gain(axes: Axes, bins: Sequence[BinView], results: RunResults) -> 
     few_ticks(axes)
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.axvline(decision.continue_, color=VERDICT_COLORS["continue"], linewidth=2, linestyle="--")
+    axes.axvline(decision.continue_, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle="--")
+
+
+def _draw_learning(axes: Axes, results: RunResults) -> None:
+    points = learning_points(results)
+    counts = [float(point.n_train) for point in points]
+    draw_r2_curves(axes, counts, points, legend=False)
+    axes.set_title("R² against training spectra", loc="left", fontsize=TEXT, fontweight="bold")
+    label_counts(axes, counts)

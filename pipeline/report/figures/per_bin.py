@@ -14,7 +14,6 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipeline.report import BinView, bin_edges, bin_views, headline, interval_labels, quantity
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -31,7 +30,8 @@ from pipeline.report.figures.canvas import (
     new_figure,
     style_axes,
 )
-from pipeline.scoring import Estimate, RunResults
+from pipeline.report.views import bin_edges, interval_labels, quantity
+from pipeline.scoring import Bin, Estimate, RunResults
 
 __all__ = [
     "LOWEST_R2",
@@ -53,7 +53,7 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
     Two columns span the two axes; one column gives one row; of three and more, the first runs upwards and
     the product of the others to the right.
     """
-    bins = bin_views(headline(results))
+    bins = results.summary.headline.bins
     row_labels, column_labels = _heatmap_labels(results)
     n_rows, n_columns = len(row_labels), len(column_labels)
     # A slide is the smallest size; more bins than fit on one get a larger figure, never smaller print.
@@ -70,7 +70,7 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
         strict=True,
     )
     for view, (n_train, n_test) in zip(bins, counts, strict=True):
-        row, column = divmod(view.number, n_columns)
+        row, column = divmod(view.bin, n_columns)
         _draw_cell(axes, (column, row), view, colors, f"{n_train} / {n_test}", wide=wide)
     axes.set(xlim=(-0.5, n_columns - 0.5), ylim=(-0.5, n_rows - 0.5))
     axes.set_xticks(range(n_columns), column_labels)
@@ -83,11 +83,11 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
     bar = figure.colorbar(colors, ax=axes, fraction=0.04, pad=0.02)
     bar.ax.tick_params(labelsize=SMALL)
     bar.set_label("ΔR²", fontsize=TEXT)
-    level = headline(results)["noise_level"]
+    level = results.summary.headline.noise_level
     add_title(
         figure,
         "Where experts gain: ΔR² in every bin",
-        f"Each cell: ΔR², its {results.summary['confidence']:.0%} interval, training / test spectra. "
+        f"Each cell: ΔR², its {results.summary.confidence:.0%} interval, training / test spectra. "
         f"Noise level {level:g}, mean over seeds.",
         simulated=bool(results.metadata.get("simulated")),
     )
@@ -105,13 +105,11 @@ def _heatmap_labels(results: RunResults) -> tuple[list[str], list[str]]:
     return labels[0], ["\n".join(combination) for combination in product(*names)]
 
 
-def _bin_counts(bins: Sequence[BinView]) -> tuple[list[int], list[int]]:
+def _bin_counts(bins: Sequence[Bin]) -> tuple[list[int], list[int]]:
     return [view.n_train for view in bins], [view.n_test for view in bins]
 
 
-def _draw_cell(
-    axes: Axes, at: tuple[int, int], view: BinView, colors: ScalarMappable, counts: str, *, wide: bool
-) -> None:
+def _draw_cell(axes: Axes, at: tuple[int, int], view: Bin, colors: ScalarMappable, counts: str, *, wide: bool) -> None:
     delta = view.delta_r2
     known = math.isfinite(delta.mean)
     face = colors.to_rgba(np.array(delta.mean)) if known else np.array([0.93, 0.93, 0.93, 1.0])
@@ -126,7 +124,7 @@ def _draw_cell(
         between = " to " if wide else "\nto "
         spread = format_value(delta.low, "+.3f") + between + format_value(delta.high, "+.3f")
         axes.text(at[0], at[1] + 0.02, spread, **style, va="top")
-    axes.text(at[0], at[1] + 0.44, f"bin {view.number}", **style, va="top")
+    axes.text(at[0], at[1] + 0.44, f"bin {view.bin}", **style, va="top")
     axes.text(at[0], at[1] - 0.43, counts, **style, va="bottom")
 
 
@@ -136,7 +134,7 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     The bars lie down, so that any number of bins and any length of name stay legible; numbers stand in
     columns to the right, on axes of their own, where no bar can reach them.
     """
-    bins = bin_views(headline(results))
+    bins = results.summary.headline.bins
     figure = new_figure(SLIDE[0], max(4.4, 0.58 * len(bins) + 2.2))
     axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 3.6))
     height = 0.36
@@ -164,11 +162,11 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     }
     write_columns(table, columns)
     figure.legend(loc="outside upper right", ncols=2, fontsize=TEXT, frameon=False)
-    level = headline(results)["noise_level"]
+    level = results.summary.headline.noise_level
     add_title(
         figure,
         "R² per bin: one global ridge against one expert per bin",
-        f"Bars: mean over seeds; black: {results.summary['confidence']:.0%} interval. Noise level {level:g}."
+        f"Bars: mean over seeds; black: {results.summary.confidence:.0%} interval. Noise level {level:g}."
         + note_cut_bars(estimates_drawn),
         simulated=bool(results.metadata.get("simulated")),
     )
@@ -181,7 +179,7 @@ def note_cut_bars(estimates: Sequence[Estimate]) -> str:
     return f" Bars are cut at {LOWEST_R2:g}; the numbers are not.".replace("-", "−") if cut else ""
 
 
-def list_bins(axes: Axes, bins: Sequence[BinView]) -> None:
+def list_bins(axes: Axes, bins: Sequence[Bin]) -> None:
     """Put the bins' labels on the y axis, the first one on top."""
     axes.set_yticks(range(len(bins)), [view.label for view in bins])
     axes.set_ylim(len(bins) - 0.4, -0.6)

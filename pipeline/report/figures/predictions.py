@@ -12,26 +12,26 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from pipeline.questions.gate import GLOBAL, ORACLE, ROUTES
-from pipeline.report import headline, symbol, target_quantity
+from pipeline.noise import NO_SEED
 from pipeline.report.figures.canvas import (
     BLUES,
     SLIDE,
     SMALL,
     TEXT,
-    VERDICT_COLORS,
+    WARNING,
     add_title,
     format_value,
     new_figure,
     show_empty,
     style_axes,
 )
-from pipeline.scoring import NO_SEED, RunResults
+from pipeline.report.views import symbol, target_quantity
+from pipeline.scoring import RunResults
 
-__all__ = ["draw_predicted_against_true", "draw_routed_against_true"]
+__all__ = ["draw_against_truth", "draw_predicted_against_true"]
 
 #: The models that every run has: columns of the predictions, and what a panel calls them.
-_MODELS = {route.name: route.title for route in (GLOBAL, ORACLE)}
+_MODELS = {"global": "Global ridge", "oracle": "Oracle experts"}
 
 
 def draw_predicted_against_true(results: RunResults) -> Figure:
@@ -40,18 +40,22 @@ def draw_predicted_against_true(results: RunResults) -> Figure:
     One seed is shown, the first: pooling seeds would show every star several times. R² and n are those of
     ``results.csv`` for this seed, so that the figure cannot disagree with the tables.
     """
-    return _draw(results, _MODELS, f"Predicted against true {symbol(results.summary['target'])}", "")
+    return draw_against_truth(results, _MODELS, f"Predicted against true {symbol(results.summary.target)}", "")
 
 
-def draw_routed_against_true(results: RunResults) -> Figure:
-    """Draw the same for every way of routing, beside the global model and the oracle."""
-    title = f"Predicted against true {symbol(results.summary['target'])} by route"
-    note = "Routing by the gate, without any label; the oracle knows the bins."
-    return _draw(results, {route.name: route.title for route in ROUTES.values()}, title, note)
+def draw_against_truth(results: RunResults, models: Mapping[str, str], title: str, note: str) -> Figure:
+    """Draw the same for some of the columns ``y_<name>`` of the predictions, a panel for each.
 
-
-def _draw(results: RunResults, models: Mapping[str, str], title: str, note: str) -> Figure:
-    level, seed = headline(results)["noise_level"], int(results.overall["seed"].iloc[0])
+    Parameters
+    ----------
+    results
+        A scored run.
+    models
+        Names of the columns, and what a panel calls them; those that the run does not have are left out.
+    title, note
+        What stands above and below.
+    """
+    level, seed = results.summary.headline.noise_level, int(results.overall["seed"].iloc[0])
     rows = results.predictions
     rows = rows[(rows["seed"] == seed) & (rows["noise_level"] == level) & (rows["bin"] >= 0)]
     shown = {model: name for model, name in models.items() if f"y_{model}" in rows}
@@ -79,12 +83,12 @@ def _name_seed(seed: int) -> str:
     return f", seed {seed}" if seed != NO_SEED else ""
 
 
-def _scores(results: RunResults, rows: pd.DataFrame) -> pd.Series:
+def _scores(results: RunResults, rows: pd.DataFrame, names: Mapping[str, str]) -> pd.Series:
     """Return R² of every model: of the two that ``results.csv`` has, its own, which may be means over test noise."""
     frame = results.overall
     own = (frame["seed"] == rows["seed"].iloc[0]) & (frame["noise_level"] == rows["noise_level"].iloc[0])
     stated = frame[own & (frame["scope"] == "covered")].iloc[0]
-    computed = {f"r2_{model}": _r2(rows, model) for model in ROUTES if f"y_{model}" in rows}
+    computed = {f"r2_{model}": _r2(rows, model) for model in names}
     return pd.Series(computed | {f"r2_{model}": stated[f"r2_{model}"] for model in _MODELS})
 
 
@@ -103,7 +107,7 @@ def _draw_panels(
     margin = 0.04 * (high - low or 1.0)
     ends = (low - margin, high + margin)
     cells = int(np.clip(np.sqrt(len(rows)), 18, 60))
-    scores, seed = _scores(results, rows), int(rows["seed"].iloc[0])
+    scores, seed = _scores(results, rows, names), int(rows["seed"].iloc[0])
     drawn = []
     for model, axes in panels.items():
         predicted = rows[f"y_{model}"]
@@ -146,5 +150,5 @@ def _draw_panels(
 
 
 def _draw_identity(axes: Axes, ends: tuple[float, float]) -> None:
-    (line,) = axes.plot(ends, ends, color=VERDICT_COLORS["stop"], linestyle="--", linewidth=2, zorder=5)
+    (line,) = axes.plot(ends, ends, color=WARNING, linestyle="--", linewidth=2, zorder=5)
     line.set_path_effects([patheffects.Stroke(linewidth=4.5, foreground="white"), patheffects.Normal()])

@@ -11,7 +11,6 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report import bin_edges, coverage, quantity
 from pipeline.report.figures.canvas import (
     BLUES,
     GLOBAL,
@@ -20,12 +19,13 @@ from pipeline.report.figures.canvas import (
     SLIDE,
     SMALL,
     TEXT,
-    VERDICT_COLORS,
+    WARNING,
     add_title,
     new_figure,
     show_empty,
     style_axes,
 )
+from pipeline.report.views import bin_edges, coverage, quantity
 from pipeline.scoring import RunResults
 
 __all__ = ["draw_sample_distribution"]
@@ -88,7 +88,7 @@ def _draw_steps(axes: Axes, results: RunResults, column: str) -> None:
         label = title + _outside(results, part)
         axes.stairs(shares, cuts, color=color, linewidth=2.5, linestyle=dashes, label=label)
     for edge in edges:
-        axes.axvline(edge, color=VERDICT_COLORS["stop"], linewidth=1.5)
+        axes.axvline(edge, color=WARNING, linewidth=1.5)
     for start, end in ((min(cuts[0], edges[0]), edges[0]), (edges[-1], max(cuts[-1], edges[-1]))):
         axes.axvspan(start, end, color="#DDDDDD", alpha=0.6, linewidth=0, zorder=0)
     axes.set_ylim(bottom=0)
@@ -124,7 +124,7 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
 
 
 def _draw_edges(axes: Axes, x_edges: list[float], y_edges: list[float], *, number: bool) -> None:
-    style: dict[str, Any] = {"colors": VERDICT_COLORS["stop"], "linewidth": 2}
+    style: dict[str, Any] = {"colors": WARNING, "linewidth": 2}
     axes.vlines(x_edges, y_edges[0], y_edges[-1], **style)
     axes.hlines(y_edges, x_edges[0], x_edges[-1], **style)
     if not number:

@@ -1,0 +1,9 @@
+from .question import Facts as Facts
+from .question import Needs as Needs
+from .question import Question as Question
+from .question import Reading as Reading
+from .question import Trained as Trained
+from .question import Truth as Truth
+from .registry import QUESTIONS as QUESTIONS
+from .registry import describe_summary as describe_summary
+from .registry import list_needs as list_needs

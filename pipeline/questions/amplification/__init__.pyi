@@ -1,0 +1,1 @@
+from .question import Amplification as Amplification

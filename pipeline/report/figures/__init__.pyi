@@ -1,0 +1,9 @@
+from .lines import SPECTRAL_LINES as SPECTRAL_LINES
+from .lines import SpectralLine as SpectralLine
+from .lines import find_lines as find_lines
+from .lines import mark_lines as mark_lines
+from .per_bin import draw_delta_heatmap as draw_delta_heatmap
+from .per_bin import draw_grouped_r2 as draw_grouped_r2
+from .pictures import FIGURES_FOLDER as FIGURES_FOLDER
+from .pictures import PICTURES as PICTURES
+from .pictures import render_figures as render_figures
