@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.base import hash_file, json_text, replacing
 from pipeline.bins import OUTSIDE, BinGrid
-from pipeline.config import content_hash
+from pipeline.config import ExperimentConfig, content_hash
 from pipeline.questions import QUESTIONS, Facts, Question, Trained
 from pipeline.ridge import ExpertModels
 from pipeline.run.spectra import SpectraSets
@@ -40,7 +40,7 @@ from pipeline.scoring import (
 )
 from pipeline.store import AnyStore, count_selected, find_left_out
 
-__all__ = ["results_hold", "write_results"]
+__all__ = ["results_hold", "summarise", "write_results", "write_tables"]
 
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
@@ -68,23 +68,52 @@ def write_results(
     """
     answers = {question.name: answer for question in questions if (answer := question.answer()) is not None}
     summary = summarise(facts, draws, {name: answer.to_dict() for name, answer in answers.items()})
-    tables = _tabulate(facts, sets, summary)
-    for question in questions:
-        if question.name in answers:
-            tables |= question.tables(answers[question.name], facts.settings)
-    for name in {name for question in QUESTIONS for name in question.files} - set(tables):
-        (facts.folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
-    for name, table in tables.items():
-        with replacing(facts.folder / name) as temporary:
-            table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")
-    _write_json(facts.folder / SUMMARY_FILE, summary.to_dict())
+    written = write_tables(facts.folder, summary, facts.settings, {SAMPLE_FILE: tabulate_sample(sets, facts.grid)})
     warnings = _warn_of_penalties(summary, draws)
     warnings += [warning for question in questions for warning in question.warnings]
-    hashes = {name: hash_file(facts.folder / name) for name in [*tables, SUMMARY_FILE, PREDICTIONS_FILE]}
+    hashes = {name: hash_file(facts.folder / name) for name in [*written, PREDICTIONS_FILE]}
     content = _describe(facts, sets) | record
     content["warnings"] = [*warnings, *facts.warnings]
     content["economy"] = count_models(facts.trained, record["steps"])
     _write_json(facts.folder / METADATA_FILE, content | {"hashes": hashes})
+
+
+def write_tables(
+    folder: Path, summary: Summary, settings: ExperimentConfig, further: Mapping[str, pd.DataFrame]
+) -> list[str]:
+    """Write ``summary.json`` and every table that is a view of it, each atomically; return the names of the files.
+
+    Tables of questions that were not asked are removed, should an earlier run have left them.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    summary
+        All scores.
+    settings
+        The experiment.
+    further
+        Tables that hold no scores, by file name.
+    """
+    draws = [draw for level in summary.levels for draw in level.draws]
+    tables = {
+        OVERALL_FILE: tabulate_overall(draws, summary.target),
+        LEARNING_FILE: tabulate_overall(draws, summary.target, curve=True),
+        PER_BIN_FILE: tabulate_bins(draws, summary.target, BinGrid(settings.bins).columns),
+        **further,
+    }
+    for question in QUESTIONS:
+        if question.name in summary.answers:
+            answer = question.Answer.model_validate(summary.answers[question.name])
+            tables |= question.tables(answer, settings)
+    for name in {name for question in QUESTIONS for name in question.files} - set(tables):
+        (folder / name).unlink(missing_ok=True)
+    for name, table in tables.items():
+        with replacing(folder / name) as temporary:
+            table.to_csv(temporary, index=False, float_format=_FLOAT_FORMAT, lineterminator="\n")
+    _write_json(folder / SUMMARY_FILE, summary.to_dict())
+    return [*tables, SUMMARY_FILE]
 
 
 def results_hold(folder: Path, key: str) -> bool:
@@ -130,16 +159,6 @@ def _summarise_level(facts: Facts, draws: Sequence[ScoredDraw]) -> Level:
         curve=summarise_curve([one.scores for one in draws], draws[0].models, confidence),
         draws=tuple(summarise_draw((one.seed, one.level), one.scores, one.models, grid, confidence) for one in draws),
     )
-
-
-def _tabulate(facts: Facts, sets: SpectraSets, summary: Summary) -> dict[str, pd.DataFrame]:
-    draws = [draw for level in summary.levels for draw in level.draws]
-    return {
-        OVERALL_FILE: tabulate_overall(draws, summary.target),
-        LEARNING_FILE: tabulate_overall(draws, summary.target, curve=True),
-        PER_BIN_FILE: tabulate_bins(draws, summary.target, facts.grid.columns),
-        SAMPLE_FILE: tabulate_sample(sets, facts.grid),
-    }
 
 
 def _warn_of_penalties(summary: Summary, draws: Sequence[ScoredDraw]) -> list[str]:
