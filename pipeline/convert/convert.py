@@ -61,7 +61,7 @@ _DISK_SHARE: Final = 0.8
 
 
 def convert_shards(
-    shards: Sequence[Path],
+    shards: Sequence[Path | ShardInfo],
     store: Path,
     *,
     workers: int | None = None,
@@ -81,7 +81,8 @@ def convert_shards(
     Parameters
     ----------
     shards
-        Files, e.g. from :func:`pipeline.shards.reader.find_shards`; opened read-only.
+        Files, e.g. from :func:`pipeline.shards.find_shards`, which are opened read-only; or what has been read of their
+        headers already.
     store
         Folder to create. Work happens in ``<store>.partial`` beside it.
     workers
@@ -109,7 +110,7 @@ def convert_shards(
         )
     wanted = ConversionSettings(**shape)
     return _convert(
-        [Path(shard) for shard in shards],
+        [shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards],
         Path(store),
         wanted,
         _count_workers(workers),
@@ -119,7 +120,7 @@ def convert_shards(
 
 
 def _convert(
-    shards: Sequence[Path],
+    shards: Sequence[Path | ShardInfo],
     store: Path,
     wanted: ConversionSettings,
     workers: int,

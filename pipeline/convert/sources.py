@@ -72,7 +72,7 @@ class ConversionSettings:
         return {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": self.nonfinite}
 
 
-def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
+def read_sources(shards: Sequence[Path | str | ShardInfo]) -> list[ShardInfo]:
     """Check every shard, and that all have the same wavelengths, columns and arrays but not the same spectra.
 
     Raises
@@ -82,7 +82,7 @@ def read_sources(shards: Sequence[Path | str]) -> list[ShardInfo]:
     """
     if not shards:
         raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
-    infos = [read_shard_info(shard) for shard in shards]
+    infos = [shard if isinstance(shard, ShardInfo) else read_shard_info(shard) for shard in shards]
     for info in infos[1:]:
         _require_agreement(infos[0], info)
     first_with: dict[str, Path] = {}

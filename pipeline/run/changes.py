@@ -21,7 +21,7 @@ from pipeline.run.experiment import limits_of_workers, plan_experiment, run_expe
 from pipeline.run.folder import CONFIG_FILE, save_config
 from pipeline.run.spectra import SetHeader, SpectraSets, check_addition, fix_edges, open_or_convert
 from pipeline.scoring import RunResults, read_results
-from pipeline.shards import find_shards, read_shard_info
+from pipeline.shards import find_shards
 from pipeline.store import find_left_out, find_stores, match_shards, open_stores, select_shards
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _plan_addition(
                 "folder of the new one" + ("" if find_stores(sources) else " and convert it again")
             )
     check_addition(*standing.sets.headers, header, config)
-    added = open_or_convert("train", sources, config.data, progress, workers)
+    added = open_or_convert(sources, header, config.data, progress, workers)
     return with_absolute_paths(_with_data(config, train=(*config.data.train, *map(str, added.paths))))
 
 
@@ -233,9 +233,8 @@ def _describe_sources(sources: Sequence[str], config: ExperimentConfig) -> tuple
     if stores := find_stores(sources):
         store = open_stores(stores)
         return {one.fingerprint: one.name for one in store.sources}, SetHeader.of_store("train", store)
-    shards = find_shards(sources, Path.cwd())
-    names = {read_shard_info(shard).fingerprint: "/".join(shard.parts[-2:]) for shard in shards}
-    return names, SetHeader.of_shards("train", shards, plain)
+    header = SetHeader.of_shards("train", find_shards(sources, Path.cwd()), plain)
+    return {info.fingerprint: "/".join(info.path.parts[-2:]) for info in header.shards}, header
 
 
 def _plan_removal(standing: _Standing, name: str) -> ExperimentConfig:

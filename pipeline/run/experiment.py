@@ -6,8 +6,7 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,14 @@ from pipeline.questions import QUESTIONS, Facts, Trained, Truth
 from pipeline.run.folder import Run, open_run, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, solve_models
 from pipeline.run.scores import read_test_spectra, read_truth
-from pipeline.run.spectra import SpectraSets, check_headers, open_spectra_sets, read_headers, resolve_binnings
+from pipeline.run.spectra import (
+    SetHeader,
+    SpectraSets,
+    check_headers,
+    open_spectra_sets,
+    read_headers,
+    resolve_binnings,
+)
 from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
@@ -64,7 +70,16 @@ def plan_experiment(
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    train, test = read_headers(config)
+    return _plan(config, read_headers(config), worker_limits, worker_threads)
+
+
+def _plan(
+    config: ExperimentConfig,
+    headers: Iterable[SetHeader],
+    worker_limits: Sequence[int] | None,
+    worker_threads: int | None,
+) -> ExperimentPlan:
+    train, test = headers
     check_headers(train, test, config)
     return plan_run(
         train.shard_lengths,
@@ -121,23 +136,25 @@ def run_experiment(
         raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
-    plan = plan_experiment(config, limits, threads)
+    headers = list(read_headers(config))
+    plan = _plan(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
         run = open_run(out, config, progress or SilentProgress())
+        sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
+        headers.clear()  # with all columns of the shards
+        # Again, on what the stores hold: conversion may have left spectra out.
+        run.warnings += check_headers(*sets.headers, config)
+        run.finish_step("convert", skipped=plan.store_disk == 0)
         with recorded(client, out, command or "", run.progress.note):
-            return _run_steps(run, plan, client, convert_workers, command)
+            return _run_steps(run, sets, plan, client, command)
 
 
 def _run_steps(
-    run: Run, plan: ExperimentPlan, client: Client | None, convert_workers: int | None, command: str | None
+    run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None, command: str | None
 ) -> RunResults:
-    """Convert, accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
-    config, begun = run.config, datetime.now(UTC)
-    sets = open_spectra_sets(config.data, run.progress, convert_workers)
-    # Again, on what the stores hold: conversion may have left spectra out.
-    run.warnings += check_headers(*sets.headers, config)
-    run.finish_step("convert", skipped=plan.store_disk == 0)
+    """Accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
+    config = run.config
     facts = _gather_facts(run, sets, plan, client)
     drop_unsearchable(facts)
     facts.truth = read_truth(facts)
@@ -159,7 +176,7 @@ def _run_steps(
         draws = read_test_spectra(facts, questions)
         run.finish_step("score", skipped=False)
         save_config(config, run.folder)
-        record = _record(run, plan, begun, command) | {"key": key}
+        record = _record(run, plan, command) | {"key": key}
         write_results(facts, sets, questions, draws, record)
     for one in moments:
         delete_unwanted(one.folder)  # now that results without them stand
@@ -238,11 +255,11 @@ def limits_of_workers(client: Client | None) -> list[int]:
     return limits + [min(limits)] * (count_workers(client) - len(limits))
 
 
-def _record(run: Run, plan: ExperimentPlan, begun: datetime, command: str | None) -> dict[str, Any]:
+def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, Any]:
     """Return what ``metadata.json`` says besides configuration and results."""
     return {
         "command": command or "pipeline.run_experiment(config, folder)",
-        "started": begun.isoformat(timespec="seconds"),
+        "started": run.begun.isoformat(timespec="seconds"),
         "steps": run.steps,
         "warnings": run.warnings,
         "peak_memory_bytes": peak_memory() + run.worker_peak,

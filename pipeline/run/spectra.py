@@ -5,8 +5,8 @@ Whatever can be wrong is looked for in headers and labels first, before hours of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class SetHeader:
         Pixels that a mask flags; 0 before conversion.
     left_out
         Numbers of the shards that ``data.exclude`` leaves out; their rows are counted, their columns not given.
+    shards
+        All that was read of the shards, so that the conversion need not read it again; none of a store.
     """
 
     role: str
@@ -91,6 +93,7 @@ class SetHeader:
     unconverted_bytes: int = 0
     flagged_pixels: int = 0
     left_out: tuple[int, ...] = ()
+    shards: tuple[ShardInfo, ...] = ()
 
     @property
     def n_spectra(self) -> int:
@@ -115,31 +118,24 @@ class SetHeader:
     @classmethod
     def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
         """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
-        further = {column for cuts in config.further_grids.values() for column in cuts}
-        wanted = {"id", *schema.LABELS, *config.bins, *further}
-        slim: list[ShardInfo] = []
-        names: tuple[str, ...] = ()
-        for shard in shards:
-            info = read_shard_info(shard)
-            names = tuple(name for name in names if name in info.columns) if slim else tuple(info.columns)
-            # One shard's other columns at a time: a survey's are too many to be held for checks of a few.
-            slim.append(replace(info, columns={name: info.columns[name] for name in wanted & set(info.columns)}))
-        first, lengths = slim[0], tuple(info.n_spectra for info in slim)
-        arrays = 3 if any(info.has_noisy for info in slim) else 2
-        names_of = ["/".join(info.path.parts[-2:]) for info in slim]  # as a store calls them
+        infos = tuple(map(read_shard_info, shards))
+        first, lengths = infos[0], tuple(info.n_spectra for info in infos)
+        names = tuple(name for name in first.columns if all(name in info.columns for info in infos))
+        arrays = 3 if any(info.has_noisy for info in infos) else 2
+        names_of = ["/".join(info.path.parts[-2:]) for info in infos]  # as a store calls them
         left_out = match_shards(config.data.exclude if role == "train" else (), names_of)
-        made = is_store(_store_path(role, [info.fingerprint for info in slim], config.data))
+        made = is_store(_store_path(role, [info.fingerprint for info in infos], config.data))
 
         def iter_columns(names: Sequence[str]) -> Blocks:
             start = 0
-            for k, info in enumerate(slim):
+            for k, info in enumerate(infos):
                 if k not in left_out:
                     yield start, {name: info.columns[name] for name in names}
                 start += info.n_spectra
 
         return cls(
             role,
-            first.path.parent.name if len(slim) == 1 else f"{len(slim)} shards",
+            first.path.parent.name if len(infos) == 1 else f"{len(infos)} shards",
             lengths,
             first.wavelength,
             names,
@@ -147,6 +143,7 @@ class SetHeader:
             plan_layout(max(sum(lengths), 1), first.n_pixels, None, None).chunk_rows,
             0 if made else sum(lengths) * first.n_pixels * arrays * 4,
             left_out=left_out,
+            shards=infos,
         )
 
 
@@ -238,12 +235,18 @@ def _require_columns(header: SetHeader, name: str, cuts: Mapping[str, Any]) -> N
             )
 
 
-def open_spectra_sets(data: DataConfig, progress: Progress, workers: int | None = None) -> SpectraSets:
-    """Open the train and test stores, converting shards that have no store yet; leave out what is excluded."""
-    return SpectraSets(
-        select_shards(open_or_convert("train", data.train, data, progress, workers), data.exclude),
-        open_or_convert("test", data.test, data, progress, workers),
+def open_spectra_sets(
+    data: DataConfig, headers: Iterable[SetHeader], progress: Progress, workers: int | None = None
+) -> SpectraSets:
+    """Open the train and test stores, converting shards that have no store yet; leave out what is excluded.
+
+    ``headers`` are those of :func:`read_headers`; shards are not read again for what these know.
+    """
+    train, test = (
+        open_or_convert(sources, header, data, progress, workers)
+        for sources, header in zip((data.train, data.test), headers, strict=True)
     )
+    return SpectraSets(select_shards(train, data.exclude), test)
 
 
 def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
@@ -261,20 +264,19 @@ def _store_path(role: str, fingerprints: Sequence[str], data: DataConfig) -> Pat
 
 
 def open_or_convert(
-    role: str, sources: Sequence[str], data: DataConfig, progress: Progress, workers: int | None
+    sources: Sequence[str], header: SetHeader, data: DataConfig, progress: Progress, workers: int | None
 ) -> AnyStore:
-    """Open stores, or convert shards to one below ``data.stores`` if that has not been done.
+    """Open the stores that a header describes, or convert its shards to one below ``data.stores``.
 
     Raises
     ------
     InputError
-        If stores are mixed with shards, or any of them is missing or broken.
+        If any of them is missing or broken.
     """
-    if stores := _find_stores(role, sources):
-        return open_stores(stores)
-    shards = find_shards(sources, Path.cwd())
-    path = _store_path(role, [read_shard_info(shard).fingerprint for shard in shards], data)
-    return convert_shards(shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
+    if not header.shards:
+        return open_stores(_find_stores(header.role, sources))
+    path = _store_path(header.role, [info.fingerprint for info in header.shards], data)
+    return convert_shards(header.shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
 
 
 def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:
