@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -155,29 +156,44 @@ def accumulate_parts(
             [_CellSum(cell, own[cell], layout, gram_threads) for cell in range(n_cells)] for own in tiles
         ]  # fmt: skip
 
-        def keep_part(end: PartEnd, consumer: int) -> None:
-            for draw, cell in np.ndindex(len(draws), n_cells):
-                if filling.consumer_of(draw, cell) == consumer:
-                    sums[draw][cell].finish(end.rows, keep_threads, partial(keep, end.number, draw, cell))
-
-        def consume(consumer: int) -> None:
-            try:
-                while (news := filling.full[consumer].get()) is not None:
-                    if isinstance(news, PartEnd):
-                        keep_part(news, consumer)
-                    else:
-                        sums[news.draw][news.cell].add(news, filling.rows_of(news), filling.variances_of(news))
-                        filling.free.put(news.buffer)
-            finally:
-                filling.free.put(None)  # should this half fail, the other must not wait for its buffers
-
+        summing = _Summing(filling, sums, keep_threads, keep)
         jobs = [halves.submit(filling.run, advance)]
-        jobs += [halves.submit(consume, consumer) for consumer in range(settings.consumers)]
+        jobs += [halves.submit(summing.consume, consumer) for consumer in range(settings.consumers)]
         # Each half ends when the other one fails. The first error is the cause, and later errors follow from it.
         failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
         failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]
         for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
             raise failure
+
+
+@dataclass(frozen=True, eq=False)
+class _Summing:
+    """The summing half: consumers, each with the accumulators of some draws and cells, ``sums[draw][cell]``."""
+
+    filling: Filling
+    sums: Sequence[Sequence[_CellSum]]
+    keep_threads: Executor
+    keep: Callable[[int, int, int, Moments], None]
+
+    def consume(self, consumer: int) -> None:
+        """Sum runs until the filling half ends, and let parts be kept when their last run is summed."""
+        filling = self.filling
+        try:
+            while (news := filling.full[consumer].get()) is not None:
+                if isinstance(news, PartEnd):
+                    self._finish(news, consumer)
+                else:
+                    own = self.sums[news.draw][news.cell]
+                    own.add(news, filling.rows_of(news), filling.variances_of(news))
+                    filling.free.put(news.buffer)
+        finally:
+            filling.free.put(None)  # should this half fail, the other must not wait for its buffers
+
+    def _finish(self, end: PartEnd, consumer: int) -> None:
+        for draw, of_draw in enumerate(self.sums):
+            for cell, own in enumerate(of_draw):
+                if self.filling.consumer_of(draw, cell) == consumer:
+                    own.finish(end.rows, self.keep_threads, partial(self.keep, end.number, draw, cell))
 
 
 class _CellSum:

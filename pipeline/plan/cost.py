@@ -214,23 +214,8 @@ def plan_run(
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
     draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
-    layout = TileLayout(n_pixels)
-    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
-    # Solve as many models at once as fit into the memory of the pass. A search may use all that draws may share.
-    room = of_draws[draws_per_pass - 1]
-    held_folds = 0
-    if isinstance(config.ridge.alpha, AlphaSearch):
-        room = max(room, int(allowed - fixed))
-        held_folds = len(folds) if solve_memory(n_pixels, 1, len(folds)) <= room else 1
-    threads = max(1, min(cores, room // solve_memory(n_pixels, 1, held_folds)))
-    design_threads = 0
-    if config.design is not None:
-        design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, len(folds))))
-    parts_of_folds = Counter(part.fold for part in partitions).values()
-    largest = max(parts_of_folds)
-    # A fold of one partition stays as it was accumulated. Other folds are merged in float64 beside their partitions.
-    of_folds = sum(merged if count > 1 else partial for count in parts_of_folds)
-    of_parts = largest * partial if largest > 1 else 0
+    solving = _plan_solving(config, n_pixels, len(folds), of_draws[draws_per_pass - 1], allowed - fixed, cores)
+    disk = _MomentsDisk.plan([part.fold for part in partitions], TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
         n_spectra=n_spectra,
         n_pixels=n_pixels,
@@ -240,27 +225,71 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed
-        + max(
-            of_draws[draws_per_pass - 1],
-            solve_memory(n_pixels, threads, held_folds),
-            solve_memory(n_pixels, design_threads, len(folds)),
-        ),
-        solve_threads=threads,
-        solve_holds_folds=held_folds > 1,
+        worker_memory=fixed + max(of_draws[draws_per_pass - 1], solving.memory),
+        solve_threads=solving.threads,
+        solve_holds_folds=solving.held_folds > 1,
         worker_limit=limit,
-        # The driver merges folds of several partitions, cell by cell.
         driver_memory=PROCESS_BYTES
-        + max(
-            _COLUMN_BYTES * n_spectra + (merged + partial if largest > 1 else 0),
-            _CONVERT_BYTES * n_spectra if store_disk else 0,
-        ),
-        moments_disk=n_cells * (n_draws * of_folds + draws_per_pass * of_parts),
+        + max(_COLUMN_BYTES * n_spectra + disk.merging, _CONVERT_BYTES * n_spectra if store_disk else 0),
+        moments_disk=n_cells * (n_draws * disk.of_folds + draws_per_pass * disk.of_parts),
         store_disk=store_disk,
-        design_threads=design_threads,
+        design_threads=solving.design_threads,
         design_models=_count_tries(config, len(folds)),
         flops=float(n_draws) * n_spectra * n_pixels**2,
     )
+
+
+@dataclass(frozen=True)
+class _Solving:
+    """How many models a worker solves side by side, and the memory that they take."""
+
+    threads: int
+    held_folds: int
+    design_threads: int
+    memory: int
+
+
+def _plan_solving(
+    config: ExperimentConfig, n_pixels: int, n_folds: int, room: int, allowed: float, cores: int
+) -> _Solving:
+    """Solve as many models at once as fit into the memory of the pass, ``room``.
+
+    A search may use all that draws may share, ``allowed``.
+    """
+    held_folds = 0
+    if isinstance(config.ridge.alpha, AlphaSearch):
+        room = max(room, int(allowed))
+        held_folds = n_folds if solve_memory(n_pixels, 1, n_folds) <= room else 1
+    threads = max(1, min(cores, room // solve_memory(n_pixels, 1, held_folds)))
+    design_threads = 0
+    if config.design is not None:
+        design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, n_folds)))
+    memory = max(solve_memory(n_pixels, threads, held_folds), solve_memory(n_pixels, design_threads, n_folds))
+    return _Solving(threads, held_folds, design_threads, memory)
+
+
+@dataclass(frozen=True)
+class _MomentsDisk:
+    """Bytes of one cell's moments: of all finished folds, of a fold in the making, and of merging one in the driver.
+
+    A fold of one partition stays as it was accumulated. Other folds are merged in float64 beside their partitions.
+    """
+
+    of_folds: int
+    of_parts: int
+    merging: int
+
+    @classmethod
+    def plan(cls, folds: Sequence[int], layout: TileLayout, precision: str) -> _MomentsDisk:
+        """Return the bytes for partitions of these folds."""
+        partial, merged = layout.nbytes(precision), layout.nbytes(np.float64)
+        counts = Counter(folds).values()
+        largest = max(counts)
+        return cls(
+            of_folds=sum(merged if count > 1 else partial for count in counts),
+            of_parts=largest * partial if largest > 1 else 0,
+            merging=merged + partial if largest > 1 else 0,
+        )
 
 
 def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
