@@ -91,7 +91,7 @@ print(f"{seconds_of_run:.1f} s, with the start of the cluster")
 
 # %%
 merits = ["n_train", "n_test", "r2_global", "r2_oracle", "delta_r2", "delta_r2_low", "delta_r2_high"]
-print(results.summary["levels"][0]["decision"]["sentence"])
+print(results.summary.headline.decision.sentence)
 results.overall.set_index("scope")[merits].round(3)
 
 # %%

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from pipeline.base.files import replacing
 
 __all__ = ["Products"]
 
 _FILE = "products.json"
+_RECORD = TypeAdapter(dict[str, str])
 
 
 class Products:
@@ -30,7 +33,7 @@ class Products:
         path = folder / _FILE
         if path.exists():
             try:
-                self._keys = json.loads(path.read_text(encoding="utf-8"))
+                self._keys = _RECORD.validate_json(path.read_bytes())
             except ValueError:
                 note(f"{path} is damaged; models and predictions are made again")
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from pipeline.bins import BinGrid
 from pipeline.ridge import ExpertModels
@@ -200,12 +200,19 @@ class Summary(Plain):
     ``answers`` holds what every question that was asked has found, by its name; a question reads its own.
     """
 
-    version: int = SUMMARY_VERSION
+    version: int = Field(default=SUMMARY_VERSION, json_schema_extra={"const": SUMMARY_VERSION})
     target: str
     confidence: float
     headline_level: float
     levels: tuple[Level, ...]
     answers: dict[str, Any] = {}
+
+    @field_validator("version")
+    @classmethod
+    def _require_version(cls, value: int) -> int:
+        if value != SUMMARY_VERSION:
+            raise ValueError(f"version {SUMMARY_VERSION} is required, found {value}")
+        return value
 
     @property
     def headline(self) -> Level:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from loop_rows import SETTINGS, rows_of
+from pages import render_page
 from scipy import integrate, stats
 
 from pipeline.accumulate import loop_memory
@@ -21,13 +22,19 @@ from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES, ExperimentConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.moments import Moments
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw, correction_polynomials, marginal_moments, scatter_marginal
-from pipeline.report import render_report
+from pipeline.noise import (
+    NO_SEED,
+    MarginalNoise,
+    Noise,
+    NoiseDraw,
+    correction_polynomials,
+    marginal_moments,
+    scatter_marginal,
+)
 from pipeline.ridge import ExpertModels, read_models
 from pipeline.run import plan_experiment, run_experiment
 from pipeline.schema import LABELS, STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import (
-    NO_SEED,
     Bootstrap,
     RunResults,
     predict_marginal,
@@ -335,7 +342,7 @@ def test_a_marginal_run_has_no_seeds_and_says_so(finished: RunResults) -> None:
     estimate = finished.summary["levels"][0]["scopes"]["covered"]["delta_r2"]
     assert estimate["std"] == 0
     assert estimate["low"] < estimate["mean"] < estimate["high"]
-    for page in render_report(finished, {}):
+    for page in render_page(finished):
         text = page.read_text(encoding="utf-8")
         assert "infinitely many noisy copies of every test spectrum" in text
         assert "Models were trained on marginal noise" in text

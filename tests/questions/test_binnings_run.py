@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from pipeline import read_noisy_rows
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
+from pipeline.questions.ablation import Ablation
+from pipeline.questions.marginal_curve import MarginalCurve
 from pipeline.run import plan_experiment, render_run, run_experiment
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
-from pipeline.scoring import RunResults
+from pipeline.scoring import MERITS, RunResults
 from pipeline.store import SpectraStore
 
 BINNINGS = {"SNR": {"snr": {"quantiles": 4}}, "bright": {"mag": [20.0, 21.5], "M_H": [-2.5, -0.5, 0.8]}}
@@ -32,6 +35,13 @@ def finished(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("run")
     noise = {"mode": "both", "levels": [1.0], "test": "drawn"}
     return run_experiment(change(small_config, binnings=BINNINGS, noise=noise, precision="float64"), folder)
+
+
+def names_of(results: RunResults) -> list[str]:
+    """The binnings of the answer."""
+    answer = Ablation.read(results)
+    assert answer is not None
+    return [one.name for one in answer.levels[0].binnings]
 
 
 def r2(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -89,19 +99,32 @@ def test_the_main_binning_is_the_result_itself(finished: RunResults) -> None:
     pd.testing.assert_frame_equal(
         table[columns].reset_index(drop=True), overall[columns].reset_index(drop=True), check_exact=True
     )
-    entries = finished.summary["levels"][0]["ablation"]
-    assert [entry["name"] for entry in entries] == ["bins", "T_eff only", "M_H only", "SNR", "bright"]
-    assert entries[0]["share"]["mean"] in (1.0, None)  # None: experts gain nothing on so few spectra
+    answer, level = Ablation.read(finished), finished.summary.levels[0]
+    assert answer is not None
+    assert names_of(finished) == ["bins", "T_eff only", "M_H only", "SNR", "bright"]
+    entries = answer.at(1.0)
+    assert entries == answer.levels[0].binnings
+    assert answer.at(0.5) == ()
+    for merit in MERITS:
+        assert entries[0].merit(merit) == level.covered.merit(merit)
+    gains = level.covered.delta_r2.mean > 0
+    assert entries[0].share.mean == 1.0 if gains else math.isnan(entries[0].share.mean)
+    for entry in entries[1:]:
+        ratio = entry.delta_r2.mean / level.covered.delta_r2.mean if gains else math.nan
+        assert entry.share.mean == pytest.approx(ratio, nan_ok=True)
+        # Resamples belong together only where both cover the same spectra.
+        assert math.isfinite(entry.share.low) == (gains and entry.coverage == entries[0].coverage)
 
 
 def test_drawn_and_marginal_noise_stand_side_by_side(finished: RunResults, small_config: ExperimentConfig) -> None:
-    compared = finished.summary["marginal"]
-    assert [p["n_train"] for p in compared["points"]] == [p["n_train"] for p in finished.summary["learning"]["points"]]
-    assert "With all 1,600 training spectra marginal noise gives ΔR²" in compared["sentence"]
-    assert "drawn noise" in compared["sentence"]
+    compared = MarginalCurve.read(finished)
+    assert compared is not None
+    assert [one.n_train for one in compared.points] == [one.n_train for one in finished.summary.headline.curve]
+    assert "With all 1,600 training spectra marginal noise gives ΔR²" in compared.sentence
+    assert "drawn noise" in compared.sentence
     table = pd.read_csv(finished.folder / "marginal_learning_curve.csv")
     last = table[(table["n_train"] == 1600) & (table["scope"] == "covered")]
-    assert compared["points"][-1]["r2_global"]["mean"] == pytest.approx(last["r2_global"].mean(), abs=1e-9)
+    assert compared.points[-1].r2_global.mean == pytest.approx(last["r2_global"].mean(), abs=1e-9)
     # The verdict and all other tables are those of drawn noise.
     assert set(finished.overall["seed"]) == {42, 123}
 
@@ -142,13 +165,13 @@ def test_workers_change_no_bit_and_nothing_is_made_twice(
     monkeypatch.undo()
     monkeypatch.setattr("pipeline.accumulate.accumulate.accumulate_parts", None)
     without = run_experiment(change(config, ablation=False), tmp_path)
-    assert [entry["name"] for entry in without.summary["levels"][0]["ablation"]] == ["bins", "SNR", "bright"]
+    assert names_of(without) == ["bins", "SNR", "bright"]
 
 
 def test_a_binning_that_cannot_be_answered_is_left_out_and_said(small_config: ExperimentConfig, tmp_path: Path) -> None:
     binnings = {"far": {"snr": [0, 5, 1000, 2000]}, "SNR": {"snr": [0, 8, 100]}}
     results = run_experiment(change(small_config, binnings=binnings, ablation=False), tmp_path)
-    assert [entry["name"] for entry in results.summary["levels"][0]["ablation"]] == ["bins", "SNR"]
+    assert names_of(results) == ["bins", "SNR"]
     assert any(
         "'far' is left out: bin 2 (1000–2000) has 0 training spectra" in warning
         for warning in results.metadata["warnings"]
@@ -215,7 +238,7 @@ def test_a_binning_that_a_fold_starves_is_left_out_of_a_search(
         ridge = {"alpha": {"search": [10.0, 1000.0], "by": by}, "min_spectra": 40}
         config = change(small_config, ridge=ridge, binnings=binnings, ablation=False, seeds=[42])
         results = run_experiment(config, tmp_path / by)
-        names[by] = [entry["name"] for entry in results.summary["levels"][0]["ablation"]]
+        names[by] = names_of(results)
         said = [warning for warning in results.metadata["warnings"] if "the binning 'thin' is left out" in warning]
         assert len(said) == (by == "per_expert")
         assert all("outside fold" in warning for warning in said)

@@ -20,8 +20,6 @@ from pipeline.config import ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.moments import Moments, write_moments
 from pipeline.noise import NoiseDraw
-from pipeline.questions.bin_design import ScoredDesign, summarise_design
-from pipeline.questions.bin_design.design import Band, HeldOutJob, hold_out_models
 from pipeline.questions.bin_design.divisions import (
     DrawErrors,
     FineGrid,
@@ -30,9 +28,12 @@ from pipeline.questions.bin_design.divisions import (
     choose_divisions,
     iter_rectangles,
 )
+from pipeline.questions.bin_design.held_out import Band, HeldOutJob, hold_out_models
+from pipeline.questions.bin_design.question import summarise_design
+from pipeline.questions.bin_design.summary import DesignAnswer
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS, STREAM_TRAIN
-from pipeline.scoring import Score
+from pipeline.scoring import Bootstrap, Score
 
 N_FOLDS, PIXELS, SHAPE = 4, 12, (2, 3)
 GRID = BinGrid({"T_eff": (0.0, 1.0, 2.0), "snr": (0.0, 1.0, 2.0, 3.0)})
@@ -186,23 +187,27 @@ def test_the_sentence_says_what_to_use_and_what_not(rows: Rows, folder: MomentsF
     config = ExperimentConfig.model_validate({"data": {"train": "a", "test": "b"}, "design": design})
     score = Score(50, np.array([0.9, 0.4, 0.5]), np.tile([0.9, 0.4, 0.5], (100, 1)), 0.0, 0.0)
 
-    def summarise(draw: DrawErrors) -> dict[str, Any]:
+    facts = SimpleNamespace(settings=config, bootstrap=Bootstrap())
+
+    def summarise(draw: DrawErrors) -> DesignAnswer:
         search = choose_divisions(FINE, [FINE.covered], [draw], spread, 4)
         tests = [[SimpleNamespace(score=SimpleNamespace(covered=score))]] * len(search.divisions)
-        return summarise_design(ScoredDesign(search, cast(Any, tests)), config)
+        return summarise_design(search, cast(Any, tests), cast(Any, facts))
 
     found = summarise(draw)
-    assert found["recommended"] == 2
-    assert found["sentence"].startswith("Use 2 experts, with the rectangles listed below: on held-out folds")
-    assert "gain +0.5000 (95% interval +0.5000 to +0.5000)" in found["sentence"]
-    assert "As bins these are {T_eff: [0, 2], snr: [0, 1, 3]}." in found["sentence"]
-    assert found["main"] is None
-    assert "bins of the configuration" not in found["sentence"]
+    assert found.recommended == 2
+    assert found.chosen is found.divisions[1]
+    assert found.sentence.startswith("Use 2 experts, with the rectangles listed below: on held-out folds")
+    assert "gain +0.5000 (95% interval +0.5000 to +0.5000)" in found.sentence
+    assert "As bins these are {T_eff: [0, 2], snr: [0, 1, 3]}." in found.sentence
+    assert found.main is None
+    assert "bins of the configuration" not in found.sentence
     # The least error is that of most experts, by a little: one may want to look further.
-    assert "raise design.experts above 4" in summarise(replace(draw, of_rectangles=favour_small(errors)))["sentence"]
+    assert "raise design.experts above 4" in summarise(replace(draw, of_rectangles=favour_small(errors))).sentence
     worse = summarise(replace(draw, of_global=0 * draw.of_global))
-    assert worse["recommended"] is None
-    assert worse["sentence"].startswith("No division into at most 4 rectangles gains on held-out folds: the best has")
+    assert worse.recommended is None
+    assert worse.chosen is None
+    assert worse.sentence.startswith("No division into at most 4 rectangles gains on held-out folds: the best has")
 
 
 def favour_small(errors: dict[Rectangle, float]) -> dict[Rectangle, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ from pipeline.bins import BinGrid, plan_folds
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
+from pipeline.questions.bin_design import BinDesign, question
 from pipeline.questions.bin_design.divisions import FineGrid, Rectangle, iter_rectangles
+from pipeline.questions.bin_design.held_out import HeldOutErrors, HeldOutJob, hold_out_models
+from pipeline.questions.bin_design.summary import DesignAnswer
 from pipeline.run import plan_experiment, render_run, run_experiment
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import RunResults
-from pipeline.scoring.results import DESIGN_FILE
 from pipeline.store import SpectraStore
 
 #: Many whole runs; the arithmetic is in the fast ``test_design.py``.
 pytestmark = pytest.mark.slow
 
 EDGES = {"T_eff": [3700, 4400, 5200, 6100], "M_H": [-2.2, -1.2, -0.2, 0.6]}
+DESIGN_FILE = "design.csv"
 DESIGN = {"grid": EDGES, "experts": 5}
 SEEDS = (42, 123)
 TABLES = (DESIGN_FILE, "summary.json", "results.csv")
@@ -42,6 +45,12 @@ def change(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def finished(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     return run_experiment(change(small_config), tmp_path_factory.mktemp("run"))
+
+
+def answer_of(results: RunResults) -> DesignAnswer:
+    answer = BinDesign.read(results)
+    assert answer is not None
+    return answer
 
 
 class Refitted:
@@ -136,31 +145,33 @@ def test_the_table_is_what_refitting_and_brute_force_give(
 
 
 def test_the_summary_recommends_the_smallest_that_is_good_enough(finished: RunResults) -> None:
-    design = finished.summary["design"]
+    design = answer_of(finished)
     table = pd.read_csv(finished.folder / DESIGN_FILE)
     best = table["delta_r2_cv"].max()
     enough = table[table["delta_r2_cv"] >= 0.95 * best]["experts"]
     expected = int(enough.iloc[0]) if best > 0 else None
-    assert design["recommended"] == expected
+    assert design.recommended == expected
     assert table.loc[table["recommended"], "experts"].tolist() == ([expected] if expected else [])
-    assert design["edges"] == EDGES
-    assert design["main"]["experts"] == 9
-    assert not design["main"]["same_spectra"]
+    assert design.edges == {column: tuple(edges) for column, edges in EDGES.items()}
+    assert design.main is not None
+    assert design.main.experts == 9
+    assert not design.same_spectra
     if expected:
-        assert f"Use {expected} expert" in design["sentence"]
+        assert f"Use {expected} expert" in design.sentence
     else:
-        assert "No division into at most 5 rectangles gains" in design["sentence"]
+        assert "No division into at most 5 rectangles gains" in design.sentence
 
 
 def test_it_is_reported(finished: RunResults, small_config: ExperimentConfig, tmp_path: Path) -> None:
     pages = render_run(finished.folder)
     for page in pages:
         assert "How many experts, and where to cut" in page.read_text()
-        assert finished.summary["design"]["sentence"].split(":")[0] in page.read_text()
+        assert answer_of(finished).sentence.split(":")[0] in page.read_text()
     assert (finished.folder / "figures" / "moe_bin_design.png").exists()
     # Without a design nothing of it is left in the folder.
     again = run_experiment(change(small_config, design=None), tmp_path)
-    assert again.summary["design"] is None
+    assert "bin_design" not in again.summary.answers
+    assert BinDesign.read(again) is None
     assert "How many experts" not in render_run(tmp_path)[0].read_text()
     assert not {DESIGN_FILE, "design"} & {path.name for path in tmp_path.iterdir()}
 
@@ -172,41 +183,44 @@ def test_workers_change_no_bit_and_nothing_is_made_twice(
     found = run_experiment(config, tmp_path, client=two_workers)
     for name in TABLES:
         assert (found.folder / name).read_bytes() == (finished.folder / name).read_bytes()
-    for name in (
-        "accumulate.accumulate.accumulate_parts",
-        "ridge.solve.solve_job",
-        "questions.bin_design.design._hold_out_job",
-    ):
-        monkeypatch.setattr(f"pipeline.{name}", None)
+    monkeypatch.setattr("pipeline.accumulate.accumulate.accumulate_parts", None)
+    monkeypatch.setattr("pipeline.run.models.solve_folders", None)
+    for name in ("solve_folders", "hold_out_models"):
+        monkeypatch.setattr(question, name, None)
+    monkeypatch.setattr("pipeline.run.experiment.results_hold", lambda folder, key: False)
     run_experiment(config, tmp_path)
     # What is asked of the errors may change: they are there. Other divisions need models, but no other search.
     monkeypatch.undo()
-    monkeypatch.setattr("pipeline.questions.bin_design.design._hold_out_job", None)
+    monkeypatch.setattr(question, "hold_out_models", None)
     fewer = run_experiment(change(config, design=DESIGN | {"experts": 3}), tmp_path)
-    assert [one["experts"] for one in fewer.summary["design"]["divisions"]] == [1, 2, 3]
-    assert fewer.summary["design"]["divisions"] == finished.summary["design"]["divisions"][:3]
+    assert [one.experts for one in answer_of(fewer).divisions] == [1, 2, 3]
+    assert answer_of(fewer).divisions == answer_of(finished).divisions[:3]
 
 
 def test_a_killed_search_goes_on_where_it_was(
     finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.questions.bin_design import design
+    config, hold_out, answered = ExperimentConfig.model_validate(finished.metadata["config"]), hold_out_models, []
 
-    config, answer, answered = ExperimentConfig.model_validate(finished.metadata["config"]), design._hold_out_job, []
+    def killed(jobs: Sequence[HeldOutJob], **others: Any) -> Iterator[tuple[int, HeldOutErrors]]:
+        for place, errors in hold_out(jobs, **others):
+            if len(answered) == 5:
+                raise KeyboardInterrupt
+            answered.append(jobs[place].name)
+            yield place, errors
 
-    def killed(job: Any, report: Any) -> Any:
-        if len(answered) == 5:
-            raise KeyboardInterrupt
-        answered.append(job.name)
-        return answer(job, report)
-
-    monkeypatch.setattr(design, "_hold_out_job", killed)
+    monkeypatch.setattr(question, "hold_out_models", killed)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config, tmp_path)
     [saved] = (tmp_path / "design").glob("*.json")
     assert list(json.loads(saved.read_text())["parts"]) == answered
     further: list[str] = []
-    monkeypatch.setattr(design, "_hold_out_job", lambda job, report: further.append(job.name) or answer(job, report))
+
+    def counted(jobs: Sequence[HeldOutJob], **others: Any) -> Iterator[tuple[int, HeldOutErrors]]:
+        further.extend(job.name for job in jobs)
+        return hold_out(jobs, **others)
+
+    monkeypatch.setattr(question, "hold_out_models", counted)
     found = run_experiment(config, tmp_path)
     assert len(further) == 2 * 8 - 5
     assert not set(further[:3]) & set(answered)
@@ -229,17 +243,11 @@ def test_a_search_for_the_penalty_gives_every_rectangle_the_global_choice(
     found = run_experiment(searching, tmp_path / "a")
     alpha = float(found.overall["alpha_global"].iloc[0])
     fixed = change(searching, ridge={"alpha": alpha}, noise={"test": "marginal"}, design=searching.design.model_dump())
-    for own, other in zip(
-        found.summary["design"]["divisions"],
-        run_experiment(fixed, tmp_path / "b").summary["design"]["divisions"],
-        strict=True,
-    ):
-        assert own == other
-    assert ("global model's penalty" in found.summary["design"]["sentence"]) is (
-        by == "per_expert" and found.summary["design"]["recommended"] is not None
-    )
+    answer = answer_of(found)
+    assert answer.divisions == answer_of(run_experiment(fixed, tmp_path / "b")).divisions
+    assert ("global model's penalty" in answer.sentence) is (by == "per_expert" and answer.recommended is not None)
     # Quantiles cover all spectra, so one expert for all of them is the global model itself.
-    assert found.summary["design"]["divisions"][0]["delta_r2"] == pytest.approx(0, abs=1e-9)
+    assert answer.divisions[0].delta_r2 == pytest.approx(0, abs=1e-9)
 
 
 def test_other_noise_levels_and_marginal_noise_beside_drawn_have_no_part(
@@ -248,8 +256,7 @@ def test_other_noise_levels_and_marginal_noise_beside_drawn_have_no_part(
     noise = {"mode": "both", "levels": [0.2, 1.0], "test": "drawn"}
     found = run_experiment(change(small_config, noise=noise), tmp_path)
     assert len(list((tmp_path / "design").glob("*.json"))) == 2
-    for own, other in zip(found.summary["design"]["divisions"], finished.summary["design"]["divisions"], strict=True):
-        assert own == other
+    assert answer_of(found).divisions == answer_of(finished).divisions
 
 
 def test_plan__counts_the_cells_and_memory_of_the_design(small_config: ExperimentConfig) -> None:

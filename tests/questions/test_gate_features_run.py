@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from pages import render_page
 from scipy import stats
 from scipy.special import softmax
 from sklearn.decomposition import PCA
@@ -28,16 +29,15 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.predict import export_model
-from pipeline.questions.gate import describe_gate
+from pipeline.questions.gate import Gates
 from pipeline.questions.gate.blend import HeldOutRows, fit_blend
 from pipeline.questions.gate.collect import FeatureRows
-from pipeline.report import render_report
 from pipeline.ridge import read_models
 from pipeline.run import run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
-from pipeline.scoring.results import ROUTING_BINNINGS_FILE, ROUTING_FILE
 from pipeline.store import SpectraStore
 
+ROUTING_FILE, ROUTING_BINNINGS_FILE = "routing.csv", "routing_binnings.csv"
 #: Wide windows: the sample has a pixel in 36 Å.
 WINDOWS = [
     {"name": "triplet", "centre": 8580, "half_width": 100, "continuum": [[8350, 8450], [8720, 8800]], "total": "all"},
@@ -341,25 +341,28 @@ def test_workers_change_no_bit(
 def test_the_report_says_what_the_blend_keeps(
     finished: RunResults, kept: float | None, expected: str, unexpected: str | None
 ) -> None:
-    summary = copy.deepcopy(dict(finished.summary))
-    routing = summary["levels"][0]["routing"]
-    routing["scopes"]["covered"]["blend"]["kept"] = {"mean": kept}
-    section = describe_gate(dataclasses.replace(finished, summary=summary))
+    answers = copy.deepcopy(finished.summary.answers)
+    answers["gate"]["levels"][0]["scopes"]["covered"]["blend"]["kept"]["mean"] = kept
+    summary = finished.summary.model_copy(update={"answers": answers})
+    section = Gates.section(dataclasses.replace(finished, summary=summary))
     assert section is not None
-    told = [sentence for sentence in section["sentences"] if routing["blend"]["sentence"] in sentence]
+    blend = answers["gate"]["levels"][0]["blend"]
+    told = [block for block in section.blocks if isinstance(block, str) and blend["sentence"] in block]
     assert len(told) == 1
     assert expected in told[0]
     assert unexpected is None or unexpected not in told[0]
 
 
 def test_both_reports_name_the_blend_and_the_features_that_matter(finished: RunResults) -> None:
-    routing = finished.summary["levels"][0]["routing"]
-    most = max(routing["importance"], key=routing["importance"].__getitem__)
-    expected = f"Of {len(routing['importance'])} features the gate would miss {most}"
-    for path in render_report(finished, {}):
+    routing = Gates.at_headline(finished)
+    assert routing is not None
+    assert routing.blend is not None
+    most = max(routing.importance, key=routing.importance.__getitem__)
+    expected = f"Of {len(routing.importance)} features the gate would miss {most}"
+    for path in render_page(finished):
         text = html.unescape(path.read_text(encoding="utf-8")).replace("\\", "")
         assert expected in text
-        assert routing["blend"]["sentence"].split(":")[0] in text
+        assert routing.blend.sentence.split(":")[0] in text
 
 
 @pytest.mark.parametrize("file", ["{name}.json", "{name}_blend.json", "quality_0.json"])

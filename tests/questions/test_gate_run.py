@@ -20,13 +20,14 @@ from pipeline.bins import BinGrid, plan_folds
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError
 from pipeline.noise import NoiseDraw
-from pipeline.questions.gate import Evidence, route_spectra
+from pipeline.questions.gate import Evidence, Gates, route_spectra
 from pipeline.questions.gate.gates import RidgeGate
 from pipeline.ridge import read_models
 from pipeline.run import render_run, run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
-from pipeline.scoring.results import ROUTING_FILE
 from pipeline.store import SpectraStore
+
+ROUTING_FILE = "routing.csv"
 
 
 def gated(config: ExperimentConfig, **sections: Any) -> ExperimentConfig:
@@ -102,16 +103,29 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
 
 
 def test_summary_and_report_say_it(finished: RunResults) -> None:
-    routing = finished.summary["levels"][0]["routing"]
+    routing = Gates.at_headline(finished)
+    assert routing is not None
+    assert routing.noise_level == 1.0
     table = pd.read_csv(finished.folder / ROUTING_FILE)
     soft = table.query("scope == 'covered' and route == 'soft'")
-    assert routing["scopes"]["covered"]["soft"]["r2"]["mean"] == pytest.approx(soft["r2"].mean())
-    confusion = np.array(routing["confusion"])
-    assert routing["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert routing.covered["soft"].r2.mean == pytest.approx(soft["r2"].mean())
+    assert [one.seed for one in routing.draws] == soft["seed"].tolist()
+    assert [one.scopes["covered"]["soft"].kept.mean for one in routing.draws] == pytest.approx(
+        soft["kept"].tolist(), nan_ok=True
+    )
+    assert routing.covered["oracle"].verdict is None
+    oracle = routing.covered["oracle"].gain.mean
+    for route in ("hard", "soft", "fallback"):
+        kept = routing.covered[route].gain.mean / oracle
+        expected = ("PASS" if kept >= routing.keep else "FAIL") if oracle > 0 else "UNDECIDED"
+        assert routing.covered[route].verdict == expected
+    confusion = np.array(routing.confusion)
+    assert confusion.sum() == len(routing.draws) * finished.overall["n_test"].max()
+    assert routing.accuracy == pytest.approx(np.trace(confusion) / confusion.sum())
     markdown, page = render_run(finished.folder)
     for text in (markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")):
         assert "Routing without labels" in text
-        assert routing["sentence"].split(":")[0].split("(")[0] in text
+        assert routing.sentence.split(":")[0].split("(")[0] in text
     assert (finished.folder / "figures" / "moe_gate.png").stat().st_size > 10_000
 
 
@@ -156,7 +170,9 @@ def test_a_finished_run_is_left_as_it_is_and_a_gate_may_come_later(
 def test_marginal_test_noise_routes_nothing_and_says_so(small_config: ExperimentConfig, tmp_path: Path) -> None:
     noise = {"mode": "marginal", "levels": [1.0], "test": "marginal"}
     results = run_experiment(gated(small_config, noise=noise), tmp_path)
-    assert results.summary["levels"][0]["routing"] is None
+    assert Gates.read(results) is None
+    assert "gate" not in results.summary.answers
+    assert not (tmp_path / ROUTING_FILE).exists()
     assert any("the gate was not held against any" in warning for warning in results.metadata["warnings"])
 
 

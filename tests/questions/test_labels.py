@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from pages import render_page
 
 from pipeline.config import ExperimentConfig
-from pipeline.report import render_report
+from pipeline.questions.labels import Labels
 from pipeline.run import run_experiment
 from pipeline.scoring import RunResults, read_results
 
@@ -51,13 +53,17 @@ def test_labels_that_bins_are_cut_by_have_no_oracle(small_run: RunResults, tmp_p
     leaked = [column for column in results.labels if "oracle" in column or "delta" in column]
     assert results.labels[leaked].isna().all(axis=None)
     assert results.labels["r2_global"].notna().all()
-    label = results.summary["levels"][0]["labels"]["T_eff"]
-    assert label["leaks"] is True
-    assert label["scopes"]["all"]["delta_r2"]["mean"] is None
-    assert label["scopes"]["all"]["r2_global"]["mean"] == pytest.approx(
+    answer = Labels.read(results)
+    assert answer is not None
+    assert list(answer.levels[0].labels) == ["T_eff", "M_H"]
+    label = answer.levels[0].labels["T_eff"]
+    assert label.leaks is True
+    assert math.isnan(label.scopes["all"].delta_r2.mean)
+    assert all(math.isnan(one.r2_oracle.mean) and math.isnan(one.mae_oracle) for one in label.bins)
+    assert label.scopes["all"].r2_global.mean == pytest.approx(
         results.labels.query("target == 'T_eff' and part == 'all'")["r2_global"].mean()
     )
-    for page in render_report(results, {}):
+    for page in render_page(results):
         assert "Other labels" in page.read_text()
 
 

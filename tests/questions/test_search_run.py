@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from pages import render_page
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -20,12 +21,13 @@ from pipeline.bins import BinGrid, plan_folds
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
-from pipeline.report import render_report
+from pipeline.questions.penalty import Penalty
 from pipeline.run import render_run, run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
-from pipeline.scoring.results import SEARCH_COLUMNS, SEARCH_FILE
 from pipeline.store import SpectraStore
 
+SEARCH_FILE = "alpha_search.csv"
+SEARCH_COLUMNS = ("seed", "noise_level", "target", "model", "alpha", "r2_cv", "chosen", "r2_test")
 ALPHAS = [1.0, 10.0, 100.0, 1000.0]
 TABLES = ("results.csv", "per_bin_results.csv", "learning_curve.csv", "summary.json", SEARCH_FILE)
 
@@ -106,12 +108,28 @@ def test_every_table_tells_the_same_choice(finished: RunResults, small_config: E
 
 def test_the_summary_names_a_penalty_that_all_seeds_chose_and_no_other(finished: RunResults) -> None:
     chosen = finished.alpha_search[finished.alpha_search["chosen"]]
-    told = {str(entry["bin"]): entry["alpha"] for entry in finished.summary["levels"][0]["bins"]}
+    told = {str(one.bin): one.alpha for one in finished.summary.levels[0].bins}
     for model, alphas in chosen[chosen["model"] != "global"].groupby("model")["alpha"]:
-        assert told[str(model)] == (alphas.iloc[0] if alphas.nunique() == 1 else None)
+        expected = alphas.iloc[0] if alphas.nunique() == 1 else np.nan
+        np.testing.assert_equal(told[str(model)], expected)
     if finished.metadata["config"]["ridge"]["alpha"]["by"] == "per_expert":
-        assert None in told.values()
-        assert any(told.values())
+        assert np.isnan(list(told.values())).any()
+        assert np.isfinite(list(told.values())).any()
+
+
+def test_the_table_is_a_view_of_the_answer(finished: RunResults, small_config: ExperimentConfig) -> None:
+    answer, table = Penalty.read(finished), finished.alpha_search
+    assert answer is not None
+    assert answer.by == finished.metadata["config"]["ridge"]["alpha"]["by"]
+    assert [draw.seed for draw in answer.draws] == list(small_config.seeds)
+    for draw in answer.draws:
+        assert [path.model for path in draw.models] == ["global", *map(str, range(9))]
+        for path in draw.models:
+            rows = table.query(f"seed == {draw.seed} and model == '{path.model}'")
+            assert rows["alpha"].tolist() == list(path.alphas)
+            np.testing.assert_allclose(rows["r2_cv"], path.r2_cv, rtol=1e-9)
+            np.testing.assert_allclose(rows["r2_test"], path.r2_test, rtol=1e-9)
+            assert rows["chosen"].tolist() == [k == path.chosen for k in range(len(ALPHAS))]
 
 
 @pytest.mark.parametrize("test_noise", ["marginal", "stored", "drawn"])
@@ -148,7 +166,7 @@ def test_curves_that_decide_nothing_may_be_left_out(small_config: ExperimentConf
     assert expected.loc[experts, "r2_cv"].notna().all()
     expected.loc[experts, "r2_cv"] = np.nan
     pd.testing.assert_frame_equal(hidden.alpha_search, expected)
-    page, _ = render_report(hidden, {})
+    page, _ = render_page(hidden)
     assert "| nan |" not in page.read_text(encoding="utf-8").lower()
 
 

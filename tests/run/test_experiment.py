@@ -27,8 +27,7 @@ from pipeline.errors import InputError, ResourceError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
 from pipeline.run import plan_experiment, render_run, run_experiment
-from pipeline.scoring import RunResults, read_noisy_rows, read_results
-from pipeline.scoring.results import OVERALL_COLUMNS
+from pipeline.scoring import OVERALL_COLUMNS, RunResults, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
 
@@ -172,7 +171,7 @@ INTERRUPTED = """
 import sys, time
 from pipeline.config import load_config
 from pipeline.run import experiment
-for name in ("accumulate_moments", "solve_models", "write_tables"):
+for name in ("accumulate_moments", "solve_models", "write_results"):
     def wrapped(*a, original=getattr(experiment, name), name=name, **k):
         result = original(*a, **k)
         print(name, flush=True)
@@ -188,7 +187,7 @@ def test_a_run_killed_after_each_phase_ends_the_same(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-    for phase in ("accumulate_moments", "solve_models", "write_tables"):
+    for phase in ("accumulate_moments", "solve_models", "write_results"):
         command = [sys.executable, "-c", INTERRUPTED, str(path), str(tmp_path / "run")]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -198,7 +197,7 @@ def test_a_run_killed_after_each_phase_ends_the_same(
         process.wait()
         process.stdout.close()
         time.sleep(0.01)
-        if phase != "write_tables":
+        if phase != "write_results":
             with pytest.raises(InputError, match="has not been scored"):
                 read_results(tmp_path / "run")
     run_experiment(config, tmp_path / "run")

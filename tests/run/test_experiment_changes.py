@@ -262,7 +262,7 @@ from pipeline.accumulate import accumulate
 from pipeline.run import experiment
 from pipeline.run.changes import add_spectra, remove_shard
 module, name = {"accumulate": (accumulate, "merge_fold"), "solve": (experiment, "solve_models"),
-                "score": (experiment, "write_tables")}[sys.argv[1]]
+                "score": (experiment, "write_results")}[sys.argv[1]]
 original = getattr(module, name)
 def wrapped(*a, **k):
     result = original(*a, **k)
