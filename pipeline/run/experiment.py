@@ -171,7 +171,9 @@ def _run_steps(
             run.finish_step(question.step)
             made_of |= run.products.keys_of(prepared)
     run.worker_peak = workers_peak(client) if client is not None else 0
-    key = content_hash([RESULTS_ALGORITHM, made_of, sets.test.fingerprint, config.to_dict(), list(config.bins)])
+    asked = [question.name for question in questions]  # a finished run has no answer to a question that is new
+    settings = [config.to_dict(), list(config.bins)]
+    key = content_hash([RESULTS_ALGORITHM, asked, made_of, sets.test.fingerprint, *settings])
     if not results_hold(run.folder, key):
         draws = read_test_spectra(facts, questions)
         run.finish_step("score", skipped=False)
