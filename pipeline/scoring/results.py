@@ -21,7 +21,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,10 @@ class RunResults:
         ``summary.json``: every score of the run, see :class:`pipeline.scoring.summary.Summary`.
     metadata
         ``metadata.json``.
+    alpha_search
+        ``alpha_search.csv``: the R² of every model and penalty; empty without a search.
+    labels
+        ``other_labels.csv``: the figures of merit of the labels beside the target.
     """
 
     folder: Path
@@ -93,21 +97,12 @@ class RunResults:
     predictions: pd.DataFrame
     summary: Summary
     metadata: dict[str, Any]
+    alpha_search: pd.DataFrame = field(default_factory=pd.DataFrame)
+    labels: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a table of the run folder, for example ``routing.csv``; empty where the run does not have it."""
-        path = self.folder / name
-        return pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str)) if path.is_file() else pd.DataFrame()
-
-    @property
-    def alpha_search(self) -> pd.DataFrame:
-        """``alpha_search.csv``: the R² of every model and penalty; empty without a search."""
-        return self.table("alpha_search.csv")
-
-    @property
-    def labels(self) -> pd.DataFrame:
-        """``other_labels.csv``: the figures of merit of the labels beside the target."""
-        return self.table("other_labels.csv")
+        """Return a table of the run folder as it is now, for example ``routing.csv``; empty where there is none."""
+        return _read_table(self.folder / name)
 
     def store_paths(self, role: str) -> list[str]:
         """Return the stores of the ``train`` or ``test`` spectra, for :func:`pipeline.open_spectra`."""
@@ -156,9 +151,16 @@ def read_results(folder: str | Path) -> RunResults:
             predictions=pd.read_parquet(run / PREDICTIONS_FILE),
             summary=_read_summary(run / SUMMARY_FILE),
             metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
+            alpha_search=_read_table(run / "alpha_search.csv"),
+            labels=_read_table(run / "other_labels.csv"),
         )
     except (ValueError, OSError) as error:
         raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read a table that not every run has; an empty one where it is not there."""
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str)) if path.is_file() else pd.DataFrame()
 
 
 def _read_summary(path: Path) -> Summary:

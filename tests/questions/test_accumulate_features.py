@@ -117,17 +117,16 @@ def test_workers_and_a_resume_change_no_bit(
     accumulate_features(plan, [job])
     expected = Path(job.path).read_bytes()
     Path(job.path).unlink()
-    module, calls = "pipeline.questions.gate.collect._compute_block", []
-    from pipeline.questions.gate.collect import _compute_block
+    calls: list[Any] = []
 
-    def stop_at_the_third(*arguments: Any) -> FeatureRows:
+    def stop_at_the_third(*arguments: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return _compute_block(*arguments)
+        return read_noisy_rows(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, stop_at_the_third)
+        patched.setattr("pipeline.questions.gate.collect.read_noisy_rows", stop_at_the_third)
         with pytest.raises(KeyboardInterrupt):
             accumulate_features(plan, [job])
         assert not Path(job.path).exists()

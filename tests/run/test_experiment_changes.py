@@ -7,13 +7,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from commands import invoke
 
 from pipeline.accumulate import AccumulationPlan, accumulate, plan_accumulation
+from pipeline.accumulate.hotloop import CellRows
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ComputeConfig, ExperimentConfig, load_config
 from pipeline.convert import convert_shards
@@ -24,7 +27,7 @@ from pipeline.run import add_spectra, describe_reuse, plan_experiment, remove_sh
 from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
-from pipeline.store import SpectraStore, select_shards
+from pipeline.store import AnyStore, SpectraStore, select_shards
 
 FILES = (
     "predictions.parquet",
@@ -77,13 +80,17 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Row ranges whose pixels are read to be accumulated."""
     ranges: list[tuple[int, int]] = []
-    original = accumulate._read_rows
+    original = accumulate.accumulate_parts
 
-    def spy(*arguments: object) -> object:
-        ranges.append((arguments[3].start, arguments[3].stop))  # type: ignore[attr-defined]
-        return original(*arguments)  # type: ignore[arg-type]
+    def note(parts: Iterable[CellRows]) -> Iterator[CellRows]:
+        for part in parts:
+            ranges.append((part.start, part.start + len(part.cells)))
+            yield part
 
-    monkeypatch.setattr(accumulate, "_read_rows", spy)
+    def spy(store: AnyStore, parts: Iterable[CellRows], *others: Any) -> None:
+        original(store, note(parts), *others)
+
+    monkeypatch.setattr(accumulate, "accumulate_parts", spy)
     return ranges
 
 
@@ -244,8 +251,9 @@ def test_partitions_of_a_fold_that_was_not_merged_keep_their_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(accumulate, "merge_fold", lambda *_: None)
-        patch.setattr(accumulate, "_merge_all", lambda *_: None)
-        accumulate.accumulate_moments(plan(), draws, tmp_path / "run")
+        patch.setattr(accumulate, "merge_finished_folds", None)  # as if killed before anything is merged
+        with pytest.raises(TypeError, match="not callable"):
+            accumulate.accumulate_moments(plan(), draws, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / draws[0].name / "partition-000004")
     read.clear()
     [found] = accumulate.accumulate_moments(plan("shard_0"), draws, tmp_path / "run")
