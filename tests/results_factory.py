@@ -1,56 +1,69 @@
 """An artificial run folder, small and plausible, for the tests of figures and reports.
 
-Labels are beta-distributed over the ranges of the real spectra and predictions are labels plus noise, so R² and
-ΔR² are true to ``predictions.parquet``; only the intervals are a rule of thumb.
+Labels are beta-distributed over the ranges of the real spectra, and predictions are labels plus noise. Everything
+that follows from these is the project's own work: scores, answers of the questions, summary and tables.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 
-from pipeline.bins import OUTSIDE, BinGrid
-from pipeline.config import REFERENCE_EDGES, DecisionConfig, ExperimentConfig
-from pipeline.questions.gate import Evidence, ScoredGate, route_spectra, summarise_routing
-from pipeline.questions.gate.routing import assess_gate, score_routes
+from pipeline.base import Products, SilentProgress
+from pipeline.bins import OUTSIDE, BinGrid, CellGrid, plan_binnings
+from pipeline.config import REFERENCE_EDGES, ExperimentConfig
+from pipeline.noise import Noise, compares, test_noises, training_noises
+from pipeline.questions import QUESTIONS, Facts, Reading, Trained, Truth, list_needs
+from pipeline.questions.bin_design import BinDesign
+from pipeline.questions.bin_design.divisions import DrawErrors, FineGrid, Rectangle, SpreadOfCells, choose_divisions
+from pipeline.questions.bin_design.question import summarise_design
+from pipeline.questions.gate import Gates
+from pipeline.questions.gate.fit import RunGate
+from pipeline.questions.labels import Labels
+from pipeline.questions.penalty import Penalty
+from pipeline.report import render_report
+from pipeline.report.figures import PICTURES
+from pipeline.report.section import Picture
+from pipeline.ridge import ExpertModels, SolvedSearch
+from pipeline.run.tables import summarise, write_tables
 from pipeline.scoring import (
     METADATA_FILE,
     PREDICTIONS_FILE,
-    Bootstrap,
-    Estimate,
-    RunResults,
-    decide,
-    evaluate_hypotheses,
-    read_results,
-)
-from pipeline.scoring.results import (
-    LABELS_COLUMNS,
-    LABELS_FILE,
-    LEARNING_FILE,
-    OVERALL_COLUMNS,
-    OVERALL_FILE,
-    PER_BIN_FILE,
     SAMPLE_FILE,
-    SEARCH_COLUMNS,
-    SEARCH_FILE,
-    SUMMARY_FILE,
+    RunResults,
+    ScoredBinning,
+    ScoredDraw,
+    Stacked,
+    Summary,
+    read_results,
+    score_binning,
+    score_experts,
+    tabulate_predictions,
 )
 
-MERITS = ("r2_oracle", "r2_global", "delta_r2")
 SNR_EDGES = {"snr": (2.0, 5.0, 8.0, 12.0, 28.0)}
 RANGES = {"T_eff": (3750.0, 6000.0), "M_H": (-2.5, 0.75), "snr": (1.5, 30.0), "a_M": (-0.2, 0.6)}
+TARGET = "log_g"
+FOLDS = 5
+#: Of the search for better bins: intervals of each column.
+FINE = {"T_eff": 6, "M_H": 7}
 
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What the artificial run is like; the defaults are the reference grid with three seeds."""
+    """What the artificial run is like; the defaults are the reference grid with three seeds.
+
+    The bins of ``nan_bins`` have a single test spectrum, and so no R². ``marginal`` adds models of marginal noise to
+    those of drawn noise; with ``no_draws`` there are no others, and the test spectra's noise is integrated out, too.
+    """
 
     edges: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(REFERENCE_EDGES))
     seeds: tuple[int, ...] = (42, 123, 456)
@@ -64,162 +77,338 @@ class FakeRun:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     marginal: bool = False
+    no_draws: bool = False
     design: bool = False
     gate: bool = False
     labels: bool = False
     features: int = 0
     alphas: tuple[float, ...] = ()
 
+    @property
+    def settings(self) -> ExperimentConfig:
+        """The configuration that such a run would have."""
+        edges = {column: np.linspace(*RANGES[column], n + 1).tolist() for column, n in FINE.items()}
+        mode = "marginal" if self.no_draws else "both" if self.marginal else "drawn"
+        test = "marginal" if self.no_draws else "stored"
+        # The ridge gate knows labels alone.
+        is_logistic = bool(self.features) or not set(self.edges) <= {"T_eff", "M_H"}
+        return ExperimentConfig.model_validate(
+            {
+                "data": {"train": ["/spectra/train/shard_index.txt"], "test": ["/spectra/test_1k"]},
+                "bins": {column: list(own) for column, own in self.edges.items()},
+                "bin_names": {column: list(names) for column, names in self.bin_names.items()},
+                "seeds": list(self.seeds),
+                "noise": {"levels": list(self.levels), "mode": mode, "test": test},
+                "ridge": {"alpha": {"search": self.alphas, "by": "per_expert"} if self.alphas else 1e5},
+                "design": {"grid": edges} if self.design else None,
+                "gate": {"kind": "logistic" if is_logistic else "ridge"} if self.gate else None,
+                "compute": {"folds": FOLDS},
+                "bootstrap": {"resamples": 200},
+            }
+        )
+
 
 def make_results(folder: Path, run: FakeRun | None = None) -> RunResults:
     """Write an artificial run folder and read it back."""
-    return _Writer(folder, run or FakeRun()).write()
+    return _Maker(folder, run or FakeRun()).write()
 
 
-class _Writer:
+def change_summary(results: RunResults, change: Callable[[dict[str, Any]], object]) -> RunResults:
+    """Return the results with another summary, which ``change`` makes of its plain values."""
+    plain = results.summary.to_dict()
+    change(plain)
+    return replace(results, summary=Summary.model_validate(plain))
+
+
+def list_pictures(results: RunResults | None = None) -> dict[str, Picture]:
+    """Return all pictures by their files, in the order of the page; with results those that the run has."""
+    every = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
+    return {picture.file: picture for picture in every if results is None or picture.is_there(results)}
+
+
+def render_page(results: RunResults, figures: Mapping[str, Path] | None = None) -> tuple[Path, Path]:
+    """Write both reports with what all questions have to say, and with figures that lie somewhere already."""
+    known = list_pictures()
+    sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
+    subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
+    return render_report(results, [(known[name], path) for name, path in (figures or {}).items()], sections, subjects)
+
+
+class _Maker:
+    """Labels and predictions, and what the questions of a run make of them."""
+
     def __init__(self, folder: Path, run: FakeRun) -> None:
-        self.folder, self.run = folder, run
-        self.grid = BinGrid(run.edges, run.bin_names or None)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.run, self.settings = folder, run, run.settings
+        self.grid = BinGrid(self.settings.bins, self.settings.bin_names)
         rng = np.random.default_rng(7)
-        self.labels = {
+        self.columns = {
             name: low + (high - low) * rng.beta(1.3, 1.3, run.n_test) for name, (low, high) in RANGES.items()
         }
-        self.bins = self.grid.assign(self.labels)
+        drawn = self.grid.assign(self.columns)
+        self.shares = np.bincount(drawn[drawn != OUTSIDE], minlength=self.grid.n_bins) / run.n_test
+        self._thin(drawn)
+        self.bins = self.grid.assign(self.columns)
         self.y_true = 1 + 4 * rng.beta(1.2, 1.2, run.n_test)
-        self.predictions = pd.concat(
-            [self._predict(seed, level) for seed in run.seeds for level in run.levels], ignore_index=True
+        self.cells, self.facts = self._know()
+
+    def _thin(self, bins: np.ndarray) -> None:
+        """Leave one test spectrum in each bin that is to have no R², and put its others below the first column."""
+        column = self.grid.columns[0]
+        low, *_, high = self.grid.edges[column]
+        for number in self.run.nan_bins:
+            self.columns[column][np.flatnonzero(bins == number)[1:]] = low - 0.1 * (high - low)
+
+    def _know(self) -> tuple[CellGrid, Facts]:
+        """Return the cells of the pass, and what questions may know of the run."""
+        needs = list_needs(self.settings)
+        fine = {name: BinGrid(grid) for name, grid in needs.fine.items()}
+        cells, binnings = plan_binnings(
+            self.grid, {}, ablation=needs.columns_alone, fine=next(iter(fine.values()), None)
+        )
+        others = ("T_eff", "a_M") if self.run.labels else ()
+        labels = {TARGET: self.y_true} | {label: self.columns[label] for label in others}
+        nothing = cast(Any, None)
+        facts = Facts(
+            settings=self.settings,
+            folder=self.folder,
+            products=Products(self.folder, print),
+            progress=SilentProgress(),
+            client=None,
+            train=nothing,
+            test=cast(Any, SimpleNamespace(columns=self.columns)),
+            plan=nothing,
+            binnings=tuple(binnings),
+            truth=Truth(labels, [binning.assign(self.columns) for binning in binnings]),
+            threads={},
+            warnings=[],
+        )
+        noise = self.settings.noise
+        facts.trained = [
+            self._train(one, is_compared=compares(noise.mode, one))
+            for one in training_noises(noise.mode, noise.levels, self.settings.seeds)
+        ]
+        return cells, facts
+
+    # --- Models, which are their penalties and counts alone.
+
+    def _train(self, noise: Noise, *, is_compared: bool) -> Trained:
+        models = [self._models(self.shares, fold) for fold in range(1, FOLDS + 1)]
+        if self.run.alphas:
+            models[-1] = replace(models[-1], search=self._search(noise))
+        others = [] if is_compared else [self._models(np.full(one.n_bins, 1 / one.n_bins)) for one in self._others()]
+        return Trained(noise, cast(Any, None), f"models/{noise.name}.npz", models, others, is_compared)
+
+    def _others(self) -> Sequence[Any]:
+        needs = list_needs(self.settings)
+        return plan_binnings(self.grid, {}, ablation=needs.columns_alone)[1][1:]
+
+    def _models(self, shares: np.ndarray, fold: int = FOLDS) -> ExpertModels:
+        n = self.run.n_train * fold // FOLDS
+        return ExpertModels(
+            labels=(TARGET, "T_eff", "a_M"),
+            global_weights=np.zeros((1, 3)),
+            global_intercepts=np.zeros(3),
+            expert_weights=np.zeros((len(shares), 1, 3)),
+            expert_intercepts=np.zeros((len(shares), 3)),
+            global_alpha=1e5,
+            expert_alphas=np.full(len(shares), 1e5),
+            global_count=n,
+            expert_counts=np.round(shares * n).astype(np.int64),
         )
 
-    def write(self) -> RunResults:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        per_bin = self._per_bin()
-        self._write_csv(OVERALL_FILE, pd.DataFrame(self._overall(), columns=list(OVERALL_COLUMNS)))
-        self._write_csv(PER_BIN_FILE, per_bin)
-        self._write_csv(LEARNING_FILE, self._learning())
-        self._write_csv(SAMPLE_FILE, self._sample())
-        if self.run.alphas:
-            self._write_csv(SEARCH_FILE, self._search())
-        overall = pd.read_csv(self.folder / OVERALL_FILE)
-        if self.run.labels:
-            self._write_csv(LABELS_FILE, self._other_labels(overall, per_bin))
-        self._write_json(SUMMARY_FILE, self._summary(overall, per_bin))
-        self.predictions.to_parquet(self.folder / PREDICTIONS_FILE)  # with what the summary's gate has routed
-        self._write_json(METADATA_FILE, {**self._metadata(), **self.run.metadata})
-        return read_results(self.folder)
+    def _search(self, noise: Noise) -> SolvedSearch:
+        """Parabolas in log α, whose tops lie elsewhere for every model and seed."""
+        places, n_models = np.log(self.run.alphas), 1 + self.grid.n_bins
+        tops = [places[(number + noise.seed) % len(places)] for number in range(n_models)]
+        lost = np.array([0.4 + 0.02 * k + 0.3 * ((places - top) / np.ptp(places)) ** 2 for k, top in enumerate(tops)])
+        sse = np.repeat(lost[:, None, :, None] / FOLDS, FOLDS, axis=1)
+        return SolvedSearch(
+            by="per_expert",
+            target=TARGET,
+            alphas=np.array(self.run.alphas),
+            sse=np.repeat(sse, 3, axis=3),
+            tss=np.ones((n_models, 3)),
+            chosen=lost.argmin(axis=1),
+            weights=np.zeros((len(places), n_models, 1, 3)),
+            intercepts=np.zeros((len(places), n_models, 3)),
+        )
 
-    def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
-        frame.to_csv(self.folder / name, index=False)
-
-    def _write_json(self, name: str, content: Any) -> None:
-        (self.folder / name).write_text(json.dumps(_null_nan(content), indent=1), encoding="utf-8")
-
-    def _predict(self, seed: int, level: float) -> pd.DataFrame:
-        rng = np.random.default_rng([seed, int(100 * level)])
-        scatter = 0.45 + 0.35 * level * (1.5 - self._position("M_H"))
-        oracle = self._shrink(0.15 + 0.2 * level) + scatter * rng.normal(size=self.run.n_test) * 0.8
-        lost = 0.35 * level * (self._position("T_eff") - 0.5) * 2
-        y_global = self._shrink(0.2 + 0.2 * level) + scatter * rng.normal(size=self.run.n_test) + lost
-        frame = pd.DataFrame({"seed": seed, "noise_level": level, "row": np.arange(self.run.n_test)})
-        frame["bin"], frame["y_true"], frame["y_global"] = self.bins, self.y_true, y_global
-        frame["y_oracle"] = np.where(self.bins == OUTSIDE, y_global, oracle)
-        for number in range(self.grid.n_bins):
-            frame[f"expert_{number}"] = oracle + 0.3 * (self.bins != number)
-        return frame
+    # --- Predictions.
 
     def _position(self, column: str) -> np.ndarray:
         low, high = RANGES[column]
-        return (self.labels[column] - low) / (high - low)
+        return np.clip((self.columns[column] - low) / (high - low), 0, 1)
 
     def _shrink(self, amount: float) -> np.ndarray:
         return self.y_true + amount * (self.y_true.mean() - self.y_true)
 
-    def _groups(self) -> Any:
-        for seed, level in product(self.run.seeds, self.run.levels):
-            rows = self.predictions.query("seed == @seed and noise_level == @level")
-            yield {"seed": seed, "noise_level": level, "target": "log_g"}, rows
+    def _predict(self, seed: int, level: float) -> np.ndarray:
+        """Return what the global model and every expert say of the test spectra, (N, 1 + K)."""
+        n, rng = self.run.n_test, np.random.default_rng([max(seed, 0), int(100 * level)])
+        scatter = 0.45 + 0.35 * level * (1.5 - self._position("M_H"))
+        oracle = self._shrink(0.15 + 0.2 * level) + scatter * rng.normal(size=n) * 0.8
+        lost = 0.35 * level * (self._position("T_eff") - 0.5) * 2
+        of_global = self._shrink(0.2 + 0.2 * level) + scatter * rng.normal(size=n) + lost
+        experts = [oracle + 0.3 * (self.bins != number) for number in range(self.grid.n_bins)]
+        return np.column_stack([of_global, *experts])
 
-    def _overall(self) -> list[dict[str, Any]]:
-        table = []
-        for key, rows in self._groups():
-            for scope in ("covered", "all"):
-                chosen = rows[rows["bin"] != OUTSIDE] if scope == "covered" else rows
-                share = len(chosen) / len(rows)
-                counts = {"n_train": round(share * self.run.n_train), "n_test": len(chosen)}
-                table.append({**key, "scope": scope, "alpha_global": 1e5, **counts, **_merits(chosen)})
-        return table
+    def _predict_prefixes(self, predicted: np.ndarray, trained: Trained) -> np.ndarray:
+        """Return the same of growing training sets; marginal noise loses less with few spectra."""
+        rng = np.random.default_rng(11)
+        wrong = rng.normal(size=self.run.n_test) * self.y_true.std()
+        found = []
+        for fold in range(1, FOLDS + 1):
+            lost = 0.12 * (np.sqrt(FOLDS / fold) - 1) * (0.2 if trained.is_compared else 1)
+            share = np.sqrt(lost * np.array([0.25, *[1.0] * self.grid.n_bins]))
+            found.append(predicted + wrong[:, None] * share)
+        return np.stack(found)
 
-    def _per_bin(self) -> pd.DataFrame:
-        table = []
-        for key, rows in self._groups():
-            for number, names in enumerate(self.grid.bin_names):
-                chosen = rows[rows["bin"] == number]
-                bad = number in self.run.nan_bins
-                merits = _merits(chosen.iloc[:1] if bad else chosen)
-                mae = {
-                    f"mae_{model}": float(np.abs(chosen["y_true"] - chosen[f"y_{model}"]).mean())
-                    for model in ("oracle", "global")
-                }
-                table.append(
-                    {
-                        **key,
-                        "bin": number,
-                        **{f"{column}_bin": name for column, name in zip(self.grid.columns, names, strict=True)},
-                        "alpha": 1e5,
-                        "n_train": round(len(chosen) / self.run.n_test * self.run.n_train),
-                        "n_test": 1 if bad else len(chosen),
-                        **merits,
-                        **mae,
-                    }
-                )
-        return pd.DataFrame(table)
+    def _readings(self) -> Iterator[Reading]:
+        """Yield the test spectra under every pair of training and test noise, scored."""
+        for trained in self.facts.trained:
+            kind, has_noisy = self.settings.noise.test, self.run.stored_noise
+            for test_noise in test_noises(kind, trained.noise, self.settings.seeds, has_noisy):
+                seed = trained.noise.seed if trained.noise.is_single else test_noise.seed
+                predicted = self._predict(seed, trained.noise.level)
+                prefixes = self._predict_prefixes(predicted, trained)
+                spread = None if test_noise.is_single else np.full_like(prefixes, 0.01)
+                scores = score_experts(self.y_true, prefixes, self.bins, self.facts.bootstrap, spread)
+                draw = ScoredDraw(trained.noise, test_noise, trained.models, scores)
+                reading = Reading(trained, test_noise, draw, predicted, None if spread is None else spread[-1])
+                reading.binnings = self._score_binnings(reading)
+                yield reading
 
-    def _other_labels(self, overall: pd.DataFrame, per_bin: pd.DataFrame) -> pd.DataFrame:
-        """T_eff, which the bins are cut by, and a label that they are not cut by: a little better than the target."""
-        parts = [overall.rename(columns={"scope": "part"}), per_bin.rename(columns={"bin": "part"})]
-        both = pd.concat(parts, ignore_index=True).reindex(columns=list(LABELS_COLUMNS))
-        better = both.assign(target="a_M", r2_global=both["r2_global"] + 0.05, r2_oracle=both["r2_oracle"] + 0.05)
-        leaked = [column for column in both.columns if "oracle" in column or "delta" in column]
-        return pd.concat([both.assign(target="T_eff", **dict.fromkeys(leaked, np.nan)), better], ignore_index=True)
+    def _score_binnings(self, reading: Reading) -> list[ScoredBinning]:
+        """Let experts of other binnings lie between those of the main one and the global model."""
+        if not reading.trained.others:
+            return []
+        draw, predicted = reading.draw, reading.predicted
+        main, coverage = self.facts.binnings[0], float(np.mean(self.bins != OUTSIDE))
+        whole = reading.trained.whole
+        scored = [ScoredBinning(main, draw, whole, predicted, draw.scores[-1], coverage, is_paired=True)]
+        rest = zip(self.facts.binnings[1:], reading.trained.others, self.facts.truth.bins[1:], strict=True)
+        for place, (binning, models, bins) in enumerate(rest):
+            own = self._mix(predicted, 0.05 + 0.15 * place)
+            of_all = np.column_stack([predicted[:, 0], *[own] * binning.n_bins])
+            known = (self.y_true, (bins, self.bins), of_all, self.facts.bootstrap)
+            spread = None if reading.variance is None else np.full_like(of_all, reading.variance[0, 0])
+            scored.append(score_binning(binning, draw, models, *known, spread))
+        return scored
 
-    def _summarised_labels(self, scopes: dict[str, Any], bins: list[dict[str, Any]]) -> dict[str, Any]:
-        unknown = dict.fromkeys(("mean", "std", "low", "high"), np.nan)
-        blind = {"r2_oracle": unknown, "delta_r2": unknown}
-        leaked = {"scopes": {k: v | blind for k, v in scopes.items()}, "bins": [one | blind for one in bins]}
+    def _mix(self, predicted: np.ndarray, share: float) -> np.ndarray:
+        """Return what the experts of the true bins say, and a share of what the global model says."""
+        routed = predicted[np.arange(len(self.bins)), 1 + self.bins]
+        return (1 - share) * routed + share * predicted[:, 0]
 
-        def better(entry: dict[str, Any]) -> dict[str, Any]:
-            raised = {
-                merit: entry[merit] | {"mean": entry[merit]["mean"] + 0.05} for merit in ("r2_global", "r2_oracle")
-            }
-            return entry | raised
+    # --- What the questions ask for beside the scores.
 
-        known = {"scopes": {k: better(v) for k, v in scopes.items()}, "bins": [better(one) for one in bins]}
-        return {"T_eff": {"leaks": True, **leaked}, "a_M": {"leaks": False, **known}}
+    def _tell(self, question: type, reading: Reading) -> list[Stacked]:
+        """Return what a question hears; the order is that of its columns."""
+        if question is Labels and not reading.trained.is_compared:
+            return [Stacked(values, None) for values in self._predict_labels(reading.predicted)]
+        if question is Penalty and self.run.alphas:
+            return [Stacked(values, None) for values in self._predict_search(reading)]
+        if question is Gates and self.run.gate and not reading.trained.is_compared:
+            return [Stacked(reading.predicted[:, :1], None)]
+        return []
 
-    def _search(self) -> pd.DataFrame:
-        """Parabolas in log α, whose tops lie elsewhere for every model and seed; those of the test a little beside."""
+    def _predict_labels(self, predicted: np.ndarray) -> Iterator[np.ndarray]:
+        """Other labels are predicted a little better than the target."""
+        for label, truth in self.facts.truth.labels.items():
+            if label != TARGET:
+                wrong = (predicted - self.y_true[:, None]) / self.y_true.std()
+                yield truth[:, None] + 0.9 * truth.std() * wrong
+
+    def _predict_search(self, reading: Reading) -> Iterator[np.ndarray]:
+        """The best penalty of the test spectra lies beside that of the folds."""
         places = np.log(self.run.alphas)
-        table = []
-        for key, _ in self._groups():
-            for number, model in enumerate(["global", *map(str, range(self.grid.n_bins))]):
-                top = places[(number + key["seed"]) % len(places)]
-                r2 = 0.6 - 0.02 * number - 0.3 * ((places - top) / np.ptp(places)) ** 2
-                test = np.full(len(places), np.nan) if number - 1 in self.run.nan_bins else r2 - 0.02 * (places > top)
-                for k, alpha in enumerate(self.run.alphas):
-                    table.append({**key, "model": model, "alpha": alpha, "r2_cv": r2[k], "chosen": r2[k] == r2.max(),
-                                  "r2_test": test[k]})  # fmt: skip
-        return pd.DataFrame(table, columns=list(SEARCH_COLUMNS))
+        search = reading.trained.whole.search
+        assert search is not None
+        for place in places:
+            far = np.abs(place - places[search.chosen] + 0.2) / np.ptp(places)
+            yield self.y_true[:, None] + (reading.predicted - self.y_true[:, None]) * (1 + 0.3 * far)
 
-    def _learning(self) -> pd.DataFrame:
-        table = []
-        for row, fold in product(self._overall(), range(1, 6)):
-            loss = 0.12 * (np.sqrt(5 / fold) - 1)
-            grown = {**row, "n_train": row["n_train"] * fold // 5}
-            for suffix in ("", "_low", "_high"):
-                grown[f"r2_oracle{suffix}"] -= loss
-                grown[f"r2_global{suffix}"] -= loss / 4
-                grown[f"delta_r2{suffix}"] -= loss * 3 / 4
-            table.append(grown)
-        return pd.DataFrame(table, columns=list(OVERALL_COLUMNS))
+    def _fit_gates(self) -> RunGate:
+        """Gates that are right half of the time, and surer than that."""
+        noises = [one.noise for one in self.facts.verdict_noises]
+        fits: dict[Noise, dict[str, Any]] = {}
+        gates: dict[Noise, Any] = {}
+        for noise in noises:
+            rng = np.random.default_rng(max(noise.seed, 0))
+            n, n_cells = len(self.bins), self.grid.n_cells
+            guesses = np.where(rng.random(n) < 0.5, self.bins, rng.integers(-1, self.grid.n_bins, n))
+            told = (rng.dirichlet(np.full(n_cells, 0.3), n) + 1.5 * np.eye(n_cells)[guesses]) / 2.5
+            gates[noise] = SimpleNamespace(probabilities=lambda of_labels, features, told=told: told)
+            importance = {f"pc_{k + 1}": float(rng.exponential(0.1)) for k in range(self.run.features)}
+            fits[noise] = {"importance": importance}
+        return RunGate(gates, {}, fits, (), unsure=0.2)
+
+    def _design(self, readings: Sequence[Reading]) -> dict[str, Any]:
+        """Choose divisions by errors that fall with the size of a rectangle, but for a price of every expert."""
+        fine = FineGrid.of_cells(self.cells)
+        cells = self.cells.cells(self.columns)
+        n_cells = self.cells.n_cells
+        own = [one for one in readings if one.draw.level == self.settings.headline_level]
+        own = [one for one in own if not one.trained.is_compared]
+
+        def predict(reading: Reading, rectangle: Rectangle) -> np.ndarray:
+            return self._mix(reading.predicted, (len(fine.bins_of(rectangle)) / np.prod(fine.shape)) ** 0.5)
+
+        def sum_errors(reading: Reading) -> DrawErrors:
+            squares = (self.y_true[:, None] - reading.predicted) ** 2
+            of_rectangles = {
+                one: float(np.sum((self.y_true - predict(reading, one))[np.isin(cells, fine.cells_of(one))] ** 2)) + 2
+                for one in fine.rectangles
+            }
+            of_bins = [float(squares[self.bins == k, 1 + k].sum()) for k in range(self.grid.n_bins)]
+            return DrawErrors(np.bincount(cells, squares[:, 0], n_cells), of_bins, of_rectangles)
+
+        sums = [np.bincount(cells, weights, n_cells) for weights in (None, self.y_true, self.y_true**2)]
+        scale = self.run.n_train // self.run.n_test
+        search = choose_divisions(
+            fine, self.facts.binnings[0].members, [sum_errors(one) for one in own], SpreadOfCells(*sums), 12
+        )
+        tests = []
+        for division in search.divisions:
+            binning = fine.divide(f"{len(division.rectangles)} experts", division.rectangles)
+            bins = binning.assign(self.columns)
+            scored = []
+            for reading in own:
+                experts = [predict(reading, one) for one in division.rectangles]
+                of_all = np.column_stack([reading.predicted[:, 0], *experts])
+                known = (self.y_true, (bins, self.bins), of_all, self.facts.bootstrap)
+                scored.append(score_binning(binning, reading.draw, reading.trained.whole, *known))
+            tests.append(scored)
+        return summarise_design(replace(search, n_train=search.n_train * scale), tests, self.facts).to_dict()
+
+    # --- The run folder.
+
+    def write(self) -> RunResults:
+        """Let all questions hear all readings; write what a run leaves, and read it."""
+        questions = [question(self.facts) for question in QUESTIONS]
+        with mock.patch("pipeline.questions.gate.question.fit_gates", return_value=self._fit_gates()):
+            for question in questions:
+                if question.name != BinDesign.name:
+                    question.prepare()
+        readings, frames = list(self._readings()), []
+        for reading in readings:
+            for question in questions:
+                question.hear(reading, self._tell(type(question), reading))
+            if not reading.trained.is_compared:
+                origin = (reading.draw.seed, reading.draw.level)
+                frame = tabulate_predictions(origin, self.y_true, self.bins, reading.predicted, reading.variance)
+                frames.append(frame.assign(**{f"y_{name}": values for name, values in reading.routed.items()}))
+        answers = {one.name: answer.to_dict() for one in questions if (answer := one.answer()) is not None}
+        if self.run.design:
+            answers[BinDesign.name] = self._design(readings)
+        draws = [reading.draw for reading in readings if not reading.trained.is_compared]
+        summary = summarise(self.facts, draws, answers)
+        write_tables(self.folder, summary, self.settings, {SAMPLE_FILE: self._sample()})
+        pd.concat(frames, ignore_index=True).to_parquet(self.folder / PREDICTIONS_FILE)
+        text = json.dumps({**self._metadata(), **self.run.metadata}, indent=1)
+        (self.folder / METADATA_FILE).write_text(text, encoding="utf-8")
+        return read_results(self.folder)
 
     def _sample(self) -> pd.DataFrame:
         rng = np.random.default_rng(3)
@@ -228,7 +417,7 @@ class _Writer:
         train = np.column_stack(
             [low + (high - low) * rng.beta(1.3, 1.3, 20_000) for low, high in (RANGES[c] for c in columns)]
         )
-        test = np.column_stack([self.labels[column] for column in columns])
+        test = np.column_stack([self.columns[column] for column in columns])
         counts = [np.histogramdd(sample, bins=list(cuts.values()))[0] for sample in (train, test)]
         table: dict[str, Any] = {}
         for axis, column in enumerate(columns):
@@ -238,149 +427,11 @@ class _Writer:
         table["n_test"] = counts[1].ravel().astype(int)
         return pd.DataFrame(table)
 
-    def _summary(self, overall: pd.DataFrame, per_bin: pd.DataFrame) -> dict[str, Any]:
-        levels = [self._level(level, overall, per_bin) for level in self.run.levels]
-        sentence = "ΔR² still grows with the training set: +0.012 from the last doubling."
-        headline = 1.0 if 1.0 in self.run.levels else self.run.levels[0]
-        return {
-            "target": "log_g",
-            "confidence": 0.95,
-            "levels": levels,
-            "headline_level": headline,
-            "learning": {"sentence": sentence, "points": self._learning_points(headline)},
-            "marginal": self._marginal(headline) if self.run.marginal else None,
-            "design": self._design(headline, levels) if self.run.design else None,
-        }
-
-    def _design(self, level: float, levels: list[dict[str, Any]]) -> dict[str, Any]:
-        """A 6 × 7 grid, cut in two where it is longest again and again; the gain levels off at the grid's own."""
-        edges = {column: np.linspace(*RANGES[column], n + 1).tolist() for column, n in (("T_eff", 6), ("M_H", 7))}
-        parts, divisions = [((0, 6), (0, 7))], []
-        covered = next(entry for entry in levels if entry["noise_level"] == level)["scopes"]["covered"]
-        gain, r2_global = covered["delta_r2"]["mean"], covered["r2_global"]["mean"]
-        for experts in range(1, 13):
-            delta = gain * (1 - 0.6 ** (experts - 1))
-            test = {"mean": 0.95 * delta, "std": 0.0, "low": 0.95 * delta - 0.02, "high": 0.95 * delta + 0.02}
-            rectangles = [
-                {name: [edges[name][end] for end in span] for name, span in zip(edges, part, strict=True)}
-                for part in sorted(parts)
-            ]
-            facts = {"r2_oracle": r2_global + delta, "r2_global": r2_global, "delta_r2": delta}
-            names = [f"part {number}" for number in range(experts)]
-            test = {"delta_r2": test, "r2_oracle": test, "r2_global": test}
-            divisions.append({"experts": experts, **facts, "test": test, "rectangles": rectangles, "names": names})
-            rows, columns = longest = max(parts, key=lambda part: (max(b - a for a, b in part), part))
-            parts.remove(longest)
-            if rows[1] - rows[0] > columns[1] - columns[0]:
-                parts += [((rows[0], sum(rows) // 2), columns), ((sum(rows) // 2, rows[1]), columns)]
-            else:
-                parts += [(rows, (columns[0], sum(columns) // 2)), (rows, (sum(columns) // 2, columns[1]))]
-        return {
-            "noise_level": level,
-            "edges": edges,
-            "n_train": self.run.n_train,
-            "n_test": self.run.n_test,
-            "divisions": divisions,
-            "main": {**divisions[6], "experts": self.grid.n_bins, "same_spectra": False},
-            "recommended": 8,
-            "sentence": "Use 8 experts: they gain enough.",
-        }
-
-    def _learning_points(self, level: float) -> list[dict[str, Any]]:
-        frame = pd.DataFrame(self._learning()).query("noise_level == @level and scope == 'covered'")
-        return [{"n_train": n_train, **_estimates(rows)} for n_train, rows in frame.groupby("n_train")]
-
-    def _marginal(self, level: float) -> dict[str, Any]:
-        """The learning curve, flatter: what few spectra give is closer to what all give."""
-        points = self._learning_points(level)
-        last = points[-1]
-        for point in points[:-1]:
-            for merit in MERITS:
-                point[merit] = {key: (value + 4 * last[merit][key]) / 5 for key, value in point[merit].items()}
-        return {"sentence": "Marginal noise needs fewer spectra.", "points": points}
-
-    def _level(self, level: float, overall: pd.DataFrame, per_bin: pd.DataFrame) -> dict[str, Any]:
-        overall = overall[overall["noise_level"] == level]
-        per_bin = per_bin[per_bin["noise_level"] == level]
-        scopes = {scope: {**_counts(rows), **_estimates(rows)} for scope, rows in overall.groupby("scope", sort=False)}
-        bins = [
-            {
-                "bin": number,
-                "names": list(self.grid.bin_names[number]),
-                **_counts(rows),
-                "alpha": float(rows["alpha"].iloc[0]),
-                **_estimates(rows),
-            }
-            for number, rows in per_bin.groupby("bin")
-        ]
-        delta, oracle = (Estimate(**scopes["covered"][name]) for name in ("delta_r2", "r2_oracle"))
-        stated = ExperimentConfig(
-            data={"train": "a", "test": "b"}, bins={k: list(v) for k, v in self.run.edges.items()}
-        ).stated_hypotheses
-        known = {e["bin"]: e["r2_oracle"]["mean"] for e in bins if np.isfinite(e["r2_oracle"]["mean"])}
-        names = [self.grid.describe(number) for number in range(self.grid.n_bins)]
-        hypotheses = evaluate_hypotheses(oracle, delta, known, stated, names)
-        return {
-            "noise_level": level,
-            "test_noise": "stored" if self.run.stored_noise and level == 1 else "drawn",
-            "scopes": scopes,
-            "bins": bins,
-            "labels": self._summarised_labels(scopes, bins) if self.run.labels else {},
-            "ablation": self._ablation(scopes["covered"]),
-            "routing": self._routing(level) if self.run.gate else None,
-            "decision": vars(decide(delta, DecisionConfig(), 0.95)),
-            "hypotheses": [hypothesis.to_dict() for hypothesis in hypotheses],
-        }
-
-    def _routing(self, level: float) -> dict[str, Any] | None:
-        """The predictions routed by a gate that is right half of the time, and surer than that."""
-        scored = []
-        for seed in self.run.seeds:
-            rows = self.predictions.query("seed == @seed and noise_level == @level")
-            rng = np.random.default_rng(seed)
-            bins = rows["bin"].to_numpy()
-            guesses = np.where(rng.random(len(bins)) < 0.5, bins, rng.integers(-1, self.grid.n_bins, len(bins)))
-            probabilities = rng.dirichlet(np.full(self.grid.n_cells, 0.3), len(bins))
-            probabilities = (probabilities + 1.5 * np.eye(self.grid.n_cells)[guesses]) / 2.5
-            predicted = rows[["y_global", *(f"expert_{k}" for k in range(self.grid.n_bins))]].to_numpy()
-            routed = route_spectra(predicted, Evidence(probabilities, bins))
-            scores = score_routes(self.y_true, routed, predicted[:, 0], bins, self.grid.n_bins, Bootstrap(50))
-            importance = {f"pc_{k + 1}": float(rng.exponential(0.1)) for k in range(self.run.features)}
-            scored.append(ScoredGate(seed, level, scores, assess_gate(probabilities, bins), routed, importance))
-            for route, values in routed.items():
-                self.predictions.loc[rows.index, f"y_{route}"] = values
-        stated = {"data": {"train": "a", "test": "b"}, "gate": {}}
-        return summarise_routing(scored, ExperimentConfig.model_validate(stated))
-
-    def _ablation(self, covered: dict[str, Any]) -> list[dict[str, Any]]:
-        """The grid and each of its columns alone, which keep a part of its gain; nothing for a single column."""
-        if len(self.grid.columns) < 2:
-            return []
-        coverage = float((self.bins != OUTSIDE).mean())
-        entries = []
-        for place, (name, size) in enumerate(
-            [("bins", self.grid.n_bins), *zip(self.grid.columns, self.grid.shape, strict=True)]
-        ):
-            part = 0.9**place
-            delta = {key: part * value for key, value in covered["delta_r2"].items()}
-            share = {"mean": part, "std": 0.0, "low": 0.9 * part if place else np.nan, "high": 1.1 * part}
-            facts = {"name": f"{name} only" if place else name, "n_bins": size, "coverage": coverage}
-            facts["columns"] = list(self.grid.columns) if name == "bins" else [name]
-            entries.append({**covered, **facts, "delta_r2": delta, "share": share})
-        return entries
-
     def _metadata(self) -> dict[str, Any]:
-        config = ExperimentConfig(
-            data={"train": ["/spectra/train/shard_index.txt"], "test": ["/spectra/test_1k"]},
-            bins={column: list(edges) for column, edges in self.run.edges.items()},
-            seeds=list(self.run.seeds),
-            noise={"levels": list(self.run.levels)},
-            ridge={"alpha": {"search": self.run.alphas, "by": "per_expert"} if self.run.alphas else 1e5},
-        )
         store = {"n_pixels": 4096, "wavelength_range": [7100.0, 8850.0]}
         covered = float((self.bins != OUTSIDE).mean())
         return {
-            "config": config.to_dict(),
+            "config": self.settings.to_dict(),
             "config_hash": "0123456789abcdef",
             "config_source": "oracle_noise1.yaml",
             "simulated": self.run.simulated,
@@ -424,42 +475,3 @@ class _Writer:
 
 def _source(name: str) -> dict[str, Any]:
     return {"name": name, "size": 1, "n_spectra": 200_000, "fingerprint": "b7c8", "dropped": {}, "remarks": []}
-
-
-def _merits(rows: pd.DataFrame) -> dict[str, float]:
-    spread = float(((rows["y_true"] - rows["y_true"].mean()) ** 2).sum())
-    value = {}
-    for model in ("oracle", "global"):
-        error = float(((rows["y_true"] - rows[f"y_{model}"]) ** 2).sum())
-        value[f"r2_{model}"] = 1 - error / spread if spread > 0 else float("nan")
-    value["delta_r2"] = value["r2_oracle"] - value["r2_global"]
-    half = {"r2_oracle": 1.3, "r2_global": 1.5, "delta_r2": 0.9}
-    merits = {}
-    for name in MERITS:
-        width = half[name] / np.sqrt(max(len(rows), 1))
-        merits |= {name: value[name], f"{name}_low": value[name] - width, f"{name}_high": value[name] + width}
-    return merits
-
-
-def _counts(rows: pd.DataFrame) -> dict[str, int]:
-    return {name: int(rows[name].iloc[0]) for name in ("n_train", "n_test")}
-
-
-def _estimates(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "mean": float(rows[name].mean()),
-            "std": float(rows[name].std(ddof=1)) if len(rows) > 1 else 0.0,
-            "low": float(rows[f"{name}_low"].mean()),
-            "high": float(rows[f"{name}_high"].mean()),
-        }
-        for name in MERITS
-    }
-
-
-def _null_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_null_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

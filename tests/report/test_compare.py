@@ -169,7 +169,7 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: P
     with pytest.raises(InputError, match="has not been scored"):
         compare_runs(runs)
     other = make_results(tmp_path / "other", RUN)
-    summary = other.summary | {"target": "T_eff"}
+    summary = other.summary.to_dict() | {"target": "T_eff"}
     (other.folder / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(InputError, match=r"runs of one target are required, found log_g .* and T_eff"):
         compare_runs([runs[0], other.folder])

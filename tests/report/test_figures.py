@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from results_factory import SNR_EDGES, FakeRun, make_results
+from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results
 
 from pipeline.errors import ResourceError
-from pipeline.report import conclusion, interval_labels, learning_points
-from pipeline.report.figures import FIGURES, NOISE_LEVELS_FIGURE, render_figures
+from pipeline.report import learning_points
+from pipeline.report.figures import render_figures
 from pipeline.report.figures.canvas import SMALL, choose_ink, format_count, format_counts, format_value, save_figure
 from pipeline.report.figures.per_bin import draw_delta_heatmap
+from pipeline.report.views import conclusion, interval_labels
 from pipeline.scoring import RunResults
 
 LONG_NAMES = {
@@ -55,8 +57,10 @@ RUNS = {
 }
 
 
+PICTURES = list_pictures()
+NOISE_LEVELS_FIGURE = "moe_noise_amplification.png"
 #: Figures whose layout depends on the grid are drawn for every run, the others where they could go wrong.
-GRID_FIGURES = tuple(FIGURES)[:3]
+GRID_FIGURES = tuple(PICTURES)[:3]
 OPTIONAL = ("moe_ablation.png", "moe_marginal_noise.png", "moe_bin_design.png")
 PLAIN_RUNS = ("four snr bins", "twelve, noise levels, NaN", "every bin NaN")
 SAMPLE_RUNS = (*PLAIN_RUNS, "reference", "three columns")
@@ -67,7 +71,7 @@ DRAWN = [
     *(
         (name, figure)
         for name in PLAIN_RUNS
-        for figure in FIGURES
+        for figure in PICTURES
         if figure not in (*GRID_FIGURES, *OPTIONAL)  # not every run has them
     ),
 ]
@@ -84,10 +88,11 @@ def find_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunRes
 
 def test_render_figures__writes_every_figure_at_slide_size(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
-    written = render_figures(results)
-    assert list(written) == list(FIGURES)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(FIGURES)
-    for path in written.values():
+    written = render_figures(results, list(PICTURES.values()))
+    assert [picture.file for picture, _ in written] == list(PICTURES)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(PICTURES)
+    for picture, path in written:
+        assert path == tmp_path / "figures" / picture.file
         width, height = _png_size(path)
         assert 1999 <= width <= 3200
         assert 640 <= height <= 2400
@@ -116,7 +121,8 @@ def test_render_figures__one_level_removes_an_old_noise_figure_and_leaves_global
     stale = tmp_path / "figures" / NOISE_LEVELS_FIGURE
     stale.parent.mkdir()
     stale.write_bytes(b"from an earlier run")
-    assert NOISE_LEVELS_FIGURE not in render_figures(results)
+    written = render_figures(results, list(PICTURES.values()))
+    assert NOISE_LEVELS_FIGURE not in [picture.file for picture, _ in written]
     assert not stale.exists()
     assert pyplot.get_fignums() == []
     assert dict(matplotlib.rcParams) == before
@@ -132,7 +138,7 @@ def test_render_figures__unwritable_folder_names_the_path(tmp_path: Path) -> Non
 
 def test_render_figures__failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = make_results(tmp_path, RUNS["one bin"])
-    target = tmp_path / "figures" / next(iter(FIGURES))
+    target = tmp_path / "figures" / next(iter(PICTURES))
     target.parent.mkdir()
     target.write_bytes(b"old")
 
@@ -153,7 +159,7 @@ def test_figures__no_text_overlaps_is_clipped_or_too_small(
     find_run: Callable[[str], RunResults], name: str, figure_name: str
 ) -> None:
     run = find_run(name)
-    figure = FIGURES[figure_name](run)
+    figure = PICTURES[figure_name].draw(run)
     assert _find_flaws(figure) == []
     shown = any("simulated spectra" in text.get_text().lower() for text in _texts(figure))
     assert shown == run.metadata["simulated"]
@@ -174,7 +180,7 @@ def test_find_flaws__sees_overlap_clipping_and_small_print(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["reference", "twelve in a row", "twelve, noise levels, NaN"])
 def test_heatmap__cells_state_the_summary(find_run: Callable[[str], RunResults], name: str) -> None:
     run = find_run(name)
-    level = next(e for e in run.summary["levels"] if e["noise_level"] == run.summary["headline_level"])
+    level = run.summary.headline
     shown = {text.get_text().replace("\n", " ") for text in draw_delta_heatmap(run).axes[0].texts}
     exact = 1000 if name == "twelve in a row" else 100_000
     parts = ([entry[part] for entry in level["bins"]] for part in ("n_train", "n_test"))
@@ -182,7 +188,7 @@ def test_heatmap__cells_state_the_summary(find_run: Callable[[str], RunResults],
     for entry, (n_train, n_test) in zip(level["bins"], counts, strict=True):
         delta = entry["delta_r2"]
         assert f"{n_train} / {n_test}" in shown
-        if delta["mean"] is None:
+        if np.isnan(delta["mean"]):
             assert "no R²" in shown
         else:
             assert format_value(delta["mean"], "+.3f") in shown
@@ -201,41 +207,47 @@ def test_heatmap__bins_lie_where_their_labels_say(tmp_path: Path) -> None:
 
 def test_figures__wild_values_stay_legible(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["reference"])
-    for end in ("mean", "low", "high"):
-        results.summary["levels"][0]["bins"][3]["delta_r2"][end] -= 40
-        results.summary["levels"][0]["bins"][3]["r2_oracle"][end] -= 40
+
+    def lower(summary: dict[str, Any]) -> None:
+        for merit in ("delta_r2", "r2_oracle"):
+            for end in ("mean", "low", "high"):
+                summary["levels"][0]["bins"][3][merit][end] -= 40
+
+    results = change_summary(results, lower)
     for name in GRID_FIGURES:
-        assert _find_flaws(FIGURES[name](results)) == []
-    small_print = [text.get_text() for text in _texts(FIGURES["moe_perbin_r2_grouped.png"](results))]
+        assert _find_flaws(PICTURES[name].draw(results)) == []
+    small_print = [text.get_text() for text in _texts(PICTURES["moe_perbin_r2_grouped.png"].draw(results))]
     assert any("cut at −0.6" in text for text in small_print)
     assert any(text.startswith("−39.") for text in small_print)
 
 
-def test_learning_points__is_the_mean_over_seeds_at_the_headline_level(tmp_path: Path) -> None:
+def test_learning_points__are_means_over_seeds_at_the_headline_level(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
-    del results.summary["learning"]["points"]
     frame = results.learning.query("noise_level == 1.0 and scope == 'covered'")
     points = learning_points(results)
-    assert list(points["n_train"]) == sorted(set(frame["n_train"]))
-    last = frame[frame["n_train"] == frame["n_train"].max()]
-    assert len(last) == len(RUNS["twelve, noise levels, NaN"].seeds)
-    assert points["delta_r2_low"].iloc[-1] == pytest.approx(last["delta_r2_low"].sum() / len(last))
+    assert [point.n_train for point in points] == sorted(set(frame["n_train"]))
+    for point in points:
+        rows = frame[frame["n_train"] == point.n_train]
+        assert len(rows) == len(RUNS["twelve, noise levels, NaN"].seeds)
+        assert set(rows["n_test"]) == {point.n_test}
+        for merit in ("r2_oracle", "r2_global", "delta_r2"):
+            assert point[merit].mean == pytest.approx(rows[merit].mean(), abs=1e-9)
 
 
-def test_learning_points__are_those_of_the_summary_and_end_at_the_key_numbers(tmp_path: Path) -> None:
+def test_learning_points__end_at_the_key_numbers_and_may_lack_a_number(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
-    points = results.summary["learning"]["points"]
-    points[0]["delta_r2"] = {"mean": None, "std": None, "low": None, "high": None}
-    points[1]["delta_r2"]["low"] = -7.5
-    shown = learning_points(results)
-    assert np.isnan(shown["delta_r2"][0])
-    assert shown["delta_r2_low"][1] == -7.5
-    level = next(e for e in results.summary["levels"] if e["noise_level"] == 1.0)
-    covered = level["scopes"]["covered"]
-    last = shown.iloc[-1]
-    assert (last["n_train"], last["n_test"]) == (covered["n_train"], covered["n_test"])
-    for end, key in {"": "mean", "_low": "low", "_high": "high"}.items():
-        assert last[f"r2_oracle{end}"] == pytest.approx(covered["r2_oracle"][key])
+
+    def lose(summary: dict[str, Any]) -> None:
+        [level] = [level for level in summary["levels"] if level["noise_level"] == 1.0]
+        level["curve"][0]["delta_r2"] = {"mean": None, "std": None, "low": None, "high": None}
+        level["curve"][1]["delta_r2"]["low"] = -7.5
+
+    changed = change_summary(results, lose)
+    shown = learning_points(changed)
+    assert np.isnan(shown[0].delta_r2.mean)
+    assert shown[1].delta_r2.low == -7.5
+    assert shown[-1] == changed.summary.headline.covered
+    assert _find_flaws(PICTURES["moe_learning_curve.png"].draw(changed)) == []
 
 
 def test_interval_labels__edges_once_and_with_a_true_minus(tmp_path: Path) -> None:
@@ -286,7 +298,7 @@ def test_choose_ink__is_legible_on_every_color_of_the_heatmap() -> None:
 
 
 def test_learning_axis__counts_have_one_style(find_run: Callable[[str], RunResults]) -> None:
-    axes = FIGURES["moe_learning_curve.png"](find_run("four snr bins")).axes[0]
+    axes = PICTURES["moe_learning_curve.png"].draw(find_run("four snr bins")).axes[0]
     labels = [text.get_text() for text in axes.get_xticklabels()]
     assert len(labels) > 2
     assert len({label[-1].isdigit() for label in labels}) == 1
@@ -294,10 +306,14 @@ def test_learning_axis__counts_have_one_style(find_run: Callable[[str], RunResul
 
 def test_learning_axis__labels_keep_their_distance(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["reference"])
-    points = results.summary["learning"]["points"]
-    for point, n_train in zip(points, (8000, 16_000, 32_000, 48_000, 64_000), strict=True):
-        point["n_train"] = n_train
-    figure = FIGURES["moe_oracle_dashboard.png"](results)
+
+    def shorten(summary: dict[str, Any]) -> None:
+        points = summary["levels"][0]["curve"]
+        for point, n_train in zip(points, (8000, 16_000, 32_000, 48_000, 64_000), strict=True):
+            point["n_train"] = n_train
+
+    results = change_summary(results, shorten)
+    figure = PICTURES["moe_oracle_dashboard.png"].draw(results)
     figure.draw_without_rendering()
     axes = next(one for one in figure.findobj(Axes) if "training spectra" in one.get_title(loc="left"))
     labels = sorted(axes.get_xticklabels(), key=lambda text: text.get_position()[0])
@@ -308,10 +324,14 @@ def test_learning_axis__labels_keep_their_distance(tmp_path: Path) -> None:
 
 def test_dashboard__negative_values_leave_room_between_tick_labels(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["reference"])
-    (level,) = results.summary["levels"]
-    for entry in (*level["scopes"].values(), *level["bins"]):
-        entry["delta_r2"] = {"mean": -0.1234, "std": 0.0, "low": -0.1411, "high": -0.1069}
-    figure = FIGURES["moe_oracle_dashboard.png"](results)
+
+    def lose(summary: dict[str, Any]) -> None:
+        (level,) = summary["levels"]
+        for entry in (*level["scopes"].values(), *level["bins"]):
+            entry["delta_r2"] = {"mean": -0.1234, "std": 0.0, "low": -0.1411, "high": -0.1069}
+
+    results = change_summary(results, lose)
+    figure = PICTURES["moe_oracle_dashboard.png"].draw(results)
     assert _find_flaws(figure) == []
     renderer = figure.canvas.get_renderer()
     for axes in figure.findobj(Axes):
@@ -324,27 +344,33 @@ def test_dashboard__negative_values_leave_room_between_tick_labels(tmp_path: Pat
 
 def test_figures__of_several_levels_say_which_one_they_show(find_run: Callable[[str], RunResults]) -> None:
     run = find_run("twelve, noise levels, NaN")
-    for name, draw in FIGURES.items():
-        shown = " ".join(text.get_text() for text in _texts(draw(run))).replace("\n", " ")
+    for name, picture in PICTURES.items():
+        shown = " ".join(text.get_text() for text in _texts(picture.draw(run))).replace("\n", " ")
         # The sample is the same at every level, and the last figure shows all of them.
         if name not in ("moe_sample_distribution.png", NOISE_LEVELS_FIGURE):
             assert "oise level 1" in shown, name
-    shown = " ".join(text.get_text() for text in _texts(FIGURES["moe_oracle_dashboard.png"](run))).replace("\n", " ")
+    shown = " ".join(text.get_text() for text in _texts(PICTURES["moe_oracle_dashboard.png"].draw(run))).replace(
+        "\n", " "
+    )
     assert conclusion(run) in shown
 
 
 def test_conclusion__names_its_level_and_the_verdicts_of_the_others_in_order(tmp_path: Path) -> None:
-    results = make_results(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2)))
-    for level, verdict in zip(results.summary["levels"], ("stop", "continue", "undecided"), strict=True):
-        level["decision"] = {"verdict": verdict, "sentence": f"It is {verdict}."}
-    assert conclusion(results) == "At noise level 1: It is continue. (2: stop; 0.2: undecided)"
-    results.summary["levels"] = results.summary["levels"][1:2]
-    assert conclusion(results) == "It is continue."
+    verdicts = ("not worth it", "build experts", "undecided")
+
+    def decide(summary: dict[str, Any]) -> None:
+        for level, verdict in zip(summary["levels"], verdicts, strict=True):
+            level["decision"] = {"verdict": verdict, "sentence": f"It is {verdict}."}
+
+    results = change_summary(make_results(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2))), decide)
+    assert conclusion(results) == "At noise level 1: It is build experts. (2: not worth it; 0.2: undecided)"
+    results = change_summary(results, lambda summary: summary.update(levels=summary["levels"][1:2]))
+    assert conclusion(results) == "It is build experts."
 
 
 def test_predictions__panels_name_the_seed(find_run: Callable[[str], RunResults]) -> None:
     run = find_run("four snr bins")
-    panels = FIGURES["moe_pred_vs_true.png"](run).axes[:2]
+    panels = PICTURES["moe_pred_vs_true.png"].draw(run).axes[:2]
     assert all("seed 42" in axes.get_title(loc="left") for axes in panels)
 
 

@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results_factory import SNR_EDGES, FakeRun, make_results
+from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results, render_page
 
 from pipeline.errors import ResourceError
-from pipeline.report import learning_points, render_report
-from pipeline.report.figures import FIGURES
+from pipeline.questions.ablation import Ablation
+from pipeline.questions.bin_design import BinDesign
+from pipeline.questions.gate import Gates
+from pipeline.questions.learning_curve import LearningCurve
+from pipeline.questions.marginal_curve import MarginalCurve
+from pipeline.report import Picture, learning_points, render_report
 from pipeline.report.page import escape_markdown
-from pipeline.report.words import caption_figure, describe_words, list_commands
+from pipeline.report.words import describe_words, list_commands
 from pipeline.schema import SIMULATED_REMARK
-from pipeline.scoring import RunResults, read_results
+from pipeline.scoring import RunResults, Scope, read_results
 
 #: The smallest PNG there is: what a report embeds need not be drawn first.
 PIXEL = base64.b64decode(
@@ -34,12 +38,11 @@ MERIT_NAMES = {"R²_global": "r2_global", "R²_oracle": "r2_oracle", "ΔR²": "d
 
 def _report(folder: Path, run: FakeRun | None = None) -> tuple[RunResults, str, _Page]:
     results = make_results(folder, run)
-    names = [name for name in FIGURES if name != "moe_noise_amplification.png" or len(results.summary["levels"]) > 1]
-    figures = {name: folder / "figures" / name for name in names}
+    figures = {name: folder / "figures" / name for name in list_pictures(results)}
     (folder / "figures").mkdir()
     for path in figures.values():
         path.write_bytes(PIXEL)
-    markdown, page = render_report(results, figures)
+    markdown, page = render_page(results, figures)
     return results, markdown.read_text(encoding="utf-8"), _Page.parse(page.read_text(encoding="utf-8"))
 
 
@@ -110,6 +113,12 @@ def _records(rows: list[list[str]]) -> list[list[tuple[str, str]]]:
     return [list(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
+def _numbers_of(scope: Scope) -> list[float]:
+    """The figures of merit in the order of the page, each with its interval."""
+    estimates = [scope[name] for name in MERIT_NAMES.values()]
+    return [value for one in estimates for value in (one.mean, one.low, one.high)]
+
+
 def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
     if stored is None or math.isnan(stored):
         return shown == "–"
@@ -156,7 +165,7 @@ def test_bins__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]
         assert [dict(record)["Bin"] for record in records] == [str(entry["bin"]) for entry in level["bins"]]
         for record, entry in zip(records, level["bins"], strict=True):
             row = dict(record)
-            assert [row["T_eff"], row["[M/H]"]] == entry["names"]
+            assert (row["T_eff"], row["[M/H]"]) == entry["names"]
             assert _agrees(row["R²_global"], entry["r2_global"]["mean"])
             assert _agrees(row["R²_oracle"], entry["r2_oracle"]["mean"])
             for heading, key in {"ΔR²": "mean", "± seeds": "std", "low": "low", "high": "high"}.items():
@@ -170,22 +179,72 @@ def test_bins__equal_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]
 def test_learning__equals_the_points_and_ends_at_the_key_numbers(full: tuple[RunResults, str, _Page]) -> None:
     results, _, page = full
     rows = page.tables["Covered test spectra, noise level 1, mean and interval over seeds"][1:]
-    points = learning_points(results).to_dict("records")
+    points = learning_points(results)
+    frame = results.learning.query("noise_level == 1 and scope == 'covered'")
     assert len(rows) == len(points) == 5
     for row, point in zip(rows, points, strict=True):
-        keys = [f"{merit}{end}" for merit in MERIT_NAMES.values() for end in ("", "_low", "_high")]
-        assert [int(cell.replace(",", "")) for cell in row[:2]] == [point["n_train"], point["n_test"]]
-        assert all(_agrees(cell, point[key]) for cell, key in zip(row[2:], keys, strict=True))
+        assert [int(cell.replace(",", "")) for cell in row[:2]] == [point.n_train, point.n_test]
+        assert all(_agrees(cell, value) for cell, value in zip(row[2:], _numbers_of(point), strict=True))
+        of_size = frame[frame["n_train"] == point.n_train]
+        assert all(_agrees(row[2 + 3 * k], of_size[name].mean()) for k, name in enumerate(MERIT_NAMES.values()))
     numbers = [row for row in page.tables["Key numbers, noise level 1"] if row[0] == "covered"]
     assert rows[-1][2:] == [cell for row in numbers for cell in (row[2], row[4], row[5])]
     assert rows[-1][:2] == numbers[0][6:]
 
 
-def test_learning__falls_back_to_the_csv(tmp_path: Path) -> None:
-    results = make_results(tmp_path)
-    del results.summary["learning"]["points"]
-    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
-    assert len(page.tables["Covered test spectra, noise level 1, means over seeds"]) == 6
+def test_marginal__holds_both_curves_against_each_other(full: tuple[RunResults, str, _Page]) -> None:
+    results, markdown, page = full
+    answer = MarginalCurve.read(results)
+    assert answer is not None
+    assert answer.sentence in page.text
+    assert answer.sentence in markdown
+    rows = page.tables["Covered test spectra, noise level 1, by training noise"][1:]
+    points = [("drawn", one) for one in learning_points(results)] + [("marginal", one) for one in answer.points]
+    for row, (name, point) in zip(rows, points, strict=True):
+        assert row[:3] == [name, f"{point.n_train:,}", f"{point.n_test:,}"]
+        assert all(_agrees(cell, value) for cell, value in zip(row[3:], _numbers_of(point), strict=True))
+    frame = results.table("marginal_learning_curve.csv").query("noise_level == 1 and scope == 'covered'")
+    for row in rows[5:]:
+        of_size = frame[frame["n_train"] == int(row[1].replace(",", ""))]
+        assert all(_agrees(row[3 + 3 * k], of_size[name].mean()) for k, name in enumerate(MERIT_NAMES.values()))
+
+
+def test_ablation__equals_the_summary_and_the_csv(full: tuple[RunResults, str, _Page]) -> None:
+    results, _, page = full
+    answer = Ablation.read(results)
+    assert answer is not None
+    table = results.table("ablation.csv")
+    for level in answer.levels:
+        header, *rows = page.tables[f"Binnings, noise level {level.noise_level:g}"]
+        assert [row[0] for row in rows] == ["bins", "T_eff only", "M_H only"]
+        for row, one in zip(rows, level.binnings, strict=True):
+            assert row[1:3] == [" × ".join(one.columns).replace("M_H", "[M/H]"), str(one.n_bins)]
+            delta, share = one.delta_r2, one.share
+            numbers = [one.r2_global.mean, one.r2_oracle.mean, delta.mean, delta.std, delta.low, delta.high]
+            assert all(_agrees(cell, value) for cell, value in zip(row[3:9], numbers, strict=True))
+            assert row[9:12] == [
+                "–" if math.isnan(value) else f"{value:.0%}" for value in (share.mean, share.low, share.high)
+            ]
+            frame = table[(table["binning"] == one.name) & (table["noise_level"] == level.noise_level)]
+            assert _agrees(row[header.index("ΔR²")], frame["delta_r2"].mean())
+            assert row[12:] == [f"{one.coverage:.1%}", f"{one.n_test:,}"]
+
+
+def test_labels__equal_the_csv_and_leave_out_what_the_bins_know(tmp_path: Path) -> None:
+    results, markdown, page = _report(tmp_path, FakeRun(labels=True, levels=(0.2, 1.0)))
+    for level in (0.2, 1.0):
+        rows = page.tables[f"Other labels, noise level {level:g}"][1:]
+        merits = {"T_eff": ["R²_global"], "a_M": list(MERIT_NAMES)}
+        assert [tuple(row[:3]) for row in rows] == [
+            (label, scope, merit) for label in merits for scope in ("covered", "all") for merit in merits[label]
+        ]
+        for label, scope, merit, mean, *_ in rows:
+            frame = results.labels.query("target == @label and part == @scope and noise_level == @level")
+            assert _agrees(mean, frame[MERIT_NAMES[merit]].mean())
+    assert "experts chosen by its true value would know it" in page.text
+    assert "experts chosen by its true value would know it" in markdown
+    leaked = results.labels.query("target == 'T_eff'")
+    assert leaked[["r2_oracle", "delta_r2", "mae_oracle"]].isna().all(axis=None)
 
 
 def test_markdown_and_html__show_the_same_tables(full: tuple[RunResults, str, _Page]) -> None:
@@ -200,9 +259,8 @@ def test_markdown_and_html__show_the_same_tables(full: tuple[RunResults, str, _P
 
 def test_report__opens_with_the_decision(full: tuple[RunResults, str, _Page]) -> None:
     results, markdown, page = full
-    level = next(entry for entry in results.summary["levels"] if entry["noise_level"] == 1.0)
-    sentence = level["decision"]["sentence"]
-    other = results.summary["levels"][0]["decision"]["verdict"]
+    sentence = results.summary.headline.decision.sentence
+    other = results.summary.levels[0].decision.verdict
     assert markdown.splitlines()[2] == f"**At noise level 1: {sentence} (0.2: {other})**"
     assert page.text.index(sentence) < page.text.index("Simulated spectra") < page.text.index("Key numbers")
     # Once in a page; the dashboard has it, too, but is a picture.
@@ -235,17 +293,13 @@ def test_caption__claims_only_crossings_that_are_there(
     tmp_path: Path, means: tuple[float | None, ...], words: str
 ) -> None:
     results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
-    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
-        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
-    assert words in caption_figure("moe_noise_amplification.png", results)[1]
+    assert words in _caption_of_levels(results, means)
 
 
 @pytest.mark.parametrize("means", [(-0.1, 0.2), (0.2, -0.1), (0.0, 0.1), (None, 0.1)])
 def test_caption__no_ratio_where_experts_gain_nothing(tmp_path: Path, means: tuple[float | None, ...]) -> None:
     results = make_results(tmp_path, FakeRun(levels=(1.0, 0.2)))
-    for level, mean in zip(reversed(results.summary["levels"]), means, strict=True):
-        level["scopes"]["covered"]["delta_r2"]["mean"] = mean
-    assert "times that" not in caption_figure("moe_noise_amplification.png", results)[1]
+    assert "times that" not in _caption_of_levels(results, means)
 
 
 def test_report__warnings_stand_under_the_conclusion_and_at_the_end(full: tuple[RunResults, str, _Page]) -> None:
@@ -265,10 +319,10 @@ def test_report__no_warnings_no_box(tmp_path: Path) -> None:
 def test_report__says_whose_hypotheses_these_are(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     assert results.metadata["config"]["hypotheses"] is None
-    for path in render_report(results, {}):
+    for path in render_page(results):
         assert "default hypotheses of the reference run" in path.read_text(encoding="utf-8")
     results.metadata["config"]["hypotheses"] = {"r2_oracle": 0.5, "delta_r2": 0.1, "lowest_r2_bins": None}
-    for path in render_report(results, {}):
+    for path in render_page(results):
         assert "default hypotheses" not in path.read_text(encoding="utf-8")
 
 
@@ -454,8 +508,8 @@ def test_html__runs_one_script_that_no_run_can_change(full: tuple[RunResults, st
 
 def test_render_report__same_results_give_the_same_bytes(tmp_path: Path) -> None:
     results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
-    first = [path.read_bytes() for path in render_report(results, {})]
-    assert first == [path.read_bytes() for path in render_report(read_results(tmp_path), {})]
+    first = [path.read_bytes() for path in render_page(results)]
+    assert first == [path.read_bytes() for path in render_page(read_results(tmp_path))]
 
 
 def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunResults, str, _Page]) -> None:
@@ -507,7 +561,7 @@ def test_report__hostile_names_stay_text(tmp_path: Path) -> None:
 def test_report__a_configuration_cannot_leave_its_fence(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     results.metadata["config"]["data"]["stores"] = "```\n# Not a heading\n````"
-    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    markdown = render_page(results)[0].read_text(encoding="utf-8")
     block = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", markdown, re.DOTALL | re.MULTILINE)
     assert block is not None
     assert "Not a heading" in block.group(2)
@@ -520,7 +574,7 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
     run = FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=200, nan_bins=(0, 1, 2, 3), metadata=metadata)
     results = make_results(tmp_path, run)
     del results.summary["learning"]
-    page = _Page.parse(render_report(results, {})[1].read_text(encoding="utf-8"))
+    page = _Page.parse(render_page(results)[1].read_text(encoding="utf-8"))
     assert "Simulated spectra" not in page.text
     assert "not recorded" in page.text
     assert {dict(record)["± seeds"] for record in _records(page.tables["Key numbers, noise level 1"])} == {"–"}
@@ -535,7 +589,7 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
 )
 def test_report__commands_start_from_the_commit(tmp_path: Path, commit: str | None, lines: list[str]) -> None:
     results = make_results(tmp_path, FakeRun(metadata={"git_commit": commit}))
-    markdown = render_report(results, {})[0].read_text(encoding="utf-8")
+    markdown = render_page(results)[0].read_text(encoding="utf-8")
     expected = ["```sh", *lines, "make install", "source .venv/bin/activate"]
     assert "\n".join(expected) in markdown
 
@@ -587,7 +641,7 @@ def test_render_report__raise_on_unwritable_report(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(ResourceError, match=r"cannot write .*report\.html: "):
-        render_report(results, {})
+        render_page(results)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
