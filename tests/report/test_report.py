@@ -11,18 +11,21 @@ import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results, render_page
 
 from pipeline.errors import ResourceError
 from pipeline.questions.ablation import Ablation
+from pipeline.questions.amplification import Amplification
 from pipeline.questions.bin_design import BinDesign
 from pipeline.questions.gate import Gates
 from pipeline.questions.learning_curve import LearningCurve
 from pipeline.questions.marginal_curve import MarginalCurve
 from pipeline.report import Picture, learning_points, render_report
+from pipeline.report.figures import draw_delta_heatmap
 from pipeline.report.page import escape_markdown
 from pipeline.report.words import describe_words, list_commands
 from pipeline.schema import SIMULATED_REMARK
@@ -234,12 +237,13 @@ def test_labels__equal_the_csv_and_leave_out_what_the_bins_know(tmp_path: Path) 
     results, markdown, page = _report(tmp_path, FakeRun(labels=True, levels=(0.2, 1.0)))
     for level in (0.2, 1.0):
         rows = page.tables[f"Other labels, noise level {level:g}"][1:]
+        of_level = results.labels[results.labels["noise_level"] == level]
         merits = {"T_eff": ["R²_global"], "a_M": list(MERIT_NAMES)}
         assert [tuple(row[:3]) for row in rows] == [
             (label, scope, merit) for label in merits for scope in ("covered", "all") for merit in merits[label]
         ]
         for label, scope, merit, mean, *_ in rows:
-            frame = results.labels.query("target == @label and part == @scope and noise_level == @level")
+            frame = of_level[(of_level["target"] == label) & (of_level["part"] == scope)]
             assert _agrees(mean, frame[MERIT_NAMES[merit]].mean())
     assert "experts chosen by its true value would know it" in page.text
     assert "experts chosen by its true value would know it" in markdown
@@ -276,6 +280,24 @@ def test_report__several_levels_stand_in_the_order_of_the_configuration(tmp_path
     assert [row[0] for row in page.tables["Covered test spectra at every noise level"][1:]] == ["2", "1", "0.2"]
     assert all("Figures show noise level 1" in text for text in (page.text, markdown))
     assert "Figures show" not in _report(tmp_path / "one", FakeRun())[1]
+
+
+def _caption_of_levels(results: RunResults, means: tuple[float | None, ...]) -> str:
+    """Return what stands under the comparison of noise levels 0.2 and 1 with these ΔR²."""
+    question = Amplification(cast(Any, None))
+    for level, mean in zip((0.2, 1.0), means, strict=True):
+        score = SimpleNamespace(covered=SimpleNamespace(delta_r2=math.nan if mean is None else mean))
+        draw = SimpleNamespace(level=level, scores=[score])
+        question.hear(cast(Any, SimpleNamespace(trained=SimpleNamespace(is_compared=False), draw=draw)), ())
+    answer = question.answer()
+    assert answer is not None
+
+    def state(summary: dict[str, Any]) -> None:
+        for level, mean in zip(reversed(summary["levels"]), means, strict=True):
+            level["scopes"]["covered"]["delta_r2"]["mean"] = mean
+        summary["answers"][Amplification.name] = answer.to_dict()
+
+    return list_pictures()["moe_noise_amplification.png"].describe(change_summary(results, state))
 
 
 @pytest.mark.parametrize(
@@ -330,40 +352,58 @@ def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
     full: tuple[RunResults, str, _Page],
 ) -> None:
     results, markdown, page = full
-    design = results.summary["design"]
-    assert design["sentence"] in page.text
-    assert design["sentence"] in markdown
+    design = BinDesign.read(results)
+    assert design is not None
+    assert design.chosen is not None
+    assert design.sentence in page.text
+    assert design.sentence in markdown
     caption = next(name for name in page.tables if name.startswith("Best division for each number of experts"))
-    assert caption.endswith(f"noise level 1, {results.summary['design']['n_train']:,} training and 1,000 test spectra")
-    for one, row in zip(design["divisions"], _records(page.tables[caption]), strict=True):
-        found = dict(row)
-        assert found["Experts"] == ("8 (recommended)" if one["experts"] == 8 else str(one["experts"]))
-        assert _agrees(found["ΔR², held-out"], one["delta_r2"])
-        assert _agrees(found["R²_oracle, held-out"], one["r2_oracle"])
-        ends = [found[heading] for heading in ("ΔR², test", "low", "high")]
-        for shown, key in zip(ends, ("mean", "low", "high"), strict=True):
-            assert _agrees(shown, one["test"]["delta_r2"][key])
-    chosen = design["divisions"][7]["rectangles"]
+    assert caption.endswith(
+        f"noise level 1, {design.n_train:,} training and {design.divisions[0].n_test:,} test spectra"
+    )
+    table = results.table("design.csv")
+    assert list(table.loc[table["recommended"], "experts"]) == [design.recommended]
+    for one, row in zip(design.divisions, _records(page.tables[caption]), strict=True):
+        found, [stored] = dict(row), table[table["experts"] == one.experts].to_dict("records")
+        recommended = " (recommended)" if one.experts == design.recommended else ""
+        assert found["Experts"] == f"{one.experts}{recommended}"
+        assert stored["n_test"] == one.n_test
+        for heading, value, column in (
+            ("ΔR², held-out", one.delta_r2, "delta_r2_cv"),
+            ("R²_oracle, held-out", one.r2_oracle, "r2_oracle_cv"),
+            ("R²_global, held-out", one.r2_global, "r2_global_cv"),
+            ("ΔR², test", one.test["delta_r2"].mean, "delta_r2_test"),
+            ("low", one.test["delta_r2"].low, "delta_r2_test_low"),
+            ("high", one.test["delta_r2"].high, "delta_r2_test_high"),
+        ):
+            assert _agrees(found[heading], value)
+            assert stored[column] == pytest.approx(value, abs=1e-9)
     rows = page.tables["Rectangles of the recommended division, as numbered in the figure"][1:]
     assert [[float(cell) for cell in row[1:]] for row in rows] == [
-        [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in chosen
+        [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in design.chosen.rectangles
     ]
 
 
 def test_gate__numbers_are_the_summarys_on_both_sets_of_spectra(full: tuple[RunResults, str, _Page]) -> None:
     results, markdown, page = full
-    for level in results.summary["levels"]:
-        routing = level["routing"]
-        assert routing["sentence"] in page.text
-        assert routing["sentence"] in markdown
-        records = [dict(row) for row in _records(page.tables[f"Routing at noise level {level['noise_level']:g}"])]
+    answer, table = Gates.read(results), results.table("routing.csv")
+    assert answer is not None
+    assert [one.noise_level for one in answer.levels] == [one.noise_level for one in results.summary.levels]
+    for routing in answer.levels:
+        assert routing.sentence in page.text
+        assert routing.sentence in markdown
+        records = [dict(row) for row in _records(page.tables[f"Routing at noise level {routing.noise_level:g}"])]
         assert [(row["Spectra"], row["Routing"]) for row in records] == [
             (scope, route) for scope in ("covered", "all") for route in ("oracle", "hard", "soft", "fallback")
         ]
         for row in records:
-            entry = routing["scopes"][row["Spectra"]][row["Routing"]]
-            assert _agrees(row["R²"], entry["r2"]["mean"])
-            assert row["ρ ≥ 0.7"] == entry.get("verdict", "–")
+            entry = routing.scopes[row["Spectra"]][row["Routing"]]
+            assert _agrees(row["R²"], entry.r2.mean)
+            assert row["ρ ≥ 0.7"] == (entry.verdict or "–")
+            own = table[(table["scope"] == row["Spectra"]) & (table["route"] == row["Routing"])]
+            own = own[own["noise_level"] == routing.noise_level]
+            assert _agrees(row["R²"], own["r2"].mean())
+            assert _agrees(row["gain over global"].replace("−", "-"), own["gain"].mean())
 
 
 def test_gate__is_silent_where_there_is_none(tmp_path: Path) -> None:
@@ -395,7 +435,7 @@ def test_glossary__covered_names_the_columns_of_this_run(tmp_path: Path, edges: 
 def test_html__figures_fit_the_page_and_open_at_full_size(full: tuple[RunResults, str, _Page]) -> None:
     _, _, page = full
     figures = [str(found["id"]) for tag, found in page.tags if tag == "figure"]
-    assert len(figures) == len(FIGURES)
+    assert len(figures) == len(list_pictures())
     for (tag, found), (before, link) in zip(page.tags[1:], page.tags, strict=False):
         if tag == "img":
             assert before == "a", found
@@ -417,7 +457,8 @@ def test_report__hypotheses_pass_or_fail(full: tuple[RunResults, str, _Page]) ->
 
 def test_report__states_protocol_warnings_configuration_and_provenance(full: tuple[RunResults, str, _Page]) -> None:
     results, markdown, page = full
-    metadata = results.metadata
+    metadata, learning = results.metadata, LearningCurve.read(results)
+    assert learning is not None
     facts = [
         *metadata["warnings"],
         metadata["git_commit"],
@@ -428,7 +469,7 @@ def test_report__states_protocol_warnings_configuration_and_provenance(full: tup
         metadata["hashes"]["results.csv"],
         metadata["command"],
         "folds: 5",
-        results.summary["learning"]["sentence"],
+        learning.sentence,
         "6,554 MiB",
         "7,680 MiB",
         "5,120 MiB",
@@ -523,7 +564,7 @@ def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunRe
         "explorer-lack",
     }
     images = [found for tag, found in page.tags if tag == "img"]
-    assert len(images) == len(FIGURES)
+    assert len(images) == len(list_pictures())
     for image in images:
         assert image["alt"]
         assert base64.b64decode(str(image["src"]).partition(",")[2]) == PIXEL
@@ -535,7 +576,7 @@ def test_html__contents_lead_to_sections_and_images_have_words(full: tuple[RunRe
 def test_markdown__links_to_figures_that_exist(full: tuple[RunResults, str, _Page]) -> None:
     results, markdown, _ = full
     links = re.findall(r"^!\[[^\]]+\]\(([^)]+)\)$", markdown, re.MULTILINE)
-    assert len(links) == len(FIGURES)
+    assert len(links) == len(list_pictures())
     assert all((results.folder / link).is_file() for link in links)
 
 
@@ -573,7 +614,7 @@ def test_report__pieces_that_a_run_may_lack(tmp_path: Path) -> None:
     metadata |= {"plan": {}, "steps": [], "hashes": {}, "versions": {}, "simulated": False}
     run = FakeRun(edges=SNR_EDGES, seeds=(42,), n_test=200, nan_bins=(0, 1, 2, 3), metadata=metadata)
     results = make_results(tmp_path, run)
-    del results.summary["learning"]
+    results = change_summary(results, lambda summary: summary["answers"].clear())
     page = _Page.parse(render_page(results)[1].read_text(encoding="utf-8"))
     assert "Simulated spectra" not in page.text
     assert "not recorded" in page.text
@@ -625,7 +666,8 @@ def test_report__unknown_figures_come_last(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     figure = tmp_path / "gate share.png"
     figure.write_bytes(PIXEL)
-    markdown, page = render_report(results, {figure.name: figure})
+    picture = Picture(figure.name, "gate share", "Who asks whom.", draw_delta_heatmap)
+    markdown, page = render_report(results, [(picture, figure)])
     assert "![gate share](gate%20share.png)" in markdown.read_text(encoding="utf-8")
     assert 'alt="gate share"' in page.read_text(encoding="utf-8")
 
@@ -633,7 +675,7 @@ def test_report__unknown_figures_come_last(tmp_path: Path) -> None:
 def test_render_report__raise_on_missing_figure(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     with pytest.raises(ResourceError, match=r"gone\.png: cannot be read .*; render the figures again"):
-        render_report(results, {"moe_oracle_dashboard.png": tmp_path / "gone.png"})
+        render_page(results, {"moe_oracle_dashboard.png": tmp_path / "gone.png"})
     assert not (tmp_path / "report.md").exists()
 
 
@@ -645,13 +687,19 @@ def test_render_report__raise_on_unwritable_report(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_factory__summary_agrees_with_its_own_csv(tmp_path: Path) -> None:
+def test_factory__summary_agrees_with_its_own_files(tmp_path: Path) -> None:
     results = make_results(tmp_path, FakeRun(levels=(0.2, 1.0)))
-    assert json.loads((tmp_path / "summary.json").read_text()) == results.summary
+    assert json.loads((tmp_path / "summary.json").read_text()) == results.summary.to_dict()
     for level in results.summary["levels"]:
         frame = results.overall.query("noise_level == @level['noise_level'] and scope == 'covered'")
         assert level["scopes"]["covered"]["delta_r2"]["mean"] == pytest.approx(frame["delta_r2"].mean())
-        assert (frame["delta_r2"] - (frame["r2_oracle"] - frame["r2_global"])).abs().max() < 1e-12
+        assert (frame["delta_r2"] - (frame["r2_oracle"] - frame["r2_global"])).abs().max() < 1e-9
+    rows = results.predictions.query("noise_level == 1 and seed == 42 and bin >= 0")
+    spread = ((rows["y_true"] - rows["y_true"].mean()) ** 2).sum()
+    found = results.overall.query("noise_level == 1 and seed == 42 and scope == 'covered'").iloc[0]
+    for model in ("oracle", "global"):
+        r2 = 1 - ((rows["y_true"] - rows[f"y_{model}"]) ** 2).sum() / spread
+        assert found[f"r2_{model}"] == pytest.approx(r2, abs=1e-9)
 
 
 @pytest.mark.parametrize(

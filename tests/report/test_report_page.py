@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import struct
@@ -14,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import keep_picture
-from results_factory import SNR_EDGES, FakeRun, make_results
+from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results, render_page
 
-from pipeline.report import render_report
-from pipeline.report.figures import FIGURES
+from pipeline.questions.labels import Labels
 from pipeline.report.interactive import describe_interactive
-from pipeline.scoring import NO_SEED, RunResults
+from pipeline.scoring import RunResults, flatten
 
 MERITS = {"ΔR²": "delta_r2", "R²_oracle": "r2_oracle", "R²_global": "r2_global"}
 PHONE, DESK = 400, 1600
@@ -96,10 +94,10 @@ def _picture(width: int, height: int) -> bytes:
 
 def _report(folder: Path, run: FakeRun) -> RunResults:
     results = make_results(folder, run)
-    figures = {name: folder / name for name in FIGURES}
+    figures = {name: folder / name for name in list_pictures(results)}
     for path in figures.values():
         path.write_bytes(_picture(1500, 400))
-    render_report(results, figures)
+    render_page(results, figures)
     return results
 
 
@@ -168,30 +166,19 @@ def _agrees(shown: dict[str, str], row: Any, ends: tuple[str, str, str] = ("", "
     assert [shown["n train"], shown["n test"]] == [f"{int(row['n_train']):,}", f"{int(row['n_test']):,}"]
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, float]:
-    """An entry of ``summary.json`` as a row of ``results.csv``."""
-    ends = {"": "mean", "_low": "low", "_high": "high"}
-    merits = {
-        f"{merit}{suffix}": math.nan if entry[merit][key] is None else entry[merit][key]
-        for merit in MERITS.values()
-        for suffix, key in ends.items()
-    }
-    return {**merits, "n_train": entry["n_train"], "n_test": entry["n_test"]}
-
-
 def _shown_parts(page: Any) -> list[str]:
     return list(page.locator(".explorer-row").evaluate_all("rows => rows.map(row => row.dataset.part)"))
 
 
 def test_hover_and_focus_show_the_numbers_of_every_bin(results: RunResults, opened: Opener) -> None:
     page = opened(results)
-    level = next(one for one in results.summary["levels"] if one["noise_level"] == 1.0)
+    level = results.summary.headline
     assert _shown_parts(page) == ["covered", *map(str, range(9))]
-    _agrees(_details(page), _flat(level["scopes"]["covered"]))
+    _agrees(_details(page), flatten(level["scopes"]["covered"]))
     for entry in level["bins"]:
         page.locator(f'[data-part="{entry["bin"]}"]').hover()
         shown = _details(page)
-        _agrees(shown, _flat(entry))
+        _agrees(shown, flatten(entry))
         frame = results.per_bin.query("noise_level == 1 and bin == @entry['bin']")
         assert shown["MAE oracle"].endswith(" dex")
         assert _numbers(shown["MAE oracle"]) == pytest.approx([frame["mae_oracle"].mean()], abs=0.5001e-4)
@@ -209,7 +196,7 @@ def test_hover_and_focus_show_the_numbers_of_every_bin(results: RunResults, open
 def test_controls_change_what_is_shown(results: RunResults, opened: Opener) -> None:
     page = opened(results)
     _control(page, "Noise level").select_option("0.2")
-    _agrees(_details(page), _flat(results.summary["levels"][0]["scopes"]["covered"]))
+    _agrees(_details(page), flatten(results.summary["levels"][0]["scopes"]["covered"]))
     _control(page, "Seed").select_option("123")
     rows = results.overall.query("noise_level == 0.2 and seed == 123").set_index("scope")
     _agrees(_details(page), rows.loc["covered"])
@@ -254,25 +241,32 @@ def test_marks_stand_where_their_numbers_are(results: RunResults, opened: Opener
 
 def test_other_labels_can_be_chosen(results: RunResults, opened: Opener) -> None:
     page = opened(results)
-    of_target = _numbers(_details(page)["R²_global"])
+    of_target = _details(page)
+    of_level = results.labels.query("noise_level == 1 and part == 'covered'")
     _control(page, "Label").select_option("a_M")
     assert page.locator(".explorer-state").inner_text().startswith("Shown: a_M (dex); noise level 1;")
-    shown = results.labels.query("target == 'a_M' and noise_level == 1 and part == 'covered'")["r2_global"].mean()
-    assert _numbers(_details(page)["R²_global"])[0] == pytest.approx(shown, abs=1e-4)
+    shown = of_level.query("target == 'a_M'")[list(MERITS.values())].mean()
+    for title, merit in MERITS.items():
+        assert _numbers(_details(page)[title])[0] == pytest.approx(shown[merit], abs=1e-4)
     assert page.locator(".mark.delta_r2").count() > 0
     _control(page, "Label").select_option("T_eff")
-    assert _numbers(_details(page)["R²_global"]) == of_target
+    shown = of_level.query("target == 'T_eff'")["r2_global"].mean()
+    assert _numbers(_details(page)["R²_global"])[0] == pytest.approx(shown, abs=1e-4)
     assert "would know it" in page.locator(".explorer-details").inner_text()
     assert "ΔR²" not in _details(page)
     assert page.locator(".explorer-row .mark.r2_oracle, .explorer-row .mark.delta_r2").count() == 0
     _control(page, "Label").select_option("log_g")
-    assert _numbers(_details(page)["R²_global"]) == of_target
+    assert _details(page) == of_target
 
 
 def test_marks_beyond_the_axis_are_arrows(opened: Opener, tmp_path: Path) -> None:
     found = make_results(tmp_path, FakeRun(seeds=(42,)))
-    found.summary["levels"][0]["bins"][2]["r2_global"] |= {"mean": -7.5, "low": -30.0, "high": 0.1}
-    render_report(found, {})
+
+    def lower(summary: dict[str, Any]) -> None:
+        summary["levels"][0]["bins"][2]["r2_global"] |= {"mean": -7.5, "low": -30.0, "high": 0.1}
+
+    found = change_summary(found, lower)
+    render_page(found)
     page = opened(found)
     row = page.locator('[data-part="2"]')
     assert [text.text_content() for text in row.locator("svg text").all()] == ["◂"]
@@ -468,7 +462,7 @@ def test_a_run_with_one_of_each_offers_no_choice(opened: Opener, tmp_path: Path)
 
 def test_answer_stands_above_everything_else(results: RunResults, opened: Opener) -> None:
     page = opened(results, PHONE)
-    level = next(one for one in results.summary["levels"] if one["noise_level"] == 1.0)
+    level = results.summary.headline
     cards = [card.inner_text().split("\n") for card in page.locator(".cards > div").all()]
     delta = level["scopes"]["covered"]["delta_r2"]
     assert _numbers(cards[0][1]) == pytest.approx([delta["mean"]], abs=0.5001e-4)
@@ -479,7 +473,7 @@ def test_answer_stands_above_everything_else(results: RunResults, opened: Opener
 
 
 def test_interactive__has_every_combination_once(results: RunResults) -> None:
-    content = describe_interactive(results)
+    content = describe_interactive(results, Labels.subjects(results))
     parts = ["covered", "all", *map(str, range(9)), "outside"]
     assert [part["id"] for part in content["parts"]] == parts
     seeds = ["mean", "42", "123", "456"]
@@ -499,12 +493,7 @@ def test_interactive__has_every_combination_once(results: RunResults) -> None:
 
 
 def test_interactive__marginal_noise_has_no_seed(tmp_path: Path) -> None:
-    found = make_results(tmp_path, FakeRun(seeds=(42,)))
-    found = dataclasses.replace(
-        found, overall=found.overall.assign(seed=NO_SEED), per_bin=found.per_bin.assign(seed=-1)
-    )
-    found.per_bin[["mae_oracle", "mae_global"]] = math.nan
-    content = describe_interactive(found)
+    content = describe_interactive(make_results(tmp_path, FakeRun(no_draws=True)))
     assert content["choices"]["seed"] == [["mean", "none (marginal noise)"]]
     assert {key.split("|")[2] for key in content["rows"]} == {"mean"}
     row = dict(zip(content["facts"], content["rows"]["log_g|1|mean|0"]["facts"], strict=True))
@@ -512,10 +501,12 @@ def test_interactive__marginal_noise_has_no_seed(tmp_path: Path) -> None:
 
 
 def test_interactive__penalties_that_seeds_disagree_on_are_counted(tmp_path: Path) -> None:
-    found = make_results(tmp_path, FakeRun())
-    found.per_bin.loc[(found.per_bin["bin"] == 2) & (found.per_bin["seed"] == 42), "alpha"] = 12345.0
-    found.overall.loc[found.overall["seed"] == 42, "alpha_global"] = 10.0
-    content = describe_interactive(found)
+    def disagree(summary: dict[str, Any]) -> None:
+        [draw] = [one for one in summary["levels"][0]["draws"] if one["seed"] == 42]
+        draw["bins"][2]["alpha"] = 12345.0
+        draw["alpha_global"] = 10.0
+
+    content = describe_interactive(change_summary(make_results(tmp_path, FakeRun()), disagree))
     [expert, whole] = [content["facts"].index(name) for name in ("α expert", "α global")]
     assert content["rows"]["log_g|1|mean|2"]["facts"][expert] == "12345 (1×), 1e5 (2×)"
     assert content["rows"]["log_g|1|mean|covered"]["facts"][whole] == "10 (1×), 1e5 (2×)"
