@@ -21,7 +21,8 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.report import render_report
-from pipeline.run import render_run, run_experiment
+from pipeline.report.figures import render_figures
+from pipeline.run import run_experiment
 from pipeline.scoring import RunResults, read_noisy_rows
 from pipeline.scoring.results import SEARCH_COLUMNS, SEARCH_FILE
 from pipeline.store import SpectraStore
@@ -236,9 +237,10 @@ def test_run__raise_on_a_fold_that_starves_a_bin_before_any_pass(
 
 
 def test_the_report_shows_the_search(finished: RunResults) -> None:
-    markdown, page = (path.read_text(encoding="utf-8") for path in render_run(finished.folder))
-    assert (finished.folder / "figures" / "moe_alpha_search.png").is_file()
     by = finished.metadata["config"]["ridge"]["alpha"]["by"]
+    figures = render_figures(finished) if by == "global" else {}  # drawn alike
+    assert not figures or figures["moe_alpha_search.png"].is_file()
+    markdown, page = (path.read_text(encoding="utf-8") for path in render_report(finished, figures))
     table = finished.alpha_search
     for text in (markdown, page):
         assert "Penalty" in text
@@ -248,7 +250,7 @@ def test_the_report_shows_the_search(finished: RunResults) -> None:
     best = table[table["chosen"] & (table["model"] == "global")]["r2_cv"].mean()
     assert f"{best:.4f}" in markdown
     assert f"{best:.4f}" in page
-    assert "moe_alpha_search.png" in markdown
+    assert not figures or "moe_alpha_search.png" in markdown
 
 
 def test_test_spectra_play_no_part_in_the_choice(finished: RunResults, small_config: ExperimentConfig) -> None:
