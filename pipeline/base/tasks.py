@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -108,57 +109,85 @@ def run_tasks(
         If workers die again and again, if all are gone or out of memory for too long (see
         :mod:`pipeline.base.watch`), or if the scheduler is lost or silent.
     """
-    seen = dict.fromkeys((task.key for task in tasks), 0)
-
-    def show(key: tuple[Any, ...], done: int) -> None:
-        # A task that runs again after a loss starts from zero; its units are counted once.
-        newly = done - seen[key]
-        if newly > 0:
-            seen[key] = done
-            advance(newly)
-            if observe is not None:
-                observe(key, done)
-
+    counter = _UnitCounter(tasks, advance, observe)
     if client is None:
-        try:
-            for task in tasks:
-                result = function(task.argument, lambda done, key=task.key: show(key, done))  # type: ignore[misc]
-                show(task.key, task.size)
-                yield task, result
-        finally:
-            release_workspace()  # this process has other things to do than the next task
-        return
+        yield from _run_here(function, tasks, counter)
+    else:
+        with _lost_workers_told(doing):
+            yield from _run_on_cluster(client, function, tasks, doing, counter)
+
+
+class _UnitCounter:
+    """Passes on newly finished units. A task that runs again after a loss starts from zero; its units count once."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task[Any]],
+        advance: Callable[[int], None],
+        observe: Callable[[tuple[Any, ...], int], None] | None,
+    ) -> None:
+        self._seen = dict.fromkeys((task.key for task in tasks), 0)
+        self._advance, self._observe = advance, observe
+
+    def show(self, key: tuple[Any, ...], done: int) -> None:
+        """Say that so many units of a task are done."""
+        newly = done - self._seen[key]
+        if newly > 0:
+            self._seen[key] = done
+            self._advance(newly)
+            if self._observe is not None:
+                self._observe(key, done)
+
+
+def _run_here(
+    function: Callable[[Argument, Report], Result], tasks: Sequence[Task[Argument]], counter: _UnitCounter
+) -> Iterator[tuple[Task[Argument], Result]]:
+    try:
+        for task in tasks:
+            result = function(task.argument, partial(counter.show, task.key))
+            counter.show(task.key, task.size)
+            yield task, result
+    finally:
+        release_workspace()  # this process has other things to do than the next task
+
+
+def _run_on_cluster(
+    client: Client,
+    function: Callable[[Argument, Report], Result],
+    tasks: Sequence[Task[Argument]],
+    doing: str,
+    counter: _UnitCounter,
+) -> Iterator[tuple[Task[Argument], Result]]:
     topic = f"headroom-{uuid.uuid4().hex}"
     # Reports and results come in threads of the client's: they wait here for this one, where callers may block.
     inbox: SimpleQueue[Future[Any] | _Event] = SimpleQueue()
-    with _lost_workers_told(doing):
-        client.subscribe_topic(topic, inbox.put)
-        # Keys of this call's own: a scheduler that outlives a driver may still hold its results, of other settings.
-        futures = [
-            client.submit(_run_on_worker, function, task.argument, topic, task.key, key=(*task.key, topic), pure=False)
-            for task in tasks
-        ]
-        left = {future.key: task for future, task in zip(futures, tasks, strict=True)}
-        watch = ClusterWatch(client, doing)
-        try:
-            for future in futures:
-                future.add_done_callback(inbox.put)
-            while left:
-                news = _next_news(inbox, client, [future for future in futures if future.key in left], watch)
-                if isinstance(news, tuple):
-                    key, done = news[1]
-                    show(tuple(key), done)
-                elif task_done := left.pop(news.key, None):
-                    result = _fetch_result(news, client, watch)
-                    news.release()  # or Dask would compute it again where its worker is lost later
-                    show(task_done.key, task_done.size)
-                    yield task_done, result
-        finally:
-            if left:
-                _ABANDONED.add(topic)
-            if client.status == "running":
-                client.unsubscribe_topic(topic)
-                client.cancel(futures, force=True)
+    client.subscribe_topic(topic, inbox.put)
+    # Keys of this call's own: a scheduler that outlives a driver may still hold its results, of other settings.
+    futures = [
+        client.submit(_run_on_worker, function, task.argument, topic, task.key, key=(*task.key, topic), pure=False)
+        for task in tasks
+    ]
+    left = {future.key: task for future, task in zip(futures, tasks, strict=True)}
+    watch = ClusterWatch(client, doing)
+    try:
+        for future in futures:
+            future.add_done_callback(inbox.put)
+        while left:
+            news = _next_news(inbox, client, [future for future in futures if future.key in left], watch)
+            if isinstance(news, tuple):
+                key, done = news[1]
+                counter.show(tuple(key), done)
+            elif task_done := left.pop(news.key, None):
+                result = _fetch_result(news, client, watch)
+                news.release()  # or Dask would compute it again where its worker is lost later
+                counter.show(task_done.key, task_done.size)
+                yield task_done, result
+    finally:
+        if left:
+            _ABANDONED.add(topic)
+        if client.status == "running":
+            client.unsubscribe_topic(topic)
+            client.cancel(futures, force=True)
 
 
 def _next_news(

@@ -1,6 +1,5 @@
 """Simulated shards: a stand-in for pfsspec files, for demonstrations, tests and benchmarks."""
 
-from pipeline.simulate.sample import SampleSummary, write_sample
-from pipeline.simulate.spec import SampleSpec
+from pipeline.simulate.sample import SampleSpec, SampleSummary, write_sample
 
 __all__ = ["SampleSpec", "SampleSummary", "write_sample"]

@@ -1,7 +1,8 @@
-"""Write a sample of simulated shards: training shards, a pre-noised test file, an index and a README.
+"""A sample of simulated shards: its settings, the files that follow from them, and how they are written.
 
-Every file is fixed by the specification alone. Shards are written by one process each; a shard that is already there
-and belongs to the same specification is kept.
+A sample holds training shards, a pre-noised test file, an index and a README. Every file is fixed by the specification
+alone. Shards are written by one process each; a shard that is already there and belongs to the same specification is
+kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,17 +25,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.base import Advance, Progress, SilentProgress, available_cores
-from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
-from pipeline.simulate.grid import open_grid
+from pipeline.errors import ConfigError, InputError, ResourceError, did_you_mean
+from pipeline.schema import SAMPLE_ALGORITHM, SHARD_FILE_NAME, SHARD_INDEX_NAME
+from pipeline.simulate.grid import fingerprint_grid, open_grid
+from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
-from pipeline.simulate.spec import SampleSpec, plan_sample, select_plans
-from pipeline.simulate.spectra import SpectrumModel, plan_wavelengths
+from pipeline.simulate.spectra import NORMALISATION_RANGE, SpectrumModel, plan_wavelengths
 
-__all__ = ["SampleSummary", "write_sample"]
+__all__ = ["SampleSpec", "SampleSummary", "plan_sample", "select_plans", "write_sample"]
 
 SNR_QUANTILES: Final = (0.0, 0.05, 0.5, 0.95, 1.0)
 _DISK_RESERVE: Final = 16 * 2**20
+_FEWEST_PIXELS: Final = 16
 
 _README = """\
 SIMULATED SPECTRA: a stand-in, not observations and not the output of a stellar atmosphere code.
@@ -62,6 +64,62 @@ _MODEL_TEXT = """a one-layer model: Planck continuum, H- opacity, lines by Saha 
            over 6500-9500 A."""
 _GRID_TEXT = """interpolated in the user's grid of model spectra (principal components, radial basis functions),
            averaged over pixels (flux-conserving), normalised to a median of 1 over 6500-9500 A."""
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """What to simulate.
+
+    Parameters
+    ----------
+    train
+        Training spectra, spread evenly over ``shards`` files.
+    shards
+        Number of training shards.
+    test
+        Test spectra, in one file.
+    pixels
+        Pixels per spectrum, equally spaced over ``wave_range``.
+    seed
+        Same seed, same arrays, whatever the number of workers.
+    grid
+        A grid of model spectra (NPZ or HDF5) to interpolate in instead of the built-in model.
+    wave_range
+        First and last pixel edge in Å.
+    """
+
+    train: int = 20000
+    shards: int = 4
+    test: int = 5000
+    pixels: int = 1024
+    seed: int = 0
+    grid: Path | None = None
+    wave_range: tuple[float, float] = (7100.0, 8850.0)
+
+    def __post_init__(self) -> None:
+        for name, least in (("train", 1), ("shards", 1), ("test", 1), ("pixels", _FEWEST_PIXELS), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}")
+        if self.shards > self.train:
+            raise ConfigError(
+                f"every shard needs a spectrum, found {self.shards} shards for {self.train} training spectra; "
+                f"use at most {self.train} shards"
+            )
+        start, stop = self.wave_range
+        if not (np.isfinite([start, stop]).all() and 0 < start < stop):
+            raise ConfigError(f"wave_range must be two increasing wavelengths in Å, found {start:g}, {stop:g}")
+        if self.grid is None and not (MODEL_RANGE[0] <= start and stop <= MODEL_RANGE[1]):
+            raise ConfigError(
+                f"wave_range must lie within {MODEL_RANGE[0]:g}–{MODEL_RANGE[1]:g} Å, where the built-in model has "
+                f"lines, found {start:g}–{stop:g} Å; narrow it or give a grid of model spectra"
+            )
+        wave, _ = plan_wavelengths(self.wave_range, self.pixels)
+        if not np.any((wave >= NORMALISATION_RANGE[0]) & (wave <= NORMALISATION_RANGE[1])):
+            raise ConfigError(
+                f"wave_range must overlap {NORMALISATION_RANGE[0]:g}–{NORMALISATION_RANGE[1]:g} Å, where spectra are "
+                f"normalised, found {start:g}–{stop:g} Å"
+            )
 
 
 @dataclass(frozen=True)
@@ -143,6 +201,52 @@ def write_sample(
     return _summarise(directory, spec, wanted, kept=len(wanted) - len(missing))
 
 
+def plan_sample(directory: Path, spec: SampleSpec) -> tuple[ShardPlan, ...]:
+    """Return the files of a sample: training shards in order, then the test file. Reads nothing but the grid."""
+    fingerprint: dict[str, Any] = {"model": SAMPLE_ALGORITHM, **asdict(spec), "wave_range": list(spec.wave_range)}
+    fingerprint["grid"] = None if spec.grid is None else fingerprint_grid(spec.grid)
+
+    def plan(path: Path, part: int, first: int, stop: int) -> ShardPlan:
+        return ShardPlan(
+            path=path / SHARD_FILE_NAME,
+            fingerprint={**fingerprint, "part": part},
+            part=part,
+            first_id=first,
+            rows=stop - first,
+            pixels=spec.pixels,
+            wave_range=spec.wave_range,
+            seed=spec.seed,
+            noisy=part == 0,
+        )
+
+    bounds = [spec.train * shard // spec.shards for shard in range(spec.shards + 1)]
+    train = [
+        plan(directory / "train" / f"shard_{shard}", shard + 1, bounds[shard], bounds[shard + 1])
+        for shard in range(spec.shards)
+    ]
+    return (*train, plan(directory / "test", 0, spec.train, spec.train + spec.test))
+
+
+def select_plans(directory: Path, plans: tuple[ShardPlan, ...], only: Sequence[str]) -> tuple[ShardPlan, ...]:
+    """Return the plans of the files that ``only`` names by their folders, in order; all where it names none.
+
+    Raises
+    ------
+    ConfigError
+        If the sample has no such file.
+    """
+    known = {plan.path.parent.relative_to(directory).as_posix(): plan for plan in plans}
+    named = [name.strip("/") for name in only]
+    for name in named:
+        if name not in known:
+            last = len(plans) - 2
+            raise ConfigError(
+                f"--only must name a file of the sample, 'test' or 'train/shard_0' to 'train/shard_{last}', found "
+                f"{name!r}{did_you_mean(name, known)}; correct it, or the number of --shards"
+            )
+    return tuple(plan for name, plan in known.items() if name in named or not named)
+
+
 def _check_directory(
     directory: Path, plans: tuple[ShardPlan, ...], wanted: tuple[ShardPlan, ...], *, overwrite: bool
 ) -> tuple[list[ShardPlan], list[Path]]:
@@ -217,7 +321,7 @@ def _write_shards(plans: list[ShardPlan], source: SpectrumSource, workers: int, 
     try:
         with ProcessPoolExecutor(workers, context, _start_worker, (source, finished_rows, stop)) as pool:
             try:
-                futures = [pool.submit(_write_in_worker, plan) for plan in plans]
+                futures = [pool.submit(write_in_worker, plan) for plan in plans]
                 _follow(futures, finished_rows.empty, finished_rows.get, advance)
             except KeyboardInterrupt:
                 stop.set()
@@ -277,7 +381,7 @@ def _start_worker(source: SpectrumSource, finished_rows: Any, stop: Any) -> None
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _write_in_worker(plan: ShardPlan) -> None:
+def write_in_worker(plan: ShardPlan) -> None:
     with _worker_is_writing:
         write_shard(plan, _worker["source"], _worker["advance"])
 

@@ -12,7 +12,6 @@ import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,6 +61,8 @@ class JoinedStores(StoredSpectra):
     def __init__(self, stores: Sequence[SpectraStore]) -> None:
         self.stores = tuple(stores)
         self.wavelength = self.stores[0].wavelength
+        #: First absolute row of every part, and the end of the last.
+        self._starts = tuple(itertools.accumulate((store.n_spectra for store in self.stores), initial=0))
         sums = np.zeros(len(self.wavelength))
         for store in self.stores:
             sums += store.n_spectra * store.mean_flux
@@ -82,24 +83,14 @@ class JoinedStores(StoredSpectra):
         return f"{len(self.stores)} stores ({self.stores[0].name} to {self.stores[-1].name})"
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The folders it is read from, in the order of their rows."""
-        return tuple(store.path for store in self.stores)
-
-    @cached_property
-    def _starts(self) -> tuple[int, ...]:
-        """First absolute row of every part, and the end of the last."""
-        return tuple(itertools.accumulate((store.n_spectra for store in self.stores), initial=0))
+    def parts(self) -> tuple[SpectraStore, ...]:
+        """The stores, in the order of their rows."""
+        return self.stores
 
     @property
     def n_spectra(self) -> int:
         """Spectra in all stores."""
         return self._starts[-1]
-
-    @property
-    def n_pixels(self) -> int:
-        """Pixels per spectrum."""
-        return self.stores[0].n_pixels
 
     @property
     def chunk_rows(self) -> int:
@@ -117,11 +108,6 @@ class JoinedStores(StoredSpectra):
         return tuple(source for store in self.stores for source in store.sources)
 
     @property
-    def pixel_bytes(self) -> int:
-        """Bytes of all pixel arrays on disk."""
-        return sum(store.pixel_bytes for store in self.stores)
-
-    @property
     def direct_reads(self) -> bool:
         """Whether pixels are read past the page cache; see :class:`SpectraStore`."""
         return all(store.direct_reads for store in self.stores)
@@ -130,11 +116,6 @@ class JoinedStores(StoredSpectra):
     def direct_reads(self, value: bool) -> None:
         for store in self.stores:
             store.direct_reads = value
-
-    @property
-    def flagged_pixels(self) -> int:
-        """Pixels that a mask flags."""
-        return sum(store.flagged_pixels for store in self.stores)
 
     @property
     def columns(self) -> LazyColumns:
@@ -370,7 +351,7 @@ class SelectedStores(JoinedStores):
     """
 
     def __init__(self, whole: AnyStore, left_out: Sequence[int]) -> None:
-        super().__init__(whole.stores if isinstance(whole, JoinedStores) else (whole,))
+        super().__init__(whole.parts)
         self._whole, self.left_out = whole, tuple(sorted(left_out))
         self.fingerprint = whole.fingerprint
 
@@ -459,14 +440,13 @@ def count_selected(store: AnyStore) -> int:
 
 def first_store(store: AnyStore) -> SpectraStore:
     """Return the store that holds the first rows: origins are its means, which stay when other stores come or go."""
-    return store.stores[0] if isinstance(store, JoinedStores) else store
+    return store.parts[0]
 
 
 def list_parts(store: AnyStore) -> tuple[tuple[str, int, int], ...]:
     """Return every store's fingerprint, first absolute row, and one past its last."""
-    stores = store.stores if isinstance(store, JoinedStores) else (store,)
-    ranges = shard_ranges([one.n_spectra for one in stores])
-    return tuple((one.fingerprint, *rows) for one, rows in zip(stores, ranges, strict=True))
+    ranges = shard_ranges([one.n_spectra for one in store.parts])
+    return tuple((one.fingerprint, *rows) for one, rows in zip(store.parts, ranges, strict=True))
 
 
 # --- Stores as one lazy xarray Dataset: pixels on disk, coordinates in memory.
@@ -500,7 +480,7 @@ def open_spectra(path: Path | str | Sequence[Path | str], *, chunks: Chunks = "s
         chunks that cut the store's.
     """
     store = open_stores([path] if isinstance(path, str | Path) else path)
-    parts = store.stores if isinstance(store, JoinedStores) else (store,)
+    parts = store.parts
     if chunks is None and len(parts) > 1:
         raise ConfigError(
             f"chunks=None reads one store, found {len(parts)}, and joining them without Dask would read every pixel; "

@@ -261,6 +261,11 @@ class Manifest:
         content = [schema.STORE_FORMAT, shape, self.wavelength, self.mean_flux, dict(self.columns), totals]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all pixel arrays on disk."""
+        return sum(sum(sizes) for part in self.ranges for sizes in part.file_bytes.values())
+
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))

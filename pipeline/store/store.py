@@ -34,7 +34,20 @@ _SAME_WAVELENGTH: Final = 1e-9
 
 
 class StoredSpectra:
-    """Base of what spectra are read from; tells what follows from the arrays present and the source shards."""
+    """Base of what spectra are read from; tells what follows from its stores and their source shards.
+
+    Attributes
+    ----------
+    wavelength
+        (P,) float64, Å.
+    """
+
+    wavelength: np.ndarray
+
+    @property
+    def parts(self) -> tuple[SpectraStore, ...]:
+        """The stores that it is made of, in the order of their rows."""
+        raise NotImplementedError
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -45,6 +58,26 @@ class StoredSpectra:
     def sources(self) -> tuple[SourceRecord, ...]:
         """What is known of the source shards, in the order of their rows."""
         raise NotImplementedError
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders it is read from, in the order of their rows."""
+        return tuple(part.path for part in self.parts)
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels per spectrum."""
+        return len(self.wavelength)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all pixel arrays on disk."""
+        return sum(part.manifest.pixel_bytes for part in self.parts)
+
+    @property
+    def flagged_pixels(self) -> int:
+        """Pixels that a mask flags."""
+        return sum(int(part.manifest.counts.get("flagged_pixels", 0)) for part in self.parts)
 
     @property
     def has_noisy(self) -> bool:
@@ -192,7 +225,7 @@ class SpectraStore(StoredSpectra):
             raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
         if any(layout != store.layout for layout in layouts):
             raise _damaged(path, f"its arrays are {layouts}, the manifest says {store.layout}")
-        store._require_files()
+        _require_files(store)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -208,19 +241,14 @@ class SpectraStore(StoredSpectra):
         return self.path.name
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The folders it is read from: its own."""
-        return (self.path,)
+    def parts(self) -> tuple[SpectraStore, ...]:
+        """The store itself."""
+        return (self,)
 
     @property
     def n_spectra(self) -> int:
         """Spectra in the store."""
         return self.manifest.n_spectra
-
-    @property
-    def n_pixels(self) -> int:
-        """Pixels per spectrum."""
-        return self.manifest.n_pixels
 
     @property
     def chunk_rows(self) -> int:
@@ -241,16 +269,6 @@ class SpectraStore(StoredSpectra):
     def sources(self) -> tuple[SourceRecord, ...]:
         """What is known of the source shards, in order."""
         return self.manifest.sources
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Bytes of all pixel arrays on disk."""
-        return sum(sum(sizes) for part in self.manifest.ranges for sizes in part.file_bytes.values())
-
-    @property
-    def flagged_pixels(self) -> int:
-        """Pixels that a mask flags."""
-        return int(self.manifest.counts.get("flagged_pixels", 0))
 
     @property
     def columns(self) -> LazyColumns:
@@ -375,17 +393,18 @@ class SpectraStore(StoredSpectra):
         if not 0 <= start <= stop <= self.n_spectra:
             raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
 
-    def _require_files(self) -> None:
-        """Refuse a store that lacks a chunk file, or has one of another size than was written."""
-        for part in self.manifest.ranges:
-            for variable in self.variables:
-                files = self.layout.iter_files(part.start, part.stop)
-                for (name, first, end), size in zip(files, part.file_bytes[variable], strict=True):
-                    file = self.path / variable / name
-                    found = file.stat().st_size if file.is_file() else None
-                    if found != size:
-                        state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-                        raise _damaged(self.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
+
+def _require_files(store: SpectraStore) -> None:
+    """Refuse a store that lacks a chunk file, or has one of another size than was written."""
+    for part in store.manifest.ranges:
+        for variable in store.variables:
+            files = store.layout.iter_files(part.start, part.stop)
+            for (name, first, end), size in zip(files, part.file_bytes[variable], strict=True):
+                file = store.path / variable / name
+                found = file.stat().st_size if file.is_file() else None
+                if found != size:
+                    state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                    raise _damaged(store.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
 
 
 def _reopen(path: str, fingerprint: str) -> SpectraStore:

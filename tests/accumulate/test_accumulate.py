@@ -118,6 +118,7 @@ def test_a_store_larger_than_memory_is_read_past_the_page_cache(
     require_identical(found, reference)
 
 
+@pytest.mark.faults
 def test_a_killed_worker_changes_no_bit(plan: AccumulationPlan, reference: list[MomentsFolder], tmp_path: Path) -> None:
     with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
         processes, killed = list(client.run(os.getpid).values()), []
@@ -198,7 +199,7 @@ def test_orphans_of_a_killed_run_are_removed(plan: AccumulationPlan, tmp_path: P
 
 
 def test_accumulate__raise_on_a_lost_cluster(plan: AccumulationPlan, tmp_path: Path) -> None:
-    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
+    with connect_local(LocalProfile(workers=1, memory_limit=2**30)) as client:
 
         class Cancelling(accumulate.SilentProgress):
             """Cancels all that is left after the first finished partition, as another client could."""

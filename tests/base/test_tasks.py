@@ -38,13 +38,12 @@ def always_die(_: int, report: Callable[[int], None]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_progress_comes_while_a_task_runs_and_adds_up() -> None:
+def test_progress_comes_while_a_task_runs_and_adds_up(one_worker: Client) -> None:
     tasks = [Task(("count", k), 12, 12) for k in range(2)]
     heard: list[tuple[int, int]] = []
     finished: list[int] = []
-    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
-        for _, result in run_tasks(client, count_to, tasks, "counting", lambda n: heard.append((n, len(finished)))):
-            finished.append(result)
+    for _, result in run_tasks(one_worker, count_to, tasks, "counting", lambda n: heard.append((n, len(finished)))):
+        finished.append(result)
     assert finished == [12, 12]
     assert sum(n for n, _ in heard) == 24
     assert sum(1 for _, at in heard if at == 0) >= 3, "several reports came before the first task was done"
@@ -61,11 +60,9 @@ def test_a_task_that_runs_again_is_counted_once(tmp_path: Path) -> None:
     assert min(heard) > 0
 
 
-def test_another_driver_on_the_same_scheduler_never_answers() -> None:
-    with (
-        connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as first,
-        Client(first.scheduler.address, security=first.security, set_as_default=False) as second,
-    ):
+def test_another_driver_on_the_same_scheduler_never_answers(one_worker: Client) -> None:
+    first = one_worker
+    with Client(first.scheduler.address, security=first.security, set_as_default=False) as second:
         held = run_tasks(first, count_to, [Task(("count", 0), 1, 1), Task(("count", 1), 1, 1)], "counting", print)
         assert next(held)[1] == 1
         # The same keys, as after a change of settings; the first driver has not let go of its results yet.

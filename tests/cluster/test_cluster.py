@@ -91,7 +91,8 @@ def test_threads_and_memory_are_shared_out() -> None:
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from cluster import *\nwith connect_local(LocalProfile(workers=2)) as client:\n    print(client)\n"
+        "from cluster import *\n"
+        "with connect_local(LocalProfile(workers=1, processes=True)) as client:\n    print(client)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
@@ -139,21 +140,34 @@ def test_a_client_without_the_runs_certificates_is_refused(kind: str, protocol: 
     assert ask_for_identity(guarded.scheduler.address, guarded.security)["type"] == "Scheduler"
 
 
-@pytest.mark.parametrize("kind", ["no certificate", "certificates of another run", "plain TCP"])
-def test_a_worker_without_the_runs_certificates_is_refused(kind: str, guarded: Client, tmp_path: Path) -> None:
-    address = guarded.scheduler.address
+def start_worker(kind: str, scheduler: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a worker that lacks the run's certificates, and gives up after some seconds."""
+    folder.mkdir()
     options: list[str] = []
     if kind == "certificates of another run":
-        files = make_certificates().write(tmp_path)
+        files = make_certificates().write(folder)
         options = ["--tls-ca-file", files.authority, "--tls-cert", files.certificate, "--tls-key", files.key]
     elif kind == "plain TCP":
-        address = address.replace("tls://", "tcp://")
+        scheduler = scheduler.replace("tls://", "tcp://")
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, "--no-nanny", "--host", "127.0.0.1"]
+    command += ["--death-timeout", "4", "--dashboard-address", "127.0.0.1:0", "--local-directory", str(folder)]
+    return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_worker_without_the_runs_certificates_is_refused(guarded: Client, tmp_path: Path) -> None:
+    """Of every kind one, all at once: most of their time they wait to be let in."""
     before = set(guarded.scheduler_info(n_workers=-1)["workers"])
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--host", "127.0.0.1"]
-    command += ["--death-timeout", "4", "--dashboard-address", "127.0.0.1:0", "--local-directory", str(tmp_path)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=90)
-    assert done.returncode != 0
-    assert "Registered to" not in done.stderr
+    kinds = ["no certificate", "certificates of another run", "plain TCP"]
+    started = {kind: start_worker(kind, guarded.scheduler.address, tmp_path / kind) for kind in kinds}
+    try:
+        for kind, worker in started.items():
+            _, err = worker.communicate(timeout=90)
+            assert worker.returncode != 0, kind
+            assert "Registered to" not in err, kind
+    finally:
+        for worker in started.values():
+            worker.kill()
+            worker.communicate()
     assert set(guarded.scheduler_info(n_workers=-1)["workers"]) == before
 
 

@@ -167,6 +167,7 @@ def test_revisit__raise_on_missing_moments_and_changed_stores(run: Path, tmp_pat
         revisit_run(copy)
 
 
+@pytest.mark.slow  # the packaged experiment: five seeds, two kinds of noise, a search and gates, whatever the sample
 def test_a_demo_is_simulated_run_and_found_again(tmp_path: Path) -> None:
     spec = SampleSpec(train=1600, shards=2, test=300, pixels=32)
     first = run_demo(tmp_path / "demo", spec)

@@ -230,16 +230,16 @@ def test_write_sample__raise_before_writing_when_the_disk_is_too_small(
 def test_write_sample__raise_when_a_write_fails_and_leave_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_block = shard_module._write_block
+    original = shard_module.write_block
     calls = []
 
     def fail_late(*arguments: object) -> None:
         calls.append(arguments)
         if len(calls) == 4:
             raise OSError(28, "No space left on device")
-        write_block(*arguments)
+        original(*arguments)
 
-    monkeypatch.setattr(shard_module, "_write_block", fail_late)
+    monkeypatch.setattr(shard_module, "write_block", fail_late)
     with pytest.raises(ResourceError, match=r"cannot write .*shard_1.*No space left on device"):
         write_sample(tmp_path, SPEC, workers=1)
     # The finished shard stays for the next attempt; no index announces an incomplete sample.
@@ -285,7 +285,7 @@ def test_write_sample__raise_when_another_process_writes_the_shard(tmp_path: Pat
 # Python's own pool counts its processes in a thread while they are being removed (3.11: "dictionary changed size").
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_killed_process_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_module, "_write_in_worker", _die)
+    monkeypatch.setattr(sample_module, "write_in_worker", _die)
     with pytest.raises(ResourceError, match=r"was killed.*fewer workers"):
         write_sample(tmp_path, SPEC, workers=2)
     assert not (tmp_path / "train" / "shard_index.txt").exists()

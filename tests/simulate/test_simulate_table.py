@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.simulate.table import write_params_table
+from pipeline.simulate.shard import write_params_table
 
 ROWS = 1500
 # pandas 3 marks with these how it spells missing text; the users' files come from pandas 2, and ours have no such text.
