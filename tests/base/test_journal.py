@@ -387,7 +387,7 @@ def test_a_run_without_a_journal_is_told_from_its_products(
     small_run: RunResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(small_run.folder, tmp_path, dirs_exist_ok=True)
-    render_report(read_results(tmp_path), {})
+    render_report(read_results(tmp_path), ())
     assert not (tmp_path / STATUS_FILE).exists()
     code, out, _ = invoke(capsys, "status", str(tmp_path))
     assert (code, "finished" in out, str(tmp_path / "report.html") in out) == (0, True, True)

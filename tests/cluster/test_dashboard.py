@@ -83,7 +83,7 @@ def test_a_run_leaves_its_groups_under_readable_names_and_a_page_that_the_report
     assert "<script src" not in text
     assert "://" not in text.split("<script>")[0]
 
-    markdown, html = render_report(results, {})
+    markdown, html = render_report(results, ())
     assert '<a href="dask_report-1.html">' in html.read_text(encoding="utf-8")
     assert "[dask_report-1.html](dask_report-1.html)" in markdown.read_text(encoding="utf-8")
 

@@ -445,7 +445,7 @@ def test_metadata_and_report_name_every_store(
     assert facts["paths"] == paths
     assert facts["n_spectra"] == 1600
     assert [source["name"] for source in facts["sources"]] == list(train_store.shard_names)
-    markdown, _ = render_report(run_in_parts, {})
+    markdown, _ = render_report(run_in_parts, ())
     text = markdown.read_text(encoding="utf-8").replace("\\", "")
     assert all(path in text for path in paths)
 
