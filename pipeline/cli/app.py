@@ -16,13 +16,11 @@ from typing import NoReturn
 import click
 
 from pipeline.base import Terminated, terminations_raised
-from pipeline.cli.changes import add, remove
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
-from pipeline.cli.export import export
 from pipeline.cli.plan import plan
-from pipeline.cli.predict import predict
-from pipeline.cli.results import compare, moments, report
+from pipeline.cli.predict import export, predict
+from pipeline.cli.results import add, compare, moments, remove, report
 from pipeline.cli.run import run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status

@@ -1,4 +1,4 @@
-"""``headroom predict``: predict the labels of spectra."""
+"""``headroom predict`` and ``headroom export``: labels for spectra, and the models of a run in a folder of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, choose_progress
-from pipeline.cli.words import json_option, quiet_option
+from pipeline.cli.words import json_option, quiet_option, run_argument
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.predict import MixtureModel, PredictSummary
     from pipeline.questions.gate import Route
 
-__all__ = ["predict"]
+__all__ = ["export", "predict"]
 
 
 class _RouteOption(click.Option):
@@ -149,3 +149,42 @@ def _plain(summary: PredictSummary) -> dict[str, object]:
         for one in summary.scores
     ]
     return {**dataclasses.asdict(summary), "path": str(summary.path), "scores": scores}
+
+
+# --- The models of a run in a folder of their own.
+
+
+@click.command()
+@run_argument
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("--level", type=float, help="Noise level of the training; by default the level of the run's conclusions.")
+@click.option("--seed", type=int, help="Seed of the training noise; the run's first seed by default.")
+@click.option(
+    "--quantile",
+    default=0.999,
+    show_default=True,
+    help="A spectrum is out of domain if it lies farther from the mean than this share of the training spectra.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing model.")
+@quiet_option
+def export(folder: Path, model: Path, quiet: bool, **options: Any) -> None:
+    """Write the models of a finished run to a folder.
+
+    The folder MODEL needs neither the run nor its spectra. It holds the global model, the experts and the gate of one
+    noise draw, for all labels. It also holds the limits beyond which a spectrum is out of domain, the origin of the
+    models, and a model card. `headroom predict` and `pipeline.load_model` read it and check every byte.
+
+    \b
+    Example:
+      headroom export runs/demo model/
+      headroom export runs/my model_clean/ --level 0.2 --seed 123
+    """
+    from pipeline.predict import export_model
+
+    made = export_model(folder, model, progress=choose_progress(quiet=quiet), **options)
+    gate = "a gate" if made.gate is not None else "no gate"
+    click.echo(
+        f"{model}: {', '.join(made.labels)} from {len(made.wavelength):,} pixels, {made.n_experts} experts, {gate}; "
+        f"out of domain beyond {made.limits.distance:.3g} standard deviations"
+    )
+    click.echo(f"model card: {model / 'README.md'}")

@@ -1,5 +1,7 @@
 from .draws import NOISE_ALGORITHM as NOISE_ALGORITHM
+from .draws import STORED_LEVEL as STORED_LEVEL
 from .draws import NoiseDraw as NoiseDraw
+from .draws import StoredNoise as StoredNoise
 from .draws import add_noise as add_noise
 from .draws import draw_noise as draw_noise
 from .draws import fill_normals as fill_normals
@@ -19,5 +21,3 @@ from .model import NO_SEED as NO_SEED
 from .model import Kernel as Kernel
 from .model import Noise as Noise
 from .model import Scatter as Scatter
-from .stored import STORED_LEVEL as STORED_LEVEL
-from .stored import StoredNoise as StoredNoise

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.noise.draws import NoiseDraw
+from pipeline.noise.draws import NoiseDraw, StoredNoise
 from pipeline.noise.marginal import MarginalNoise
 from pipeline.noise.model import Noise
-from pipeline.noise.stored import StoredNoise
 
 __all__ = [
     "NOISE_KINDS",

@@ -33,8 +33,7 @@ from pipeline.config import content_hash
 from pipeline.errors import InputError
 from pipeline.noise import Noise, NoiseDraw, StoredNoise
 from pipeline.predict.model import MixtureModel
-from pipeline.predict.resampling import Resampling
-from pipeline.predict.sources import SpectraSource, describe_grid, open_spectra_source
+from pipeline.predict.sources import Resampling, SpectraSource, describe_grid, open_spectra_source
 from pipeline.schema import PREDICTION_ALGORITHM
 from pipeline.store import find_other_wavelengths
 
@@ -72,7 +71,7 @@ class PredictOptions:
     noise
         None for observed spectra, which have noise of their own. For simulated spectra :data:`STORED_NOISE` or a draw.
     resample
-        Put spectra of another wavelength grid onto the model's; see :mod:`pipeline.predict.resampling`.
+        Put spectra of another wavelength grid onto the model's; see :mod:`pipeline.predict.sources`.
     threads
         Blocks that are predicted side by side; one per core by default.
     overwrite

@@ -7,9 +7,10 @@ be read like attributes or like a dictionary's, ``summary["levels"][0]["scopes"]
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from pipeline.bins import BinGrid
@@ -19,6 +20,7 @@ from pipeline.scoring.merits import MERITS, Merit
 from pipeline.scoring.scores import SCOPES, HeadroomScore, Score, mean_over_seeds
 
 __all__ = [
+    "OVERALL_COLUMNS",
     "Bin",
     "CurvePoint",
     "Decision",
@@ -35,11 +37,14 @@ __all__ = [
     "estimate_merits",
     "flatten",
     "mean_of",
+    "merit_names",
     "summarise_bin",
     "summarise_curve",
     "summarise_draw",
     "summarise_parts",
     "summarise_scope",
+    "tabulate_bins",
+    "tabulate_overall",
 ]
 
 
@@ -327,3 +332,41 @@ def summarise_curve(
 def mean_of(values: Sequence[float]) -> float:
     """Return the mean of numbers; NaN if any of them is."""
     return math.fsum(values) / len(values)
+
+
+# --- Tables of a run as views of its summary: nothing is computed here.
+
+
+def merit_names(*suffixes: str) -> tuple[str, ...]:
+    """Return the columns of the figures of merit, each with every suffix."""
+    return tuple(f"{merit.name}{suffix}" for merit in MERITS for suffix in suffixes)
+
+
+OVERALL_COLUMNS = (
+    *("seed", "noise_level", "target", "scope", "alpha_global", "n_train", "n_test"),
+    *merit_names("", "_low", "_high"),
+)
+_ERRORS = ("mae_oracle", "mae_global")
+
+
+def tabulate_overall(draws: Iterable[Draw], target: str, *, curve: bool = False) -> pd.DataFrame:
+    """Return a row for each noise draw and scope; with ``curve`` also for every smaller training set."""
+    rows: list[dict[str, Any]] = []
+    for draw in draws:
+        for point in draw.curve if curve else draw.curve[-1:]:
+            for scope, score in point.scopes.items():
+                origin = {"seed": draw.seed, "noise_level": draw.noise_level, "target": target, "scope": scope}
+                rows.append({**origin, "alpha_global": point.alpha_global, **flatten(score, without=_ERRORS)})
+    return pd.DataFrame(rows, columns=list(OVERALL_COLUMNS))
+
+
+def tabulate_bins(draws: Iterable[Draw], target: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each noise draw and bin; ``columns`` are those that define the bins."""
+    rows: list[dict[str, Any]] = []
+    for draw in draws:
+        for one in draw.bins:
+            names = {f"{column}_bin": name for column, name in zip(columns, one.names, strict=True)}
+            origin = {"seed": draw.seed, "noise_level": draw.noise_level, "target": target, "bin": one.bin}
+            own = flatten(one, without=("bin", "alpha"))
+            rows.append({**origin, **names, "alpha": one.alpha, **own})
+    return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.predict.resampling import Resampling, pixel_edges
+from pipeline.predict.sources import Resampling, pixel_edges
 
 
 def random_grid(rng: np.random.Generator, low: float, high: float, n: int) -> np.ndarray:
