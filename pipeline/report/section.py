@@ -97,9 +97,10 @@ class Section:
     blocks: tuple[Block, ...]
 
     @property
-    def has_several_tables(self) -> bool:
-        """Whether each table needs its caption to be told from the others."""
-        return sum(isinstance(block, Table) for block in self.blocks) > 1
+    def needs_captions(self) -> bool:
+        """Whether only their captions tell the tables apart: there are several, and no headings between them."""
+        kinds = [type(block) for block in self.blocks]
+        return kinds.count(Table) > 1 and Heading not in kinds
 
 
 @dataclass(frozen=True)
