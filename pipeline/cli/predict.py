@@ -1,4 +1,4 @@
-"""``headroom predict`` and ``headroom export``: labels for spectra, and the models of a run in a folder of their own."""
+"""``headroom predict`` and ``headroom export``: labels for spectra, and a run's models in a folder of their own."""
 
 from __future__ import annotations
 
