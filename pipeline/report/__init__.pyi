@@ -16,8 +16,8 @@ from .tables import list_points as list_points
 from .tables import merit_cells as merit_cells
 from .tables import number_cell as number_cell
 from .tables import percent_cell as percent_cell
-from .views import bin_edges as bin_edges
-from .views import learning_points as learning_points
-from .views import quantity as quantity
-from .views import symbol as symbol
-from .views import thresholds as thresholds
+from .words import bin_edges as bin_edges
+from .words import learning_points as learning_points
+from .words import quantity as quantity
+from .words import symbol as symbol
+from .words import thresholds as thresholds

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.noise import NO_SEED
 from pipeline.report.section import Subject
 from pipeline.report.tables import count_choices, merit_cells, number_cell
-from pipeline.report.views import bin_edges, quantity, symbol, thresholds
+from pipeline.report.words import bin_edges, quantity, symbol, thresholds
 from pipeline.scoring import (
     DELTA_R2,
     MERITS,

@@ -32,8 +32,15 @@ from pipeline.report.tables import (
     list_steps,
     list_stores,
 )
-from pipeline.report.views import conclusion, symbol
-from pipeline.report.words import describe_words, explain_economy, explain_hypotheses, explain_levels, list_commands
+from pipeline.report.words import (
+    conclusion,
+    describe_words,
+    explain_economy,
+    explain_hypotheses,
+    explain_levels,
+    list_commands,
+    symbol,
+)
 from pipeline.scoring import RunResults, find_verdict
 
 __all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]

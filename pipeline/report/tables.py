@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.section import Table
-from pipeline.report.views import quantity, symbol
+from pipeline.report.words import quantity, symbol
 from pipeline.ridge import format_alpha
 from pipeline.scoring import (
     DELTA_R2,

@@ -22,7 +22,7 @@ from pipeline.report import learning_points
 from pipeline.report.figures import render_figures
 from pipeline.report.figures.canvas import SMALL, choose_ink, format_count, format_counts, format_value, save_figure
 from pipeline.report.figures.per_bin import draw_delta_heatmap
-from pipeline.report.views import conclusion, interval_labels
+from pipeline.report.words import conclusion, interval_labels
 from pipeline.scoring import RunResults
 
 LONG_NAMES = {

@@ -27,8 +27,15 @@ from pipeline.config import content_hash
 from pipeline.errors import ConfigError, InputError
 from pipeline.moments import PrincipalComponents
 from pipeline.noise import Noise, NoiseDraw
-from pipeline.questions.gate.components import ComponentsJob, find_folder_components
-from pipeline.questions.gate.features import FeatureRecipe, choose_windows, quality_features, read_recipe, write_recipe
+from pipeline.questions.gate.features import (
+    ComponentsJob,
+    FeatureRecipe,
+    choose_windows,
+    find_folder_components,
+    quality_features,
+    read_recipe,
+    write_recipe,
+)
 from pipeline.questions.question import Facts, Trained
 from pipeline.ridge import read_fold_models
 from pipeline.scoring import read_noisy_rows

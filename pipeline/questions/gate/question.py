@@ -15,7 +15,7 @@ from pipeline.config import ExperimentConfig, GateConfig
 from pipeline.noise import Noise
 from pipeline.questions.gate.blend import Blend, summarise_blends
 from pipeline.questions.gate.figure import draw_gate, draw_gate_probabilities, draw_routes
-from pipeline.questions.gate.fit import RunGate, fit_gates
+from pipeline.questions.gate.fit import QualityRouting, RunGate, fit_gates
 from pipeline.questions.gate.logistic import require_scikit_learn
 from pipeline.questions.gate.routing import (
     ORACLE,
@@ -26,7 +26,6 @@ from pipeline.questions.gate.routing import (
     route_spectra,
     score_routes,
 )
-from pipeline.questions.gate.snr import QualityRouting
 from pipeline.questions.gate.summary import (
     GateAnswer,
     GatedBinning,

@@ -21,6 +21,7 @@ from pipeline.report.figures.canvas import (
     WARNING,
     add_interval,
     add_title,
+    draw_r2_curves,
     few_ticks,
     format_counts,
     format_value,
@@ -28,9 +29,8 @@ from pipeline.report.figures.canvas import (
     new_figure,
     style_axes,
 )
-from pipeline.report.figures.curves import draw_r2_curves
 from pipeline.report.figures.per_bin import LOWEST_R2, limit_values, list_bins, note_cut_bars, write_columns
-from pipeline.report.views import conclusion, learning_points, symbol, thresholds
+from pipeline.report.words import conclusion, learning_points, symbol, thresholds
 from pipeline.scoring import (
     BUILD,
     NOT_WORTH_IT,

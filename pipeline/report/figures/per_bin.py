@@ -30,7 +30,7 @@ from pipeline.report.figures.canvas import (
     new_figure,
     style_axes,
 )
-from pipeline.report.views import bin_edges, interval_labels, quantity
+from pipeline.report.words import bin_edges, interval_labels, quantity
 from pipeline.scoring import Bin, Estimate, RunResults
 
 __all__ = [

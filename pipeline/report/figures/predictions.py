@@ -25,7 +25,7 @@ from pipeline.report.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.report.views import symbol, target_quantity
+from pipeline.report.words import symbol, target_quantity
 from pipeline.scoring import RunResults
 
 __all__ = ["draw_against_truth", "draw_predicted_against_true"]

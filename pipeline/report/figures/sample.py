@@ -25,7 +25,7 @@ from pipeline.report.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.report.views import bin_edges, coverage, quantity
+from pipeline.report.words import bin_edges, coverage, quantity
 from pipeline.scoring import RunResults
 
 __all__ = ["draw_sample_distribution"]
