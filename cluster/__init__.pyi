@@ -11,6 +11,6 @@ from .profiles import Profile as Profile
 from .profiles import SlurmProfile as SlurmProfile
 from .profiles import load_profile as load_profile
 from .profiles import packaged_profiles as packaged_profiles
-from .slurm_script import render_job_script as render_job_script
+from .slurm import render_job_script as render_job_script
 from .submit import render_driver_script as render_driver_script
 from .submit import submit_driver as submit_driver

@@ -1,4 +1,6 @@
-"""Certificates of one run: an authority of its own, so that another run's certificates are refused.
+"""Certificates of one run, and the folder in which it and its workers meet.
+
+A run has an authority of its own, so that another run's certificates are refused.
 
 Every connection of a cluster is TLS 1.3 in which both ends show a certificate of the run's authority. The authority's
 key signs once and is never written: nobody can make further certificates, not even the owner of the run.

@@ -1,4 +1,7 @@
-"""One way to a Dask client, whatever the cluster: encrypted, and gone with the block."""
+"""One way to a Dask client, whatever the cluster: encrypted, and gone with the block.
+
+On one machine the worker is a thread of this process.
+"""
 
 from __future__ import annotations
 

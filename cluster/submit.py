@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.profiles import SlurmProfile, format_walltime
-from cluster.slurm_commands import list_jobs, overruling_variables, run_slurm, submit_script
+from cluster.slurm import list_jobs, overruling_variables, run_slurm, submit_script
 from pipeline.base import (
     JOBS_FILE,
     LOG_FILE,

@@ -1,4 +1,4 @@
-"""What memory a process has used, and what memory and cores it may use."""
+"""The machine: memory and cores, which software made a result, and memory that is used again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What a run's ``status.json`` says, read back; and whether the process that wrote it still lives.
 
-The run folder is all that is asked: neither the cluster nor the batch system.
+The run folder is all that is asked: neither the cluster nor the batch system. What ``headroom submit`` leaves in it is
+read here, too.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ hangs, as on a file system that does not answer. Here each of these ends in an e
 deadlines are Dask's settings, so that a cluster's profile and ``~/.config/dask`` rule them:
 ``distributed.scheduler.no-workers-timeout`` (five minutes where it is not set, as it is not by default), twice
 ``distributed.comm.timeouts.connect``, and one of our own, ``headroom.no-progress-timeout`` (an hour).
+
+What Dask saw of a run can be recorded as a page, too (:func:`recorded`).
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def show(profile: str, workers: int | None) -> None:
     chosen = ClusterChoice(profile, workers).profile()
     click.echo(f"# {profile}: {_describe(chosen)}")
     if isinstance(chosen, SlurmProfile):
-        from cluster.slurm_script import render_job_script
+        from cluster.slurm import render_job_script
 
         click.echo(render_job_script(chosen), nl=False)
 

@@ -273,7 +273,7 @@ def check_tls() -> Check:
 
 def check_slurm() -> Check:
     """Check whether jobs can be queued from here; a run on this machine does not need this."""
-    from cluster.slurm_commands import run_slurm
+    from cluster.slurm import run_slurm
     from pipeline.errors import ResourceError
 
     missing = [name for name in ("sbatch", "squeue", "scancel", "sinfo") if shutil.which(name) is None]

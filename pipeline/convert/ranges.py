@@ -1,5 +1,8 @@
 """The piece of a conversion that workers run: one range of rows from its shards into the store.
 
+Rows are read straight from the file where HDF5 has nothing to decode, cast to float32 and checked tile by tile, and
+written chunk by chunk.
+
 A finished range leaves one small record beside the store being built. The record is written last and at once
 (temporary name, then rename), so a range is either recorded and complete, or done again.
 """
@@ -37,12 +40,12 @@ __all__ = [
     "keep_freed_memory",
 ]
 
-# --- Rows of a shard for its conversion: straight from the file where HDF5 has nothing to decode, else through HDF5.
+# --- Reading rows of a shard.
 #
 # The users' shards hold uncompressed float64 in chunks of whole rows. Such rows lie in the file one after the other, so
 # they can be read in tiles that stay in the processor's cache until they are cast, which costs half as much as reading
 # them through the library. What was read in this way is compared with what HDF5 reads before a store is put in place,
-# row by row for a sample of rows, and all of them before a shard is deleted.
+# row by row for a sample of rows, and all of them by ``headroom convert --verify``.
 
 #: Source, float32 result and sums of a tile fit in the second-level cache together.
 TILE_BYTES: Final = 1 << 19
@@ -176,7 +179,7 @@ def _describe(reader: ShardReader, variable: str) -> _PlainArray | None:
     )
 
 
-# --- Cast float64 rows of a shard to the float32 rows of a store, and find every pixel that may not enter it.
+# --- Casting rows to float32, and finding every pixel that may not enter a store.
 
 #: Values cast at a time: source, result and sums of a tile stay in the processor's cache.
 _TILE_VALUES: Final = 1 << 16
@@ -274,6 +277,8 @@ def _describe_fault(variable: str, source: np.ndarray, cast: np.ndarray, row: in
         return Fault(row, "negative error", int(wrong[0]), float(source[wrong[0]]))
     return Fault(row, "zero error" if variable == "error" else "all zero", 0, 0.0)
 
+
+# --- The range: its plan, and its writer.
 
 #: Bytes of float64 read from HDF5 at a time: bounded whatever the HDF5 chunks, and still in cache when cast.
 BLOCK_BYTES: Final = 4 << 20

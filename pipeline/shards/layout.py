@@ -1,4 +1,4 @@
-"""Where a shard keeps its arrays, and every check of them that needs no pixels.
+"""Where a shard keeps its arrays and labels, and every check of them that needs no pixels.
 
 What would otherwise end as silent zeros or shifted rows is refused here; messages name the shard and the remedy.
 """

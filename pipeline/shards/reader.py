@@ -1,4 +1,4 @@
-"""pfsspec HDF5 shards: what one holds, and reading rows (h5py only, read-only).
+"""pfsspec HDF5 shards: which files a user means, what one holds, and reading its rows (h5py only, read-only).
 
 Layouts differ between files (chunks, compression, dtypes, masks that mean the opposite), so everything is
 probed and nothing assumed. What would otherwise end as silent zeros or shifted rows is refused here, once.

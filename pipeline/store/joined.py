@@ -1,4 +1,4 @@
-"""Several stores as one set of spectra, and which stores a user means.
+"""Several stores as one set of spectra, all of its shards or some; the set as an xarray Dataset; finding stores.
 
 On a cluster every shard is converted to a store of its own, and a shard that comes later is one more store. Rows of a
 set are those of its stores one after the other: absolute rows, by which noise is drawn, count through the whole set.
@@ -336,7 +336,7 @@ def _reopen(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
     return joined
 
 
-# --- Some shards of a set of spectra. Others keep their rows, by which noise is drawn, but are counted nowhere else.
+# --- Some shards of a set. The others keep their rows, by which noise is drawn, but are counted nowhere else.
 
 
 class SelectedStores(JoinedStores):

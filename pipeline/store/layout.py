@@ -1,4 +1,4 @@
-"""How a store lies on disk: chunk and shard sizes, array metadata, files of a row range (zarr only).
+"""How a store lies on disk: chunk and shard sizes, array metadata, files of a row range, and the manifest of all of it.
 
 A *range* is the unit of writing: the rows of one whole Zarr shard (or, unsharded, of eight chunks). Every
 chunk file therefore has exactly one writer, which matters because two writers inside one Zarr shard lose rows

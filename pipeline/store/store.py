@@ -27,7 +27,7 @@ __all__ = [
     "require_same_wavelengths",
 ]
 
-# --- What one store and several joined ones have in common: what they know of their source shards and wavelengths.
+# --- What one store and several joined ones have in common.
 
 #: Relative difference of wavelengths that is rounding, not another grid.
 _SAME_WAVELENGTH: Final = 1e-9

@@ -107,7 +107,7 @@ def test_slurm_needs_a_folder_that_nodes_share() -> None:
 
 def test_importing_dask_jobqueue_leaves_ctrl_c_as_it_was() -> None:
     code = (
-        "import signal; b = signal.getsignal(2); import cluster.slurm_script; "
+        "import signal; b = signal.getsignal(2); import cluster.slurm.script; "
         "assert signal.getsignal(2) is b is not None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from cluster import AddressProfile, LocalProfile, SlurmProfile, load_profile, packaged_profiles
 from cluster.certificates import Certificates, make_certificates
 from cluster.profiles import format_walltime, parse_bytes, parse_seconds
-from cluster.slurm_commands import run_slurm
-from cluster.slurm_script import JobPaths, job_options, own_settings_only, render_job_script
+from cluster.slurm import JobPaths, job_options, own_settings_only, render_job_script, run_slurm
 from pipeline.cli import main
 from pipeline.cli.cluster import ClusterChoice
 from pipeline.config import ExperimentConfig, load_config
@@ -264,7 +263,7 @@ def test_the_configuration_of_the_site_says_nothing() -> None:
 
 
 def test_what_is_shown_is_what_dask_jobqueue_submits(tmp_path: Path) -> None:
-    from cluster.slurm_jobs import JobCluster
+    from cluster.slurm import JobCluster
 
     certificates = make_certificates()
     paths = JobPaths("headroom-1", str(tmp_path), certificates.write(tmp_path))

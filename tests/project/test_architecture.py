@@ -96,7 +96,7 @@ def test_imports_are_declared() -> None:
     for path in [*SOURCES, *CLUSTER]:
         for name in imports_of(path):
             top = name.split(".")[0]
-            if top == "dask_jobqueue" and path.relative_to(ROOT) == Path("cluster/slurm_script.py"):
+            if top == "dask_jobqueue" and path.relative_to(ROOT) == Path("cluster/slurm/script.py"):
                 continue
             if top not in {"pipeline", "cluster", "__future__", *__import__("sys").stdlib_module_names}:
                 assert top in modules, f"{path.name} imports {top}, which pyproject.toml does not list"

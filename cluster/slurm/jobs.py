@@ -20,8 +20,8 @@ from distributed.deploy.spec import SpecCluster
 
 from cluster.checks import unfit_workers
 from cluster.profiles import SlurmProfile
-from cluster.slurm_commands import QueuedJob, list_jobs
-from cluster.slurm_script import BatchWorker, SLURMCluster
+from cluster.slurm.commands import QueuedJob, list_jobs
+from cluster.slurm.script import BatchWorker, SLURMCluster
 from pipeline.errors import ResourceError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from cluster.certificates import Certificates
 from cluster.profiles import SlurmProfile, format_walltime
-from cluster.slurm_commands import run_slurm, submit_script
+from cluster.slurm.commands import run_slurm, submit_script
 from pipeline.errors import ResourceError
 
 __all__ = [
@@ -113,7 +113,7 @@ class BatchWorker(SLURMJob):
         return 1
 
     async def start(self) -> None:
-        """Submit the job; a refusal is noted for :class:`cluster.slurm_jobs.JobWatch`, and is no error here."""
+        """Submit the job; a refusal is noted for :class:`cluster.slurm.jobs.JobWatch`, and is no error here."""
         try:
             with self.job_file() as script:
                 self.job_id = await asyncio.to_thread(submit_script, script, str(self.job_header))

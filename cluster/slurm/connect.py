@@ -12,14 +12,14 @@ import psutil
 from cluster.certificates import SharedFolder, abandoned_tokens, make_certificates, shared_folder
 from cluster.checks import nonce_file, require_same_workers
 from cluster.profiles import SlurmProfile
-from cluster.slurm_commands import cancel_jobs, run_slurm
+from cluster.slurm.commands import cancel_jobs, run_slurm
 from pipeline.base import EXPECTED_WORKERS
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from cluster.slurm_jobs import JobCluster
+    from cluster.slurm.jobs import JobCluster
 
 __all__ = ["connect_slurm", "job_name"]
 
@@ -84,7 +84,7 @@ def _dask_settings(profile: SlurmProfile, settings: dict[str, Any]) -> Iterator[
     import dask
     from dask.utils import parse_timedelta
 
-    from cluster.slurm_script import own_settings_only
+    from cluster.slurm.script import own_settings_only
 
     failures, silence = (f"distributed.scheduler.{name}" for name in ("allowed-failures", "worker-ttl"))
     own = {
@@ -112,8 +112,8 @@ def _open_cluster(profile: SlurmProfile, shared: SharedFolder) -> Iterator[JobCl
     """Start the scheduler in this process, with no jobs yet."""
     from distributed.utils import get_ip
 
-    from cluster.slurm_jobs import JobCluster
-    from cluster.slurm_script import JobPaths, job_options
+    from cluster.slurm.jobs import JobCluster
+    from cluster.slurm.script import JobPaths, job_options
 
     logs = shared.path.parent / _LOGS
     logs.mkdir(exist_ok=True)
@@ -144,7 +144,7 @@ def _watched(
     cluster: JobCluster, client: Client, profile: SlurmProfile, shared: SharedFolder, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask for the jobs, wait for the first workers, and replace jobs that end while the block lasts."""
-    from cluster.slurm_jobs import JobWatch
+    from cluster.slurm.jobs import JobWatch
 
     with nonce_file(shared.path) as nonce:
         watch = JobWatch(cluster, client, nonce, shared.path.parent / _LOGS, say)

@@ -1,0 +1,11 @@
+from .commands import list_jobs as list_jobs
+from .commands import overruling_variables as overruling_variables
+from .commands import run_slurm as run_slurm
+from .commands import submit_script as submit_script
+from .connect import connect_slurm as connect_slurm
+from .jobs import JobCluster as JobCluster
+from .jobs import JobWatch as JobWatch
+from .script import JobPaths as JobPaths
+from .script import job_options as job_options
+from .script import own_settings_only as own_settings_only
+from .script import render_job_script as render_job_script
