@@ -8,24 +8,34 @@ import math
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, Final, TypeVar
+
+import numpy as np
 
 from pipeline.errors import InputError, ResourceError
 
 __all__ = [
     "TEMPORARY_SUFFIX",
     "disk_errors_told",
+    "exclusive",
     "find_json",
+    "hold_file",
+    "is_same_file",
     "json_text",
+    "open_npz",
     "read_json",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
+    "save_npz",
+    "try_lock",
     "write_json",
+    "write_npz",
 ]
 
 #: Files and folders of this ending are halves that a killed run left; whoever owns their folder may delete them.
@@ -177,3 +187,166 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy scalar; the command line starts without NumPy
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- The lock: one process at a time writes a folder or a file, and a lock ends with its process, however that ends.
+#
+# A lock is the system's own (``flock``) on a file. Whoever releases it may delete that file, and another process may
+# have opened it just before: it would then lock a file that nobody else can find. So a lock counts only if its file
+# still has its name once it is locked; otherwise the attempt begins anew.
+
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+
+#: How often a file is locked again that its last owner deleted just then.
+_ATTEMPTS: Final = 100
+
+
+@contextmanager
+def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process; the lock ends with the process, however it ends.
+
+    On a file system without locks nothing is held, and the user has to know. Locks of other names are other locks.
+
+    Raises
+    ------
+    InputError
+        If another process holds it.
+    """
+    lock = folder / name
+    try:
+        stream = hold_file(lock)
+    except BlockingIOError:
+        raise InputError(f"another process is writing {what} {folder}; wait for it, or choose another --out") from None
+    with stream:
+        try:
+            yield
+        finally:
+            if is_same_file(stream, lock):
+                with suppress(OSError):
+                    lock.unlink()
+
+
+def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
+    """Open a file for appending and lock it for this process; closing what is returned releases it.
+
+    Parameters
+    ----------
+    path
+        The file; created where it is missing, never emptied.
+    make_folder
+        Make the folder that it lies in, again if its last owner removes it meanwhile.
+
+    Returns
+    -------
+    IO
+        The open file, locked, and still the one of this name. On a file system without locks it is open and no more.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it, or others delete it again and again.
+    OSError
+        If it cannot be opened.
+    """
+    for _ in range(_ATTEMPTS):
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stream = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+        except FileNotFoundError:
+            if not make_folder:
+                raise
+            continue  # its last owner has just removed the folder
+        locked = try_lock(stream)
+        if locked is None or (locked and is_same_file(stream, path)):
+            return stream
+        stream.close()
+        if locked is False:
+            break
+    raise BlockingIOError(f"{path} is held by another process")
+
+
+def try_lock(stream: IO[Any]) -> bool | None:
+    """Return whether an open file was locked for this process; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def is_same_file(opened: IO[Any], path: Path) -> bool:
+    """Tell whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+# --- One ``.npz`` file: arrays, and facts about them as JSON. Nothing is ever pickled.
+#
+# NumPy writes the same bytes for the same arrays, and anyone's NumPy can read them. The facts are an array of their
+# own, ``header``: the bytes of a JSON object.
+
+
+_HEADER: Final = "header"
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:
+    """Write arrays, with facts about them where there are any, to one file: whole, or not at all.
+
+    Raises
+    ------
+    ResourceError
+        If the disk is full or not writable; nothing is left behind.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        save_npz(stream, arrays, header)
+
+
+def save_npz(stream: IO[bytes], arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:
+    """Write arrays, with facts about them where there are any, to an open file."""
+    facts = {} if header is None else {_HEADER: np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)}
+    np.savez(stream, allow_pickle=False, **facts, **arrays)
+
+
+@contextmanager
+def open_npz(
+    path: Path, refuse: Callable[[object], InputError], form: tuple[str, int] | None = None
+) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """Give the facts and the arrays of a file; an array is read when it is asked for.
+
+    Parameters
+    ----------
+    path
+        What :func:`write_npz` wrote.
+    refuse
+        Makes the error of a file that cannot be used from the reason. Mistakes of the block's body count, too, such as
+        an array that is missing.
+    form
+        Required ``format`` and ``version`` of the facts; None where the file has no facts.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or of another form: what ``refuse`` makes of the reason.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            facts: dict[str, Any] = {}
+            if form is not None:
+                facts = json.loads(archive[_HEADER].tobytes().decode())
+                if (facts.get("format"), facts.get("version")) != form:
+                    raise ValueError(f"{form[0]} version {form[1]} is required")
+            yield facts, archive
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise refuse(error) from None

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from pipeline.base.files import replacing
-from pipeline.base.locks import exclusive
+from pipeline.base.files import exclusive, replacing
 from pipeline.base.progress import Advance, Progress
 from pipeline.base.status import (
     STATUS_FILE,
