@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, locks, values as JSON, and arrays with a header as ``.npz``."""
+"""Files and folders that are written whole or not at all, locks, values as JSON, arrays with a header as ``.npz``."""
 
 from __future__ import annotations
 
