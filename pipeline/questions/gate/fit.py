@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,6 @@ from pipeline.questions.gate.solve import GateJob, LogisticJob, fit_logistic_job
 from pipeline.questions.question import Facts, Trained
 from pipeline.schema import GATE_ALGORITHM, SNR_GATE_ALGORITHM, STREAM_TRAIN
 from pipeline.store import AnyStore
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["QualityGates", "QualityRouting", "RunGate", "fit_gates", "fit_quality_gates", "gate_file", "held_out_file"]
 
