@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pipeline.noise.draws import NoiseDraw
-
 __all__ = ["NO_SEED", "Kernel", "Noise", "Scatter", "SpectraRows"]
 
 #: The seed of noise that was not drawn from one.
@@ -169,7 +166,7 @@ class Noise(ABC):
         """Return how the hot loop writes rows with this noise, for products of ``float32`` or ``float64``."""
 
     @abstractmethod
-    def drawn(self, seed: int) -> NoiseDraw:
+    def drawn(self, seed: int) -> Noise:
         """Return the draw that stands for this noise where single training spectra are needed.
 
         It is drawn from ``seed`` unless the noise has a seed of its own.

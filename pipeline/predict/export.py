@@ -23,7 +23,7 @@ from pipeline.bins import BinGrid, shard_ranges
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import Moments, find_components
-from pipeline.noise import Noise, NoiseDraw, describe_training_noise, verdict_noises
+from pipeline.noise import Noise, describe_training_noise, verdict_noises
 from pipeline.predict.files import load_model, require_free, save_model
 from pipeline.predict.model import DomainLimits, MixtureModel
 from pipeline.questions.gate import (
@@ -312,7 +312,7 @@ class _Source:
         return BinGrid(self.config.bins, self.config.bin_names)
 
     @property
-    def sample_noise(self) -> NoiseDraw:
+    def sample_noise(self) -> Noise:
         """The training noise, or a draw of it where the models were trained on the expectation over all draws."""
         return self.noise.drawn(self.config.seeds[0])
 
@@ -503,7 +503,7 @@ class TrainingSample:
 
 
 def measure_sample(
-    model: MixtureModel, store: AnyStore, noise: NoiseDraw, precision: str, progress: Progress
+    model: MixtureModel, store: AnyStore, noise: Noise, precision: str, progress: Progress
 ) -> TrainingSample:
     """Ask the model about an evenly spread sample of the training spectra, with their training noise."""
     left_out = find_left_out(store)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
+import grimp
 import pandas as pd
 import pytest
 
@@ -64,3 +66,9 @@ def test_the_examples_of_extending_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert "two" in set(routing["route"])
     assert "y_two" in pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     assert capsys.readouterr().out.rstrip().endswith("1200")
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = grimp.build_graph("pipeline", "cluster")
+    order = TopologicalSorter({module: graph.find_modules_directly_imported_by(module) for module in graph.modules})
+    assert len(list(order.static_order())) == len(graph.modules)

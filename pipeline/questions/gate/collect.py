@@ -26,7 +26,7 @@ from pipeline.bins import BinGrid, Partition
 from pipeline.config import content_hash
 from pipeline.errors import ConfigError, InputError
 from pipeline.moments import PrincipalComponents
-from pipeline.noise import Noise, NoiseDraw
+from pipeline.noise import Noise
 from pipeline.questions.gate.features import (
     ComponentsJob,
     FeatureRecipe,
@@ -141,7 +141,7 @@ class FeatureJob:
         Whether aggregates of the error vector are asked for.
     """
 
-    draw: NoiseDraw
+    draw: Noise
     path: str
     key: str
     spectra: int
