@@ -213,7 +213,7 @@ def plan_run(
     of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
-    draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
+    draws_per_pass = choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
     layout = TileLayout(n_pixels)
     partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
     # Solve as many models at once as fit into the memory of the pass. A search may use all that draws may share.
@@ -263,7 +263,7 @@ def plan_run(
     )
 
 
-def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
+def choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
     """Return how many draws share a read: as many as fit, unless workers would then have nothing to do for long.
 
     Draws that share a read are one piece of work for each partition. Reading once more costs less than a waiting

@@ -20,7 +20,7 @@ from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
 from pipeline.plan import ExperimentPlan, Rates, Scaling, format_seconds, measure_rates, plan_run, project_scaling
-from pipeline.plan.cost import _choose_sharing
+from pipeline.plan.cost import choose_sharing
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
 from pipeline.schema import STREAM_TRAIN
@@ -213,12 +213,12 @@ def test_no_worker_waits_longer_than_a_piece_takes(
 
 def test_draws_share_a_read_only_while_workers_have_work() -> None:
     everything = [1, 2, 3, 4, 5]
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=1) == 5
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=1) == 5
     # Five equal pieces on two workers would take three rounds where two and a half are enough.
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=2) == 4
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=25) == 1
-    assert _choose_sharing(everything, 5, n_partitions=500, n_workers=25) == 5
-    assert _choose_sharing([1], 5, n_partitions=5, n_workers=2) == 1, "memory has the last word"
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=2) == 4
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=25) == 1
+    assert choose_sharing(everything, 5, n_partitions=500, n_workers=25) == 5
+    assert choose_sharing([1], 5, n_partitions=5, n_workers=2) == 1, "memory has the last word"
 
 
 def test_workers_that_will_come_have_a_share_of_the_work() -> None:
