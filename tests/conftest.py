@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distributed import Client
 from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
+from pipeline.plan import Rates
 from pipeline.run import run_experiment
 from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
@@ -67,6 +69,14 @@ def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(small_config.to_dict(), sort_keys=False))
     return path
+
+
+@pytest.fixture
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
+    """Rates of a machine of today for ``headroom plan``, which measures them for some seconds."""
+    rates = Rates(gram=50e9, solve=25e9, noise=400e6, decode=2e9, merge=1e9, store=5e9)
+    monkeypatch.setattr("pipeline.plan.measure_rates", lambda *_, store: replace(rates, store=store))
+    return rates
 
 
 @pytest.fixture(scope="session")

@@ -7,22 +7,40 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 
 def dask_setup(worker: Any) -> None:
     """Slow this worker down, and let it tell what it writes."""
     faults = json.loads(os.environ["HEADROOM_FAULTS"])
-    from pipeline.moments import MomentsWriter
+    from pipeline.moments import Moments, MomentsWriter
 
-    finish = MomentsWriter._finish
+    begin, write = MomentsWriter.__init__, MomentsWriter.write
+    to_begin: WeakKeyDictionary[MomentsWriter, int] = WeakKeyDictionary()
+    to_end: WeakKeyDictionary[MomentsWriter, int] = WeakKeyDictionary()
+    lock = threading.Lock()
     ballast: list[bytes] = []
 
-    def disturbed(writer: MomentsWriter, *arguments: Any, **options: Any) -> None:
-        pause(Path(faults["hold"]) if "hold" in faults else None)
-        finish(writer, *arguments, **options)
+    def begun(writer: MomentsWriter, folder: Path, n_cells: int, header: dict[str, Any]) -> None:
+        begin(writer, folder, n_cells, header)
+        to_begin[writer] = to_end[writer] = n_cells
+
+    def is_last(cells: WeakKeyDictionary[MomentsWriter, int], writer: MomentsWriter) -> bool:
+        with lock:
+            cells[writer] -= 1
+            return cells[writer] == 0
+
+    def disturbed(writer: MomentsWriter, cell: int, moments: Moments) -> None:
+        # The piece of work is whole when its last cell is written; several threads may be at it.
+        if is_last(to_begin, writer):
+            pause(Path(faults["hold"]) if "hold" in faults else None)
+        write(writer, cell, moments)
+        if not is_last(to_end, writer):
+            return
         with open(faults["marks"], "a") as marks:
             marks.write(f"{os.getpid()}\n")
         while resident_mib() < faults.get("fill_mib", 0):
@@ -31,7 +49,7 @@ def dask_setup(worker: Any) -> None:
         if "gate" in faults:
             wait_at(Path(faults["gate"]), Path(faults["marks"]), faults["pieces"])
 
-    MomentsWriter._finish = disturbed  # type: ignore[method-assign]
+    MomentsWriter.__init__, MomentsWriter.write = begun, disturbed  # type: ignore[method-assign]
 
 
 def wait_at(gate: Path, marks: Path, pieces: int) -> None:

@@ -23,7 +23,7 @@ from pipeline.noise import training_noises, verdict_noises
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
-__all__ = ["ExperimentPlan", "measure_flops", "plan_run"]
+__all__ = ["ExperimentPlan", "choose_sharing", "measure_flops", "plan_run"]
 
 #: Memory of a process that has imported everything and opened a store. Measured, with some margin.
 PROCESS_BYTES = 640 * 2**20
@@ -213,7 +213,7 @@ def plan_run(
     of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
-    draws_per_pass = _choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
+    draws_per_pass = choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
     solving = _plan_solving(config, n_pixels, len(folds), of_draws[draws_per_pass - 1], allowed - fixed, cores)
     disk = _MomentsDisk.plan([part.fold for part in partitions], TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
@@ -292,7 +292,7 @@ class _MomentsDisk:
         )
 
 
-def _choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
+def choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
     """Return how many draws share a read: as many as fit, unless workers would then have nothing to do for long.
 
     Draws that share a read are one piece of work for each partition. Reading once more costs less than a waiting

@@ -26,6 +26,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert re.search(rf"Example:\n\s+.*headroom {name} ", out)
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_run_plan_and_report(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_folder = tmp_path / "run"
     code, out, _ = invoke(capsys, "plan", str(config_file), "--out", str(out_folder))
@@ -110,6 +111,7 @@ def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(capsys, "rum")[0] == 2
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_a_plan_that_cannot_fit_exits_with_3(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
 from pipeline.plan import ExperimentPlan, Rates, Scaling, format_seconds, measure_rates, plan_run, project_scaling
-from pipeline.plan.cost import _choose_sharing
+from pipeline.plan.cost import choose_sharing
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
 from pipeline.schema import STREAM_TRAIN
@@ -213,12 +213,12 @@ def test_no_worker_waits_longer_than_a_piece_takes(
 
 def test_draws_share_a_read_only_while_workers_have_work() -> None:
     everything = [1, 2, 3, 4, 5]
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=1) == 5
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=1) == 5
     # Five equal pieces on two workers would take three rounds where two and a half are enough.
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=2) == 4
-    assert _choose_sharing(everything, 5, n_partitions=5, n_workers=25) == 1
-    assert _choose_sharing(everything, 5, n_partitions=500, n_workers=25) == 5
-    assert _choose_sharing([1], 5, n_partitions=5, n_workers=2) == 1, "memory has the last word"
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=2) == 4
+    assert choose_sharing(everything, 5, n_partitions=5, n_workers=25) == 1
+    assert choose_sharing(everything, 5, n_partitions=500, n_workers=25) == 5
+    assert choose_sharing([1], 5, n_partitions=5, n_workers=2) == 1, "memory has the last word"
 
 
 def test_workers_that_will_come_have_a_share_of_the_work() -> None:
@@ -297,6 +297,7 @@ def test_a_run_is_planned_on_paper(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_what_is_stated_counts(capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--cells", "4", "--draws", "3", "--alphas", "2", "--folds", "2", "--partition-rows", "4096"]
     code, out, _ = invoke(capsys, "plan", "--spectra", "16384", "--pixels", "64", *settings)
@@ -306,6 +307,7 @@ def test_what_is_stated_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(4 partitions)" in line_of(out, "pieces of work")
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_a_profile_says_how_large_workers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site = tmp_path / "site.yaml"
     site.write_text("kind: slurm\njobs: 3\ncores: 12\nmemory: 20GB\nwalltime: '01:00:00'\n")
@@ -319,6 +321,7 @@ def test_a_profile_says_how_large_workers_are(tmp_path: Path, capsys: pytest.Cap
     assert line_of(out, "workers ").startswith("1 × 12 cores")
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_a_configuration_is_planned_at_another_size(
     small_config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,12 +347,14 @@ def test_a_configuration_is_planned_at_another_size(
         ([*PAPER, "--bandwidth", "fast"], 2, "a size is required"),
     ],
 )
+@pytest.mark.usefixtures("known_rates")
 def test_mistakes_are_told(arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     found, _, err = invoke(capsys, "plan", *arguments)
     assert found == code
     assert words in err
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_finer_cuts_are_advised_where_workers_would_wait(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = invoke(
         capsys, "plan", "--spectra", "1e6", "--pixels", "4096", "--workers", "40", "--bandwidth", "100GB"
