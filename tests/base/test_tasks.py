@@ -92,7 +92,7 @@ def test_what_a_lost_worker_had_finished_is_computed_again_or_not_needed(monkeyp
 def test_run__raise_when_workers_die_again_and_again() -> None:
     with (
         connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
-        pytest.raises(ResourceError, match=r"died again and again while testing.*run again"),
+        pytest.raises(ResourceError, match="died again and again while testing"),
     ):
         list(run_tasks(client, always_die, [Task(("die", 0), 0, 1)], "testing", lambda _: None))
 
@@ -109,7 +109,7 @@ def test_run__raise_when_workers_are_there_but_nothing_advances() -> None:
     with (
         dask.config.set({"headroom.no-progress-timeout": "3s"}),
         connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client,
-        pytest.raises(ResourceError, match=r"no task has advanced for 3 s while testing, though 1 workers answer"),
+        pytest.raises(ResourceError, match=r"for 3 s while testing, .*1 workers"),
     ):
         list(run_tasks(client, hang, [Task(("hang", 0), 0, 1)], "testing", lambda _: None))
     assert time.monotonic() - started < 40

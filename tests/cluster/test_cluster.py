@@ -286,11 +286,11 @@ def test_without_locks_only_what_has_expired_is_removed(tmp_path: Path, monkeypa
 def test_certificates__raise_if_others_may_read_the_key_or_a_file_is_wrong(tmp_path: Path) -> None:
     make_certificates().write(tmp_path)
     (tmp_path / "key.pem").chmod(0o640)
-    with pytest.raises(ConfigError, match=r"others may read key.pem \(mode 640\)"):
+    with pytest.raises(ConfigError, match=r"key\.pem \(mode 640\)"):
         read_certificates(tmp_path)
     (tmp_path / "key.pem").chmod(0o600)
     (tmp_path / "ca.pem").write_text("no certificate")
-    with pytest.raises(ConfigError, match=r"ca\.pem is no PEM file"):
+    with pytest.raises(ConfigError, match=r"ca\.pem .*PEM"):
         read_certificates(tmp_path)
     (tmp_path / "ca.pem").unlink()
     with pytest.raises(ConfigError, match=r"ca\.pem cannot be read .*cert\.pem, key\.pem"):
@@ -344,10 +344,10 @@ def test_a_scheduler_that_runs_already_is_used_and_stays(tmp_path: Path) -> None
         (tmp_path / "others").mkdir(mode=0o700)
         make_certificates().write(tmp_path / "others")
         stranger = profile.model_copy(update={"certificates": str(tmp_path / "others"), "startup_timeout": 2})
-        with pytest.raises(ResourceError, match="certificates are of the same authority"), connect(stranger):
+        with pytest.raises(ResourceError, match="authority"), connect(stranger):
             pass
         plain = AddressProfile(scheduler_file=str(file), insecure=True)
-        with pytest.raises(ConfigError, match="must begin with tcp://"), connect(plain):
+        with pytest.raises(ConfigError, match="tcp://"), connect(plain):
             pass
 
 
@@ -364,14 +364,14 @@ def test_plain_tcp_is_used_on_request_and_says_what_it_means(tmp_path: Path) -> 
 def test_a_scheduler_without_workers_or_none_at_all_is_not_waited_for(tmp_path: Path) -> None:
     with running_scheduler(tmp_path, workers=0) as file:
         profile = AddressProfile(scheduler_file=str(file), certificates=str(tmp_path / "keys"), startup_timeout=3)
-        with pytest.raises(ResourceError, match="been no worker for 3 s"), connect(profile):
+        with pytest.raises(ResourceError, match="no worker for 3 s"), connect(profile):
             pass
         stated = file.read_text()
     file.write_text(stated)
-    with pytest.raises(ResourceError, match=r"no scheduler at tls://127\.0\.0\.1:"), connect(profile):
+    with pytest.raises(ResourceError, match="no scheduler at tls://"), connect(profile):
         pass
     file.unlink()
-    with pytest.raises(ConfigError, match=r"scheduler\.json: cannot be read"), connect(profile):
+    with pytest.raises(ConfigError, match=r"scheduler\.json"), connect(profile):
         pass
 
 
@@ -389,10 +389,10 @@ def test_a_worker_that_sees_another_folder_under_the_path_is_refused(guarded: Cl
     try:
         # The same path, and another folder for every process.
         with nonce_file(Path("/proc/self/cwd")) as nonce:
-            with pytest.raises(ResourceError, match=r"does not see the folder /proc/self/cwd \(No such file"):
+            with pytest.raises(ResourceError, match=r"/proc/self/cwd \(No such file"):
                 require_same_workers(guarded, nonce)
             (elsewhere / nonce.name).write_text("not the same file")
-            with pytest.raises(ResourceError, match="another folder is there"):
+            with pytest.raises(ResourceError, match="another folder"):
                 require_same_workers(guarded, nonce)
     finally:
         guarded.run(os.chdir, before)

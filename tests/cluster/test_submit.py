@@ -96,7 +96,7 @@ def test_the_signal_leaves_time_to_stop_however_short_the_job(walltime: str, sec
 
 def test_a_folder_that_slurm_cannot_name_is_refused() -> None:
     for name in ("back\\slash", "line\nbreak"):
-        with pytest.raises(InputError, match="no backslash or line break"):
+        with pytest.raises(InputError, match="backslash"):
             render_driver_script(make_profile(), ["run", "demo"], Path("/runs") / name)
 
 

@@ -71,16 +71,16 @@ def test_merge__raise_on_other_settings(
 def test_merge__raise_on_spectra_twice_other_noise_and_unfinished_runs(
     halves: list[Path], train_store: SpectraStore, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"both hold rows 0 to 799.*data\.exclude"):
+    with pytest.raises(InputError, match=r"rows 0 to 799.*data\.exclude"):
         pipeline.merge_runs([halves[0], halves[0]])
-    with pytest.raises(InputError, match="cannot merge no runs"):
+    with pytest.raises(InputError, match="no runs"):
         pipeline.merge_runs([])
     accumulate_moments(plan_without(train_store, "shard_0"), [NoiseDraw(1.0, 7, 0)], tmp_path / "noise")
-    with pytest.raises(InputError, match=r"seed-42_noise-1\.0, .* has seed-7_noise-1\.0; accumulate both with"):
+    with pytest.raises(InputError, match=r"seed-42_noise-1\.0, .*seed-7_noise-1\.0"):
         pipeline.merge_runs([halves[0], tmp_path / "noise"])
     [draw] = open_moments(tmp_path / "noise").draws
     (draw.folds[0].folder / "moments.json").write_text(json.dumps({"format": "x"}))
-    with pytest.raises(InputError, match=r"cannot merge .*fold-000.*finish that run first"):
+    with pytest.raises(InputError, match="fold-000"):
         pipeline.merge_runs([tmp_path / "noise"])
 
 

@@ -205,7 +205,7 @@ def test_without_a_gate_the_global_model_answers(ungated: Path, tmp_path: Path, 
     np.testing.assert_array_equal(found.values, found.of_global)
     assert set(found.routes) == {"global"}
     assert "log_g_expert_8" in found.to_frame(experts="log_g")
-    with pytest.raises(InputError, match=r"route must be one of global .* no gate"):
+    with pytest.raises(InputError, match=r"route .*no gate"):
         model.predict(noisy, route="soft")
     assert "no gate" in (tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8")
 
@@ -235,7 +235,7 @@ def test_a_blend_answers_for_the_target_and_survives_the_bundle(
     np.testing.assert_allclose(found.values[:, 0], expected, rtol=1e-12)
     np.testing.assert_array_equal(found.values[:, 1:], plain.values[:, 1:])
     assert np.abs(found.values[:, 0] - plain.values[:, 0]).max() > 1e-3
-    with pytest.raises(InputError, match="route must be one of fallback, soft, hard, global"):
+    with pytest.raises(InputError, match="fallback, soft, hard, global"):
         model.predict(noisy, route="blend")
 
 
@@ -374,40 +374,40 @@ def test_export__raise_on_runs_and_folders(run: Path, ungated: Path, bundle: Pat
         export_model(tmp_path / "empty", tmp_path / "model")
     with pytest.raises(InputError, match="--overwrite"):
         export_model(run, bundle)
-    with pytest.raises(InputError, match="only another model may be replaced"):
+    with pytest.raises(InputError, match="another model"):
         export_model(run, run, overwrite=True)
-    with pytest.raises(InputError, match="which has no seed"):
+    with pytest.raises(InputError, match="seed"):
         export_model(ungated, tmp_path / "model", seed=42)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("moments"))
-    with pytest.raises(InputError, match=r"the moments of seed-42_noise-1\.0 are gone"):
+    with pytest.raises(InputError, match=r"moments of seed-42_noise-1\.0"):
         export_model(copy, tmp_path / "model")
     metadata = (copy / "metadata.json").read_text(encoding="utf-8")
     (copy / "metadata.json").write_text(metadata.replace("train.zarr", "gone.zarr"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"gone\.zarr is gone"):
+    with pytest.raises(InputError, match=r"gone\.zarr"):
         export_model(copy, tmp_path / "model")
     (copy / "metadata.json").write_text(metadata.replace('"run_rows"', '"block_rows"'), encoding="utf-8")
-    with pytest.raises(InputError, match=r"another version of this program wrote its results \(.*block_rows"):
+    with pytest.raises(InputError, match="block_rows"):
         export_model(copy, tmp_path / "model")
     (copy / "metadata.json").write_text(metadata.replace('"folds": {', '"fields": {'), encoding="utf-8")
-    with pytest.raises(InputError, match=r"metadata\.json lacks folds"):
+    with pytest.raises(InputError, match=r"metadata\.json .*folds"):
         export_model(copy, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
 def test_predict__raise_on_other_pixels(model: MixtureModel) -> None:
-    with pytest.raises(InputError, match=r"spectra of 48 pixels are required.*found float64 \(2, 47\)"):
+    with pytest.raises(InputError, match=r"48 pixels .*\(2, 47\)"):
         model.predict(np.ones((2, 47)))
-    with pytest.raises(InputError, match="bad pixels need the shape of the flux"):
+    with pytest.raises(InputError, match="bad pixels"):
         model.predict(np.ones((2, 48)), bad=np.zeros((1, 48)))
-    with pytest.raises(InputError, match=r"found 'sotf' \(did you mean 'soft'\?\)"):
+    with pytest.raises(InputError, match=r"'sotf' .*'soft'"):
         model.predict(np.ones((2, 48)), route="sotf")
 
 
 def test_load__raise_on_what_is_no_bundle(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_model(tmp_path / "nothing")
-    with pytest.raises(InputError, match="SHA256SUMS is missing"):
+    with pytest.raises(InputError, match="SHA256SUMS"):
         pipeline.load_model(tmp_path)
 
 
@@ -421,5 +421,5 @@ def test_a_bundle_of_another_version_is_refused(bundle: Path, tmp_path: Path) ->
     old, new = (hashlib.sha256((one / MODEL_FILE).read_bytes()).hexdigest() for one in (bundle, copy))
     sums = (copy / SUMS_FILE).read_text(encoding="utf-8").replace(old, new)
     (copy / SUMS_FILE).write_text(sums, encoding="utf-8")
-    with pytest.raises(InputError, match="has version 2, but this program reads version 1"):
+    with pytest.raises(InputError, match=r"version 2, .*version 1"):
         load_model(copy)

@@ -242,7 +242,7 @@ def test_finished_predictions_stay_unless_they_are_to_be_replaced(
     assert predict_spectra(model, [test_store.path], out, STORED) == first
     assert out.stat().st_mtime_ns == stamp
     other = PredictOptions(route="hard", noise="stored")
-    with pytest.raises(InputError, match="holds predictions of another model, of other spectra or with other settings"):
+    with pytest.raises(InputError, match="predictions of another model"):
         predict_spectra(model, [test_store.path], out, other)
     predict_spectra(model, [test_store.path], out, PredictOptions(route="hard", noise="stored", overwrite=True))
     assert set(pd.read_parquet(out)["route"]) == {"hard"}
@@ -294,7 +294,7 @@ def test_another_wavelength_grid_is_refused_unless_it_is_to_be_resampled(
 ) -> None:
     fine = split_pixels(tmp_path / "fine.h5", sample / "test" / "dataset.h5")
     out = tmp_path / "p.parquet"
-    with pytest.raises(InputError, match=r"the model needs 48 pixels, .* have 96 pixels, .* with --resample"):
+    with pytest.raises(InputError, match=r"48 pixels, .* 96 pixels, .*--resample"):
         predict_spectra(model, [fine], out)
     assert not (tmp_path / "p.parquet.partial").exists()
     predict_spectra(model, [fine], out, PredictOptions(resample=True))
@@ -308,7 +308,7 @@ def test_wavelengths_that_differ_a_little_are_refused_by_pixel(model: MixtureMod
     wave = model.wavelength.copy()
     wave[20:] += 0.01
     shard = write_shard(tmp_path / "shard.h5", 40, 48, wavelength=wave)
-    with pytest.raises(InputError, match="other from pixel 20 on"):
+    with pytest.raises(InputError, match="pixel 20"):
         predict_spectra(model, [shard], tmp_path / "p.parquet")
     far = write_shard(tmp_path / "far.h5", 40, 48, wavelength=np.linspace(3000, 4000, 48))
     with pytest.raises(InputError, match="cover no pixel of the model"):
@@ -431,7 +431,7 @@ def test_predict__raise_on_damaged_spectra_and_resume_once_they_are_mended(
     shard.write_bytes(whole)
     with h5py.File(shard, "a") as file:
         del file[schema.SHARD_WAVE]
-    with pytest.raises(InputError, match="wavelengths, one per pixel"):
+    with pytest.raises(InputError, match="one per pixel"):
         predict_spectra(model, [shard], tmp_path / "p.parquet")
     shard.write_bytes(whole)
     assert predict_spectra(model, [shard], tmp_path / "p.parquet").n_spectra == 400

@@ -64,7 +64,7 @@ def test_parse_pickled_names__never_runs_code(tmp_path: Path, protocol: int) -> 
     ids=lambda value: repr(value[:24]),
 )
 def test_parse_pickled_names__raise_on_anything_else(pickled: bytes) -> None:
-    with pytest.raises(InputError, match=r"^x\.h5: attribute: a pickled list of column names"):
+    with pytest.raises(InputError, match=r"^x\.h5: .*pickled"):
         parse_pickled_names(pickled, "x.h5: attribute")
 
 
@@ -90,7 +90,7 @@ def test_read_columns__malicious_shard_is_refused(tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     with h5py.File(path, "a") as file:
         file["dataset/params/table"].attrs["values_block_0_kind"] = np.bytes_(pickle.dumps([Touch(trap)], 0))
-    with pytest.raises(InputError, match="opcode GLOBAL is not allowed"):
+    with pytest.raises(InputError, match="GLOBAL"):
         read_shard_info(path)
     assert not trap.exists()
 
@@ -157,11 +157,11 @@ def rename_columns(path: Path, names: list[str]) -> Path:
 def test_read_columns__raise_on_a_name_that_occurs_twice(tmp_path: Path) -> None:
     frame = make_frame(20)[["id", "T_eff", "log_g", "M_H", "mag"]]
     path = rename_columns(write_shard(tmp_path / "a.h5", 20, frame=frame), ["T_eff", "log_g", "M_H", "log_g"])
-    with pytest.raises(InputError, match=r"a.h5: column names .* must differ, found 'log_g' 2 times.*rename or remove"):
+    with pytest.raises(InputError, match=r"a\.h5: .*'log_g' 2 times"):
         read_shard_info(path)
     # once in a block, once as a data column
     path = write_shard(tmp_path / "b.h5", 20, frame=frame, data_columns=["mag"])
-    with pytest.raises(InputError, match="found 'mag' 2 times"):
+    with pytest.raises(InputError, match="'mag' 2 times"):
         read_shard_info(rename_columns(path, ["T_eff", "mag", "M_H"]))
 
 
@@ -188,5 +188,5 @@ def test_read_columns__raise_on_an_absurd_size(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "dataset.h5", 20)
     with h5py.File(path, "a") as file:
         file["dataset/params/table"].resize(10**12, axis=0)
-    with pytest.raises(InputError, match="1000000000000 rows; the file is damaged"):
+    with pytest.raises(InputError, match="1000000000000 rows"):
         read_shard_info(path)

@@ -45,10 +45,10 @@ def test_find_shards__index(tmp_path: Path) -> None:
     assert find_shards([index], Path("/")) == expected
     assert find_shards(["data"], tmp_path) == expected
     index.write_text("s2\n#\ns7\n")
-    with pytest.raises(InputError, match=r"shard_index.txt, line 3: 's7' must be a folder"):
+    with pytest.raises(InputError, match=r"shard_index\.txt, line 3: 's7'"):
         find_shards([index], tmp_path)
     index.write_bytes("sch\u00f6n\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"shard_index.txt must be UTF-8 text .* found byte 0xf6 at position 3"):
+    with pytest.raises(InputError, match=r"shard_index\.txt .*0xf6 at position 3"):
         find_shards([index], tmp_path)
     index.write_text("# nothing\n")
     with pytest.raises(InputError, match="lists no shard"):
@@ -130,7 +130,7 @@ def test_read_shard_info__raise_on_files_that_are_no_shards(tmp_path: Path) -> N
         read_shard_info(tmp_path / "text.h5")
     cut = tmp_path / "cut.h5"
     cut.write_bytes(good.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=r"cut off \(truncated file: eof"):
+    with pytest.raises(InputError, match="cut off"):
         read_shard_info(cut)
 
 
@@ -222,7 +222,7 @@ def test_reader__raise_on_damaged_chunk(tmp_path: Path) -> None:
     with open(path, "r+b") as raw:
         raw.seek(place.byte_offset + 5)
         raw.write(b"\xff\x00\xff")
-    with ShardReader(path) as reader, pytest.raises(InputError, match=r"rows 10 to 19 of .*cannot be read"):
+    with ShardReader(path) as reader, pytest.raises(InputError, match="rows 10 to 19"):
         reader.read_rows("flux", 10, 20)
 
 
@@ -233,7 +233,7 @@ def test_read_shard_info__raise_on_virtual(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file.create_virtual_dataset(FLUX, layout)
         assert not file[FLUX][()].any()  # the part is missing, and reads as zeros
-    with pytest.raises(InputError, match="flux/value' must be stored in the file itself, found a virtual dataset"):
+    with pytest.raises(InputError, match=r"flux/value' .*virtual dataset"):
         read_shard_info(path)
 
 
@@ -248,10 +248,10 @@ def test_read__raise_on_whatever_h5py_raises(
 
     with ShardReader(path) as reader, monkeypatch.context() as patch:
         patch.setattr(h5py.Dataset, "read_direct", fail)
-        with pytest.raises(InputError, match=r"rows 0 to 1 of .*flux.* cannot be read .*wrong.*B-tree"):
+        with pytest.raises(InputError, match=r"rows 0 to 1 of .*flux.*B-tree"):
             reader.read_rows("flux", 0, 2)
     monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
-    with pytest.raises(InputError, match=r"^shard train_2/dataset.h5: damaged, .*wrong.*B-tree.*; copy it again"):
+    with pytest.raises(InputError, match=r"^shard train_2/dataset\.h5: .*B-tree"):
         read_shard_info(path)
 
 

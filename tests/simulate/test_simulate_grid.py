@@ -148,7 +148,7 @@ def test_open_grid__raise_on_a_bad_grid(
 def test_open_grid__raise_on_a_file_of_another_kind(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text("not a grid")
-    with pytest.raises(InputError, match="cannot be read as NPZ or HDF5"):
+    with pytest.raises(InputError, match="NPZ or HDF5"):
         open_grid(path, EDGES)
-    with pytest.raises(InputError, match=r"cannot be read .*check the path"):
+    with pytest.raises(InputError, match="check the path"):
         fingerprint_grid(tmp_path / "absent.npz")

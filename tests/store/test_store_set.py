@@ -114,7 +114,7 @@ def test_read_rows__raise_on_wrong_requests(joined: JoinedStores) -> None:
     with pytest.raises(InputError, match=r"part_2\.zarr has no 'mask'"):
         joined.read_rows("mask", 0, 1)
     for start, stop in ((90, N + 1), (5, 4)):
-        with pytest.raises(InputError, match=f"have rows 0 to {N}, not {start} to {stop}"):
+        with pytest.raises(InputError, match=f"{start} to {stop}"):
             joined.read_rows("flux", start, stop)
     with pytest.raises(ValueError, match="out must be"):
         joined.read_rows("flux", 98, 103, np.empty((4, P), np.float32))
@@ -183,7 +183,7 @@ def test_joined__pickles_small_and_notices_a_change(parts: Path, shards: list[Pa
     assert len(packed) < 1000
     assert pickle.loads(packed).fingerprint == joined.fingerprint  # noqa: S301
     convert_shards(shards[1:2], tmp_path / "s" / "part_2.zarr", workers=1, overwrite=True)
-    with pytest.raises(InputError, match=r"part_2\.zarr, .*part_10\.zarr changed while they were in use"):
+    with pytest.raises(InputError, match=r"part_2\.zarr, .*part_10\.zarr changed"):
         pickle.loads(packed)  # noqa: S301
 
 
@@ -200,7 +200,7 @@ def test_joined__keeps_what_all_stores_have(shards: list[Path], tmp_path: Path) 
     assert "mag" not in joined.columns
     assert joined.columns["T_eff"].dtype == np.float64
     np.testing.assert_array_equal(joined.columns["T_eff"][40:], frame["T_eff"])
-    with pytest.raises(InputError, match=r"0\.zarr, .*1\.zarr holds no pre-drawn 'noisy' array"):
+    with pytest.raises(InputError, match=r"0\.zarr, .*1\.zarr .*'noisy'"):
         read_noisy_rows(joined, 0, 1, None)
 
 
@@ -210,7 +210,7 @@ def test_joined__keeps_what_all_stores_have(shards: list[Path], tmp_path: Path) 
 def test_read_columns__raise_on_an_unknown_name_and_on_damage(parts: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(parts / "part_2.zarr", tmp_path / "copy.zarr"))
     store = SpectraStore.open(copy)
-    with pytest.raises(InputError, match=r"no column 'Teff' \(did you mean 'T_eff'\?\)"):
+    with pytest.raises(InputError, match=r"'Teff' .*'T_eff'"):
         store.read_columns(["Teff"], 0, 1)
     with pytest.raises(InputError, match="rows 0 to 100"):
         store.read_columns(["T_eff"], 0, 101)
@@ -222,14 +222,14 @@ def test_read_columns__raise_on_an_unknown_name_and_on_damage(parts: Path, tmp_p
         damaged = bytearray(content)
         damaged[position] ^= 4
         chunk.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"copy\.zarr is damaged: column 'T_eff' cannot be read"):
+        with pytest.raises(InputError, match=r"copy\.zarr is damaged: .*'T_eff'"):
             store.read_columns(["T_eff"], 3, 5)
     for damaged in (content[:-5], content[:2], b""):
         chunk.write_bytes(damaged)
-        with pytest.raises(InputError, match="column 'T_eff' cannot be read"):
+        with pytest.raises(InputError, match="column 'T_eff'"):
             store.read_columns(["T_eff"], 3, 5)
     chunk.unlink()
-    with pytest.raises(InputError, match=r"'T_eff' cannot be read \(its chunk c/0 is missing\)"):
+    with pytest.raises(InputError, match=r"'T_eff' .*chunk c/0"):
         store.read_columns(["T_eff"], 3, 5)
 
 
@@ -291,19 +291,17 @@ def test_find_stores__paths_globs_and_folders_in_order(parts: Path, shards: list
 
 
 def test_find_stores__raise_on_mixtures(parts: Path, shards: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"part_2\.zarr is a store and .*train_1/dataset\.h5 is not; give stores alone"
-    ):
+    with pytest.raises(InputError, match=r"part_2\.zarr .*train_1/dataset\.h5"):
         find_stores([parts / "part_2.zarr", shards[1]])
     shutil.copytree(parts / "part_10.zarr", tmp_path / "a.zarr")
     (tmp_path / "notes.txt").write_text("mine")
     assert find_stores([tmp_path]) == (tmp_path / "a.zarr",)
     shutil.copytree(shards[0].parent, tmp_path / "train_0")
-    with pytest.raises(InputError, match=r"holds the store a\.zarr and train_0, which is none"):
+    with pytest.raises(InputError, match=r"a\.zarr and train_0"):
         find_stores([tmp_path])
     (tmp_path / "train_0").rename(tmp_path / "b.zarr.partial")
     for pattern in (tmp_path, tmp_path / "*", tmp_path / "b.zarr"):
-        with pytest.raises(InputError, match=r"b\.zarr\.partial is an unfinished store"):
+        with pytest.raises(InputError, match=r"b\.zarr\.partial"):
             find_stores([pattern])
 
 
@@ -311,7 +309,7 @@ def test_open_stores__raise_on_the_same_spectra_twice(parts: Path, shards: list[
     two = parts / "part_2.zarr"
     (tmp_path / "link.zarr").symlink_to(two)
     for again in (two, tmp_path / "link.zarr", Path(os.path.relpath(two))):
-        with pytest.raises(InputError, match=r"is named twice; every spectrum may count once"):
+        with pytest.raises(InputError, match="twice"):
             open_stores([two, again])
     one = convert_shards(shards[1:2], tmp_path / "one.zarr", workers=1)
     message = r"part_2\.zarr and .*one\.zarr were both converted from shard train_1/dataset\.h5"
@@ -331,11 +329,11 @@ def test_open_stores__raise_on_other_wavelengths(parts: Path, tmp_path: Path) ->
         for name, grid in grids.items()
     }
     np.testing.assert_array_equal(open_stores([parts / "part_2.zarr", stores["close"]]).wavelength, wave)
-    with pytest.raises(InputError, match=r"part_2\.zarr and .*shifted\.zarr .* 7683\.583333 .* at pixel 5"):
+    with pytest.raises(InputError, match=r"part_2\.zarr and .*shifted\.zarr .* 7683\.583333 .* pixel 5"):
         open_stores([parts / "part_2.zarr", stores["shifted"]])
     shard = write_shard(tmp_path / "few" / "dataset.h5", 20, P - 1, seed=9)
     few = convert_shards([shard], tmp_path / "few.zarr", workers=1)
-    with pytest.raises(InputError, match=r"part_2\.zarr and .*few\.zarr .* pixels, found 16 and 15"):
+    with pytest.raises(InputError, match=r"part_2\.zarr and .*few\.zarr .* 16 and 15"):
         open_stores([parts / "part_2.zarr", few.path])
 
 
@@ -353,7 +351,7 @@ def test_open_spectra__several_stores_are_one_lazy_dataset(parts: Path, whole: S
     assert open_spectra(find_stores([parts]), chunks=16).flux.chunks[0][:2] == (16, 16)
     with pytest.raises(ConfigError, match="multiple of the store's 16"):
         open_spectra(find_stores([parts]), chunks=8)
-    with pytest.raises(ConfigError, match="chunks=None reads one store, found 2"):
+    with pytest.raises(ConfigError, match=r"chunks=None .* 2"):
         open_spectra(find_stores([parts]), chunks=None)
 
 
@@ -461,7 +459,7 @@ def test_run__raise_on_shards_among_stores(
     shard = find_shards([sample / "train"], sample)[0]
     plain = in_parts.to_dict()
     plain["data"]["train"] = [str(train_parts / "train_1.zarr"), str(shard)]
-    with pytest.raises(InputError, match=r"data\.train: .*train_1\.zarr is a store and .*dataset\.h5 is not"):
+    with pytest.raises(InputError, match=r"data\.train: .*train_1\.zarr .*dataset\.h5"):
         run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "run")
 
 
@@ -470,7 +468,7 @@ def test_run__raise_on_test_spectra_in_a_later_store(
 ) -> None:
     plain = in_parts.to_dict()
     plain["data"]["test"] = [str(train_parts / "train_1.zarr")]
-    with pytest.raises(InputError, match=r"800 of 800 test spectra also occur in train .*row 800 of 2 stores"):
+    with pytest.raises(InputError, match=r"800 of 800 test spectra .*row 800 of 2 stores"):
         run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "run")
 
 
@@ -479,5 +477,5 @@ def test_columns_of_any_number_type_can_make_the_bins(in_parts: ExperimentConfig
     results = run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "run")
     assert results.per_bin["n_train"].tolist() == [800, 800]
     plain["bins"] = {"shard": [7, 8]}
-    with pytest.raises(InputError, match=r"no train spectrum lies in any bin: .*2 stores .* span shard 0 … 1"):
+    with pytest.raises(InputError, match=r"2 stores .*shard 0 … 1"):
         run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "other")
