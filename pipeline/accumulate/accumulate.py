@@ -57,7 +57,7 @@ __all__ = ["accumulate_moments"]
 #: pauses, and single pieces at the end, so that no worker waits longer than one piece takes.
 _SHARES_PER_WORKER: Final = 2
 #: Seconds after which an NFS client has surely seen what other machines wrote (more than its default acdirmax).
-_SECONDS_TO_APPEAR = 90.0
+SECONDS_TO_APPEAR = 90.0
 
 
 def accumulate_moments(
@@ -102,12 +102,12 @@ def accumulate_moments(
     folders = [Path(folder) / draw.name for draw in draws]
     for path, draw in zip(folders, draws, strict=True):
         claim_folder(path, plan, draw)
-    pieces = list(_plan_pieces(plan, draws, folders, draws_per_pass))
+    pieces = list(plan_pieces(plan, draws, folders, draws_per_pass))
     if pieces:
-        tasks = [_name_task(plan, task) for task in _plan_stretches(plan, pieces, count_workers(client))]
+        tasks = [_name_task(plan, task) for task in plan_tasks(plan, pieces, count_workers(client))]
         with report.step("accumulate", sum(task.size for task in tasks)) as advance:
             count = _PieceCount(tasks, report.count_parts)
-            for task, _ in run_tasks(client, _accumulate_stretch, tasks, "accumulating", advance, count.observe):
+            for task, _ in run_tasks(client, _accumulate_pieces, tasks, "accumulating", advance, count.observe):
                 for piece in task.argument.pieces:
                     for checkpoint in piece.folders:
                         merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
@@ -120,7 +120,7 @@ def accumulate_moments(
 
 def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
     """Merge all folds that are not merged yet. Files of other machines may appear late on a network file system."""
-    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
     while True:
         for path in folders:
             os.listdir(path)  # has NFS look again
@@ -133,7 +133,7 @@ def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
                 f"{unseen[0]}: workers have written moments here that this process does not see; put the run folder on "
                 "a file system that all nodes share (--out), and run again"
             )
-        time.sleep(_SECONDS_TO_APPEAR / 90)
+        time.sleep(SECONDS_TO_APPEAR / 90)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _TaskPieces:
     """The arguments of one task: consecutive pieces that a worker computes without a pause. They are small."""
 
     stores: tuple[str, ...]
@@ -171,7 +171,7 @@ class _Stretch:
         return sum(piece.size for piece in self.pieces)
 
 
-def _plan_pieces(
+def plan_pieces(
     plan: AccumulationPlan, draws: Sequence[Noise], folders: Sequence[Path], draws_per_pass: int
 ) -> Iterator[_Piece]:
     """Yield the pieces that are not on disk yet, partition by partition. Draws that share a read are one piece."""
@@ -186,7 +186,7 @@ def _plan_pieces(
                 yield _Piece(partition, key, store, tuple(draw for draw, _ in missing), checkpoints)
 
 
-def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_Stretch]:
+def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_TaskPieces]:
     """Yield tasks of consecutive pieces with the same draws: one for a single worker, else shorter and shorter ones.
 
     The division into tasks changes no bits, and every piece is a checkpoint in any task. A task ends with a fold of
@@ -201,7 +201,7 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
             ends = list(accumulate(piece.size for piece in group))
             count = max(1, sum(end <= share for end in ends))
             taken, group, left = group[:count], group[count:], left - ends[count - 1]
-            yield _Stretch(
+            yield _TaskPieces(
                 stores=plan.stores,
                 fingerprint=plan.fingerprint,
                 grids=plan.grids,
@@ -213,11 +213,11 @@ def _plan_stretches(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers:
             )
 
 
-def _name_task(plan: AccumulationPlan, stretch: _Stretch) -> Task[_Stretch]:
-    first, last = stretch.pieces[0].partition, stretch.pieces[-1].partition
+def _name_task(plan: AccumulationPlan, task: _TaskPieces) -> Task[_TaskPieces]:
+    first, last = task.pieces[0].partition, task.pieces[-1].partition
     folds = f"fold {first.fold}" if first.fold == last.fold else f"folds {first.fold} to {last.fold}"
-    key = (name_group(folds, "accumulate"), plan.key, os.path.dirname(stretch.pieces[0].folders[0]), first.index)
-    return Task(key, stretch, stretch.size)
+    key = (name_group(folds, "accumulate"), plan.key, os.path.dirname(task.pieces[0].folders[0]), first.index)
+    return Task(key, task, task.size)
 
 
 class _PieceCount:
@@ -227,7 +227,7 @@ class _PieceCount:
     task is done.
     """
 
-    def __init__(self, tasks: Sequence[Task[_Stretch]], tell: Callable[[int, int], None]) -> None:
+    def __init__(self, tasks: Sequence[Task[_TaskPieces]], tell: Callable[[int, int], None]) -> None:
         self._ends = {
             task.key: list(accumulate(piece.partition.n_spectra * len(piece.draws) for piece in task.argument.pieces))
             for task in tasks
@@ -246,20 +246,20 @@ class _PieceCount:
             self._tell(sum(self._done.values()), self._total)
 
 
-def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> None:
-    """Compute and write the moments of a stretch's pieces for its draws. The body of a Dask task."""
+def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None:
+    """Compute and write the moments of a task's pieces for its draws. The body of a Dask task."""
     # A worker that replaces a lost one continues after the last piece on disk.
     pieces = [
         piece
-        for piece in stretch.pieces
+        for piece in task.pieces
         if not all(SavedMoments.holds(Path(folder), piece.key) for folder in piece.folders)
     ]
     if not pieces:
         return
-    draws, done = pieces[0].draws, stretch.size - sum(piece.size for piece in pieces)
-    store = _open_stores(stretch.stores, stretch.fingerprint)
-    grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in stretch.grids))
-    settings = LoopSettings(stretch.precision, stretch.run_rows, available_threads())
+    draws, done = pieces[0].draws, task.size - sum(piece.size for piece in pieces)
+    store = open_stores_once(task.stores, task.fingerprint)
+    grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in task.grids))
+    settings = LoopSettings(task.precision, task.run_rows, available_threads())
 
     def advance(count: int) -> None:
         nonlocal done
@@ -267,26 +267,26 @@ def _accumulate_stretch(stretch: _Stretch, report: Callable[[int], None]) -> Non
         report(done)
 
     with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells) as checkpoints:
-        parts = (_read_rows(stretch, store, grid, piece.partition) for piece in pieces)
+        parts = (read_partition(task, store, grid, piece.partition) for piece in pieces)
         accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
 
 
-def _read_rows(stretch: _Stretch, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
+def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
     """Read cells and labels of these rows only, so that a worker's memory does not grow with all spectra."""
-    columns = store.read_columns(sorted({*grid.columns, *stretch.labels}), part.start, part.stop)
+    columns = store.read_columns(sorted({*grid.columns, *task.labels}), part.start, part.stop)
     return CellRows(
         start=part.start,
         cells=grid.cells(columns),
         n_cells=grid.n_cells,
-        y=np.column_stack([columns[label] for label in stretch.labels]).astype(np.float64),
-        labels=stretch.labels,
+        y=np.column_stack([columns[label] for label in task.labels]).astype(np.float64),
+        labels=task.labels,
         x_origin=first_store(store).mean_flux,
-        y_origin=np.asarray(stretch.y_origin),
+        y_origin=np.asarray(task.y_origin),
     )
 
 
 class _Checkpoints:
-    """The folders of a stretch's pieces. Each appears when its last cell is written. A context manager."""
+    """The folders of a task's pieces. Each appears when its last cell is written. A context manager."""
 
     def __init__(self, pieces: Sequence[_Piece], n_cells: int) -> None:
         self._pieces, self._n_cells = pieces, n_cells
@@ -318,7 +318,8 @@ class _Checkpoints:
 
 
 @lru_cache(maxsize=2)
-def _open_stores(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
+def open_stores_once(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
+    """Open the stores of a plan, once for each process; refuse those that have changed since."""
     store = open_stores(paths)
     if store.fingerprint != fingerprint:
         raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")

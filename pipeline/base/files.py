@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ import numpy as np
 from pipeline.errors import InputError, ResourceError
 
 __all__ = [
+    "HEADER_LOCK",
     "TEMPORARY_SUFFIX",
     "disk_errors_told",
     "exclusive",
@@ -298,6 +300,8 @@ def is_same_file(opened: IO[Any], path: Path) -> bool:
 # own, ``header``: the bytes of a JSON object.
 
 
+#: Python 3.11 may parse headers of arrays wrongly where several threads do so at once (CPython issue 106905).
+HEADER_LOCK = threading.Lock()
 _HEADER: Final = "header"
 
 
@@ -323,7 +327,7 @@ def save_npz(stream: IO[bytes], arrays: Mapping[str, Any], header: Mapping[str, 
 def open_npz(
     path: Path, refuse: Callable[[object], InputError], form: tuple[str, int] | None = None
 ) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """Give the facts and the arrays of a file; an array is read when it is asked for.
+    """Give the facts and the arrays of a file.
 
     Parameters
     ----------
@@ -341,12 +345,13 @@ def open_npz(
         If the file is missing, damaged or of another form: what ``refuse`` makes of the reason.
     """
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            facts: dict[str, Any] = {}
-            if form is not None:
-                facts = json.loads(archive[_HEADER].tobytes().decode())
-                if (facts.get("format"), facts.get("version")) != form:
-                    raise ValueError(f"{form[0]} version {form[1]} is required")
-            yield facts, archive
+        with HEADER_LOCK, open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        facts: dict[str, Any] = {}
+        if form is not None:
+            facts = json.loads(arrays[_HEADER].tobytes().decode())
+            if (facts.get("format"), facts.get("version")) != form:
+                raise ValueError(f"{form[0]} version {form[1]} is required")
+        yield facts, arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise refuse(error) from None

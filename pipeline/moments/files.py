@@ -29,7 +29,16 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.base import BLOCK, disk_errors_told, open_npz, read_file, replacing_folder, save_npz, write_file
+from pipeline.base import (
+    BLOCK,
+    HEADER_LOCK,
+    disk_errors_told,
+    open_npz,
+    read_file,
+    replacing_folder,
+    save_npz,
+    write_file,
+)
 from pipeline.errors import InputError
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
@@ -83,7 +92,7 @@ class MomentsWriter:
             self._cells[cell] = written
             cells = [one for one in self._cells if one is not None]
             if len(cells) == len(self._cells):
-                self._finish(cells)
+                self.finish(cells)
 
     def discard(self) -> None:
         """Delete the files of an incomplete folder."""
@@ -92,7 +101,8 @@ class MomentsWriter:
                 self._replacing.__exit__(GeneratorExit, GeneratorExit(), None)
                 self._cells = []
 
-    def _finish(self, cells: list[_WrittenCell]) -> None:
+    def finish(self, cells: list[_WrittenCell]) -> None:
+        """Write what is small and let the folder appear; the last cell's :meth:`write` calls it."""
         some = cells[0].moments
         with disk_errors_told(self._folder):
             sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
@@ -279,7 +289,8 @@ class SavedMoments:
 def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if npy.read_magic(stream) != (1, 0):
         raise ValueError("it is no .npy file of version 1.0")
-    shape, column_major, dtype = npy.read_array_header_1_0(stream)
+    with HEADER_LOCK:
+        shape, column_major, dtype = npy.read_array_header_1_0(stream)
     if column_major or dtype not in (np.float32, np.float64):
         raise ValueError(f"row-major float32 or float64 is required, found {dtype}")
     return shape, dtype

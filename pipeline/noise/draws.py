@@ -65,7 +65,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def _radius(word: Any) -> Any:
+def radius(word: Any) -> Any:
     """Return √(−2 ln u) for the uniform u = (word/2 + ½) / 2³¹ in (0, 1].
 
     The logarithm is the single-precision polynomial of Cephes (Moshier 1992), relative error below 1e-7.
@@ -92,7 +92,7 @@ def _radius(word: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def _direction(word: Any) -> Any:
+def direction(word: Any) -> Any:
     """Return cosine and sine of 2π · word / 2³², by Cephes' single-precision polynomials in an eighth of a turn."""
     shifted = np.uint32(word + _EIGHTH_TURN)
     quarter = np.int32(shifted >> np.uint32(30))
@@ -122,8 +122,8 @@ def normals_of_row(row: Any, key: Any, words: Any, normals: Any) -> None:
         lengths, angles = words[2 * half], words[2 * half + 1]
         first, second = normals[2 * half * q : (2 * half + 1) * q], normals[(2 * half + 1) * q : (2 * half + 2) * q]
         for j in range(q):
-            r = _radius(lengths[j])
-            c, s = _direction(angles[j])
+            r = radius(lengths[j])
+            c, s = direction(angles[j])
             first[j] = r * c
             second[j] = r * s
 

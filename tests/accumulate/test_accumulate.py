@@ -111,9 +111,9 @@ def test_a_store_larger_than_memory_is_read_past_the_page_cache(
     original = accumulate.open_stores
     monkeypatch.setattr(accumulate, "open_stores", lambda paths: opened.append(original(paths)) or opened[-1])
     monkeypatch.setattr(accumulate, "available_memory", lambda: memory)
-    accumulate._open_stores.cache_clear()
+    accumulate.open_stores_once.cache_clear()
     found = accumulate_moments(plan, DRAWS, tmp_path)
-    accumulate._open_stores.cache_clear()
+    accumulate.open_stores_once.cache_clear()
     assert [store.direct_reads for store in opened] == [direct]
     require_identical(found, reference)
 
@@ -148,12 +148,12 @@ from pipeline.accumulate import accumulate_moments, plan_accumulation
 from pipeline.moments.files import MomentsWriter
 from pipeline.store import SpectraStore
 from test_accumulate import CELLS, COMPUTE, DRAWS
-original = MomentsWriter._finish
+original = MomentsWriter.finish
 def slow(*arguments):
     original(*arguments)
     print("written", flush=True)
     time.sleep(0.3)
-MomentsWriter._finish = slow
+MomentsWriter.finish = slow
 plan = plan_accumulation(SpectraStore.open({store!r}), CELLS, COMPUTE)
 accumulate_moments(plan, DRAWS, Path({folder!r}))
 """
@@ -178,8 +178,8 @@ def test_a_killed_and_resumed_run_changes_no_bit(
         process.stdout.close()
     assert list(tmp_path.rglob("gram-*.npy")), "something was kept"
     computed = []
-    original = accumulate._read_rows
-    monkeypatch.setattr(accumulate, "_read_rows", lambda *a: (computed.append(a[3].start), original(*a))[1])
+    original = accumulate.read_partition
+    monkeypatch.setattr(accumulate, "read_partition", lambda *a: (computed.append(a[3].start), original(*a))[1])
     found = accumulate_moments(plan, DRAWS, tmp_path)
     require_identical(found, reference)
     assert 0 < len(computed) < len(plan.partitions) * len(DRAWS), "finished partitions are not computed again"
@@ -222,7 +222,7 @@ def test_what_workers_wrote_may_be_seen_later_but_must_be_seen(
 ) -> None:
     """As on a network file system: tasks are done, and their folders are not there yet."""
     seen_here, on_the_node = tmp_path / "here", tmp_path / "node"
-    monkeypatch.setattr(accumulate, "_SECONDS_TO_APPEAR", 3.0 if is_seen else 0.2)
+    monkeypatch.setattr(accumulate, "SECONDS_TO_APPEAR", 3.0 if is_seen else 0.2)
     original, waited = accumulate.merge_finished_folds, []
 
     def merge(plan: AccumulationPlan, folder: Path) -> None:
@@ -303,9 +303,9 @@ def test_a_fold_has_a_key_of_its_own(plan: AccumulationPlan) -> None:
 def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path, n_workers: int, n_tasks: int) -> None:
     whole = replace(plan, partitions=tuple(replace(part, fold=part.index) for part in plan.partitions))
     whole = replace(whole, folds=tuple((part.start, part.stop) for part in plan.partitions))
-    pieces = list(accumulate._plan_pieces(whole, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
+    pieces = list(accumulate.plan_pieces(whole, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
     assert [piece.partition for piece in pieces] == list(whole.partitions)
-    tasks = list(accumulate._plan_stretches(whole, pieces, n_workers))
+    tasks = list(accumulate.plan_tasks(whole, pieces, n_workers))
     assert [piece for task in tasks for piece in task.pieces] == pieces
     assert len(pieces) == 8
     assert len(tasks) == n_tasks
@@ -313,7 +313,7 @@ def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path, n_worke
 
 
 def test_a_task_ends_where_a_fold_is_merged(plan: AccumulationPlan, tmp_path: Path) -> None:
-    pieces = list(accumulate._plan_pieces(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 1))
-    tasks = list(accumulate._plan_stretches(plan, pieces, 1))
+    pieces = list(accumulate.plan_pieces(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 1))
+    tasks = list(accumulate.plan_tasks(plan, pieces, 1))
     assert len(tasks) == len(plan.folds) * len(DRAWS)
     assert all(len({(piece.partition.fold, piece.draws) for piece in task.pieces}) == 1 for task in tasks)

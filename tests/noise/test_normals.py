@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from pipeline.noise import fill_normals
-from pipeline.noise.draws import _direction, _radius, philox
+from pipeline.noise.draws import direction, philox, radius
 
 KEY = np.array([0xA4093822, 0x299F31D0], np.uint32)
 
@@ -41,20 +41,20 @@ def test_normals_equal_box_muller_in_double_precision() -> None:
         for half in range(2):
             u = (np.floor(words[2 * half] / 2) + 0.5) / 2.0**31
             angle = 2 * np.pi * words[2 * half + 1] / 2.0**32
-            radius = np.sqrt(-2 * np.log(u))
-            expected += [radius * np.cos(angle), radius * np.sin(angle)]
+            length = np.sqrt(-2 * np.log(u))
+            expected += [length * np.cos(angle), length * np.sin(angle)]
         np.testing.assert_allclose(drawn[r], np.concatenate(expected), rtol=2e-5, atol=2e-6)
 
 
 def test_extreme_words_stay_finite() -> None:
     @numba.njit
     def of(word: np.uint32) -> tuple[float, float, float]:
-        c, s = _direction(word)
-        return _radius(word), c, s
+        c, s = direction(word)
+        return radius(word), c, s
 
     for word in (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 0x20000000, 0x1FFFFFFF, 0x60000000, 0xA0000000, 0xE0000000):
-        radius, c, s = of(np.uint32(word))
-        assert 0 <= radius < 6.7
+        length, c, s = of(np.uint32(word))
+        assert 0 <= length < 6.7
         assert c * c + s * s == pytest.approx(1, abs=1e-6)
         assert c == pytest.approx(np.cos(2 * np.pi * word / 2**32), abs=2e-7)
         assert s == pytest.approx(np.sin(2 * np.pi * word / 2**32), abs=2e-7)

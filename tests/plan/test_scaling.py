@@ -204,7 +204,7 @@ def test_no_worker_waits_longer_than_a_piece_takes(
     folds = tuple((k, k + 1) for k in range(n_folds))  # how many there are is all that counts
     draw = NoiseDraw(1.0, 1, STREAM_TRAIN)
     pieces = [accumulate._Piece(one, "key", "store", (draw,), (str(tmp_path),)) for one in parts]
-    tasks = list(accumulate._plan_stretches(replace(plan, partitions=parts, folds=folds), pieces, workers))
+    tasks = list(accumulate.plan_tasks(replace(plan, partitions=parts, folds=folds), pieces, workers))
     assert [piece for task in tasks for piece in task.pieces] == pieces
     best = -(-n_pieces // workers)
     assert end_of_last([len(task.pieces) for task in tasks], workers) <= best + (workers > 1)
