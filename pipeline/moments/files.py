@@ -77,6 +77,7 @@ class MomentsWriter:
         self._folder, self._header = folder, header
         self._cells: list[_WrittenCell | None] = [None] * n_cells
         self._lock = threading.Lock()
+        self._is_closed = False
         self._replacing = replacing_folder(folder, partial(SavedMoments.holds, key=header.get("key")))
         self._temporary = self._replacing.__enter__()
 
@@ -97,9 +98,9 @@ class MomentsWriter:
     def discard(self) -> None:
         """Delete the files of an incomplete folder."""
         with self._lock:
-            if None in self._cells:
+            if not self._is_closed:
+                self._is_closed = True
                 self._replacing.__exit__(GeneratorExit, GeneratorExit(), None)
-                self._cells = []
 
     def finish(self, cells: list[_WrittenCell]) -> None:
         """Write what is small and let the folder appear; the last cell's :meth:`write` calls it."""
@@ -121,6 +122,7 @@ class MomentsWriter:
                 "gram_crc32c": [cell.checksum for cell in cells],
             }
             (self._temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        self._is_closed = True
         self._replacing.__exit__(None, None, None)
 
 
