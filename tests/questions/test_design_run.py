@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from pages import render_page
 from sklearn.linear_model import Ridge
 
 from pipeline import read_noisy_rows
@@ -172,7 +173,7 @@ def test_it_is_reported(finished: RunResults, small_config: ExperimentConfig, tm
     again = run_experiment(change(small_config, design=None), tmp_path)
     assert "bin_design" not in again.summary.answers
     assert BinDesign.read(again) is None
-    assert "How many experts" not in render_run(tmp_path)[0].read_text()
+    assert "How many experts" not in render_page(again)[0].read_text()
     assert not {DESIGN_FILE, "design"} & {path.name for path in tmp_path.iterdir()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from pages import render_page
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
@@ -102,7 +103,7 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
                     assert row["kept"] == pytest.approx(row["gain"] / oracle["gain"], rel=1e-6)
 
 
-def test_summary_and_report_say_it(finished: RunResults) -> None:
+def test_summary_and_report_say_it(finished: RunResults, train_on: str) -> None:
     routing = Gates.at_headline(finished)
     assert routing is not None
     assert routing.noise_level == 1.0
@@ -122,11 +123,13 @@ def test_summary_and_report_say_it(finished: RunResults) -> None:
     confusion = np.array(routing.confusion)
     assert confusion.sum() == len(routing.draws) * finished.overall["n_test"].max()
     assert routing.accuracy == pytest.approx(np.trace(confusion) / confusion.sum())
-    markdown, page = render_run(finished.folder)
+    drawn = train_on == "all"  # the figures of one of the two runs are enough
+    markdown, page = render_run(finished.folder) if drawn else render_page(finished)
     for text in (markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")):
         assert "Routing without labels" in text
         assert routing.sentence.split(":")[0].split("(")[0] in text
-    assert (finished.folder / "figures" / "moe_gate.png").stat().st_size > 10_000
+    if drawn:
+        assert (finished.folder / "figures" / "moe_gate.png").stat().st_size > 10_000
 
 
 def test_no_gate_ever_sees_the_test_spectra(

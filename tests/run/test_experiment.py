@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from pages import render_page
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
@@ -26,7 +27,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError, ResourceError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
-from pipeline.run import plan_experiment, render_run, run_experiment
+from pipeline.run import plan_experiment, run_experiment
 from pipeline.scoring import OVERALL_COLUMNS, RunResults, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
@@ -182,6 +183,7 @@ experiment.run_experiment(load_config(sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.faults
 def test_a_run_killed_after_each_phase_ends_the_same(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path
 ) -> None:
@@ -205,7 +207,8 @@ def test_a_run_killed_after_each_phase_ends_the_same(
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+# This process has two threads where there are two cores, so the count of one is what differs.
+@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_blas_threads_do_not_change_the_results(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path, threads: str
 ) -> None:
@@ -250,7 +253,7 @@ def test_standardize_and_train_on_reach_the_models(config: ExperimentConfig, tmp
 def test_one_column_of_any_name_can_make_the_bins(config: ExperimentConfig, tmp_path: Path) -> None:
     results = run_experiment(changed(config, bins={"snr": [0, 6, 10, 40]}, seeds=[1]), tmp_path)
     assert results.per_bin["snr_bin"].tolist() == ["0–6", "6–10", "10–40"]
-    render_run(tmp_path)
+    render_page(results)
 
 
 # --- what a user can get wrong -----------------------------------------------------------------------
@@ -419,7 +422,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("processes", [True, False])
+# Workers that are threads take the same path with less to tell apart: the slow suite runs them.
+@pytest.mark.parametrize("processes", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_measured_memory_is_below_the_planned_one(config_file: Path, tmp_path: Path, processes: bool) -> None:
     """Driver and worker in fresh processes; at this size most of it is the processes themselves."""
     command = [sys.executable, "-c", FRESH, str(config_file), str(tmp_path / "run"), str(processes)]
