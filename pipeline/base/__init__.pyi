@@ -2,7 +2,6 @@ from .direct_io import BLOCK as BLOCK
 from .direct_io import BlockFile as BlockFile
 from .direct_io import BlockWriter as BlockWriter
 from .direct_io import aligned_buffer as aligned_buffer
-from .direct_io import read_file as read_file
 from .direct_io import write_file as write_file
 from .files import HEADER_LOCK as HEADER_LOCK
 from .files import disk_errors_told as disk_errors_told

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "BlockFile", "BlockWriter", "aligned_buffer", "open_direct", "read_file", "write_file"]
+__all__ = ["BLOCK", "BlockFile", "BlockWriter", "aligned_buffer", "open_direct", "write_file"]
 
 #: A multiple of every disk's block; what the caller wants to be read directly should begin at a multiple of it.
 BLOCK = 4096
@@ -179,26 +179,6 @@ def write_file(path: Path, head: bytes, content: NDArray[np.uint8]) -> None:
         os.close(handle)
 
 
-def read_file(path: Path, start: int, out: NDArray[np.uint8]) -> None:
-    """Fill ``out`` with the bytes of a file from ``start`` on, a multiple of :data:`BLOCK`.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    ValueError
-        If it ends before ``out`` is full.
-    """
-    body = out.size // BLOCK * BLOCK if _can_go_direct(out) and start % BLOCK == 0 else 0
-    handle = open_direct(path, os.O_RDONLY) if body else os.open(path, os.O_RDONLY)
-    try:
-        _read_all(handle, start, out[:body])
-        _end_direct(handle)
-        _read_all(handle, start + body, out[body:])
-    finally:
-        os.close(handle)
-
-
 def _can_go_direct(memory: NDArray[np.uint8]) -> bool:
     return bool(_O_DIRECT) and memory.size >= _SMALL and memory.ctypes.data % _MEMORY_ALIGNMENT == 0
 
@@ -239,12 +219,3 @@ def _pread(handle: int, start: int, out: NDArray[np.uint8]) -> int:
             raise
         _end_direct(handle)
         return os.preadv(handle, [out.data], start)
-
-
-def _read_all(handle: int, start: int, out: NDArray[np.uint8]) -> None:
-    done = 0
-    while done < out.size:
-        count = _pread(handle, start + done, out[done:])
-        if count == 0:
-            raise ValueError(f"it ends {out.size - done} bytes early")
-        done += count

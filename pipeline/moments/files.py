@@ -34,7 +34,6 @@ from pipeline.base import (
     HEADER_LOCK,
     disk_errors_told,
     open_npz,
-    read_file,
     replacing_folder,
     save_npz,
     write_file,
@@ -266,12 +265,13 @@ class SavedMoments:
                 return self._empty_gram(out)
             with open(path, "rb") as stream:
                 shape, dtype = _read_npy_header(stream)
-                start = stream.tell()
-            size = math.prod(shape) * dtype.itemsize
-            content = np.empty(size, np.uint8) if out is None else out[:size]
-            if path.stat().st_size != start + size or content.size != size:
-                raise ValueError(f"it should hold {size} bytes of numbers")
-            read_file(path, start, content)
+                size = math.prod(shape) * dtype.itemsize
+                content = np.empty(size, np.uint8) if out is None else out[:size]
+                if path.stat().st_size != stream.tell() + size or content.size != size:
+                    raise ValueError(f"it should hold {size} bytes of numbers")
+                # Through the page cache: folds and gates read the same file again.
+                if stream.readinto(content.data) != size:
+                    raise ValueError("it ends early")
             if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
                 raise ValueError("it does not match its checksum")
         except (OSError, ValueError) as error:

@@ -422,8 +422,8 @@ if __name__ == "__main__":
 """
 
 
-# Workers that are threads take the same path with less to tell apart: the slow suite runs them.
-@pytest.mark.parametrize("processes", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow  # every case starts a driver and a worker afresh, so that what they import counts
+@pytest.mark.parametrize("processes", [True, False])
 def test_measured_memory_is_below_the_planned_one(config_file: Path, tmp_path: Path, processes: bool) -> None:
     """Driver and worker in fresh processes; at this size most of it is the processes themselves."""
     command = [sys.executable, "-c", FRESH, str(config_file), str(tmp_path / "run"), str(processes)]
