@@ -24,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 
 install: $(READY)  ## Create .venv from the lock file.
 
-demo: $(READY)  ## Simulate shards, run the experiment, write the report: at most 3 minutes on 2 cores.
+demo: $(READY)  ## Simulate shards, run the experiment, write the report: 2 to 4 minutes on 2 cores.
 	$(BIN)/headroom sample $(DEMO)/spectra --train 64000 --test 8000 --pixels 1024
 	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
@@ -32,7 +32,7 @@ notebooks: $(READY)  ## Write the .ipynb from the .py and run all four notebooks
 	$(BIN)/python notebooks/pair.py
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/project/test_notebooks.py
 
-test: $(READY)  ## Run the tests: 5 to 6 minutes on 2 cores.
+test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## Run the slow tests, as CI does.
