@@ -36,8 +36,7 @@ test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## Run the slow tests, as CI does.
-	$(BIN)/python -m pytest -q -m slow tests/run/test_demo.py  # has a deadline, so it runs alone
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/run/test_demo.py
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 4 to 5 minutes.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
