@@ -159,6 +159,7 @@ accumulate_moments(plan, DRAWS, Path({folder!r}))
 """
 
 
+@pytest.mark.faults
 def test_a_killed_and_resumed_run_changes_no_bit(
     plan: AccumulationPlan,
     reference: list[MomentsFolder],

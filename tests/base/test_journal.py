@@ -441,6 +441,7 @@ def test_partitions_are_counted_one_by_one_up_to_all_of_them(small_config: Exper
     assert not list(tmp_path.glob("moments/*/partition-*"))
 
 
+@pytest.mark.faults
 def test_a_run_is_watched_to_its_end_and_a_watch_is_left_with_ctrl_c(config_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = subprocess.Popen([HEADROOM, "run", str(config_file), "--out", str(out), "--quiet"], stdout=subprocess.DEVNULL)
@@ -485,6 +486,7 @@ def shown_on_a_terminal(command: list[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
 def test_sigterm_ends_a_run_as_ctrl_c_does(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int

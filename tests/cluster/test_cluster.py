@@ -154,6 +154,7 @@ def start_worker(kind: str, scheduler: str, folder: Path) -> subprocess.Popen[st
     return subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.faults
 def test_a_worker_without_the_runs_certificates_is_refused(guarded: Client, tmp_path: Path) -> None:
     """Of every kind one, all at once: most of their time they wait to be let in."""
     before = set(guarded.scheduler_info(n_workers=-1)["workers"])
@@ -361,6 +362,7 @@ def test_plain_tcp_is_used_on_request_and_says_what_it_means(tmp_path: Path) -> 
     assert "can run code as you" in said[0]
 
 
+@pytest.mark.faults
 def test_a_scheduler_without_workers_or_none_at_all_is_not_waited_for(tmp_path: Path) -> None:
     with running_scheduler(tmp_path, workers=0) as file:
         profile = AddressProfile(scheduler_file=str(file), certificates=str(tmp_path / "keys"), startup_timeout=3)

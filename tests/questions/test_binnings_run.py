@@ -151,6 +151,7 @@ def test_both_are_reported(finished: RunResults) -> None:
     assert (finished.folder / "figures" / "moe_marginal_noise.png").exists()
 
 
+@pytest.mark.slow  # two more workers of their own; whole runs have the same test
 def test_workers_change_no_bit_and_nothing_is_made_twice(
     finished: RunResults, two_workers: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

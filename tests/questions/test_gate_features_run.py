@@ -322,6 +322,7 @@ def test_nothing_learned_sees_the_test_spectra(
         assert (other.folder / "gates" / name).read_bytes() == (finished.folder / "gates" / name).read_bytes(), name
 
 
+@pytest.mark.slow  # two more workers of their own; the gates of other features have the same test
 def test_workers_change_no_bit(
     finished: RunResults, small_config: ExperimentConfig, two_workers: Client, tmp_path: Path
 ) -> None:
