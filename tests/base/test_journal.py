@@ -487,7 +487,7 @@ def shown_on_a_terminal(command: list[str]) -> str:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_ends_a_run_as_ctrl_c_does(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:

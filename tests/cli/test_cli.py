@@ -146,7 +146,7 @@ def test_a_full_disk_exits_with_3(config_file: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(config_file: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "run"
     command = [HEADROOM, "run", str(config_file), "--out", str(out), "--workers", str(workers)]
