@@ -51,10 +51,10 @@ def peak_memory() -> int:
 
 def available_memory() -> int:
     """Return the bytes of memory that new processes could use: on this machine, or in this batch job or container."""
-    return min([int(psutil.virtual_memory().available), *_control_groups()])
+    return min([int(psutil.virtual_memory().available), *control_groups()])
 
 
-def _control_groups(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> Iterator[int]:
+def control_groups(mount: Path = _MOUNT, membership: Path = _MEMBERSHIP) -> Iterator[int]:
     """Yield the bytes left below the limit of every control group that this process is in, innermost first.
 
     A group's use counts the page cache, which is given up when memory is needed: what is inactive of it is not used.

@@ -164,10 +164,10 @@ def test_memory_is_that_of_the_control_group(tmp_path: Path) -> None:
     write_group(tmp_path / "slurm", job | {"memory.max": "10000\n"})
     membership = tmp_path / "cgroup"
     membership.write_text("0::/slurm/job\n")
-    assert list(memory._control_groups(tmp_path, membership)) == [10_000 - 4_000 + 2_500]
+    assert list(memory.control_groups(tmp_path, membership)) == [10_000 - 4_000 + 2_500]
     # Version 1, in a container: the group's name is the host's, the limit lies at the mount.
     old = {"memory.limit_in_bytes": "800", "memory.usage_in_bytes": "900", "memory.stat": "total_inactive_file 50"}
     write_group(tmp_path / "memory", old)
     membership.write_text("9:cpu:/x\n4:memory:/docker/abc\nnonsense\n")
-    assert list(memory._control_groups(tmp_path, membership)) == [0]
-    assert list(memory._control_groups(tmp_path, tmp_path / "none")) == []
+    assert list(memory.control_groups(tmp_path, membership)) == [0]
+    assert list(memory.control_groups(tmp_path, tmp_path / "none")) == []
