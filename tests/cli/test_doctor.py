@@ -27,7 +27,7 @@ def run_doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.plan.cost.measure_flops", lambda *_args, **_options: 95e9)
+    monkeypatch.setattr("pipeline.plan.measure_flops", lambda *_args, **_options: 95e9)
 
 
 def test_this_machine_is_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
