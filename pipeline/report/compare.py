@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -22,6 +21,8 @@ from pipeline import schema
 from pipeline.base import replacing
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
+from pipeline.report.interactive import read_asset
+from pipeline.report.page import open_templates
 from pipeline.scoring import (
     DELTA_R2,
     MERITS,
@@ -329,7 +330,6 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 # --- A comparison of runs in words and as one HTML page that opens anywhere, without scripts and without a network.
 
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _WIDTH, _ROW, _MARGIN = 360, 26, 8
 _LONGEST = 200
 
@@ -412,28 +412,27 @@ def write_page(comparison: Comparison, path: Path) -> None:
     ResourceError
         If the file cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("compare.html.j2").render(
-        style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        target=schema.COLUMN_SYMBOLS.get(comparison.target, comparison.target),
-        names=comparison.names,
-        confidence=f"{comparison.bootstrap.confidence:.0%}",
-        simulated=[
-            name
-            for name, results in zip(comparison.names, comparison.results, strict=True)
-            if results.metadata.get("simulated")
-        ],
-        sentences=[describe_difference(comparison, one) for one in comparison.differences if one.scope == "covered"],
-        unpaired=[f"{name}: {why}" for name, why in zip(comparison.names, comparison.unpaired, strict=True) if why],
-        merits=[(scope, list_merits(comparison, scope)) for scope in ("covered", "all")],
-        blocks=_list_blocks(comparison),
-        settings=[(name, [format_setting(value) for value in values]) for name, values in comparison.settings],
+    text = (
+        open_templates()
+        .get_template("compare.html.j2")
+        .render(
+            style=read_asset("report.css"),
+            target=schema.COLUMN_SYMBOLS.get(comparison.target, comparison.target),
+            names=comparison.names,
+            confidence=f"{comparison.bootstrap.confidence:.0%}",
+            simulated=[
+                name
+                for name, results in zip(comparison.names, comparison.results, strict=True)
+                if results.metadata.get("simulated")
+            ],
+            sentences=[
+                describe_difference(comparison, one) for one in comparison.differences if one.scope == "covered"
+            ],
+            unpaired=[f"{name}: {why}" for name, why in zip(comparison.names, comparison.unpaired, strict=True) if why],
+            merits=[(scope, list_merits(comparison, scope)) for scope in ("covered", "all")],
+            blocks=_list_blocks(comparison),
+            settings=[(name, [format_setting(value) for value in values]) for name, values in comparison.settings],
+        )
     )
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))

@@ -43,7 +43,7 @@ from pipeline.report.words import (
 )
 from pipeline.scoring import RunResults, find_verdict
 
-__all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "render_report"]
+__all__ = ["REPORT_HTML", "REPORT_MARKDOWN", "escape_markdown", "open_templates", "render_report"]
 
 REPORT_MARKDOWN, REPORT_HTML = "report.md", "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -229,14 +229,19 @@ def _read_pictures(results: RunResults, pictures: Sequence[tuple[Picture, Path]]
     return shown
 
 
-def _html() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def open_templates(**options: Any) -> jinja2.Environment:
+    """Return the templates of the reports, with jinja2's own options; HTML is escaped unless they say otherwise."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        **{"autoescape": True, **options},
     )
+
+
+def _html() -> jinja2.Environment:
+    environment = open_templates()
     # `tojson` escapes what could end a script; the order of entries is the order in which the page shows them.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     return environment
@@ -244,13 +249,9 @@ def _html() -> jinja2.Environment:
 
 def _markdown() -> jinja2.Environment:
     # Jinja escapes HTML only; `finalize` sees every value a template writes, so nothing is forgotten.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+    environment = open_templates(
         autoescape=False,
         finalize=lambda value: value if isinstance(value, _Verbatim) else escape_markdown(value),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
     environment.filters["fenced"] = _fence
     environment.filters["verbatim"] = _Verbatim

@@ -421,11 +421,10 @@ def require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
             return [f"{header.name} has no usable ids, so whether test spectra also occur in train was not checked"]
     shared = _find_shared(train, test)
     if len(shared):
-        first = shared.iloc[0]
         raise InputError(
-            f"{len(shared):,} of {test.n_spectra:,} test spectra also occur in train (same id and labels; for example "
-            f"id {first['id']:g}: row {int(first['test_row'])} of {test.name}, row {int(first['train_row'])} of "
-            f"{train.name}), so scores would be too good; leave them out, or set data.allow_overlap: true"
+            f"{len(shared):,} of {test.n_spectra:,} test spectra also occur in train "
+            f"({_example(shared, train, test)}), so scores would be too good; leave them out, or set "
+            "data.allow_overlap: true"
         )
     return []
 
@@ -442,11 +441,10 @@ def require_new(train: SetHeader, new: SetHeader) -> None:
         return
     shared = _find_shared(train, new)
     if len(shared):
-        first = shared.iloc[0]
         raise InputError(
-            f"{len(shared):,} of {new.n_spectra:,} spectra to be added occur in train already (same id and labels; for "
-            f"example id {first['id']:g}: row {int(first['test_row'])} of {new.name}, row {int(first['train_row'])} of "
-            f"{train.name}); every spectrum may count once only, so leave them out, or set data.allow_overlap: true"
+            f"{len(shared):,} of {new.n_spectra:,} spectra to be added occur in train already "
+            f"({_example(shared, train, new)}); every spectrum may count once only, so leave them out, or set "
+            "data.allow_overlap: true"
         )
 
 
@@ -461,6 +459,15 @@ def _find_shared(train: SetHeader, test: SetHeader) -> pd.DataFrame:
         of_train = of_train[np.isin(of_train["id"], ids)]
         found.append(of_test.merge(of_train, on=identity).drop_duplicates("test_row"))
     return pd.concat(found).sort_values(["test_row", "train_row"]).drop_duplicates("test_row")
+
+
+def _example(shared: pd.DataFrame, train: SetHeader, other: SetHeader) -> str:
+    """Return why spectra count as the same, and the first of those that :func:`_find_shared` found."""
+    first = shared.iloc[0]
+    return (
+        f"same id and labels; for example id {first['id']:g}: row {int(first['test_row'])} of {other.name}, "
+        f"row {int(first['train_row'])} of {train.name}"
+    )
 
 
 def _has_ids(header: SetHeader) -> bool:
