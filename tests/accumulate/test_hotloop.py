@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from loop_rows import SETTINGS, rows_of
+from tracing import trace_peak
 
 from pipeline.accumulate import available_threads, loop_memory
 from pipeline.accumulate.hotloop import accumulate_parts, accumulate_rows
@@ -131,12 +131,7 @@ def test_no_rows_give_no_moments(train_store: SpectraStore) -> None:
 def test_allocations_stay_within_the_projection(train_store: SpectraStore) -> None:
     rows = rows_of(train_store)
     accumulate_rows(train_store, rows, DRAWS, SETTINGS)  # compiles, and fills caches
-    tracemalloc.start()
-    try:
-        accumulate_rows(train_store, rows, DRAWS, SETTINGS)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    _, peak = trace_peak(lambda: accumulate_rows(train_store, rows, DRAWS, SETTINGS))
     # The per-row labels, cells and one decoded chunk come on top of the loop's own buffers.
     own = 3 * (rows.y.nbytes + rows.cells.nbytes) + 4 * train_store.chunk_rows * train_store.n_pixels * 4 + 600_000
     assert (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import tracemalloc
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from distributed import Client
 from loop_rows import SETTINGS, rows_of
-from pages import render_page
+from results_factory import render_page
 from scipy import integrate, stats
+from tracing import trace_peak
 
 from pipeline.accumulate import loop_memory
 from pipeline.accumulate.hotloop import CellRows, accumulate_parts, accumulate_rows
@@ -260,12 +260,7 @@ def test_parts_in_a_row_have_the_bits_of_each_alone(train_store: SpectraStore) -
 def test_allocations_stay_within_the_projection(train_store: SpectraStore) -> None:
     rows: CellRows = rows_of(train_store)
     accumulate_rows(train_store, rows, LEVELS, SETTINGS)  # compiles, and fills caches
-    tracemalloc.start()
-    try:
-        accumulate_rows(train_store, rows, LEVELS, SETTINGS)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    _, peak = trace_peak(lambda: accumulate_rows(train_store, rows, LEVELS, SETTINGS))
     # The per-row labels, cells and one decoded chunk come on top of the loop's own buffers.
     own = 3 * (rows.y.nbytes + rows.cells.nbytes) + 4 * train_store.chunk_rows * train_store.n_pixels * 4 + 600_000
     planned = loop_memory(train_store.n_pixels, len(LABELS), 10, len(LEVELS), train_store.chunk_rows, SETTINGS)

@@ -44,18 +44,6 @@ def ungated(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "model"
-    export_model(run, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> MixtureModel:
-    return load_model(bundle)
-
-
-@pytest.fixture(scope="module")
 def noisy(test_store: SpectraStore) -> np.ndarray:
     return np.asarray(read_noisy_rows(test_store, 0, test_store.n_spectra, None))
 

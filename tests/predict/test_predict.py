@@ -42,18 +42,6 @@ def run(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-@pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle") / "model"
-    export_model(run, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> MixtureModel:
-    return load_model(bundle)
-
-
 def digests(folder: Path) -> dict[str, str]:
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

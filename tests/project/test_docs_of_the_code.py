@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import grimp
 import pandas as pd
 import pytest
+from scripts import load_script
 
 from pipeline.questions import QUESTIONS
 from pipeline.questions.gate import ROUTES
@@ -20,12 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "generate.py")
 
 
 def test_the_picture_of_the_rooms_shows_the_imports(generate: ModuleType) -> None:

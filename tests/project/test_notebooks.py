@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 import cluster
 import pipeline
@@ -27,12 +27,7 @@ NAMES = [script.stem for script in SCRIPTS]
 @pytest.fixture(scope="module")
 def pair() -> ModuleType:
     """The script behind `make notebooks`."""
-    spec = importlib.util.spec_from_file_location("pair", ROOT / "notebooks" / "pair.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "notebooks" / "pair.py")
 
 
 def cells_of(script: Path) -> list[dict[str, object]]:

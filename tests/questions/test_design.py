@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from sklearn.linear_model import Ridge
+from tracing import trace_peak
 
 from pipeline.accumulate import MomentsFolder
 from pipeline.base import SilentProgress
@@ -218,12 +218,8 @@ def test_memory_does_not_depend_on_cells(tmp_path: Path) -> None:
     pixels = 600
     folder = Rows(600, pixels).write(tmp_path)
     cells = [FINE.cells_of(Rectangle((0, 1), (k, k + 1))) for k in range(SHAPE[1])]
-    tracemalloc.start()
-    try:
-        hold_out(folder, RIDGE, tuple(tuple(cells[left:]) for left in range(SHAPE[1])), threads=2)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    bands = tuple(tuple(cells[left:]) for left in range(SHAPE[1]))
+    _, peak = trace_peak(lambda: hold_out(folder, RIDGE, bands, threads=2))
     assert peak <= solve_memory(pixels, 2, N_FOLDS) + 2**21  # and small sums, blocks of a matrix
     assert peak > 0.9 * solve_memory(pixels, 1, N_FOLDS)
 

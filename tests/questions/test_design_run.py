@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
-from pages import render_page
+from divisions import all_divisions
+from results_factory import render_page
 from sklearn.linear_model import Ridge
 
 from pipeline import read_noisy_rows
@@ -100,14 +101,6 @@ class Refitted:
             errors = [((self.y_test - p)[inside] ** 2).sum() for p in (of_global, routed)]
             deltas.append((errors[0] - errors[1]) / total)
         return float(np.mean(deltas))
-
-
-def all_divisions(whole: Rectangle) -> Iterator[frozenset[Rectangle]]:
-    yield frozenset([whole])
-    for first, second in whole.iter_cuts():
-        for a in all_divisions(first):
-            for b in all_divisions(second):
-                yield a | b
 
 
 def test_the_table_is_what_refitting_and_brute_force_give(

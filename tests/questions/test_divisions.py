@@ -1,23 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
+from divisions import all_divisions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
 from pipeline.questions.bin_design.divisions import Division, Rectangle, best_divisions, iter_rectangles
-
-
-def all_divisions(whole: Rectangle) -> Iterator[frozenset[Rectangle]]:
-    """Every division by straight cuts, the slow and obvious way."""
-    yield frozenset([whole])
-    for first, second in whole.iter_cuts():
-        for a in all_divisions(first):
-            for b in all_divisions(second):
-                yield a | b
 
 
 @settings(max_examples=30, deadline=None)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
-from pages import render_page
+from results_factory import render_page
 from scipy import stats
 from scipy.special import softmax
 from sklearn.decomposition import PCA

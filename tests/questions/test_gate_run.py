@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
-from pages import render_page
+from results_factory import render_page
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline

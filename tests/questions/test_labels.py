@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pages import render_page
+from results_factory import render_page
 
 from pipeline.config import ExperimentConfig
 from pipeline.questions.labels import Labels

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pages import render_page
+from results_factory import render_page
 
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
-from pages import render_page
+from results_factory import render_page
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import itertools
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distributed import Client
+from random_moments import write_random_moments
+from tracing import trace_peak
 
 from pipeline.accumulate import MomentsFolder, accumulate_moments, plan_accumulation
 from pipeline.bins import BinGrid, CellGrid, plan_binnings
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
 from pipeline.errors import SingularGramError
-from pipeline.moments import Moments, TileLayout, write_moments
+from pipeline.moments import Moments, TileLayout
 from pipeline.noise import NoiseDraw
 from pipeline.ridge import ExpertModels, SolveJob, TooFewSpectraError, solve_experts, solve_folders, solve_memory
-from pipeline.schema import LABELS, STREAM_TRAIN
+from pipeline.schema import STREAM_TRAIN
 from pipeline.store import SpectraStore
 
 GRID = BinGrid(REFERENCE_EDGES)
@@ -93,22 +94,9 @@ def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder], two_wor
 
 
 def test_memory_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
     pixels = 600
-    for fold in range(4):
-        cells = [
-            Moments.from_samples(generator.standard_normal((50, pixels)), generator.standard_normal((50, 3)), LABELS)
-            for _ in range(GRID.n_cells)
-        ]
-        write_moments(tmp_path / f"fold-{fold:03d}", cells, GRID.n_cells, {})
-    del cells
-    folder = MomentsFolder(tmp_path, NoiseDraw(1.0, 1, STREAM_TRAIN), 4, GRID.n_cells)
-    tracemalloc.start()
-    try:
-        [(_, models)] = solve_folders([job(folder, RIDGE, threads=2)])
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    folder = write_random_moments(tmp_path, n_folds=4, n_cells=GRID.n_cells, pixels=pixels)
+    [models], peak = trace_peak(lambda: solve([folder], RIDGE, threads=2))
     results = sum(one.expert_weights.nbytes + one.global_weights.nbytes for one in models)
     sums = 4 * GRID.n_cells * pixels * 5 * 8  # what is small, of every fold and cell
     assert peak <= solve_memory(pixels, 2) + 2 * results + sums + 2**20

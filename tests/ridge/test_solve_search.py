@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
+from random_moments import write_random_moments
+from tracing import trace_peak
 
 from pipeline.accumulate import MomentsFolder, accumulate_moments, plan_accumulation
 from pipeline.bins import BinGrid, CellGrid, plan_binnings
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
 from pipeline.errors import InputError
-from pipeline.moments import Moments, write_moments
+from pipeline.moments import Moments
 from pipeline.noise import NoiseDraw
 from pipeline.ridge import (
     ExpertModels,
@@ -182,22 +183,9 @@ def test_experts_are_solved_alone_where_the_global_model_is_known(
 
 
 def test_memory_of_a_search_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
     pixels = 600
-    for fold in range(4):
-        cells = [
-            Moments.from_samples(generator.standard_normal((50, pixels)), generator.standard_normal((50, 3)), LABELS)
-            for _ in range(GRID.n_cells)
-        ]
-        write_moments(tmp_path / f"fold-{fold:03d}", cells, GRID.n_cells, {})
-    del cells
-    folder = MomentsFolder(tmp_path, NoiseDraw(1.0, 1, STREAM_TRAIN), 4, GRID.n_cells)
-    tracemalloc.start()
-    try:
-        models = solve(folder, ridge(), threads=2)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    folder = write_random_moments(tmp_path, n_folds=4, n_cells=GRID.n_cells, pixels=pixels)
+    models, peak = trace_peak(lambda: solve(folder, ridge(), threads=2))
     assert models[-1].search is not None
     results = sum(one.expert_weights.nbytes + one.global_weights.nbytes for one in models)
     sums = 4 * GRID.n_cells * pixels * 5 * 8  # what is small, of every fold and cell

@@ -17,6 +17,7 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_factory import make_frame, make_pixels, write_shard
+from tracing import trace_peak
 
 from pipeline import schema
 from pipeline.accumulate import plan_accumulation
@@ -242,14 +243,13 @@ def peak_of(store: SpectraStore) -> int:
     names = ["T_eff", "M_H", "log_g"]
     grid = BinGrid(REFERENCE_EDGES)
     store.read_columns(names, 0, 1)
-    tracemalloc.start()
-    try:
+
+    def look() -> None:
         grid.cells(store.read_columns(names, 30_000, 60_000))
         for _, block in store.iter_columns(names):
             grid.assign(block)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+
+    return trace_peak(look)[1]
 
 
 def test_memory_of_reading_columns_does_not_grow_with_the_spectra(tmp_path: Path) -> None:
