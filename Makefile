@@ -30,7 +30,7 @@ demo: $(READY)  ## Simulate shards, run the experiment, write the report: 2 to 4
 
 notebooks: $(READY)  ## Write the .ipynb from the .py and run all four notebooks on the demonstration: 1 minute.
 	$(BIN)/python notebooks/pair.py
-	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q -m slow tests/project/test_notebooks.py
+	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q tests/run/test_demo.py -k notebooks
 
 test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"

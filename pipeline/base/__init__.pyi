@@ -4,6 +4,7 @@ from .direct_io import BlockWriter as BlockWriter
 from .direct_io import aligned_buffer as aligned_buffer
 from .direct_io import write_file as write_file
 from .files import HEADER_LOCK as HEADER_LOCK
+from .files import Products as Products
 from .files import disk_errors_told as disk_errors_told
 from .files import exclusive as exclusive
 from .files import find_json as find_json
@@ -32,7 +33,6 @@ from .machine import hash_file as hash_file
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
-from .products import Products as Products
 from .progress import Advance as Advance
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress

@@ -1,4 +1,6 @@
-"""Files and folders that are written whole or not at all, locks, values as JSON, arrays with a header as ``.npz``."""
+"""Files and folders that are written whole or not at all, locks, values as JSON, arrays with a header as ``.npz``, and
+the record of what a run has made.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,21 @@ import shutil
 import threading
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from pipeline.errors import InputError, ResourceError
 
 __all__ = [
     "HEADER_LOCK",
     "TEMPORARY_SUFFIX",
+    "Products",
     "disk_errors_told",
     "exclusive",
     "find_json",
@@ -355,3 +359,54 @@ def open_npz(
         yield facts, arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise refuse(error) from None
+
+
+_FILE = "products.json"
+_RECORD = TypeAdapter(dict[str, str])
+
+
+class Products:
+    """The files that a run has made, each with the key of what it was made of.
+
+    Parameters
+    ----------
+    folder
+        The run folder; names of products are relative to it.
+    note
+        Told of a damaged record, after which everything is made again.
+    """
+
+    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._keys: dict[str, str] = {}
+        path = folder / _FILE
+        if path.exists():
+            try:
+                self._keys = _RECORD.validate_json(path.read_bytes())
+            except ValueError:
+                note(f"{path} is damaged; models and predictions are made again")
+
+    def __getitem__(self, name: str) -> str:
+        """Return the key that a product was made of."""
+        return self._keys[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def is_made(self, name: str, key: str) -> bool:
+        """Whether a product is there, made of this key."""
+        return self._keys.get(name) == key and (self.folder / name).exists()
+
+    def record(self, name: str, key: str) -> None:
+        """Remember that a product is there."""
+        self._keys[name] = key
+        with replacing(self.folder / _FILE) as temporary:
+            temporary.write_text(json.dumps(self._keys, indent=1, sort_keys=True), encoding="utf-8")
+
+    def keys_of(self, names: Iterable[str]) -> dict[str, str]:
+        """Return some products with their keys."""
+        return {name: self._keys[name] for name in names}
+
+    def snapshot(self) -> dict[str, str]:
+        """Return all products with their keys."""
+        return dict(self._keys)

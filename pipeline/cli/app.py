@@ -18,10 +18,9 @@ import click
 from pipeline.base import Terminated, terminations_raised
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
-from pipeline.cli.plan import plan
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, moments, remove, report
-from pipeline.cli.run import run, submit
+from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
 from pipeline.errors import HeadroomError, ResourceError

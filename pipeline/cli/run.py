@@ -1,12 +1,13 @@
-"""The commands that run an experiment: ``headroom run`` here, ``headroom submit`` as a batch job."""
+"""The commands that say what a run costs, and run it: ``headroom plan``, ``headroom run``, ``headroom submit``."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +20,11 @@ from pipeline.errors import ConfigError, ResourceError
 if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
+if TYPE_CHECKING:
+    from pipeline.config import ExperimentConfig
+    from pipeline.plan import ExperimentPlan, Rates, Scaling
 
-__all__ = ["run", "run_folder", "submit"]
+__all__ = ["plan", "run", "run_folder", "submit"]
 
 
 @click.command()
@@ -153,3 +157,216 @@ def _require_fit(choice: ClusterChoice, profile: SlurmProfile, config: Experimen
             f"converting, merging and scoring need {format_bytes(needed)} but the driver's job of cluster profile "
             f"{choice.source()} has {has}; set `driver: {{memory: {-(-needed // 2**30)}G}}`"
         )
+
+
+#: Values of ``compute.partition_rows`` to suggest, and the share of the run's time below which one is suggested. None
+#: exceeds the default, because sums within a partition are float32 and lose digits with their length.
+_PARTITION_ROWS = tuple(2**k for k in range(13, 19))
+_WORTH_SAYING = 0.9
+
+
+def _read_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Read a whole number that may be written like 1e8."""
+    if value is None:
+        return None
+    try:
+        count = float(value)
+        if count >= 1 and count == int(count):
+            return int(count)
+    except (ValueError, OverflowError):
+        pass
+    raise click.BadParameter(f"a whole number is required, such as 100000000 or 1e8, found {value!r}")
+
+
+def _read_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    from cluster.profiles import parse_bytes
+
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that state spectra, settings, machines and rates instead of reading or measuring them."""
+    count: dict[str, Any] = {"callback": _read_count, "metavar": "N"}
+    size: dict[str, Any] = {"callback": _read_size, "metavar": "BYTES"}
+    for option in reversed(
+        (
+            click.option(
+                "--spectra", **count, help="Number of training spectra, such as 1e8, instead of reading headers."
+            ),
+            click.option("--pixels", **count, help="Pixels of each spectrum, with --spectra."),
+            click.option("--cells", **count, help="Number of bins + 1, with --spectra and no CONFIG.  [default: 10]"),
+            click.option("--draws", **count, help="Noise draws, with --spectra and no CONFIG.  [default: 1]"),
+            click.option("--alphas", **count, help="Penalties to try, with --spectra and no CONFIG.  [default: 1]"),
+            click.option("--folds", **count, help="Number of folds, instead of compute.folds."),
+            click.option("--partition-rows", **count, help="Rows of a partition, instead of compute.partition_rows."),
+            click.option("--cores", **count, help="Cores of a worker, instead of the profile's."),
+            click.option("--memory", **size, help="Memory of a worker, such as 64GB, instead of the profile's."),
+            click.option(
+                "--bandwidth", **size, help="File system's bytes/s for all workers together.  [default: 5GB/s]"
+            ),
+            click.option("--flops", type=float, help="Flop/s of a worker in Gram products, instead of measuring."),
+            click.option("--read-rate", **size, help="Bytes/s of pixels that a worker decodes, instead of measuring."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("config", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
+@cluster_options
+@_paper_options
+@json_option
+def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: bool, **stated: Any) -> None:
+    """Project what a run will cost, and refuse what cannot fit.
+
+    The projection gives memory, disk, traffic and time, and it names the bottleneck. Only the headers of shards and
+    stores are read. Nothing is converted or written.
+
+    With --spectra and --pixels no file is read, and CONFIG may be left out. Workers are then as large as this machine,
+    unless options say otherwise. docs/scaling.md explains the model and its limits.
+
+    \b
+    Example:
+      HEADROOM_DEMO=spectra headroom plan demo
+      headroom plan --spectra 1e8 --pixels 7200 --workers 200 --cores 16 --memory 64GB
+    """
+    from pipeline.plan import plan_run, project_scaling
+    from pipeline.run import plan_experiment
+
+    experiment = _stated_config(config, stated)
+    profile = choice.profile(experiment.cluster)
+    on_paper = stated["spectra"] is not None
+    limits, cores = _stated_workers(profile, stated, choice.workers, on_paper=on_paper)
+    if on_paper:
+        projected = plan_run([stated["spectra"]], stated["pixels"], experiment, limits, worker_threads=cores)
+    else:
+        projected = plan_experiment(experiment, limits, cores)
+    if not as_json:
+        click.echo(projected.render())
+    rates, source = _stated_rates(projected, experiment, cores, stated)
+    scaling = project_scaling(projected, experiment, rates, cores)
+    if not as_json:
+        click.echo(scaling.render(source))
+    if config is not None and not on_paper:
+        choice.require_fit(projected, profile, experiment.cluster)
+        projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
+    else:
+        projected.require_workers_fit()
+    better = _better_partitions(projected, experiment, rates, limits, cores)
+    if as_json:
+        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+    elif better is not None:
+        click.echo(f"shorter              {better}")
+
+
+def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+    """Return the printed numbers for scripts, in bytes, seconds and counts."""
+    what, remedy = scaling.bottleneck
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    return {
+        **asdict(projected),
+        "n_passes": projected.n_passes,
+        "n_pieces": projected.n_pieces,
+        "read_bytes": scaling.read,
+        "seconds": seconds,
+        "efficiency": scaling.efficiency,
+        "bottleneck": what,
+        "remedy": remedy,
+        "rates": {**asdict(scaling.rates), "source": source},
+    }
+
+
+def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConfig:
+    """Return the experiment of CONFIG, or one made up from ``--cells``, ``--draws`` and ``--alphas``."""
+    from pipeline.config import ExperimentConfig
+
+    if (stated["spectra"] is None) != (stated["pixels"] is None):
+        raise ConfigError("--spectra and --pixels go together, and one of them is missing; for example --pixels 4096")
+    made_up = {name: stated[name] for name in ("cells", "draws", "alphas") if stated[name] is not None}
+    if made_up and (config is not None or stated["spectra"] is None):
+        raise ConfigError(
+            f"--{next(iter(made_up))} is for a run on paper; a configuration says that itself: leave CONFIG out and "
+            "give --spectra and --pixels, or leave the option out"
+        )
+    if config is not None:
+        experiment = load_config(config)
+    elif stated["spectra"] is None:
+        raise ConfigError("a configuration is required, or --spectra and --pixels for a run on paper")
+    else:
+        cells, alphas = made_up.get("cells", 10), made_up.get("alphas", 1)
+        experiment = ExperimentConfig.model_validate(
+            {
+                "data": {"train": "on paper", "test": "on paper"},
+                # Only the number of bins matters.
+                "bins": {"T_eff": [float(edge) for edge in range(max(cells, 2))]},
+                "ablation": False,
+                "seeds": list(range(made_up.get("draws", 1))),
+                "ridge": {"alpha": {"search": [10.0**k for k in range(alphas)]} if alphas > 1 else 1e5},
+            }
+        )
+    cuts = {key: stated[key] for key in ("folds", "partition_rows") if stated[key] is not None}
+    return experiment.model_copy(update={"compute": experiment.compute.model_copy(update=cuts)})
+
+
+def _stated_workers(
+    profile: Any, stated: dict[str, Any], workers: int | None, *, on_paper: bool
+) -> tuple[Sequence[int], int]:
+    """Return the memory of every worker in bytes, and the cores of one."""
+    from cluster import LocalProfile, SlurmProfile
+    from pipeline.base import available_cores, available_memory
+
+    limits = profile.worker_limits() or [available_memory()] * (workers or 1)
+    cores = available_cores()
+    if isinstance(profile, SlurmProfile):
+        cores = profile.cores
+    elif isinstance(profile, LocalProfile) and on_paper:
+        limits = [available_memory()] * profile.workers  # machines like this one
+    elif isinstance(profile, LocalProfile):
+        cores = profile.resolved_threads()
+    if stated["memory"] is not None:
+        limits = [stated["memory"]] * len(limits)
+    return limits, stated["cores"] or cores
+
+
+def _stated_rates(
+    projected: ExperimentPlan, experiment: ExperimentConfig, cores: int, stated: dict[str, Any]
+) -> tuple[Rates, str]:
+    """Return the rates, given or else measured on this machine, and a text that says which are which."""
+    from pipeline.plan import ASSUMED_BANDWIDTH, measure_rates
+
+    rates = measure_rates(
+        projected.n_pixels, experiment.precision, store=float(stated["bandwidth"] or ASSUMED_BANDWIDTH)
+    )
+    words = ["measured on this machine, just now"]
+    if stated["flops"]:
+        rates, words = replace(rates, gram=stated["flops"] / cores), [*words, "--flops as given"]
+    if stated["read_rate"]:
+        rates, words = replace(rates, decode=stated["read_rate"] / cores), [*words, "--read-rate as given"]
+    words.append("--bandwidth as given" if stated["bandwidth"] else "the file system's assumed: give --bandwidth")
+    return rates, "; ".join(words)
+
+
+def _better_partitions(
+    projected: ExperimentPlan, experiment: ExperimentConfig, rates: Rates, limits: Sequence[int], cores: int
+) -> str | None:
+    """Return a sentence about a ``compute.partition_rows`` that makes the run much shorter, or None."""
+    from pipeline.plan import MEMORY_SHARE, format_seconds, plan_run, project_scaling
+
+    def total(config: ExperimentConfig) -> float:
+        plan = plan_run([projected.n_spectra], projected.n_pixels, config, limits, worker_threads=cores)
+        fits = plan.worker_memory <= plan.worker_limit * MEMORY_SHARE
+        return project_scaling(plan, config, rates, cores).total if fits else float("inf")
+
+    def cut(rows: int) -> ExperimentConfig:
+        return experiment.model_copy(update={"compute": experiment.compute.model_copy(update={"partition_rows": rows})})
+
+    now = total(experiment)
+    best, rows = min((total(cut(rows)), rows) for rows in _PARTITION_ROWS)
+    if best >= _WORTH_SAYING * now:
+        return None
+    return f"compute.partition_rows: {rows} would take {format_seconds(best)} instead of {format_seconds(now)}"

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.noise import NO_SEED
-from pipeline.report.section import Subject
-from pipeline.report.tables import count_choices, merit_cells, number_cell
+from pipeline.report.section import Subject, count_choices, merit_cells, number_cell
 from pipeline.report.words import bin_edges, quantity, symbol, thresholds
 from pipeline.scoring import (
     DELTA_R2,

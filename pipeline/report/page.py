@@ -22,8 +22,16 @@ from pipeline.base import list_recordings, replacing
 from pipeline.errors import ResourceError
 from pipeline.noise import NO_SEED, describe_test_noise, is_marginal
 from pipeline.report.interactive import answer_cards, describe_interactive, hash_script, read_asset
-from pipeline.report.section import Block, Code, Heading, Links, Picture, Section, Show, Subject, Terms
-from pipeline.report.tables import (
+from pipeline.report.section import (
+    Block,
+    Code,
+    Heading,
+    Links,
+    Picture,
+    Section,
+    Show,
+    Subject,
+    Terms,
     list_bins,
     list_files,
     list_hypotheses,

@@ -1,17 +1,62 @@
-"""What the page is made of: tables of text, pictures with captions, and sections that hold them."""
+"""What the page is made of: sections with tables, pictures and captions.
+
+Every number that the report shows is formatted here and only here. R² and ΔR² have four decimals, counts are exact, and
+what a run does not have is a dash.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.scoring import Draw, Part, RunResults
+from pipeline.report.words import quantity, symbol
+from pipeline.ridge import format_alpha
+from pipeline.scoring import (
+    DELTA_R2,
+    MISSING,
+    R2_GLOBAL,
+    R2_ORACLE,
+    SHOWN_MERITS,
+    Draw,
+    Estimate,
+    Level,
+    Merit,
+    Part,
+    RunResults,
+    Scope,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Block", "Code", "Heading", "Links", "Picture", "Section", "Show", "Subject", "Table", "Terms"]
+__all__ = [
+    "Block",
+    "Code",
+    "Heading",
+    "Links",
+    "Picture",
+    "Section",
+    "Show",
+    "Subject",
+    "Table",
+    "Terms",
+    "count_choices",
+    "estimate_cells",
+    "list_bins",
+    "list_files",
+    "list_hypotheses",
+    "list_key_numbers",
+    "list_points",
+    "list_run",
+    "list_steps",
+    "list_stores",
+    "merit_cells",
+    "number_cell",
+    "percent_cell",
+]
 
 
 @dataclass(frozen=True)
@@ -149,3 +194,173 @@ class Subject:
     label: str
     levels: Sequence[tuple[Part, Sequence[Draw]]]
     leak: str = ""
+
+
+def list_hypotheses(level: Level) -> Table:
+    """Return the hypotheses of a noise level, each with PASS or FAIL."""
+    rows = tuple((h.name, h.statement, h.found, "PASS" if h.passed else "FAIL") for h in level.hypotheses)
+    return Table(f"Hypotheses, noise level {level.noise_level:g}", ("", "Hypothesis", "Found", "Result"), rows)
+
+
+def list_key_numbers(results: RunResults, level: Level) -> Table:
+    """Return the overall figures of merit of both scopes with spread, interval and numbers of spectra."""
+    rows = []
+    for name, scope in level.scopes.items():
+        for merit in SHOWN_MERITS:
+            cells = estimate_cells(results, merit, scope.merit(merit))
+            rows.append((name, merit.symbol, *cells, f"{scope.n_train:,}", f"{scope.n_test:,}"))
+    header = ("Test spectra", "Figure of merit", "mean", "± seeds", "low", "high", "n train", "n test")
+    return Table(f"Key numbers, noise level {level.noise_level:g}", header, tuple(rows), 2)
+
+
+def list_bins(results: RunResults, level: Level) -> Table:
+    """Return every bin's figures of merit, penalty, mean absolute errors and numbers of spectra."""
+    rows = [
+        (
+            str(one.bin),
+            *one.names,
+            R2_GLOBAL.format(one.r2_global.mean),
+            R2_ORACLE.format(one.r2_oracle.mean),
+            *estimate_cells(results, DELTA_R2, one.delta_r2),
+            number_cell(one.mae_global),
+            number_cell(one.mae_oracle),
+            number_cell(one.alpha, ".6g"),
+            f"{one.n_train:,}",
+            f"{one.n_test:,}",
+        )
+        for one in level.bins
+    ]
+    columns = [symbol(column) for column in results.metadata["bin_columns"]]
+    unit = quantity(results.summary.target).removeprefix(symbol(results.summary.target))
+    header = (
+        "Bin",
+        *columns,
+        *("R²_global", "R²_oracle", "ΔR²", "± seeds", "low", "high"),
+        *(f"MAE global{unit}", f"MAE oracle{unit}", "α", "n train", "n test"),
+    )
+    return Table(f"Bins, noise level {level.noise_level:g}", header, tuple(rows), 1 + len(columns))
+
+
+def list_points(caption: str, names: Sequence[str], points: Sequence[tuple[Sequence[str], Scope]]) -> Table:
+    """Return a row for each training set: what it is called, its size, and the figures of merit with intervals.
+
+    Parameters
+    ----------
+    caption
+        Of the table.
+    names
+        Headings of what a row is called.
+    points
+        For every row what it is called, and its scores.
+    """
+    rows = [
+        (
+            *called,
+            f"{scope.n_train:,}",
+            f"{scope.n_test:,}",
+            *(cell for merit in SHOWN_MERITS for cell in merit_cells(merit, scope.merit(merit))),
+        )
+        for called, scope in points
+    ]
+    header = [*names, "n train", "n test"]
+    for merit in SHOWN_MERITS:
+        header += [merit.symbol, "low", "high"]
+    return Table(caption, tuple(header), tuple(rows), len(names))
+
+
+def list_run(results: RunResults) -> Table:
+    """Return who computed what: code, configuration, versions, memory."""
+    metadata = results.metadata
+    plan = metadata.get("plan") or {}
+    rows = {
+        "started": metadata.get("started"),
+        "git commit": metadata.get("git_commit") or "not recorded (no git checkout)",
+        "command": metadata.get("command"),
+        "configuration": metadata.get("config_source"),
+        "configuration hash": metadata.get("config_hash"),
+        "peak memory of all, measured": _mebibytes(metadata.get("peak_memory_bytes")),
+        "memory of the driver, projected": _mebibytes(plan.get("driver_memory_bytes")),
+        "peak memory of a worker, measured": _mebibytes(metadata.get("worker_peak_memory_bytes")),
+        "memory per worker, projected": _mebibytes(plan.get("memory_per_worker_bytes")),
+        **{f"{name} version": value for name, value in (metadata.get("versions") or {}).items()},
+    }
+    return _pairs("Run", ((name, value) for name, value in rows.items() if value is not None))
+
+
+def list_stores(results: RunResults) -> Table:
+    """Return the spectra that were read: where, how many, and the fingerprints that identify them."""
+    rows: list[tuple[str, Any]] = []
+    for part, store in (results.metadata.get("stores") or {}).items():
+        spans = store.get("wavelength_range")
+        entries = {
+            "stores": ", ".join(store.get("paths") or ()) or None,
+            "fingerprint": store.get("fingerprint"),
+            "spectra": None if store.get("n_spectra") is None else f"{store['n_spectra']:,}",
+            "pixels": store.get("n_pixels"),
+            "wavelength": f"{spans[0]:g} to {spans[1]:g} Å" if spans else None,
+            "share in a bin": None if store.get("coverage") is None else f"{store['coverage']:.2%}",
+            "pre-drawn noise": {True: "yes", False: "no"}.get(store.get("has_noisy")),
+            "sources": ", ".join(map(_name_source, store.get("sources") or ())) or None,
+        }
+        rows.extend((f"{part}: {name}", value) for name, value in entries.items() if value is not None)
+    return _pairs("Spectra", rows)
+
+
+def _name_source(source: str | Mapping[str, Any]) -> str:
+    if isinstance(source, str):
+        return source
+    return f"{source['name']} ({source['n_spectra']:,} spectra, {source['fingerprint']})"
+
+
+def list_steps(results: RunResults) -> Table:
+    """Return what each step took."""
+    rows = tuple(
+        (str(step["name"]), f"{step['seconds']:.2f}", "taken from an earlier run" if step.get("skipped") else "")
+        for step in results.metadata.get("steps") or ()
+    )
+    return Table("Time of each step", ("Step", "seconds", "Note"), rows)
+
+
+def list_files(results: RunResults) -> Table:
+    """Return the checksums of the result files."""
+    return _pairs("SHA-256 of the results", (results.metadata.get("hashes") or {}).items())
+
+
+def _pairs(caption: str, rows: Iterable[tuple[str, Any]]) -> Table:
+    cells = tuple((str(name), MISSING if value is None else str(value)) for name, value in rows)
+    return Table(caption, ("", "Value"), cells)
+
+
+def estimate_cells(results: RunResults, merit: Merit, estimate: Estimate) -> tuple[str, ...]:
+    """Return mean, spread over seeds, low and high of a figure of merit."""
+    mean, *ends = merit_cells(merit, estimate)
+    # One seed has no spread; a zero would claim perfect agreement.
+    several = results.overall["seed"].nunique() > 1
+    return (mean, number_cell(estimate.std) if several else MISSING, *ends)
+
+
+def merit_cells(merit: Merit, estimate: Estimate) -> tuple[str, ...]:
+    """Return mean, low and high of a figure of merit with four decimals; ΔR² always has its sign."""
+    return tuple(merit.format(value) for value in (estimate.mean, estimate.low, estimate.high))
+
+
+def number_cell(value: float, form: str = ".4f") -> str:
+    """Return a number as text, and a dash for NaN."""
+    return MISSING if math.isnan(value) else format(value, form)
+
+
+def percent_cell(value: float, *, digits: int = 0) -> str:
+    """Return a share as text, and a dash for NaN."""
+    return number_cell(value, f".{digits}%")
+
+
+def count_choices(alphas: Iterable[float]) -> str:
+    """Return penalties with the number of seeds that chose each, where they differ; a dash where there is none."""
+    counts = Counter(alphas)
+    if len(counts) == 1:
+        return format_alpha(next(iter(counts)))
+    return ", ".join(f"{format_alpha(alpha)} ({n}×)" for alpha, n in sorted(counts.items())) or MISSING
+
+
+def _mebibytes(count: float | None) -> str | None:
+    return None if count is None else f"{count / 2**20:,.0f} MiB"

@@ -37,8 +37,7 @@ from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth
 from pipeline.run.folder import Run, open_run, save_config, writable_folder
-from pipeline.run.models import drop_unsearchable, others_file, solve_models
-from pipeline.run.scores import read_test_spectra, read_truth
+from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
     SetHeader,
     SpectraSets,

@@ -6,13 +6,6 @@ from .decision import Verdict as Verdict
 from .decision import decide as decide
 from .decision import evaluate_hypotheses as evaluate_hypotheses
 from .decision import find_verdict as find_verdict
-from .merits import DELTA_R2 as DELTA_R2
-from .merits import MERITS as MERITS
-from .merits import MISSING as MISSING
-from .merits import R2_GLOBAL as R2_GLOBAL
-from .merits import R2_ORACLE as R2_ORACLE
-from .merits import SHOWN_MERITS as SHOWN_MERITS
-from .merits import Merit as Merit
 from .predictions import Columns as Columns
 from .predictions import Stacked as Stacked
 from .predictions import predict_marginal as predict_marginal
@@ -41,7 +34,13 @@ from .scores import score_binning as score_binning
 from .scores import score_experts as score_experts
 from .scores import score_headroom as score_headroom
 from .scores import score_routed as score_routed
+from .summary import DELTA_R2 as DELTA_R2
+from .summary import MERITS as MERITS
+from .summary import MISSING as MISSING
 from .summary import OVERALL_COLUMNS as OVERALL_COLUMNS
+from .summary import R2_GLOBAL as R2_GLOBAL
+from .summary import R2_ORACLE as R2_ORACLE
+from .summary import SHOWN_MERITS as SHOWN_MERITS
 from .summary import Bin as Bin
 from .summary import CurvePoint as CurvePoint
 from .summary import Decision as Decision
@@ -49,6 +48,7 @@ from .summary import Draw as Draw
 from .summary import Estimate as Estimate
 from .summary import Hypothesis as Hypothesis
 from .summary import Level as Level
+from .summary import Merit as Merit
 from .summary import Number as Number
 from .summary import Part as Part
 from .summary import Plain as Plain

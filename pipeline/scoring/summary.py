@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pandas as pd
@@ -16,11 +17,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pipeline.bins import BinGrid
 from pipeline.ridge import ExpertModels
 from pipeline.schema import SUMMARY_VERSION
-from pipeline.scoring.merits import MERITS, Merit
 from pipeline.scoring.scores import SCOPES, HeadroomScore, Score, mean_over_seeds
 
 __all__ = [
+    "DELTA_R2",
+    "MERITS",
+    "MISSING",
     "OVERALL_COLUMNS",
+    "R2_GLOBAL",
+    "R2_ORACLE",
+    "SHOWN_MERITS",
     "Bin",
     "CurvePoint",
     "Decision",
@@ -28,6 +34,7 @@ __all__ = [
     "Estimate",
     "Hypothesis",
     "Level",
+    "Merit",
     "Number",
     "Part",
     "Plain",
@@ -46,6 +53,41 @@ __all__ = [
     "tabulate_bins",
     "tabulate_overall",
 ]
+
+#: What a table shows where there is no number.
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Merit:
+    """One figure of merit.
+
+    Attributes
+    ----------
+    name
+        As files spell it: the column, and the field of the summary.
+    symbol
+        As people read it.
+    sign
+        ``+`` where a number always shows its sign, because the sign is the message.
+    """
+
+    name: str
+    symbol: str
+    sign: str = ""
+
+    def format(self, value: float, digits: int = 4) -> str:
+        """Return a number as text, and a dash for NaN."""
+        return MISSING if math.isnan(value) else format(value, f"{self.sign}.{digits}f")
+
+
+R2_ORACLE = Merit("r2_oracle", "R²_oracle")
+R2_GLOBAL = Merit("r2_global", "R²_global")
+DELTA_R2 = Merit("delta_r2", "ΔR²", sign="+")
+#: In the order of every array of figures of merit.
+MERITS = (R2_ORACLE, R2_GLOBAL, DELTA_R2)
+#: In the order in which tables show them: the two models, then their difference.
+SHOWN_MERITS = (R2_GLOBAL, R2_ORACLE, DELTA_R2)
 
 
 def _read_number(value: object) -> object:

@@ -33,9 +33,17 @@ from pipeline.schema import (
     SHARD_WAVE,
     SHARD_WAVE_EDGES,
 )
-from pipeline.simulate.labels import BLOCK_ROWS, block_generator, draw_conditions, draw_labels
-from pipeline.simulate.noise_model import NoiseModel, draw_noisy, fill_edges, measure_snr
 from pipeline.simulate.spectra import Labels, plan_wavelengths
+from pipeline.simulate.stars import (
+    BLOCK_ROWS,
+    NoiseModel,
+    block_generator,
+    draw_conditions,
+    draw_labels,
+    draw_noisy,
+    fill_edges,
+    measure_snr,
+)
 
 __all__ = [
     "TABLE_CHUNK_ROWS",

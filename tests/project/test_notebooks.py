@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ast
-import base64
 import json
-import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -84,53 +80,3 @@ def test_public_names_of_the_cluster_package_are_there() -> None:
     code = "import sys, cluster; print(sorted({'dask_jobqueue', 'distributed'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert shown.strip() == "[]", "short commands do not wait for Dask"
-
-
-#: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out.
-_EXECUTE = """
-import json, sys
-import nbclient, nbformat
-path = sys.argv[1]
-notebook = nbformat.read(path, as_version=4)
-nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
-print(json.dumps([output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_all_notebooks_run_from_top_to_bottom_within_five_minutes(tmp_path: Path) -> None:
-    # On the run that HEADROOM_RUN names, as `make notebooks` does; else they simulate one, beside this copy of them.
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    started = time.monotonic()
-    figures = {}
-    for script in SCRIPTS:
-        notebook = shutil.copy(script.with_suffix(".ipynb"), folder)
-        begun = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", _EXECUTE, notebook],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{script.stem}: {done.stderr[-3000:]}"
-        outputs = json.loads(done.stdout)
-        print(f"{script.stem}: {time.monotonic() - begun:.1f} s, {len(outputs)} outputs")
-        said = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
-        assert "Warning" not in said, said
-        figures[script.stem] = sum("image/png" in output.get("data", {}) for output in outputs)
-        keep_figures(script.stem, outputs)
-    assert time.monotonic() - started < 300
-    assert figures["04_on_your_cluster"] == 0
-    assert min(figures[name] for name in NAMES[:3]) >= 3, figures
-    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.ipynb" for name in NAMES], "nothing left beside"
-
-
-def keep_figures(name: str, outputs: list[dict[str, dict[str, str]]]) -> None:
-    """Write a notebook's figures where HEADROOM_ARTEFACTS says, to be looked at."""
-    if target := os.environ.get("HEADROOM_ARTEFACTS"):
-        Path(target).mkdir(parents=True, exist_ok=True)
-        images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-        for number, image in enumerate(images):
-            (Path(target) / f"{name}-{number}.png").write_bytes(base64.b64decode(image))

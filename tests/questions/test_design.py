@@ -20,6 +20,7 @@ from pipeline.config import ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import ConfigError
 from pipeline.moments import Moments, write_moments
 from pipeline.noise import NoiseDraw
+from pipeline.questions.bin_design.answer import DesignAnswer
 from pipeline.questions.bin_design.divisions import (
     DrawErrors,
     FineGrid,
@@ -30,7 +31,6 @@ from pipeline.questions.bin_design.divisions import (
 )
 from pipeline.questions.bin_design.held_out import Band, HeldOutJob, hold_out_models
 from pipeline.questions.bin_design.question import summarise_design
-from pipeline.questions.bin_design.summary import DesignAnswer
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.scoring import Bootstrap, Score

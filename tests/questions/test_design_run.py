@@ -21,9 +21,9 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.questions.bin_design import BinDesign, question
+from pipeline.questions.bin_design.answer import DesignAnswer
 from pipeline.questions.bin_design.divisions import FineGrid, Rectangle, iter_rectangles
 from pipeline.questions.bin_design.held_out import HeldOutErrors, HeldOutJob, hold_out_models
-from pipeline.questions.bin_design.summary import DesignAnswer
 from pipeline.run import plan_experiment, render_run, run_experiment
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import RunResults

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +91,52 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
     print(f"{precision}: largest relative difference {worst:.1e}, of R² {worst_r2:.1e}")
     assert worst <= (1e-4 if precision == "float32" else 1e-8)
     assert worst_r2 <= (1e-5 if precision == "float32" else 1e-8)
+
+
+#: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out.
+_EXECUTE = """
+import json, sys
+import nbclient, nbformat
+path = sys.argv[1]
+notebook = nbformat.read(path, as_version=4)
+nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+print(json.dumps([output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]))
+"""
+
+
+def test_all_notebooks_run_on_the_demonstration_from_top_to_bottom(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    # `make notebooks` names a run that is there.
+    finished = os.environ.get("HEADROOM_RUN") or request.getfixturevalue("demo")[0]
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    environment = os.environ | {"HEADROOM_RUN": str(finished)}
+    figures = {}
+    for script in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
+        notebook = shutil.copy(script.with_suffix(".ipynb"), notebooks)
+        done = subprocess.run(
+            [sys.executable, "-c", _EXECUTE, notebook], cwd=notebooks, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{script.stem}: {done.stderr[-3000:]}"
+        outputs = json.loads(done.stdout)
+        said = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
+        assert "Warning" not in said, said
+        figures[script.stem] = sum("image/png" in output.get("data", {}) for output in outputs)
+        keep_figures(script.stem, outputs)
+    assert figures.pop("04_on_your_cluster") == 0
+    assert len(figures) == 3
+    assert min(figures.values()) >= 3, figures
+    assert all(path.suffix == ".ipynb" for path in notebooks.iterdir()), "nothing left beside"
+
+
+def keep_figures(name: str, outputs: list[dict[str, dict[str, str]]]) -> None:
+    """Write a notebook's figures where HEADROOM_ARTEFACTS says, to be looked at."""
+    if target := os.environ.get("HEADROOM_ARTEFACTS"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+        images = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        for number, image in enumerate(images):
+            (Path(target) / f"{name}-{number}.png").write_bytes(base64.b64decode(image))
 
 
 def fit_with_scikit_learn(

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.simulate.labels import LABEL_RANGES, block_generator, draw_conditions, draw_labels
-from pipeline.simulate.noise_model import NoiseModel, draw_noisy, fill_edges, measure_snr
 from pipeline.simulate.spectra import Labels, SpectrumModel, curve_of_growth, normalise_spectra, plan_wavelengths
+from pipeline.simulate.stars import (
+    LABEL_RANGES,
+    NoiseModel,
+    block_generator,
+    draw_conditions,
+    draw_labels,
+    draw_noisy,
+    fill_edges,
+    measure_snr,
+)
 
 WAVE, EDGES = plan_wavelengths((7100.0, 8850.0), 2048)
 

@@ -18,6 +18,7 @@ from pipeline.bins import OUTSIDE, count_in_folds
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig, RidgeConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.noise import Noise
+from pipeline.questions.bin_design.answer import DesignAnswer, Division, HeldOut, draw_bin_design
 from pipeline.questions.bin_design.divisions import (
     CrossValidated,
     DesignSearch,
@@ -27,9 +28,7 @@ from pipeline.questions.bin_design.divisions import (
     SpreadOfCells,
     choose_divisions,
 )
-from pipeline.questions.bin_design.figure import draw_bin_design
 from pipeline.questions.bin_design.held_out import Band, HeldOutErrors, HeldOutJob, hold_out_models
-from pipeline.questions.bin_design.summary import DesignAnswer, Division, HeldOut
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
 from pipeline.report import Picture, Section, Show, Table, quantity
 from pipeline.ridge import (

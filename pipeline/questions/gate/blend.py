@@ -38,11 +38,11 @@ from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import content_hash
 from pipeline.errors import InputError
 from pipeline.noise import Noise
+from pipeline.questions.gate.answer import BlendErrors, BlendSummary
 from pipeline.questions.gate.collect import FeatureRows, grid_items, rows_file
 from pipeline.questions.gate.gates import gate_from_dict
 from pipeline.questions.gate.routing import FALLBACK, SOFT, Evidence, mix_predictions
 from pipeline.questions.gate.solve import read_held_out
-from pipeline.questions.gate.summary import BlendErrors, BlendSummary
 from pipeline.questions.question import Facts, Trained
 from pipeline.ridge import (
     FoldModelsJob,

@@ -13,8 +13,19 @@ from numpy.typing import NDArray
 from pipeline.bins import Binning
 from pipeline.config import ExperimentConfig, GateConfig
 from pipeline.noise import Noise
+from pipeline.questions.gate.answer import (
+    GateAnswer,
+    GatedBinning,
+    GateLevel,
+    Reliability,
+    RouteDraw,
+    RouteScore,
+    Routing,
+    draw_gate,
+    draw_gate_probabilities,
+    draw_routes,
+)
 from pipeline.questions.gate.blend import Blend, summarise_blends
-from pipeline.questions.gate.figure import draw_gate, draw_gate_probabilities, draw_routes
 from pipeline.questions.gate.fit import QualityRouting, RunGate, fit_gates
 from pipeline.questions.gate.logistic import require_scikit_learn
 from pipeline.questions.gate.routing import (
@@ -25,15 +36,6 @@ from pipeline.questions.gate.routing import (
     estimate_kept,
     route_spectra,
     score_routes,
-)
-from pipeline.questions.gate.summary import (
-    GateAnswer,
-    GatedBinning,
-    GateLevel,
-    Reliability,
-    RouteDraw,
-    RouteScore,
-    Routing,
 )
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
 from pipeline.report import Picture, Section, Show, Table

@@ -1,19 +1,174 @@
-"""The figures that every run has, and how all figures of a run are written."""
+"""The figures that every run has: the whole result on one slide, and how all figures of a run are written."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.report.figures.canvas import save_figure
-from pipeline.report.figures.dashboard import draw_dashboard
-from pipeline.report.figures.per_bin import draw_delta_heatmap, draw_grouped_r2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.report.figures.canvas import (
+    GLOBAL,
+    INK,
+    MUTED,
+    ORACLE,
+    SLIDE,
+    SMALL,
+    TEXT,
+    VERDICT_COLORS,
+    WARNING,
+    add_interval,
+    add_title,
+    draw_r2_curves,
+    few_ticks,
+    format_counts,
+    format_value,
+    label_counts,
+    new_figure,
+    save_figure,
+    style_axes,
+)
+from pipeline.report.figures.per_bin import (
+    LOWEST_R2,
+    draw_delta_heatmap,
+    draw_grouped_r2,
+    limit_values,
+    list_bins,
+    note_cut_bars,
+    write_columns,
+)
 from pipeline.report.figures.predictions import draw_predicted_against_true
 from pipeline.report.figures.sample import draw_sample_distribution
 from pipeline.report.section import Picture
-from pipeline.scoring import RunResults
+from pipeline.report.words import conclusion, learning_points, symbol, thresholds
+from pipeline.scoring import (
+    BUILD,
+    NOT_WORTH_IT,
+    R2_GLOBAL,
+    R2_ORACLE,
+    UNDECIDED,
+    Bin,
+    Estimate,
+    RunResults,
+    Scope,
+)
 
-__all__ = ["FIGURES_FOLDER", "PICTURES", "render_figures"]
+__all__ = ["FIGURES_FOLDER", "PICTURES", "draw_dashboard", "render_figures"]
+
+
+def draw_dashboard(results: RunResults) -> Figure:
+    """Draw the overview: the conclusion is the title, the panels are its evidence."""
+    level = results.summary.headline
+    bins, scopes = level.bins, level.scopes
+    figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
+    halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
+    left, right = halves[0]
+    models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
+    per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
+    _draw_models(models, scopes)
+    _draw_gain(gain, scopes, results, level.decision.verdict)
+    _draw_learning(learning, results)
+    _draw_bin_gain(per_bin, bins, results)
+    columns = {
+        "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
+        "n train": format_counts([view.n_train for view in bins]),
+        "n test": format_counts([view.n_test for view in bins]),
+    }
+    write_columns(table, columns)
+    add_title(
+        figure,
+        conclusion(results),
+        f"{symbol(results.summary.target)} by ridge regression, noise level {level.noise_level:g}. "
+        f"Mean over seeds; bars: {results.summary.confidence:.0%} interval."
+        + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _scope_label(name: str, scope: Scope) -> str:
+    return f"{name}\nn = {scope.n_test:,}"
+
+
+def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
+    height = 0.36
+    estimates: list[Estimate] = []
+    for offset, merit, color, label in (
+        (-height / 2, R2_GLOBAL, GLOBAL, "Global ridge"),
+        (height / 2, R2_ORACLE, ORACLE, "Oracle experts"),
+    ):
+        for row, scope in enumerate(scopes.values()):
+            estimate = scope.merit(merit)
+            estimates.append(estimate)
+            value = 0.0 if math.isnan(estimate.mean) else estimate.mean
+            axes.barh(row + offset, value, height=height, color=color, label=None if row else label)
+            add_interval(axes, row + offset, estimate, horizontal=True)
+            _write_right(axes, row + offset, estimate, ".4f")
+    limit_values(axes, estimates, lowest=LOWEST_R2, highest=1.0)
+    style_axes(axes, title="Overall R²")
+    few_ticks(axes)
+    axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
+    axes.set_ylim(len(scopes) - 0.5, -0.5)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=SMALL, frameon=False)
+
+
+def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:
+    style: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": SMALL, "color": INK}
+    text = format_value(estimate.mean, form)
+    axes.text(1.02, at, text, transform=axes.get_yaxis_transform(), **style)
+
+
+def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults, verdict: str) -> None:
+    decision = thresholds(results)
+    for row, scope in enumerate(scopes.values()):
+        axes.plot(scope.delta_r2.mean, row, marker="D", color=INK, markersize=9, zorder=5)
+        add_interval(axes, row, scope.delta_r2, horizontal=True)
+        _write_right(axes, row, scope.delta_r2, "+.4f")
+    ends = [e for s in scopes.values() for e in (s.delta_r2.low, s.delta_r2.high) if math.isfinite(e)]
+    # Both thresholds are always in view, with some room beyond them.
+    low, high = min([0.0, *ends]), max([decision.continue_ * 1.5, *ends])
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    spans = (
+        (low - margin, decision.stop, NOT_WORTH_IT),
+        (decision.stop, decision.continue_, UNDECIDED),
+        (decision.continue_, high + margin, BUILD),
+    )
+    for start, end, outcome in spans:
+        axes.axvspan(start, end, color=VERDICT_COLORS[outcome], alpha=0.28, linewidth=0, zorder=0)
+    words = f"not worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
+    style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, grid="")
+    axes.xaxis.label.set_fontsize(SMALL)
+    few_ticks(axes)
+    axes.set_yticks(range(len(scopes)), list(scopes))
+    axes.set_ylim(len(scopes) - 0.5, -0.5)
+
+
+def _draw_bin_gain(axes: Axes, bins: Sequence[Bin], results: RunResults) -> None:
+    decision = thresholds(results)
+    for row, view in enumerate(bins):
+        value = 0.0 if math.isnan(view.delta_r2.mean) else view.delta_r2.mean
+        axes.barh(row, value, height=0.55, color=ORACLE if value >= 0 else WARNING, zorder=2)
+        add_interval(axes, row, view.delta_r2, horizontal=True)
+    limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
+    style_axes(axes, title="ΔR² per bin", x=f"ΔR² (dashed: {decision.continue_:g})")
+    few_ticks(axes)
+    list_bins(axes, bins)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.axvline(decision.continue_, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle="--")
+
+
+def _draw_learning(axes: Axes, results: RunResults) -> None:
+    points = learning_points(results)
+    counts = [float(point.n_train) for point in points]
+    draw_r2_curves(axes, counts, points, legend=False)
+    axes.set_title("R² against training spectra", loc="left", fontsize=TEXT, fontweight="bold")
+    label_counts(axes, counts)
+
 
 FIGURES_FOLDER = "figures"
 #: In the order of the report.

@@ -1,4 +1,6 @@
-"""What a gate keeps of the headroom, and how far its probabilities can be trusted."""
+"""What gates say in the summary of a run, and its figures: the share of the headroom that every routing rule keeps, and
+how far the probabilities can be trusted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipeline.questions.gate.routing import ORACLE, ROUTES
-from pipeline.questions.gate.summary import GateLevel, Reliability, RouteScore
 from pipeline.report import symbol
 from pipeline.report.figures.canvas import (
     BLUES,
@@ -30,9 +31,126 @@ from pipeline.report.figures.canvas import (
 )
 from pipeline.report.figures.canvas import ORACLE as ORACLE_COLOR
 from pipeline.report.figures.predictions import draw_against_truth
-from pipeline.scoring import RunResults
+from pipeline.scoring import Estimate, Number, Plain, RunResults
 
-__all__ = ["draw_gate", "draw_gate_probabilities", "draw_routes"]
+__all__ = [
+    "BlendErrors",
+    "BlendSummary",
+    "GateAnswer",
+    "GateLevel",
+    "GatedBinning",
+    "Reliability",
+    "RouteDraw",
+    "RouteScore",
+    "Routing",
+    "draw_gate",
+    "draw_gate_probabilities",
+    "draw_routes",
+]
+
+
+class RouteScore(Plain):
+    """One routing rule on one set of test spectra.
+
+    ``gain`` is R² over that of the global model, ``kept`` the share ρ of the headroom, and ``verdict`` says PASS, FAIL
+    or UNDECIDED of it. The oracle has no verdict, since it keeps all by definition.
+    """
+
+    n_test: int
+    r2: Estimate
+    r2_global: Number
+    gain: Estimate
+    kept: Estimate
+    verdict: str | None = None
+
+
+class RouteDraw(Plain):
+    """All rules under one noise draw, by scope (``covered``, ``all`` or the number of a bin) and by rule."""
+
+    seed: int
+    scopes: dict[str, dict[str, RouteScore]]
+
+
+class Reliability(Plain):
+    """Probability of the most probable cell, in tenths: what was told on average, what came true, and of how many."""
+
+    told: tuple[Number, ...]
+    found: tuple[Number, ...]
+    counts: tuple[int, ...]
+
+
+class BlendErrors(Plain):
+    """Mean squared errors on held-out folds of the training spectra, in squared units of the target."""
+
+    blend: Number
+    soft: Number
+    fallback: Number
+    of_global: Number
+    margin: Number
+    count: int
+
+
+class BlendSummary(Plain):
+    """How many of ``n`` blends are kept, and their errors by scope."""
+
+    n: int
+    kept: int
+    held_out: dict[str, BlendErrors]
+    sentence: str
+
+
+class Routing(Plain):
+    """What a gate keeps at one noise level, over seeds, by scope and by rule; and every noise draw by itself."""
+
+    keep: float
+    scopes: dict[str, dict[str, RouteScore]]
+    accuracy: Number
+    calibration_error: Number
+    draws: tuple[RouteDraw, ...]
+
+    @property
+    def covered(self) -> Mapping[str, RouteScore]:
+        """Every rule on covered spectra."""
+        return self.scopes["covered"]
+
+
+class GatedBinning(Routing):
+    """The same for the experts of another binning, whose bins have names of their own."""
+
+    name: str
+    bin_names: tuple[str, ...]
+    n_test: int
+
+
+class GateLevel(Routing):
+    """The main gate at one noise level.
+
+    Matrices have a row for every true cell and a column for every told one, the outside last; ``truth_quantiles`` are
+    those of the probability that the own cell was given, and ``importance`` is what a feature is worth to the gate.
+    """
+
+    noise_level: float
+    kind: str
+    unsure: float
+    sentence: str
+    blend: BlendSummary | None
+    confusion: tuple[tuple[int, ...], ...]
+    spread: tuple[tuple[Number, ...], ...]
+    truth_quantiles: tuple[tuple[Number, ...], ...]
+    importance: dict[str, float]
+    reliability: Reliability
+    binnings: tuple[GatedBinning, ...]
+
+
+class GateAnswer(Plain):
+    """The gates at every noise level that single spectra were routed at."""
+
+    levels: tuple[GateLevel, ...]
+
+    def at(self, noise_level: float) -> GateLevel | None:
+        """Return the gate at one noise level."""
+        return next((level for level in self.levels if level.noise_level == noise_level), None)
+
 
 #: Cells of a matrix beyond which their numbers would touch.
 _READABLE_CELLS = 14

@@ -1,8 +1,11 @@
-"""The 1σ error of a spectrum: photon noise of star and sky, OH emission lines, read-out noise.
+"""The stars that are simulated: their labels, how they are observed, and the 1σ error of their spectra.
 
-Counts are per pixel for 12 exposures of 900 s and set so that the signal-to-noise ratio of stars of 20.5 to 22.5 mag
-runs from about 3 to 28 with a median near 8, whatever the number of pixels: a coarser grid is a cheaper sample, not a
-better instrument.
+Labels and observing conditions are drawn in fixed blocks of rows. A block's generator is keyed by (seed, part, block),
+so its stars do not depend on who draws them or in which order.
+
+The error is the photon noise of star and sky, OH emission lines and read-out noise. Counts are per pixel for
+12 exposures of 900 s. They are set so that the signal-to-noise ratio of stars of 20.5 to 22.5 mag runs from about 3 to
+28 with a median near 8, whatever the number of pixels: a coarser grid is a cheaper sample, not a better instrument.
 """
 
 from __future__ import annotations
@@ -12,7 +15,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAGNITUDES", "SEEING", "NoiseModel", "draw_noisy", "fill_edges", "measure_snr"]
+from pipeline.simulate.spectra import Labels
+
+__all__ = [
+    "BLOCK_ROWS",
+    "LABEL_RANGES",
+    "MAGNITUDES",
+    "SEEING",
+    "NoiseModel",
+    "block_generator",
+    "draw_conditions",
+    "draw_labels",
+    "draw_noisy",
+    "fill_edges",
+    "measure_snr",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -133,3 +150,36 @@ def _oh_emission(wave: FloatArray) -> FloatArray:
                 peak = 12.0 * brightness * j * np.exp(-0.13 * j * (j + 1)) * _SKY_LINE_SIGMA
                 emission += peak / width * np.exp(-0.5 * ((wave - centre) / width) ** 2)
     return emission
+
+
+#: Rows that share one generator and are computed together; part of what a seed means, so never change it.
+BLOCK_ROWS: Final = 256
+
+#: Start and stop of each label, then the two parameters of its beta distribution. T_eff fills the three bins
+#: equally; [M/H] gives about 20 : 35 : 25 % in Poor, Solar and Rich and leaves about 20 % outside.
+LABEL_RANGES: Final = {
+    "T_eff": (3750.0, 6000.0, 1.0, 1.0),
+    "log_g": (1.0, 5.0, 1.0, 1.0),
+    "M_H": (-2.5, 0.75, 1.66, 0.85),
+    "a_M": (-0.3, 0.3, 3.0, 3.0),
+    "C_M": (-0.3, 0.3, 3.0, 3.0),
+}
+
+
+def block_generator(seed: int, part: int, block: int) -> np.random.Generator:
+    """Return the generator of one block of rows; ``part`` is 0 for the test file, 1 + i for training shard i."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, part, block])))
+
+
+def draw_labels(generator: np.random.Generator, rows: int) -> Labels:
+    """Draw independent labels of ``rows`` stars."""
+    return Labels(**{name: _draw_beta(generator, rows, *shape) for name, shape in LABEL_RANGES.items()})
+
+
+def draw_conditions(generator: np.random.Generator, rows: int) -> tuple[FloatArray, FloatArray]:
+    """Draw i-band magnitudes and seeing (arcsec), each (rows,)."""
+    return generator.uniform(*MAGNITUDES, rows), _draw_beta(generator, rows, SEEING[0], sum(SEEING[:2]), *SEEING[2:])
+
+
+def _draw_beta(generator: np.random.Generator, rows: int, start: float, stop: float, a: float, b: float) -> FloatArray:
+    return start + (stop - start) * generator.beta(a, b, rows)

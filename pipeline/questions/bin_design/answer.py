@@ -1,4 +1,6 @@
-"""What each number of experts gains when their rectangles are chosen well, and the rectangles to use."""
+"""What a bin design says in the summary of a run, and its figure: what each number of experts gains, with which
+rectangles.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.questions.bin_design.summary import DesignAnswer
 from pipeline.report import bin_edges, quantity, thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
@@ -26,9 +27,52 @@ from pipeline.report.figures.canvas import (
     show_empty,
     style_axes,
 )
-from pipeline.scoring import RunResults
+from pipeline.scoring import Estimate, Number, Plain, RunResults
 
-__all__ = ["draw_bin_design"]
+__all__ = ["DesignAnswer", "Division", "HeldOut", "draw_bin_design"]
+
+
+class HeldOut(Plain):
+    """What some experts gain on held-out folds of the training spectra."""
+
+    experts: int
+    r2_oracle: Number
+    r2_global: Number
+    delta_r2: Number
+
+
+class Division(HeldOut):
+    """The best division into a number of rectangles: held-out and test figures of merit, and the rectangles.
+
+    ``test`` has the figures of merit by name, over seeds; ``rectangles`` the two ends of every column.
+    """
+
+    n_test: int
+    test: dict[str, Estimate]
+    rectangles: tuple[dict[str, tuple[float, float]], ...]
+    names: tuple[str, ...]
+
+
+class DesignAnswer(Plain):
+    """All divisions by growing number of experts, and the bins of the configuration beside them.
+
+    ``same_spectra`` says whether these cover the same spectra as the fine grid, whose ``edges`` are given by column.
+    """
+
+    noise_level: float
+    edges: dict[str, tuple[float, ...]]
+    n_train: int
+    n_test: int
+    divisions: tuple[Division, ...]
+    main: HeldOut | None
+    same_spectra: bool
+    recommended: int | None
+    sentence: str
+
+    @property
+    def chosen(self) -> Division | None:
+        """The recommended division; None where none gains."""
+        return next((one for one in self.divisions if one.experts == self.recommended), None)
 
 
 def draw_bin_design(results: RunResults, design: DesignAnswer | None) -> Figure:
