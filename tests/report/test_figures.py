@@ -221,8 +221,8 @@ def test_figures__wild_values_stay_legible(tmp_path: Path) -> None:
     assert any(text.startswith("−39.") for text in small_print)
 
 
-def test_learning_points__are_means_over_seeds_at_the_headline_level(tmp_path: Path) -> None:
-    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+def test_learning_points__are_means_over_seeds_at_the_headline_level(find_run: Callable[[str], RunResults]) -> None:
+    results = find_run("twelve, noise levels, NaN")
     frame = results.learning.query("noise_level == 1.0 and scope == 'covered'")
     points = learning_points(results)
     assert [point.n_train for point in points] == sorted(set(frame["n_train"]))
@@ -234,8 +234,8 @@ def test_learning_points__are_means_over_seeds_at_the_headline_level(tmp_path: P
             assert point[merit].mean == pytest.approx(rows[merit].mean(), abs=1e-9)
 
 
-def test_learning_points__end_at_the_key_numbers_and_may_lack_a_number(tmp_path: Path) -> None:
-    results = make_results(tmp_path, RUNS["twelve, noise levels, NaN"])
+def test_learning_points__end_at_the_key_numbers_and_may_lack_a_number(find_run: Callable[[str], RunResults]) -> None:
+    results = find_run("twelve, noise levels, NaN")
 
     def lose(summary: dict[str, Any]) -> None:
         [level] = [level for level in summary["levels"] if level["noise_level"] == 1.0]

@@ -19,6 +19,8 @@ from pipeline.questions.labels import Labels
 from pipeline.report.interactive import describe_interactive
 from pipeline.scoring import RunResults, flatten
 
+pytestmark = pytest.mark.slow  # they start a browser, which few machines of users have
+
 MERITS = {"ΔR²": "delta_r2", "R²_oracle": "r2_oracle", "R²_global": "r2_global"}
 PHONE, DESK = 400, 1600
 HOSTILE = '<img src=x onerror="document.title=1">'
