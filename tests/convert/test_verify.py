@@ -99,7 +99,7 @@ def test_verify_store__raise_on_a_damaged_chunk(shards: list[Path], tmp_path: Pa
     content = bytearray(file.read_bytes())
     content[40] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"shard_0/dataset.h5 cannot be compared .* rows 0 to 7 of 'error'"):
+    with pytest.raises(InputError, match=r"rows 0 to 7 of 'error'"):
         verify_store(store, shards, workers=1)
 
 
@@ -127,7 +127,7 @@ def test_verify_store__raise_on_other_labels_in_the_store(
         return columns
 
     monkeypatch.setattr(SpectraStore, "read_columns", read_wrongly)
-    with pytest.raises(InputError, match=r"shard_1/dataset.h5 .*log_g of row 4 is .* in row 44 of the store"):
+    with pytest.raises(InputError, match="log_g of row 4 .*row 44"):
         verify_store(store, shards, workers=1)
 
 

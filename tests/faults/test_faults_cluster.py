@@ -137,7 +137,7 @@ def test_a_cluster_without_workers_is_not_waited_for(
         with meanwhile(kill_all), pytest.raises(ResourceError, match=r"no worker.*finished work is kept"):
             run_experiment(small_config, out, client=client)
         require_nothing_final(out)
-        with pytest.raises(ResourceError, match=r"no worker for 5 s while waiting for the first worker"):
+        with pytest.raises(ResourceError, match="first worker"):
             run_experiment(small_config, out, client=client)
     run_experiment(small_config, out)
     require_equal(out, undisturbed)

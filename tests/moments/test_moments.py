@@ -158,7 +158,7 @@ def test_merge__raise_on_another_frame(other: Moments, message: str) -> None:
 
 def test_remove__raise_on_more_than_there_is() -> None:
     one, two = Moments.from_samples([[1.0]], [1.0]), Moments.from_samples([[1.0], [2.0]], [1.0, 2.0])
-    with pytest.raises(InputError, match="cannot remove 2 spectra from moments of 1"):
+    with pytest.raises(InputError, match="2 spectra"):
         one.remove(two)
 
 

@@ -294,5 +294,5 @@ def test_design__raise_on_a_grid_without_test_spectra(
     widest = int(np.argmax(counts))
     edges = [float(np.nextafter(marks[widest], np.inf)), float(np.nextafter(marks[widest + 1], 0))]
     design, ridge = {"grid": {"T_eff": edges, "M_H": [-3, 0, 1]}}, {"alpha": 10.0, "min_spectra": 2}
-    with pytest.raises(InputError, match=r"design.grid covers 0 test spectra, at least two are required"):
+    with pytest.raises(InputError, match=r"design\.grid covers 0"):
         run_experiment(change(small_config, design=design, ridge=ridge), tmp_path)

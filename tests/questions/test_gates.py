@@ -111,5 +111,5 @@ def test_a_gate_fitted_to_gaussian_labels_is_calibrated() -> None:
 @pytest.mark.parametrize("edges", [{"snr": [1, 2]}, {"T_eff": [1, 2], "M_H": [0, 1], "log_g": [1, 2]}])
 def test_fit__raises_on_columns_that_no_ridge_predicts(edges: dict[str, list[float]]) -> None:
     y = np.random.default_rng(0).normal(size=(9, 3))
-    with pytest.raises(InputError, match="ridge gate routes by one or two of the labels"):
+    with pytest.raises(InputError, match="ridge gate"):
         fit_ridge_gate(sums_of(y, y, np.zeros(3)), LABELS, np.zeros(3), BinGrid(edges))

@@ -168,7 +168,7 @@ def test_fit__raises_on_what_cannot_be_fitted() -> None:
 
 
 def test_probabilities__raise_without_their_features(fitted: LogisticFit) -> None:
-    with pytest.raises(InputError, match="needs 3 features of each spectrum, found none"):
+    with pytest.raises(InputError, match="3 features"):
         fitted.gate.probabilities(np.zeros((2, 3)))
     with pytest.raises(InputError, match=r"found shape \(2, 4\)"):
         fitted.gate.probabilities((), np.zeros((2, 4)))
@@ -182,5 +182,5 @@ def test_fit__raises_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_gate_from_dict__raises_on_other_kinds() -> None:
-    with pytest.raises(InputError, match="kind ridge or logistic is required, found 'tree'"):
+    with pytest.raises(InputError, match="'tree'"):
         gate_from_dict({"kind": "tree"}, GRID)

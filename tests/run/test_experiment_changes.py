@@ -310,7 +310,7 @@ def test_a_killed_addition_is_finished_by_the_same_command(
 ) -> None:
     interrupt(phase, "add", str(run), str(shards[2]))
     if phase != "score":
-        with pytest.raises(InputError, match=r"an earlier change was interrupted.*headroom run .*config\.yaml --out"):
+        with pytest.raises(InputError, match=r"headroom run .*config\.yaml --out"):
             remove_shard(run, "shard_0")
         add_spectra(run, [shards[2]])
     else:
@@ -386,7 +386,7 @@ def test_remove__raise_on_wrong_names(run: Path, tmp_path: Path) -> None:
     remove_shard(run, "shard_0")
     with pytest.raises(InputError, match="'shard_0' was taken out already; its shards are shard_1/"):
         remove_shard(run, "shard_0")
-    with pytest.raises(InputError, match="'shard_1' is the only shard that is left"):
+    with pytest.raises(InputError, match="'shard_1'.*only"):
         remove_shard(run, "shard_1")
     with pytest.raises(InputError, match="no such folder"):
         remove_shard(tmp_path / "nothing", "shard_1")
@@ -398,7 +398,7 @@ def test_what_is_left_out_of_train_may_be_the_test_set(base: ExperimentConfig, s
     plan = plan_experiment(ExperimentConfig.model_validate(plain), [2**33])
     assert (plan.n_spectra, plan.n_folds, plan.n_partitions) == (600, 1, 2)
     plain["data"]["exclude"] = ["shard_1"]
-    with pytest.raises(InputError, match="600 of 600 test spectra also occur in train"):
+    with pytest.raises(InputError, match="600 of 600"):
         plan_experiment(ExperimentConfig.model_validate(plain), [2**33])
 
 
@@ -432,7 +432,7 @@ def test_an_impossible_change_is_taken_back(base: ExperimentConfig, shards: list
 def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]) -> None:
     plain = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(plain | {"seeds": [7]}))
-    with pytest.raises(InputError, match="not what the results of this run were made with"):
+    with pytest.raises(InputError, match="results of this run"):
         add_spectra(run, [shards[2]])
 
 
