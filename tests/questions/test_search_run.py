@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.questions.penalty import Penalty
 from pipeline.run import render_run, run_experiment
-from pipeline.scoring import RunResults, read_noisy_rows
+from pipeline.scoring import RunResults, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
 SEARCH_FILE = "alpha_search.csv"
