@@ -1,3 +1,4 @@
+from .algebra import AnyMoments as AnyMoments
 from .algebra import PredictionSums as PredictionSums
 from .algebra import PrincipalComponents as PrincipalComponents
 from .algebra import find_components as find_components
@@ -11,6 +12,12 @@ from .contents import merge_runs as merge_runs
 from .contents import open_moments as open_moments
 from .contents import render_contents as render_contents
 from .contents import tabulate_contents as tabulate_contents
+from .factored import CHECK_EVERY as CHECK_EVERY
+from .factored import Basis as Basis
+from .factored import FactoredMoments as FactoredMoments
+from .factored import Sample as Sample
+from .factored import choose_basis as choose_basis
+from .factored import extend_basis as extend_basis
 from .files import KEY_FILE as KEY_FILE
 from .files import MomentsWriter as MomentsWriter
 from .files import SavedMoments as SavedMoments

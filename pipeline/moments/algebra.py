@@ -12,6 +12,7 @@ from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
+from pipeline.moments.factored import FactoredMoments
 from pipeline.moments.moments import Moments
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
+#: Both representations: what is not about tiles takes either.
+AnyMoments = Moments | FactoredMoments
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class PrincipalComponents:
         return np.asarray(np.sqrt((np.asarray(scores)[:, varies] ** 2 / self.variances[varies]).sum(axis=1)))
 
 
-def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> PrincipalComponents:
+def find_components(whole: AnyMoments, n: int, out: FloatArray | None = None) -> PrincipalComponents:
     """Return the first ``n`` principal components of the spectra that moments were summed over.
 
     They are the eigenvectors of the covariance ``(S − ssᵀ/n)/n`` of the noisy spectra. The sign of an eigenvector has
@@ -96,14 +99,17 @@ def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> Pr
         )
     # One thread, because the bits of a decomposition depend on the number of threads.
     with threadpool_limits(1, user_api="blas"):
-        products, _ = whole.covariance_sums(out=out)
-        values, vectors = eigh(
-            products.T,  # in Fortran's order, so that LAPACK works in place
-            lower=False,
-            overwrite_a=True,
-            check_finite=False,
-            subset_by_index=(n_pixels - n, n_pixels - 1),
-        )
+        if isinstance(whole, FactoredMoments):
+            values, vectors = whole.find_components(n)
+        else:
+            products, _ = whole.covariance_sums(out=out)
+            values, vectors = eigh(
+                products.T,  # in Fortran's order, so that LAPACK works in place
+                lower=False,
+                overwrite_a=True,
+                check_finite=False,
+                subset_by_index=(n_pixels - n, n_pixels - 1),
+            )
     vectors = np.ascontiguousarray(vectors[:, ::-1])
     largest = np.abs(vectors).argmax(axis=0)
     vectors *= np.where(vectors[largest, np.arange(n)] < 0, -1.0, 1.0)
@@ -225,7 +231,7 @@ class PredictionSums:
         return PredictionSums(*(sum(getattr(part, name) for part in parts) for name in PredictionSums.__annotations__))
 
 
-def sum_predictions(moments: Moments, weights: ArrayLike, intercepts: ArrayLike) -> PredictionSums:
+def sum_predictions(moments: AnyMoments, weights: ArrayLike, intercepts: ArrayLike) -> PredictionSums:
     """Return the joint sums of labels and predictions ``f = b + xᵀw``, from the moments alone.
 
     All moments are relative to the origins, so with ``b' = b + oᵀw − c``::
@@ -250,7 +256,7 @@ def sum_predictions(moments: Moments, weights: ArrayLike, intercepts: ArrayLike)
     offsets = b + moments.x_origin @ w - moments.y_origin
     slopes = moments.x_sum @ w
     columns = np.ascontiguousarray(w.transpose(1, 0, 2).reshape(n_pixels, n_models * n_labels))
-    product = moments.layout.multiply(moments.gram, columns).reshape(n_pixels, n_models, n_labels)
+    product = moments.multiply(columns).reshape(n_pixels, n_models, n_labels)
     mixed = offsets[:, :, None] * slopes[:, None, :]
     return PredictionSums(
         count=moments.count,

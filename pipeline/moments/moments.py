@@ -235,6 +235,10 @@ class Moments:
         """Population variance of every pixel, shape (P,), never negative."""
         return self.pixel_sums.x_variance
 
+    def multiply(self, columns: FloatArray) -> FloatArray:
+        """Return ``S @ columns``, shape (P, M), in float64."""
+        return self.layout.multiply(self.gram, columns)
+
     def covariance_sums(
         self, scale: FloatArray | None = None, out: FloatArray | None = None
     ) -> tuple[FloatArray, FloatArray]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
 from pipeline.errors import InputError, SingularGramError
-from pipeline.moments import Moments, PixelSums, factorise_and_solve
+from pipeline.moments import AnyMoments, FactoredMoments, PixelSums, factorise_and_solve
 from pipeline.ridge.krylov import solve_shifted
 
 __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
@@ -60,7 +60,7 @@ class RidgePath:
         return replace(self, alphas=self.alphas[one], weights=self.weights[one], intercepts=self.intercepts[one])
 
 
-def pixel_scale(moments: Moments | PixelSums) -> FloatArray:
+def pixel_scale(moments: AnyMoments | PixelSums) -> FloatArray:
     """Return the population standard deviation of every pixel, 1 where a pixel is constant.
 
     This is the ``scale_`` of scikit-learn's ``StandardScaler`` fitted on the same spectra. A pixel counts as
@@ -76,7 +76,7 @@ def pixel_scale(moments: Moments | PixelSums) -> FloatArray:
     FloatArray
         Shape (P,), flux units, all > 0.
     """
-    sums = moments.pixel_sums if isinstance(moments, Moments) else moments
+    sums = moments if isinstance(moments, PixelSums) else moments.pixel_sums
     variance = sums.x_variance
     offset = sums.x_sum / sums.count
     # scikit-learn's bound for float64 data, and the cancellation error of S/n − (s/n)² about the origin.
@@ -89,14 +89,15 @@ def pixel_scale(moments: Moments | PixelSums) -> FloatArray:
 
 
 def solve_ridge_path(
-    moments: Moments, alphas: ArrayLike, scale: ArrayLike | None = None, memory: FloatArray | None = None
+    moments: AnyMoments, alphas: ArrayLike, scale: ArrayLike | None = None, memory: FloatArray | None = None
 ) -> RidgePath:
     """Solve ridge regression for several penalties from sufficient statistics.
 
     Minimises ``Σ(y − b − w'ᵀ(x − m)/d)² + α‖w'‖²`` (a sum over spectra, not a mean; ``b`` is not penalised)
     through ``A = D C D + αI``, ``w = D A⁻¹ D C_xy`` with ``C = S − ssᵀ/n``, ``C_xy = U − stᵀ/n``,
     ``D = diag(1/d)``: by one Cholesky factorisation for each α, or for several α of many pixels by one Krylov space for
-    all (:mod:`pipeline.ridge.krylov`), as far as that is shorter.
+    all (:mod:`pipeline.ridge.krylov`), as far as that is shorter. Factored moments need no matrix of all pixels: see
+    :meth:`pipeline.moments.FactoredMoments.solve_shifted`.
 
     Parameters
     ----------
@@ -130,6 +131,12 @@ def solve_ridge_path(
     if d.shape != (moments.n_pixels,) or not (d > 0).all():
         raise InputError(f"the scale must be {moments.n_pixels} positive numbers, found shape {d.shape}")
     weights = np.empty((path.size, moments.n_pixels, len(moments.labels)))
+    if isinstance(moments, FactoredMoments):
+        for k, solution in enumerate(moments.solve_shifted(d, path.tolist())):
+            if solution is None:
+                raise SingularGramError(_singular_message(moments, d, float(path[k])))
+            weights[k] = solution / d[:, None]
+        return _with_intercepts(moments, path, weights)
     system = np.empty((moments.n_pixels, moments.n_pixels)) if memory is None else memory
     found: list[FloatArray | None] = [None] * path.size
     if path.size >= _FEWEST_FOR_KRYLOV and (path > 0).all():
@@ -144,6 +151,10 @@ def solve_ridge_path(
         if solution is None:
             raise SingularGramError(_singular_message(moments, d, float(alpha)))
         weights[k] = solution / d[:, None]
+    return _with_intercepts(moments, path, weights)
+
+
+def _with_intercepts(moments: AnyMoments, path: FloatArray, weights: FloatArray) -> RidgePath:
     intercepts = moments.y_mean - np.einsum("p,apq->aq", moments.x_mean, weights)
     return RidgePath(path, weights, intercepts, moments.labels, moments.count)
 
@@ -161,7 +172,7 @@ def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArr
     return solution
 
 
-def _singular_message(moments: Moments, scale: FloatArray, alpha: float) -> str:
+def _singular_message(moments: AnyMoments, scale: FloatArray, alpha: float) -> str:
     """Name the smallest penalty that lifts every eigenvalue above rounding error."""
     system, _ = moments.covariance_sums(scale)
     n_pixels = len(system)

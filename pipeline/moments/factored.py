@@ -1,0 +1,509 @@
+"""Moments of noise that was integrated out, in a few numbers: a low rank for the stars, a diagonal for their noise.
+
+The expectation over all draws of a spectrum's noise is ``mmᵀ + diag(v)``. The means m are smooth functions of a handful
+of stellar labels, so they lie in few dimensions, and the noise is a diagonal. With a :class:`Basis` that is fixed for a
+run, z the coordinates of ``m − o`` in it, and ``z̃ = (z, 1, y − c)``::
+
+    m − o = Bz + e       Σ z̃z̃ᵀ  holds  n,  Σz,  t,  Σzzᵀ,  Σz(y−c)ᵀ  and  V       d = Σv
+    s = BΣz              S = B(Σzzᵀ)Bᵀ + diag(d)                                   U = BΣz(y−c)ᵀ
+
+Such moments add and subtract like dense ones, if their bases are equal. A cell is ``(r + 1 + Q)² + 2P`` numbers instead
+of ``P²/2``, and a ridge model costs ``O(Pr²)`` instead of ``O(P³)``.
+
+What the basis leaves out, the residual e, lies under the noise. Seen through noise of variance d, a direction with
+residual energy λ explains at most λ/(λ + d) of anything. So the training spectra of a cell lose at most this much R²::
+
+    ε = (n/n_check) Σ_p (Σ_i e_ip²)/d_p            sums over check rows: every 16th row of the store
+
+This is :attr:`FactoredMoments.lost`. It is stated without a penalty, which only shrinks what is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh, solve
+from scipy.sparse.linalg import LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import InputError
+from pipeline.moments.moments import PixelSums, require_spectra
+
+__all__ = ["CHECK_EVERY", "Basis", "FactoredMoments", "Sample", "choose_basis", "extend_basis"]
+
+FloatArray = NDArray[np.float64]
+#: Every row of a store whose number is a multiple of this is a check row.
+CHECK_EVERY = 16
+#: Rows of a cell, farthest from what the basis can say, that are remembered.
+WORST = 4
+#: Ranks are multiples of this, which products like.
+_STEP = 16
+#: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
+_ROUNDING = 1e-15
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Directions in which mean noisy spectra differ, for P pixels and rank r.
+
+    Pixels are whitened by the mean noise variance v̄ of a sample, so that what is left out counts as the noise does.
+
+    Attributes
+    ----------
+    x_origin
+        o, shape (P,), flux units.
+    variance
+        v̄, shape (P,), flux², > 0.
+    directions
+        B̃, orthonormal columns, the most important first, shape (P, r), no unit.
+    """
+
+    x_origin: FloatArray
+    variance: FloatArray
+    directions: FloatArray
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return int(self.directions.shape[1])
+
+    @cached_property
+    def vectors(self) -> FloatArray:
+        """B = √v̄ ∘ B̃, shape (P, r), flux units."""
+        return np.asarray(np.sqrt(self.variance)[:, None] * self.directions)
+
+    @cached_property
+    def projection(self) -> FloatArray:
+        """What ``m − o`` is multiplied by to give z, ``B̃ / √v̄``, shape (P, r), per flux unit."""
+        return np.asarray(self.directions / np.sqrt(self.variance)[:, None])
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the basis: moments with the same digest can be added."""
+        content = hashlib.sha256()
+        for array in (self.x_origin, self.variance, self.directions):
+            content.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return content.hexdigest()
+
+    def leading(self, rank: int) -> Basis:
+        """Return the first ``rank`` directions as a basis."""
+        return replace(self, directions=np.ascontiguousarray(self.directions[:, :rank]))
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredMoments:
+    """Moments of spectra whose noise was integrated out, for P pixels, Q labels and rank r; see this module.
+
+    It answers what :class:`pipeline.moments.Moments` answers.
+
+    Attributes
+    ----------
+    basis
+        Of z.
+    inner
+        Σ z̃z̃ᵀ, shape (r + 1 + Q, r + 1 + Q), float64.
+    noise
+        d = Σv, shape (P,), flux².
+    residual
+        Σ e² over check rows, shape (P,), flux².
+    n_check
+        Check rows.
+    y_origin
+        c, shape (Q,).
+    labels
+        Names of the labels.
+    epsilon
+        Machine epsilon of the type in which rows were projected.
+    worst
+        Rows with the largest residuals: numbers and whitened energies ``Σ_p e_p²/v̄_p``, shape (WORST, 2); −1 and 0
+        where there are fewer.
+    """
+
+    basis: Basis
+    inner: FloatArray
+    noise: FloatArray
+    residual: FloatArray
+    n_check: int
+    y_origin: FloatArray
+    labels: tuple[str, ...]
+    epsilon: float
+    worst: FloatArray
+
+    @classmethod
+    def zeros(cls, basis: Basis, y_origin: ArrayLike, labels: Sequence[str], epsilon: float) -> FactoredMoments:
+        """Return the moments of no spectra: the identity of addition."""
+        c, n_pixels = np.asarray(y_origin, dtype=np.float64), len(basis.x_origin)
+        size = basis.rank + 1 + c.size
+        return cls(
+            basis=basis,
+            inner=np.zeros((size, size)),
+            noise=np.zeros(n_pixels),
+            residual=np.zeros(n_pixels),
+            n_check=0,
+            y_origin=c,
+            labels=tuple(labels),
+            epsilon=epsilon,
+            worst=np.tile([-1.0, 0.0], (WORST, 1)),
+        )
+
+    # --- What dense moments also know.
+
+    @property
+    def count(self) -> int:
+        """n, the number of spectra."""
+        return int(self.inner[self.basis.rank, self.basis.rank])
+
+    @property
+    def n_pixels(self) -> int:
+        """P."""
+        return len(self.noise)
+
+    @property
+    def x_origin(self) -> FloatArray:
+        """o, shape (P,)."""
+        return self.basis.x_origin
+
+    @property
+    def x_sum(self) -> FloatArray:
+        """s, shape (P,)."""
+        return np.asarray(self.basis.vectors @ self._z_sum)
+
+    @property
+    def y_sum(self) -> FloatArray:
+        """t, shape (Q,)."""
+        return self.inner[self.basis.rank, self.basis.rank + 1 :]
+
+    @property
+    def cross(self) -> FloatArray:
+        """U, shape (P, Q)."""
+        return np.asarray(self.basis.vectors @ self._z_cross)
+
+    @property
+    def y_gram(self) -> FloatArray:
+        """V, shape (Q, Q)."""
+        return self.inner[self.basis.rank + 1 :, self.basis.rank + 1 :]
+
+    @property
+    def pixel_sums(self) -> PixelSums:
+        """What is known of every pixel by itself."""
+        vectors = self.basis.vectors
+        squares = np.einsum("pr,pr->p", vectors @ self._z_gram, vectors) + self.noise
+        return PixelSums(self.count, self.x_sum, squares, self.x_origin, self.epsilon)
+
+    @property
+    def x_mean(self) -> FloatArray:
+        """Mean pixels, shape (P,), origin included."""
+        return self.pixel_sums.x_mean
+
+    @property
+    def y_mean(self) -> FloatArray:
+        """Mean labels, shape (Q,), origin included."""
+        require_spectra(self.count)
+        return np.asarray(self.y_origin + self.y_sum / self.count)
+
+    @property
+    def x_variance(self) -> FloatArray:
+        """Population variance of every pixel, shape (P,), never negative."""
+        return self.pixel_sums.x_variance
+
+    def multiply(self, columns: FloatArray) -> FloatArray:
+        """Return ``S @ columns``, shape (P, M)."""
+        vectors = self.basis.vectors
+        return np.asarray(vectors @ (self._z_gram @ (vectors.T @ columns)) + self.noise[:, None] * columns)
+
+    def covariance_sums(
+        self, scale: FloatArray | None = None, out: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return centred sums of products as dense matrices; see :meth:`pipeline.moments.Moments.covariance_sums`."""
+        require_spectra(self.count)
+        d = np.ones(self.n_pixels) if scale is None else scale
+        vectors = self.basis.vectors / d[:, None]
+        gram, cross = self._centred
+        dense = np.matmul(vectors @ gram, vectors.T, out=out)
+        np.einsum("pp->p", dense)[:] += self.noise / d**2
+        if out is None:
+            dense = np.tril(dense)
+        return dense, np.asarray(vectors @ cross)
+
+    # --- What dense moments do not have.
+
+    def solve_shifted(self, scale: FloatArray, alphas: Sequence[float]) -> list[FloatArray | None]:
+        """Solve ``(D C D + αI) w' = D C_xy`` for several α >= 0, with ``D = diag(1/scale)``; None where it is singular.
+
+        With ``E = d/scale² + α`` (diagonal), ``B_s = D B``, ``C_c = Σzzᵀ − ΣzΣzᵀ/n`` and ``K = B_sᵀE⁻¹B_s``, Woodbury's
+        identity gives::
+
+            w' = E⁻¹ B_s (I + C_c K)⁻¹ (Σz(y−c)ᵀ − Σz tᵀ/n)
+
+        Parameters
+        ----------
+        scale
+            Shape (P,), all > 0.
+        alphas
+            A penalties.
+
+        Returns
+        -------
+        list of FloatArray or None
+            A solutions, shapes (P, Q).
+        """
+        require_spectra(self.count)
+        gram, cross = self._centred
+        vectors = self.basis.vectors / scale[:, None]
+        noise = self.noise / scale**2
+        found: list[FloatArray | None] = []
+        for alpha in alphas:
+            diagonal = noise + alpha
+            if not (diagonal > np.finfo(np.float64).eps * diagonal.max()).all():
+                found.append(None)
+                continue
+            inside = vectors.T @ (vectors / diagonal[:, None])
+            found.append(vectors @ solve(np.eye(len(gram)) + gram @ inside, cross) / diagonal[:, None])
+        return found
+
+    def find_components(self, n: int) -> tuple[FloatArray, FloatArray]:
+        """Return the ``n`` largest eigenvalues of the covariance sums, in rising order, and their vectors (P, n)."""
+        gram, _ = self._centred
+        vectors = self.basis.vectors
+        if n >= self.n_pixels // 2:
+            dense, _ = self.covariance_sums()
+            values, found = eigh(dense, lower=True, subset_by_index=(self.n_pixels - n, self.n_pixels - 1))
+            return np.asarray(values), np.asarray(found)
+
+        def apply(x: FloatArray) -> FloatArray:
+            column = x.reshape(len(vectors), -1)
+            return np.asarray(vectors @ (gram @ (vectors.T @ column)) + self.noise[:, None] * column)
+
+        operator = LinearOperator((self.n_pixels, self.n_pixels), matvec=apply, matmat=apply, dtype=np.float64)
+        values, found = eigsh(operator, k=n, which="LA", v0=np.ones(self.n_pixels), tol=0)
+        order = np.argsort(values)
+        return np.asarray(values[order]), np.asarray(found[:, order])
+
+    @property
+    def lost(self) -> float:
+        """ε, the bound on the R² that training spectra lose; NaN without check rows, infinite without noise."""
+        if not self.n_check:
+            return float("nan")
+        left = self.residual > 0
+        if not left.any():
+            return 0.0
+        with np.errstate(divide="ignore"):
+            return float(self.count / self.n_check * (self.residual[left] / self.noise[left]).sum())
+
+    def leading(self, rank: int) -> FactoredMoments:
+        """Return the moments in the first ``rank`` directions alone; what they lose is not known."""
+        own = [*range(rank), *range(self.basis.rank, len(self.inner))]
+        return replace(
+            self,
+            basis=self.basis.leading(rank),
+            inner=self.inner[np.ix_(own, own)],
+            residual=np.zeros(self.n_pixels),
+            n_check=0,
+        )
+
+    # --- Addition.
+
+    def __add__(self, other: FactoredMoments) -> FactoredMoments:
+        """Moments of the union of two disjoint sets."""
+        self.require_same_frame(other)
+        rows = np.concatenate([self.worst, other.worst])
+        return replace(
+            self,
+            inner=self.inner + other.inner,
+            noise=self.noise + other.noise,
+            residual=self.residual + other.residual,
+            n_check=self.n_check + other.n_check,
+            epsilon=max(self.epsilon, other.epsilon),
+            worst=rows[np.argsort(-rows[:, 1], kind="stable")][:WORST],
+        )
+
+    def remove(self, other: FactoredMoments) -> FactoredMoments:
+        """Return the moments without a subset that they contain.
+
+        The worst rows stay as they are: which of them belong to the subset is not known.
+
+        Raises
+        ------
+        InputError
+            If bases, pixels or labels differ, or the subset is larger than the whole.
+        """
+        self.require_same_frame(other)
+        if other.count > self.count:
+            raise InputError(f"cannot remove {other.count} spectra from moments of {self.count}")
+        return replace(
+            self,
+            inner=self.inner - other.inner,
+            noise=self.noise - other.noise,
+            residual=self.residual - other.residual,
+            n_check=self.n_check - other.n_check,
+        )
+
+    def identical(self, other: FactoredMoments) -> bool:
+        """Return whether all numbers are equal, bit for bit in value."""
+        return (
+            self.basis.digest == other.basis.digest
+            and self.labels == other.labels
+            and self.n_check == other.n_check
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("inner", "noise", "residual", "y_origin")
+            )
+        )
+
+    def require_same_frame(self, other: FactoredMoments) -> None:
+        """Refuse moments that have no common sum.
+
+        Raises
+        ------
+        InputError
+            If labels, their origins, or bases differ.
+        """
+        if self.labels != other.labels:
+            raise InputError(f"cannot merge moments of labels {self.labels} and {other.labels}; use the same labels")
+        if not np.array_equal(self.y_origin, other.y_origin):
+            raise InputError("cannot merge moments with different label origins; accumulate both from one store")
+        if self.basis.digest != other.basis.digest:
+            raise InputError(
+                f"cannot merge factored moments of two bases ({self.basis.digest[:12]}, rank {self.basis.rank}, and "
+                f"{other.basis.digest[:12]}, rank {other.basis.rank}); accumulate both with the same data.train, with "
+                "data.exclude for what each leaves out: a run's basis comes from all stores that it names"
+            )
+
+    @property
+    def _z_sum(self) -> FloatArray:
+        return self.inner[: self.basis.rank, self.basis.rank]
+
+    @property
+    def _z_gram(self) -> FloatArray:
+        return self.inner[: self.basis.rank, : self.basis.rank]
+
+    @property
+    def _z_cross(self) -> FloatArray:
+        return self.inner[: self.basis.rank, self.basis.rank + 1 :]
+
+    @property
+    def _centred(self) -> tuple[FloatArray, FloatArray]:
+        """``Σzzᵀ − ΣzΣzᵀ/n`` and ``Σz(y−c)ᵀ − Σz tᵀ/n``, shapes (r, r) and (r, Q)."""
+        s, n = self._z_sum, self.count
+        return self._z_gram - np.outer(s, s) / n, self._z_cross - np.outer(s, self.y_sum) / n
+
+
+# --- The choice of a basis.
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some training spectra whose noise is integrated out.
+
+    Attributes
+    ----------
+    means
+        ``m − o``, shape (N, P), flux units.
+    variances
+        v, shape (N, P), flux².
+    groups
+        A number for each spectrum, shape (N,): what is lost is bounded in every group.
+    """
+
+    means: FloatArray
+    variances: FloatArray
+    groups: NDArray[np.int64]
+
+
+#: Groups of fewer sampled spectra are bounded together: a few spectra say little.
+_FEWEST_IN_GROUP = 32
+
+
+def choose_basis(
+    sample: Sample, x_origin: FloatArray, tolerance: float, largest: int, rank: int | None = None
+) -> tuple[Basis, float]:
+    """Return the smallest basis that loses less than half the tolerance in every group of a sample.
+
+    The directions are the eigenvectors of the whitened sample, through the Gram matrix of its rows: with N spectra it
+    costs ``N²P``, and all in float64, because in single precision the basis itself would end at 1e-7 of the largest
+    eigenvalue. Half, because the sample has chosen the basis that it judges; check rows of the pass judge it again.
+
+    Parameters
+    ----------
+    sample
+        Spread over all training spectra and all noise levels.
+    x_origin
+        o, shape (P,).
+    tolerance
+        Of R², see :attr:`FactoredMoments.lost`.
+    largest
+        The largest rank to be considered.
+    rank
+        A rank to use instead.
+
+    Returns
+    -------
+    Basis
+        Of the largest rank, if none loses as little as is asked.
+    float
+        The largest loss of any group.
+
+    Raises
+    ------
+    InputError
+        If there are no spectra, or they do not differ.
+    """
+    variance = sample.variances.mean(axis=0)
+    # A pixel without noise must be kept whole: it gets a weight beyond all others.
+    positive = variance[variance > 0]
+    if not positive.size:
+        raise InputError("moments can only be factored where there is noise; use compute.moments: dense")
+    variance = np.where(variance > 0, variance, positive.min() * 1e-6)
+    white = sample.means / np.sqrt(variance)
+    with threadpool_limits(1, user_api="blas"):
+        values, own = eigh(white @ white.T)
+        kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1][: min(largest, len(x_origin))]
+        if not kept.size or not values[-1] > 0:
+            raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
+        directions, _ = np.linalg.qr(white.T @ (own[:, kept] / np.sqrt(values[kept])))
+        whole = Basis(np.asarray(x_origin, dtype=np.float64), variance, np.ascontiguousarray(directions))
+        coordinates = white @ whole.directions
+        ranks = [rank] if rank is not None else [*range(_STEP, whole.rank, _STEP), whole.rank]
+        lost = float("inf")
+        groups = _merge_small(sample.groups)
+        low, high = 0, len(ranks) - 1
+        # What is lost falls with the rank, so the smallest rank is found by bisection.
+        while low < high:
+            middle = (low + high) // 2
+            lost = _bound(sample, whole, coordinates, groups, ranks[middle])
+            low, high = (low, middle) if lost <= tolerance / 2 else (middle + 1, high)
+        chosen = min(ranks[low], whole.rank)
+        lost = _bound(sample, whole, coordinates, groups, chosen)
+    return whole.leading(chosen), lost
+
+
+def _bound(sample: Sample, basis: Basis, coordinates: FloatArray, groups: NDArray[np.int64], rank: int) -> float:
+    left = sample.means - coordinates[:, :rank] @ basis.vectors[:, :rank].T
+    np.square(left, out=left)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bounds = [
+            float(np.nansum(left[groups == k].sum(axis=0) / sample.variances[groups == k].sum(axis=0)))
+            for k in np.unique(groups)
+        ]
+    return max(bounds)
+
+
+def _merge_small(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    found, counts = np.unique(groups, return_counts=True)
+    return np.where(np.isin(groups, found[counts < _FEWEST_IN_GROUP]), -1, groups)
+
+
+def extend_basis(basis: Basis, rows: FloatArray) -> Basis:
+    """Return a basis that also spans some spectra ``m − o`` (N, P), flux units; those that it spans add nothing."""
+    white = np.asarray(rows, dtype=np.float64) / np.sqrt(basis.variance)
+    sizes = np.linalg.norm(white, axis=1)
+    for _ in range(2):  # once leaves rounding errors that grow
+        white = white - (white @ basis.directions) @ basis.directions.T
+    left, values, _ = np.linalg.svd(white.T, full_matrices=False)
+    new = left[:, values > 1e-9 * sizes.max(initial=0.0)]
+    return replace(basis, directions=np.ascontiguousarray(np.column_stack([basis.directions, new])))
