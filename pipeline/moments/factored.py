@@ -34,15 +34,15 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import InputError
 from pipeline.moments.moments import PixelSums, require_spectra
 
-__all__ = ["CHECK_EVERY", "Basis", "FactoredMoments", "Sample", "choose_basis", "extend_basis"]
+__all__ = ["CHECK_EVERY", "WORST", "Basis", "FactoredMoments", "Sample", "choose_basis", "extend_basis"]
 
 FloatArray = NDArray[np.float64]
 #: Every row of a store whose number is a multiple of this is a check row.
 CHECK_EVERY = 16
 #: Rows of a cell, farthest from what the basis can say, that are remembered.
 WORST = 4
-#: Ranks are multiples of this, which products like.
-_STEP = 16
+#: Ranks are multiples of this, which products like; a basis that is chosen has no larger rank than the second number.
+_STEP, _MOST = 16, 512
 #: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
 _ROUNDING = 1e-15
 
@@ -461,8 +461,9 @@ def choose_basis(
     variance = np.where(variance > 0, variance, positive.min() * 1e-6)
     white = sample.means / np.sqrt(variance)
     with threadpool_limits(1, user_api="blas"):
-        values, own = eigh(white @ white.T)
-        kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1][: min(largest, len(x_origin))]
+        n = min(largest, _MOST, *white.shape)
+        values, own = eigh(white @ white.T, subset_by_index=(len(white) - n, len(white) - 1))
+        kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1]
         if not kept.size or not values[-1] > 0:
             raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
         directions, _ = np.linalg.qr(white.T @ (own[:, kept] / np.sqrt(values[kept])))

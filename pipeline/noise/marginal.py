@@ -174,18 +174,19 @@ class _MarginalKernel:
         return [self._part(scatter, a, min(a + size, n_pixels)) for a in starts]
 
     def _part(self, scatter: Scatter, begin: int, end: int) -> Callable[[], None]:
+        groups = scatter.targets if scatter.groups is None else scatter.groups
         return partial(
             scatter_marginal, scatter.flux, scatter.error, self._level, self._corrections, begin, end,
-            scatter.origin, scatter.targets, scatter.slots, scatter.pool, scatter.variances,
+            scatter.origin, scatter.targets, scatter.slots, scatter.pool, scatter.variances, groups,
         )  # fmt: skip
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def scatter_marginal(
     flux: Any, error: Any, level: Any, corrections: Any, begin: Any, end: Any, origin: Any, targets: Any, slots: Any,
-    pool: Any, variances: Any,
+    pool: Any, variances: Any, groups: Any,
 ) -> None:  # fmt: skip
-    """Write ``m − o`` of every row to its place in its buffer, and add ``v`` to the buffer's variances.
+    """Write ``m − o`` of every row to its place in its buffer, and add ``v`` to the variances of its group.
 
     Parameters
     ----------
@@ -196,7 +197,7 @@ def scatter_marginal(
     corrections
         :func:`correction_polynomials` of that precision.
     begin, end
-        The pixels to do. Threads may share the pixels of a spectrum, but not the spectra of a buffer: a pixel's
+        The pixels to do. Threads may share the pixels of a spectrum, but not the spectra of a group: a pixel's
         variances are added row by row, so that their bits depend on the rows alone.
     origin
         Shape (P,).
@@ -205,7 +206,9 @@ def scatter_marginal(
     pool
         The buffers, (buffers, rows, >= P).
     variances
-        Their sums of v, (buffers, P), float64.
+        Sums of v, (groups, P), float64.
+    groups
+        Group of each spectrum, (N,).
     """
     zero = level * 0
     scratch = np.empty((6, min(_STRIP, end - begin)), pool.dtype)
@@ -218,7 +221,7 @@ def scatter_marginal(
                 clean[p] = f_part[p] if f_part[p] > 0 else zero
                 sigma[p] = abs(level * e_part[p])
             _evaluate_corrections(clean, sigma, corrections, u, near, g, h)
-            row, sums = pool[targets[r], slots[r], first:last], variances[targets[r], first:last]
+            row, sums = pool[targets[r], slots[r], first:last], variances[groups[r], first:last]
             for p in range(last - first):
                 row[p] = clean[p] + sigma[p] * g[p] - o_part[p]
                 sums[p] += sigma[p] * sigma[p] * (1 + h[p])

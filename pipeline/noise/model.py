@@ -49,7 +49,9 @@ class Scatter:
     pool
         The buffers, (buffers, rows, >= P).
     variances
-        Their sums of the pixels' variances, (buffers, P), float64; only some kernels add to them.
+        Sums of the pixels' variances, (groups, P), float64; only some kernels add to them.
+    groups
+        Which of these sums each spectrum belongs to, (N,); its buffer's by default.
     """
 
     flux: NDArray[Any]
@@ -60,6 +62,7 @@ class Scatter:
     slots: NDArray[np.int64]
     pool: NDArray[Any]
     variances: NDArray[np.float64]
+    groups: NDArray[np.int64] | None = None
 
 
 class Kernel(Protocol):

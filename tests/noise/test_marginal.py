@@ -109,7 +109,7 @@ def scatter(
     number = np.dtype(precision).type(level)
     for begin, end in pairwise((0, *cuts, flux.shape[1])):
         polynomials = correction_polynomials(precision)
-        scatter_marginal(flux, error, number, polynomials, begin, end, origin, targets, slots, pool, variances)
+        scatter_marginal(flux, error, number, polynomials, begin, end, origin, targets, slots, pool, variances, targets)
     return pool[0], variances[0]
 
 

@@ -1,0 +1,286 @@
+"""The hot loop of factored moments: read, integrate the noise out, project. No product of all pixels with all pixels.
+
+A block of rows is read and the kernel of the noise writes its means in the order of the rows. One thin product projects
+them. Only then are rows told apart by cell, r numbers each, so many cells cost what one does. Blocks are worked on side
+by side, and one thread adds up what they give, in the order of the rows. Products see exactly ``run_rows`` rows,
+counted from the first row of a partition, so the bits do not depend on chunks, threads, or other partitions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader
+from pipeline.base import Workspace
+from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments
+from pipeline.noise import Noise, Scatter
+
+__all__ = ["project_parts", "projection_memory"]
+
+FloatArray = NDArray[np.float64]
+#: Blocks that wait to be added up, besides those that are worked on.
+_WAITING = 1
+#: Residual energy, as a share of a row's, from which a row is remembered: well above rounding in single precision.
+_GROSS = 1e-4
+
+
+def projection_memory(
+    n_pixels: int, n_labels: int, n_cells: int, n_noises: int, chunk_rows: int, settings: LoopSettings
+) -> int:
+    """Return the bytes that :func:`project_parts` allocates at most, for any number of spectra and any rank."""
+    rank = n_pixels // 4
+    rows = _block_rows(chunk_rows, settings.run_rows)
+    item = settings.dtype.itemsize
+    of_cells = 2 * n_noises * n_cells * n_pixels * 8
+    block = rows * n_pixels * 8 + settings.run_rows * n_pixels * item + of_cells
+    block += n_noises * rows * (rank + 1) * 8 + 2 * chunk_rows * n_pixels * 4
+    sums = n_noises * n_cells * ((rank + 1 + n_labels) ** 2 * 8 + settings.run_rows * (rank + 1 + n_labels) * 8)
+    return (settings.threads + _WAITING) * block + sums + of_cells + 3 * n_pixels * rank * 8
+
+
+def _block_rows(chunk_rows: int, run_rows: int) -> int:
+    """Return the rows of a block: whole runs, and about a chunk, so that few chunks are decoded twice."""
+    return -(-chunk_rows // run_rows) * run_rows
+
+
+def project_parts(
+    reader: SpectraReader,
+    parts: Iterable[CellRows],
+    n_cells: int,
+    noises: Sequence[Noise],
+    basis: Basis,
+    settings: LoopSettings,
+    keep: Callable[[int, int, int, FactoredMoments], None],
+    advance: Callable[[int], None] | None = None,
+    workspace: Workspace | None = None,
+) -> None:
+    """Accumulate the factored moments of several parts of the rows, in one read for all noises.
+
+    Parameters
+    ----------
+    reader, parts, n_cells, settings, advance, workspace
+        See :func:`pipeline.accumulate.hotloop.accumulate_parts`.
+    noises
+        Noises that are integrated out.
+    basis
+        Of the moments.
+    keep
+        Called with the numbers of a part, a noise and a cell, and with the finished moments.
+    """
+    loop = _Loop(reader, n_cells, noises, basis, settings, workspace or Workspace())
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(settings.threads, "project") as executor:
+        for number, rows in enumerate(parts):
+            sums = [[_CellSum(basis, rows, settings) for _ in range(n_cells)] for _ in noises]
+            pending: deque[Future[_Block]] = deque()
+            for begin, end in loop.plan_blocks(rows):
+                pending.append(executor.submit(loop.work, rows, begin, end))
+                if len(pending) >= settings.threads + _WAITING:
+                    loop.add(pending.popleft().result(), rows, sums, advance)
+            while pending:
+                loop.add(pending.popleft().result(), rows, sums, advance)
+            for k, of_noise in enumerate(sums):
+                for cell, own in enumerate(of_noise):
+                    keep(number, k, cell, own.finish())
+
+
+@dataclass(eq=False)
+class _Block:
+    """Memory for a block of rows, and what is found in it, for all noises.
+
+    ``coordinates`` are z, shape (noises, rows, r); ``noise`` and ``residual`` the sums of v and of e² of each cell,
+    (noises, cells, P); ``energies`` the residual energy of each row, 0 where it is not remarkable, (noises, rows).
+    """
+
+    flux: NDArray[Any]
+    error: NDArray[Any]
+    means: NDArray[Any]
+    coordinates: FloatArray
+    noise: FloatArray
+    residual: FloatArray
+    energies: FloatArray
+    begin: int = 0
+    end: int = 0
+
+
+class _Loop:
+    """What all blocks share."""
+
+    def __init__(
+        self,
+        reader: SpectraReader,
+        n_cells: int,
+        noises: Sequence[Noise],
+        basis: Basis,
+        settings: LoopSettings,
+        workspace: Workspace,
+    ) -> None:
+        self._reader, self._basis, self._settings = reader, basis, settings
+        self._kernels = [noise.kernel(settings.dtype) for noise in noises]
+        self._projection = np.ascontiguousarray(basis.projection, dtype=settings.dtype)
+        self._back = np.ascontiguousarray(basis.vectors.T, dtype=settings.dtype)
+        self._shrink = (1 / np.sqrt(basis.variance)).astype(settings.dtype)
+        self._rows = _block_rows(reader.chunk_rows, settings.run_rows)
+        n_pixels = reader.n_pixels
+        shapes: list[tuple[tuple[int, ...], Any]] = [
+            ((self._rows, n_pixels), np.float32),
+            ((self._rows, n_pixels), np.float32),
+            ((1, settings.run_rows, n_pixels), settings.dtype),
+            ((len(noises), self._rows, basis.rank), np.float64),
+            ((len(noises), n_cells, n_pixels), np.float64),
+            ((len(noises), n_cells, n_pixels), np.float64),
+            ((len(noises), self._rows), np.float64),
+        ]
+        n_blocks = settings.threads + _WAITING
+        arrays = iter(workspace.lease(*(n_blocks * shapes)))
+        self._free: SimpleQueue[_Block] = SimpleQueue()
+        for own in zip(*(len(shapes) * [arrays]), strict=True):
+            block = _Block(*own)
+            block.noise[:] = 0
+            block.residual[:] = 0
+            self._free.put(block)
+
+    def plan_blocks(self, rows: CellRows) -> Iterator[tuple[int, int]]:
+        """Yield the blocks of a part, as places in it."""
+        for begin in range(0, len(rows.cells), self._rows):
+            yield begin, min(begin + self._rows, len(rows.cells))
+
+    def work(self, rows: CellRows, begin: int, end: int) -> _Block:
+        """Read a block, integrate the noise out, and project. Runs in several threads."""
+        block = self._free.get()
+        block.begin, block.end = begin, end
+        first = rows.start
+        for a, b in self._reader.iter_blocks(first + begin, first + end):
+            place = slice(a - first - begin, b - first - begin)
+            self._reader.read_rows("flux", a, b, block.flux[place])
+            self._reader.read_rows("error", a, b, block.error[place])
+        origin = rows.x_origin.astype(self._settings.dtype)
+        for start in range(begin, end, self._settings.run_rows):
+            run = slice(start - begin, min(start + self._settings.run_rows, end) - begin)
+            for k in range(len(self._kernels)):
+                self._project(k, block, run, rows, origin)
+        return block
+
+    def _project(self, k: int, block: _Block, run: slice, rows: CellRows, origin: NDArray[Any]) -> None:
+        """Project one run of rows under one noise."""
+        n, first = run.stop - run.start, rows.start + block.begin + run.start
+        cells = rows.cells[block.begin + run.start : block.begin + run.stop]
+        scatter = Scatter(
+            block.flux[run], block.error[run], first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
+            block.noise[k], cells,
+        )  # fmt: skip
+        for part in self._kernels[k].split(scatter, 1):
+            part()
+        means = block.means[0, :n]
+        z = means @ self._projection
+        whole = block.coordinates[k, run]
+        whole[:] = z
+        energies, sizes = block.energies[k, run], np.empty(n)
+        sum_squares(means, self._shrink, sizes)
+        # In single precision the difference is rounding, unless it is gross.
+        np.subtract(sizes, np.einsum("nr,nr->n", whole, whole), out=energies)
+        energies[energies < _GROSS * sizes] = 0
+        checked = np.arange(-first % CHECK_EVERY, n, CHECK_EVERY)
+        left = means[checked] - z[checked] @ self._back
+        energies[checked] = np.einsum("np,np->n", left * self._shrink, left * self._shrink)
+        np.square(left, out=left)
+        for cell in np.unique(cells[checked]):
+            block.residual[k, cell] += left[cells[checked] == cell].sum(axis=0, dtype=np.float64)
+
+    def add(
+        self,
+        block: _Block,
+        rows: CellRows,
+        sums: Sequence[Sequence[_CellSum]],
+        advance: Callable[[int], None] | None,
+    ) -> None:
+        """Add what a block gave; blocks come in the order of the rows."""
+        part = slice(block.begin, block.end)
+        n, rank = block.end - block.begin, self._basis.rank
+        cells, y = rows.cells[part], rows.y[part] - rows.y_origin
+        for cell in np.unique(cells):
+            members = np.flatnonzero(cells == cell)
+            for k, of_noise in enumerate(sums):
+                own = np.empty((len(members), rank + 1 + y.shape[1]))
+                np.take(block.coordinates[k], members, axis=0, out=own[:, :rank], mode="clip")
+                own[:, rank] = 1
+                own[:, rank + 1 :] = y[members]
+                of_noise[cell].add(
+                    own,
+                    block.noise[k, cell],
+                    block.residual[k, cell],
+                    rows.start + block.begin + members,
+                    block.energies[k, members],
+                )
+                block.noise[k, cell] = 0
+                block.residual[k, cell] = 0
+        self._free.put(block)
+        if advance is not None:
+            advance(n)
+
+
+class _CellSum:
+    """The moments of one noise and cell, as they grow."""
+
+    def __init__(self, basis: Basis, rows: CellRows, settings: LoopSettings) -> None:
+        self._moments = FactoredMoments.zeros(basis, rows.y_origin, rows.labels, float(np.finfo(settings.dtype).eps))
+        self._inner, self._noise = np.zeros_like(self._moments.inner), np.zeros(len(basis.variance))
+        self._residual, self._worst = np.zeros_like(self._noise), self._moments.worst
+        self._n_check = 0
+        self._waiting: list[FloatArray] = []
+        self._n_waiting, self._run_rows = 0, settings.run_rows
+
+    def add(
+        self, own: FloatArray, noise: FloatArray, residual: FloatArray, rows: NDArray[np.int64], energies: FloatArray
+    ) -> None:
+        """Add z̃ of the next rows (n, r + 1 + Q), the sums of their v and of e², and their residual energies."""
+        self._waiting.append(own)
+        self._n_waiting += len(own)
+        # Runs of a fixed number of rows: the bits then do not depend on the blocks.
+        while self._n_waiting >= self._run_rows:
+            whole = np.concatenate(self._waiting)
+            self._multiply(whole[: self._run_rows])
+            self._waiting, self._n_waiting = [whole[self._run_rows :]], len(whole) - self._run_rows
+        self._noise += noise
+        self._residual += residual
+        self._n_check += int(np.count_nonzero(rows % CHECK_EVERY == 0))
+        found = np.flatnonzero(energies > self._worst[-1, 1])
+        if found.size:
+            every = np.concatenate([self._worst, np.column_stack([rows[found], energies[found]])])
+            self._worst = every[np.argsort(-every[:, 1], kind="stable")][:WORST]
+
+    def finish(self) -> FactoredMoments:
+        """Return the moments."""
+        if self._n_waiting:
+            self._multiply(np.concatenate(self._waiting))
+        return replace(
+            self._moments,
+            inner=self._inner,
+            noise=self._noise,
+            residual=self._residual,
+            n_check=self._n_check,
+            worst=self._worst,
+        )
+
+    def _multiply(self, rows: FloatArray) -> None:
+        self._inner += rows.T @ rows
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def sum_squares(x: Any, shrink: Any, out: Any) -> None:
+    """Write ``Σ_p (x_np shrink_p)²`` of every row, (N,), float64."""
+    for n in range(x.shape[0]):
+        total = 0.0
+        for p in range(x.shape[1]):
+            value = x[n, p] * shrink[p]
+            total += value * value
+        out[n] = total
