@@ -67,6 +67,8 @@ DIM_SPECTRUM: Final = "spectrum"
 DIM_WAVELENGTH: Final = "wavelength"
 #: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
 PIXEL_VARIABLES: Final = ("flux", "error", "mask", "noisy")
+#: A flux or error of more than so many times the typical flux is absurd: a fill value, or a mark for a bad pixel.
+ABSURD: Final = 1e6
 #: Mean of max(flux, 0) over the store, float32 numbers as float64 (wavelength,): the origin of moments.
 STORE_ORIGIN: Final = "mean_flux"
 
@@ -88,7 +90,7 @@ FOLD_MODELS_VERSION: Final = 1
 #: How a gate's features come from pixels.
 FEATURE_RECIPE_VERSION: Final = 1
 #: An exported model.
-BUNDLE_VERSION: Final = 1
+BUNDLE_VERSION: Final = 2
 #: ``summary.json`` of a run.
 SUMMARY_VERSION: Final = 2
 #: ``status.json`` of a run.

@@ -82,7 +82,8 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     """Check shards or stores and say what is inside.
 
     PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs. Every pixel is
-    read once. The exit code is 2 if a file has a problem.
+    read once. The exit code is 2 if a file has a problem, or holds spectra that `headroom run` refuses; with a --config
+    that says `data: {nonfinite: drop}` it refuses none.
 
     \b
     Example:
@@ -91,7 +92,9 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     from pipeline.config import REFERENCE_EDGES
     from pipeline.convert import inspect_path, render_inspection, render_total
 
-    bins = load_config(config).bins if config else REFERENCE_EDGES
+    settings = load_config(config) if config else None
+    bins = settings.bins if settings else REFERENCE_EDGES
+    is_strict = settings is None or settings.data.nonfinite == "refuse"
     progress = choose_progress(quiet=quiet)
     inspections = []
     for path in paths:
@@ -103,7 +106,7 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
         print_json({"files": inspections, "n_spectra": sum(one.n_spectra for one in inspections)})
     elif len(inspections) > 1:
         click.echo(render_total(inspections))
-    if any(inspection.problem is not None for inspection in inspections):
+    if any(one.problem is not None or (is_strict and one.refused is not None) for one in inspections):
         sys.exit(2)
 
 
@@ -119,7 +122,7 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     type=click.Choice(["refuse", "drop"]),
     default="refuse",
     show_default=True,
-    help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
+    help="What to do with spectra that hold NaN, absurd values, negative errors or pixels that are all the same.",
 )
 @click.option("--verify", is_flag=True, help="Compare every pixel and column of the store with the shards.")
 @click.option("--delete-source", "delete_sources", is_flag=True, hidden=True)

@@ -25,7 +25,7 @@ import zarr
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress, available_cores, find_json
 from pipeline.convert.processes import run_in_processes
-from pipeline.convert.ranges import DROPPABLE, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
+from pipeline.convert.ranges import FAULTS, Bounds, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
 from pipeline.convert.sources import (
     ConversionSettings,
     StoreShape,
@@ -215,6 +215,7 @@ def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path
         stamps=tuple(info.stamp for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(() for _ in infos),
+        bounds=tuple(map(Bounds.of_shard, infos)),
         layout=layout,
         variables=tuple(name for name in infos[0].variables if name != "mask"),
         work=work.absolute(),
@@ -244,13 +245,13 @@ def _plan_without_faults(
     missing = [task for task, record in zip(tasks, records, strict=True) if record is None]
     found = [record for record in records if record is not None]
     found += _watch(plan, "scan_rows", missing, workers, progress, "scan", sum(plan.lengths))
-    faults: list[dict[str, list[int]]] = [{kind: [] for kind in DROPPABLE} for _ in plan.lengths]
+    faults: list[dict[str, list[int]]] = [{kind: [] for kind in FAULTS} for _ in plan.lengths]
     for record in found:
         for kind, rows in record["faults"].items():
             faults[record["shard"]][kind] += rows
     for kinds in faults:
         known: set[int] = set()
-        for kind in DROPPABLE:  # a spectrum with several faults is listed under the first
+        for kind in FAULTS:  # a spectrum with several faults is listed under the first
             kinds[kind] = sorted(set(kinds[kind]) - known)
             known |= set(kinds[kind])
     dropped = tuple(tuple(sorted(row for rows in kinds.values() for row in rows)) for kinds in faults)

@@ -7,7 +7,7 @@ reported as such and the others are still inspected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +16,9 @@ import numpy as np
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress
 from pipeline.config import REFERENCE_EDGES
+from pipeline.convert.ranges import Bounds, cast_rows, describe_fault
 from pipeline.errors import HeadroomError, InputError
-from pipeline.shards import ShardReader, find_shards, read_shard_info
+from pipeline.shards import ShardReader, find_shards, find_typical_flux, read_shard_info
 from pipeline.store import SpectraStore, find_stores
 
 __all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
@@ -35,6 +36,7 @@ class Inspection:
     ``wavelength`` is (first, last, smallest step, largest step) in Å; ``layout`` describes each array; ``labels`` are
     (least, greatest) by column; ``counts`` are pixels or spectra by what is odd about them; ``snr`` are the 5, 25,
     50, 75 and 95 % quantiles and ``snr_source`` says of what; ``bin_counts`` are spectra by bin and "outside".
+    ``refused`` says of the first spectrum that conversion refuses why, and how many there are; None if there are none.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Inspection:
     snr_source: str = ""
     bin_counts: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    refused: str | None = None
 
 
 def inspect_path(
@@ -106,6 +109,7 @@ def render_inspection(inspection: Inspection) -> str:
     odd = [f"  {name}: {count:,}" for name, count in inspection.counts.items() if count]
     lines += odd or ["  no NaN, masked, negative or all-zero pixels"]
     lines += [f"  {remark}" for remark in inspection.remarks]
+    lines += [f"  refused: {inspection.refused}"] if inspection.refused else []
     return "\n".join([*lines, *_render_bins(inspection.bin_counts, inspection.n_spectra)])
 
 
@@ -156,6 +160,7 @@ def _inspect_shard(path: Path, bins: Mapping[str, Sequence[float]], progress: Pr
             info.columns,
             info.variables,
             reader.read_rows,
+            Bounds.of_shard(info),
             bins,
             progress,
         )
@@ -183,6 +188,7 @@ def _inspect_store(path: Path, bins: Mapping[str, Sequence[float]], progress: Pr
         store.columns,
         store.variables,
         store.read_rows,
+        Bounds.of_flux(find_typical_flux(store.read_rows, store.n_spectra)),
         bins,
         progress,
     )
@@ -194,6 +200,7 @@ def _inspect_pixels(
     columns: Mapping[str, np.ndarray],
     variables: Sequence[str],
     read_rows: ReadRows,
+    bounds: Bounds,
     bins: Mapping[str, Sequence[float]],
     progress: Progress,
 ) -> Inspection:
@@ -202,6 +209,7 @@ def _inspect_pixels(
     counts: dict[str, int] = {}
     snr = np.empty(n_spectra)
     step_rows = max(1, _BLOCK_BYTES // (8 * n_pixels))
+    cast, first_fault, n_refused = np.empty((step_rows, n_pixels), np.float32), "", 0
     with progress.step(f"inspect {described.path.name}", n_spectra) as advance:
         for start in range(0, n_spectra, step_rows):
             stop = min(start + step_rows, n_spectra)
@@ -209,6 +217,16 @@ def _inspect_pixels(
             for name, count in _iter_counts(block):
                 counts[name] = counts.get(name, 0) + count
             snr[start:stop] = _measure_snr(block["flux"], block["error"])
+            # Last, because it repairs the edges of the block.
+            faults = [
+                (replace(fault, row=start + fault.row), variable)
+                for variable in block
+                if variable != "mask"
+                for fault in cast_rows(variable, block[variable], cast[: stop - start], bounds=bounds)[1]
+            ]
+            n_refused += len({fault.row for fault, _ in faults})
+            if faults and not first_fault:
+                first_fault = describe_fault(*min(faults, key=lambda found: found[0].row), bounds)
             advance(stop - start)
     given = columns.get("snr")
     use_given = given is not None and given.dtype.kind in "fiu" and bool(np.isfinite(given).any())
@@ -228,7 +246,12 @@ def _inspect_pixels(
         snr_source="column snr" if use_given else "median flux / median error",
         bin_counts=_count_bins(columns, bins),
         remarks=described.remarks,
+        refused=_describe_refused(n_refused, first_fault) if n_refused else None,
     )
+
+
+def _describe_refused(count: int, first_fault: str) -> str:
+    return f"{count:,} spectr{'a, the first because' if count > 1 else 'um, because'} {first_fault}"
 
 
 def _iter_counts(block: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int]]:
@@ -254,7 +277,7 @@ def _iter_repairs(variable: str, values: np.ndarray) -> Iterator[tuple[str, int]
 
 def _measure_snr(flux: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Median flux over median error of each spectrum: (n,), NaN where either is not a number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ratio: np.ndarray = np.median(flux, axis=1) / np.median(error[:, 1:-1] if error.shape[1] > 2 else error, axis=1)
     return ratio
 

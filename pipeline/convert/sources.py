@@ -41,9 +41,9 @@ class StoreShape(TypedDict, total=False):
         Spectra per chunk and per Zarr shard, see :func:`pipeline.store.layout.plan_layout`; by default they follow from
         the data.
     nonfinite
-        ``"refuse"`` (the default) spectra with NaN or infinite pixels, all-zero flux or errors, or negative errors, or
-        ``"drop"`` them and list them in the manifest. An error (or noisy flux) that is NaN in the first or last pixel
-        takes its neighbour's value either way.
+        ``"refuse"`` (the default) spectra with NaN, infinite or absurd pixels, negative errors, or pixels that are all
+        the same as if they were never written, or ``"drop"`` them and list them in the manifest. An error (or noisy
+        flux) that is NaN in the first or last pixel takes its neighbour's value either way.
     """
 
     chunk_rows: int | None

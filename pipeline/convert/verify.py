@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.base import Progress, SilentProgress, available_cores, find_json, write_json
 from pipeline.convert.processes import run_in_processes
-from pipeline.convert.ranges import ConversionPlan, cast_rows
+from pipeline.convert.ranges import Bounds, ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
 from pipeline.shards import ShardInfo, ShardReader, read_shard_info
@@ -89,6 +89,7 @@ def _plan_verification(store: SpectraStore, shards: Sequence[Path]) -> Conversio
         stamps=tuple(info.stamp for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(source.dropped_rows for source in store.sources),
+        bounds=tuple(map(Bounds.of_shard, infos)),
         layout=store.layout,
         variables=tuple(variable for variable in store.variables if variable != "mask"),
         work=store.path.with_name(store.path.name + ".partial"),
@@ -323,7 +324,7 @@ def _require_faulty(store: SpectraStore, plan: ConversionPlan, readers: Readers,
     for row in plan.dropped[shard]:
         cast = np.empty((1, plan.layout.n_pixels), np.float32)
         if not any(
-            cast_rows(variable, readers[shard].read_rows(variable, row, row + 1), cast)[1]
+            cast_rows(variable, readers[shard].read_rows(variable, row, row + 1), cast, bounds=plan.bounds[shard])[1]
             for variable in plan.variables
         ):
             raise _changed(store, plan, shard, f"row {row} was faulty and is not any more")

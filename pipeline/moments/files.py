@@ -204,6 +204,11 @@ class SavedMoments:
         return [int(count) for count in self.header["counts"]]
 
     @property
+    def exponent(self) -> int:
+        """See :class:`pipeline.moments.moments.Moments`; 0 in moments of old."""
+        return int(self.header.get("flux_exponent", 0))
+
+    @property
     def n_cells(self) -> int:
         """K + 1: the bins and the outside."""
         return len(self.header["counts"])
@@ -213,7 +218,10 @@ class SavedMoments:
         sums = self._sums
         x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
-        return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
+        return [
+            PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon, self.exponent)
+            for k, count in enumerate(self.counts)
+        ]
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
@@ -246,6 +254,7 @@ class SavedMoments:
             y_origin=y_origin,
             labels=tuple(self.header["labels"]),
             epsilon=float(self.header["epsilon"]),
+            exponent=self.exponent,
         )
 
     @cached_property

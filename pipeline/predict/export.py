@@ -354,6 +354,7 @@ class _Source:
             blend=blend,
             route=(GLOBAL if gate is None else FALLBACK if blend is None else BLEND).name,
             unsure=0.0 if self.config.gate is None else self.config.gate.unsure,
+            exponent=self.store.exponent,
         )
 
     def _read_gate(self) -> Gate | None:
@@ -430,6 +431,7 @@ def _open_run(results: RunResults, level: float | None = None, seed: int | None 
         )
     left_out = match_shards(stated["left_out"], store.shard_names)
     selected = select_shards(store, [store.shard_names[k] for k in left_out])
+    selected = selected.scaled(int(stated.get("flux_exponent", 0)))
     return _Source(results, config, noise, read_models(file)[-1], selected)
 
 
@@ -506,6 +508,7 @@ def measure_sample(
 ) -> TrainingSample:
     """Ask the model about an evenly spread sample of the training spectra, with their training noise."""
     runs = sample_rows(store, SAMPLE_SPECTRA, _RUN_ROWS)
+    store = store.scaled(0)  # a model takes flux as the files have it
     distances, outside = [], []
     with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
         for start, stop in runs:

@@ -66,7 +66,9 @@ def write_bundle(
         If the disk is full or not writable; nothing is left behind.
     """
     require_free(path, overwrite=overwrite)
-    stated = {"format": BUNDLE_FORMAT, "version": BUNDLE_VERSION, **facts, "arrays": sorted(arrays)}
+    # Without an exponent, earlier programs read the bundle rightly, too.
+    version = BUNDLE_VERSION if facts.get("flux_exponent") else 1
+    stated = {"format": BUNDLE_FORMAT, "version": version, **facts, "arrays": sorted(arrays)}
     text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
     contents = {MODEL_FILE: text.encode(), CARD_FILE: card.encode()}
     for name, values in arrays.items():
@@ -161,10 +163,10 @@ def _parse_facts(path: Path, content: bytes | None) -> dict[str, Any]:
             raise ValueError(f"its format is {facts['format']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, MODEL_FILE, f"it describes no model ({error})") from None
-    if found != BUNDLE_VERSION:
+    if not 1 <= found <= BUNDLE_VERSION:
         raise InputError(
-            f"model {path} has version {found}, but this program reads version {BUNDLE_VERSION}; use the program that "
-            "wrote it, or export the run again"
+            f"model {path} has version {found}, but this program reads versions 1 to {BUNDLE_VERSION}; use the program "
+            "that wrote it, or export the run again"
         )
     return dict(facts)
 
@@ -221,6 +223,7 @@ def save_model(model: MixtureModel, path: str | Path, card: str, *, overwrite: b
         "blend": None if model.blend is None else model.blend.to_dict(),
         "route": model.route,
         "unsure": model.unsure,
+        "flux_exponent": model.exponent,
         "out_of_domain": dataclasses.asdict(model.limits),
     }
     arrays = {
@@ -272,6 +275,7 @@ def load_model(path: str | Path) -> MixtureModel:
             blend=facts["blend"] and Blend.from_dict(facts["blend"]),
             route=facts["route"],
             unsure=facts["unsure"],
+            exponent=facts.get("flux_exponent", 0),
             facts=facts,
             fingerprint=fingerprint,
         )

@@ -279,15 +279,17 @@ class _Work:
         source, noise = self.source, self.noise
         flux = self._read_pixels("flux" if noise is None else noise.array, start, stop)
         bad = source.read_rows("mask", start, stop) != 0 if "mask" in source.variables else None
+        error = None if noise is None or not noise.needs_error else self._read_pixels("error", start, stop)
+        # Before a mean over pixels, or noise that is clipped at 0, makes a plausible flux of them.
+        for pixels in (flux, error):
+            absurd = None if pixels is None else self.model.find_absurd(pixels)
+            if absurd is not None:
+                bad = absurd if bad is None else bad | absurd
         if self.is_resampled:
             values, bad = self.resampling.flux(flux, bad)
             flux = values.astype(np.float32)
-        if noise is None or not noise.needs_error:
-            return flux, bad
-        error = self._read_pixels("error", start, stop)
-        if self.is_resampled:
-            error = self.resampling.error(error).astype(np.float32)
-        return noise.apply(flux, error, start), bad
+            error = None if error is None else self.resampling.error(error).astype(np.float32)
+        return flux if noise is None or error is None else noise.apply(flux, error, start), bad
 
     def _read_pixels(self, variable: str, start: int, stop: int) -> NDArray[Any]:
         """Read into memory that the thread keeps, valid until its next block. Fresh memory costs more than reading."""

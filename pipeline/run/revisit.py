@@ -64,7 +64,8 @@ class Revisit:
     models
         The global model and an expert for each bin.
     pixel_std
-        Standard deviation of every noisy pixel over the spectra that train the global model, shape (P,), flux units.
+        Standard deviation of every noisy pixel over the spectra that train the global model, shape (P,), in the models'
+        flux unit: that of ``sets``, which may be a power of two of the data's.
     """
 
     config: ExperimentConfig
@@ -92,13 +93,14 @@ class Revisit:
         import xarray as xr
 
         weights, intercepts = self.models.columns(self.config.target)
+        weights, pixel_std = self._in_data_units(weights, 1), self._in_data_units(self.pixel_std, -1)
         both = ("model", "wavelength")
         unit = "dex" if self.config.target != "T_eff" else "K"
         return xr.Dataset(
             {
                 "weight": (both, weights.T, {"units": f"{unit} per flux unit"}),
-                "effect": (both, weights.T * self.pixel_std, {"units": f"{unit} per standard deviation of the pixel"}),
-                "pixel_std": ("wavelength", self.pixel_std, {"units": "flux unit"}),
+                "effect": (both, weights.T * pixel_std, {"units": f"{unit} per standard deviation of the pixel"}),
+                "pixel_std": ("wavelength", pixel_std, {"units": "flux unit"}),
                 "intercept": ("model", intercepts, {"units": unit}),
                 "alpha": ("model", [self.models.global_alpha, *self.models.expert_alphas]),
                 "n_train": ("model", [self.models.global_count, *self.models.expert_counts]),
@@ -109,6 +111,10 @@ class Revisit:
             },
             attrs={"target": self.config.target, "noise": self.noise.name},
         )
+
+    def _in_data_units(self, values: FloatArray, power: int) -> FloatArray:
+        """Return values of a unit that has this power of the models' flux unit, per flux unit of the data."""
+        return np.ldexp(values, power * self.sets.train.exponent)
 
     def predictions(self) -> pd.DataFrame:
         """Return every test spectrum with its columns, its bin, and what the models say of it.
@@ -274,7 +280,7 @@ def _open_sets(results: RunResults, config: ExperimentConfig) -> SpectraSets:
                 f"run folder {results.folder}: its {role} spectra are other ones now than those that it was computed "
                 "from; run again with the same --out"
             )
-    return sets
+    return sets.scaled(int(results.metadata["stores"]["train"].get("flux_exponent", 0)))
 
 
 def _open_moments(folder: Path, noise: Noise, cells: CellGrid) -> MomentsFolder:

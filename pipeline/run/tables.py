@@ -247,6 +247,7 @@ def _describe_store(store: AnyStore, grid: BinGrid) -> dict[str, Any]:
         "left_out": [store.shard_names[k] for k in find_left_out(store)],
         "coverage": covered / count_selected(store),
         "has_noisy": store.has_noisy,
+        "flux_exponent": store.exponent,
     }
 
 

@@ -8,5 +8,6 @@ from .reader import HDF5_SUFFIXES as HDF5_SUFFIXES
 from .reader import ShardInfo as ShardInfo
 from .reader import ShardReader as ShardReader
 from .reader import find_shards as find_shards
+from .reader import find_typical_flux as find_typical_flux
 from .reader import natural_key as natural_key
 from .reader import read_shard_info as read_shard_info

@@ -10,8 +10,8 @@ import glob
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -32,7 +32,15 @@ from pipeline.shards.layout import (
     require_written,
 )
 
-__all__ = ["HDF5_SUFFIXES", "ShardInfo", "ShardReader", "find_shards", "natural_key", "read_shard_info"]
+__all__ = [
+    "HDF5_SUFFIXES",
+    "ShardInfo",
+    "ShardReader",
+    "find_shards",
+    "find_typical_flux",
+    "natural_key",
+    "read_shard_info",
+]
 
 # --- Which HDF5 files a user means: files, folders, globs and ``shard_index.txt``, in the order stated.
 #
@@ -172,6 +180,8 @@ _DAMAGE: Final = (
 )
 #: A fingerprint reads the table, the wavelengths and this many whole spectra, not the whole file.
 _FINGERPRINT_ROWS: Final = 5
+#: With flux smaller than this, errors of a thousandth of it would lose digits in float32.
+_LEAST_FLUX: Final = 1e-32
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,8 @@ class ShardInfo:
     in Å; ``columns`` are (N,) arrays. ``fingerprint`` digests wavelengths, columns and five spectra: the same
     wherever the file lies, other for other shards, but blind to a change in the remaining spectra; ``size`` (bytes)
     and ``mtime_ns`` (time of the last change, ns) tell of that. ``remarks`` are oddities that were put right.
+    ``typical_flux`` is that of :func:`find_typical_flux`; ``fills`` are, by variable, what storage reads as that was
+    never written.
     """
 
     path: Path
@@ -198,6 +210,8 @@ class ShardInfo:
     size: int
     mtime_ns: int
     remarks: tuple[str, ...] = ()
+    typical_flux: float = math.nan
+    fills: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -329,6 +343,8 @@ def _describe_shard(reader: ShardReader) -> ShardInfo:
     wavelength = read_wavelength(file, name, n_pixels)
     for variable, dataset in datasets.items():
         require_written(dataset, variable, name)
+    typical = find_typical_flux(reader.read_rows, n_spectra)
+    _require_usual_unit(typical, name)
     return ShardInfo(
         path=reader.path,
         n_spectra=n_spectra,
@@ -344,7 +360,38 @@ def _describe_shard(reader: ShardReader) -> ShardInfo:
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
         remarks=(*list_remarks(file, n_pixels), *remarks),
+        typical_flux=typical,
+        fills={variable: float(dataset.fillvalue) for variable, dataset in datasets.items()},
     )
+
+
+def find_typical_flux(read_rows: Callable[[str, int, int], np.ndarray], n_spectra: int) -> float:
+    """Return the median over a few spread spectra of each one's median flux without its sign.
+
+    Spectra whose pixels are all equal were never written and do not count; NaN if no others are among them.
+    """
+    medians = []
+    for row in _spread_rows(n_spectra):
+        flux = read_rows("flux", row, row + 1)[0]
+        found = np.abs(flux[np.isfinite(flux)], dtype=np.float64)
+        if found.size and (found.size == 1 or found.min() < found.max()):
+            medians.append(np.median(found))
+    return float(np.median(medians)) if medians else math.nan
+
+
+def _require_usual_unit(typical: float, name: str) -> None:
+    """Refuse flux that single precision, in which stores keep pixels, cannot hold with room to spare."""
+    if typical < _LEAST_FLUX or typical > 1 / _LEAST_FLUX:
+        raise InputError(
+            f"{name}: the typical flux must lie between {_LEAST_FLUX:g} and {1 / _LEAST_FLUX:g}, found {typical:.3g} "
+            "(median of some spread spectra), and stores keep pixels in single precision; give flux and errors another "
+            "unit, such as that in which the median flux is 1"
+        )
+
+
+def _spread_rows(n_spectra: int) -> list[int]:
+    """Return a few evenly spread rows, the first and the last among them."""
+    return sorted({(n_spectra - 1) * k // (_FINGERPRINT_ROWS - 1) for k in range(_FINGERPRINT_ROWS)})
 
 
 def _damaged(name: str, error: BaseException) -> InputError:
@@ -418,7 +465,6 @@ def _fingerprint(
         digest.update(np.ascontiguousarray(values).tobytes())
     for variable, dataset in datasets.items():
         digest.update(f"{variable} {dataset.dtype} {dataset.shape}".encode())
-        last = dataset.shape[0] - 1
-        for row in sorted({last * k // (_FINGERPRINT_ROWS - 1) for k in range(_FINGERPRINT_ROWS)}):
+        for row in _spread_rows(dataset.shape[0]):
             digest.update(reader.read_rows(variable, row, row + 1).tobytes())
     return digest.hexdigest()

@@ -40,9 +40,13 @@ class StoredSpectra:
     ----------
     wavelength
         (P,) float64, Å.
+    exponent
+        All flux, error and noisy pixels, and ``mean_flux``, are given times 2^exponent; 0 is what the files hold. See
+        :func:`pipeline.store.joined.flux_exponent`.
     """
 
     wavelength: np.ndarray
+    exponent: int
 
     @property
     def parts(self) -> tuple[SpectraStore, ...]:
@@ -188,13 +192,20 @@ class SpectraStore(StoredSpectra):
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray, column_rows: int
+        self,
+        path: Path,
+        manifest: Manifest,
+        wavelength: np.ndarray,
+        mean_flux: np.ndarray,
+        column_rows: int,
+        exponent: int = 0,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.wavelength = wavelength
         self.mean_flux = mean_flux
         self.column_rows = column_rows
+        self.exponent = exponent
         self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
         self.fingerprint: str = manifest.fingerprint
         self.direct_reads = False
@@ -229,7 +240,16 @@ class SpectraStore(StoredSpectra):
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.fingerprint)
+        return _reopen, (str(self.path), self.fingerprint, self.exponent)
+
+    def scaled(self, exponent: int) -> SpectraStore:
+        """Return the same store with all flux, error and noisy pixels times 2^exponent of what its files hold."""
+        if exponent == self.exponent:
+            return self
+        mean_flux = np.ldexp(self.mean_flux, exponent - self.exponent)
+        other = SpectraStore(self.path, self.manifest, self.wavelength, mean_flux, self.column_rows, exponent)
+        other.direct_reads = self.direct_reads
+        return other
 
     def __repr__(self) -> str:
         shape = f"{self.n_spectra:,} × {self.n_pixels}"
@@ -359,6 +379,9 @@ class SpectraStore(StoredSpectra):
             read_chunk_rows(self.path / variable, self.layout, start, stop, rows, direct=self.direct_reads)
         except ChunkError as error:
             raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
+        if self.exponent and variable != "mask":
+            with np.errstate(over="ignore"):
+                rows *= np.float32(2.0**self.exponent)  # exact: no digit of a normal number changes
         return rows
 
     def _read_column(self, name: str) -> np.ndarray:
@@ -407,8 +430,8 @@ def _require_files(store: SpectraStore) -> None:
                     raise _damaged(store.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
 
 
-def _reopen(path: str, fingerprint: str) -> SpectraStore:
-    store = SpectraStore.open(path)
+def _reopen(path: str, fingerprint: str, exponent: int = 0) -> SpectraStore:
+    store = SpectraStore.open(path).scaled(exponent)
     if store.fingerprint != fingerprint:
         raise InputError(
             f"store {path} changed while it was in use (fingerprint {fingerprint[:12]} became "

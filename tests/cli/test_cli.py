@@ -10,9 +10,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from commands import HEADROOM, hear_interrupts, invoke, require_one_line
+from shard_factory import make_pixels, write_shard
 
 from pipeline.cli.app import cli
 from pipeline.config import load_config
@@ -103,6 +105,21 @@ def test_inspect_of_a_broken_file_exits_with_2(tmp_path: Path, capsys: pytest.Ca
     code, out, err = invoke(capsys, "inspect", str(tmp_path / "dataset.h5"))
     assert code == 2
     assert "Traceback" not in out + err
+
+
+def test_inspect_exits_with_2_for_what_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flux, error = make_pixels(40, 16)
+    mask = np.zeros(flux.shape, np.int64)
+    error[7, 3], mask[7, 3] = 1e20, 1
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux, "error": error, "mask": mask})
+    code, out, _ = invoke(capsys, "inspect", str(shard))
+    assert code == 2
+    assert "row 7, pixel 3" in out
+    config = tmp_path / "drop.yaml"
+    config.write_text(f"data: {{train: [{shard}], test: [{shard}], nonfinite: drop}}")
+    code, out, _ = invoke(capsys, "inspect", str(shard), "--config", str(config))
+    assert code == 0
+    assert "row 7, pixel 3" in out
 
 
 def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -404,10 +404,10 @@ def test_a_bundle_of_another_version_is_refused(bundle: Path, tmp_path: Path) ->
 
     copy = tmp_path / "model"
     shutil.copytree(bundle, copy)
-    text = (copy / MODEL_FILE).read_text(encoding="utf-8").replace('"version": 1,', '"version": 2,', 1)
+    text = (copy / MODEL_FILE).read_text(encoding="utf-8").replace('"version": 1,', '"version": 3,', 1)
     (copy / MODEL_FILE).write_text(text, encoding="utf-8")
     old, new = (hashlib.sha256((one / MODEL_FILE).read_bytes()).hexdigest() for one in (bundle, copy))
     sums = (copy / SUMS_FILE).read_text(encoding="utf-8").replace(old, new)
     (copy / SUMS_FILE).write_text(sums, encoding="utf-8")
-    with pytest.raises(InputError, match=r"version 2, .*version 1"):
+    with pytest.raises(InputError, match=r"version 3, .*versions 1 to 2"):
         load_model(copy)

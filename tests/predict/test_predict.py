@@ -326,6 +326,27 @@ def test_bad_pixels_are_told_and_stand_for_the_mean(model: MixtureModel, tmp_pat
     assert [("bad pixels" in reason) for reason in found["reason"][:5]] == [False, False, True, True, False]
 
 
+@pytest.mark.parametrize("resample", [False, True])
+def test_absurd_pixels_and_errors_are_bad_pixels(model: MixtureModel, tmp_path: Path, resample: bool) -> None:
+    flux = np.tile(model.components.mean, (40, 1))
+    error = np.full(flux.shape, 0.01)
+    arrays = {"flux": flux, "error": error, "mask": None}
+    wavelength = model.wavelength + (1e-3 if resample else 0)
+    shard = write_shard(tmp_path / "clean.h5", 40, 48, arrays=arrays, wavelength=wavelength)
+    noise = NoiseDraw(1.0, 3, schema.STREAM_TEST)
+    predict_spectra(model, [shard], tmp_path / "clean", PredictOptions(noise=noise, resample=resample))
+    flux[1, 5], error[2:22, 5] = 9.97e36, 1e20
+    shard = write_shard(tmp_path / "absurd.h5", 40, 48, arrays=arrays, wavelength=wavelength)
+    predict_spectra(model, [shard], tmp_path / "absurd", PredictOptions(noise=noise, resample=resample))
+    clean, found = (pd.read_parquet(tmp_path / name) for name in ("clean", "absurd"))
+    wrong = np.arange(40)
+    wrong = (wrong > 0) & (wrong < 22)
+    spoiled = found["bad_pixels"] - clean["bad_pixels"]
+    assert (spoiled[wrong] > 0).all(), "whichever way the noise was drawn"
+    np.testing.assert_array_equal(spoiled[~wrong], 0)
+    assert (found["log_g"] - clean["log_g"]).abs().max() < 0.5
+
+
 def test_the_command_predicts_from_a_run_and_prints_r2(
     run: Path, bundle: Path, test_store: SpectraStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
