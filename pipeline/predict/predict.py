@@ -76,6 +76,8 @@ class PredictOptions:
         Blocks that are predicted side by side; one per core by default.
     overwrite
         Replace predictions that are there.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     """
 
     route: str | None = None
@@ -83,6 +85,7 @@ class PredictOptions:
     resample: bool = False
     threads: int | None = None
     overwrite: bool = False
+    allow_external: bool = False
 
 
 def predict_spectra(
@@ -122,7 +125,11 @@ def predict_spectra(
         If the disk is full or not writable.
     """
     settings, report = options or PredictOptions(), progress or SilentProgress()
-    source = open_spectra_source(spectra, Path.cwd()) if isinstance(spectra, Sequence) else spectra
+    source = (
+        open_spectra_source(spectra, Path.cwd(), allow_external=settings.allow_external)
+        if isinstance(spectra, Sequence)
+        else spectra
+    )
     work = _Work(model, source, settings)
     work.check()
     parts = PredictionParts(Path(out), work.facts)
