@@ -35,6 +35,7 @@ __all__ = [
     "is_same_file",
     "json_text",
     "open_npz",
+    "open_own",
     "open_regular",
     "read_file",
     "read_json",
@@ -334,7 +335,7 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = open(path, "ab", opener=_open_own)  # noqa: SIM115 (the caller closes it)
+            stream = open(path, "ab", opener=open_own)  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:
             if not make_folder:
                 raise
@@ -355,12 +356,20 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
     raise BlockingIOError(f"{path} is held by another process")
 
 
-#: What opening a link, a pipe or a device says under :func:`_open_own`, depending on the system.
+#: What opening a link, a pipe or a device says under :func:`open_own`, depending on the system.
 _NOT_OURS: Final = (errno.ELOOP, errno.EMLINK, errno.EINVAL, errno.ENXIO)
 
 
-def _open_own(path: str, flags: int) -> int:
-    """Open a regular file that is no link: what a link points to is not this program's to write."""
+def open_own(path: str, flags: int) -> int:
+    """Open a regular file that is no link, as the ``opener`` of :func:`open`.
+
+    What a link points to is not this program's to write.
+
+    Raises
+    ------
+    OSError
+        See :func:`open_regular`; ``errno`` is ``ELOOP`` for a link.
+    """
     return open_regular(path, flags | os.O_NOFOLLOW)
 
 

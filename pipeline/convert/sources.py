@@ -242,7 +242,7 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
     if not left:
         return
     found = find_json(work / _PLAN)
-    if found is None:
+    if found is None or "key" not in found:
         if all(entry.name.startswith(_PLAN) for entry in left):
             return  # killed before the plan was written
         raise InputError(f"{work} exists and is not the work folder of a conversion; name another target")

@@ -316,6 +316,8 @@ def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 def read_facts(path: Path) -> dict[str, Any] | None:
     """Return what a file of predictions says of how they were made; None if it is no such file."""
     try:
+        if not path.is_file():
+            return None  # a pipe would be waited for
         found = (pq.read_schema(path).metadata or {}).get(_FACTS)
         return None if found is None else dict(json.loads(found))
     except (OSError, ValueError):
@@ -394,7 +396,7 @@ class PredictionParts:
     def find(self, number: int, n_rows: int) -> bool:
         """Tell whether a part is there, whole."""
         try:
-            return bool(pq.read_metadata(self._file(number)).num_rows == n_rows)
+            return self._file(number).is_file() and pq.read_metadata(self._file(number)).num_rows == n_rows
         except (OSError, ValueError):
             return False  # It is absent or damaged, so it is made again and replaced.
 
