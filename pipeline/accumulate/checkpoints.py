@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.accumulate.plan import AccumulationPlan
-from pipeline.base import aligned_buffer, remove_leftovers, replacing
+from pipeline.base import aligned_buffer, read_file, remove_leftovers, replacing
 from pipeline.errors import InputError
 from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, write_moments
 from pipeline.noise import Noise
@@ -95,7 +95,7 @@ def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
         differing = ", ".join(name for name, value in plan.settings.items() if known.get(name) != value) or "draw"
         raise InputError(
             f"{folder} holds moments of another computation (key {found.get('key')}, wanted key {facts['key']}): "
-            f"{differing} differ; choose another --out, or delete that folder"
+            f"{differing} differ; choose another --out, or move that folder away"
         )
     if found != facts:
         with replacing(key_file) as temporary:
@@ -107,12 +107,12 @@ def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
 
 def _read_key(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_file(file))
         if isinstance(found, dict):
             return found
     except ValueError:
         pass
-    raise InputError(f"{file}: damaged; delete the folder {file.parent} and run again")
+    raise InputError(f"{file} is not what this program writes; move the folder {file.parent} away and run again")
 
 
 def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:

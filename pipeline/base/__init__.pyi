@@ -12,7 +12,10 @@ from .files import hold_file as hold_file
 from .files import is_same_file as is_same_file
 from .files import json_text as json_text
 from .files import open_npz as open_npz
+from .files import open_regular as open_regular
+from .files import read_file as read_file
 from .files import read_json as read_json
+from .files import refuse_environment as refuse_environment
 from .files import remove_leftovers as remove_leftovers
 from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder

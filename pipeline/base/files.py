@@ -1,5 +1,5 @@
-"""Files and folders that are written whole or not at all, locks, values as JSON, arrays with a header as ``.npz``, and
-the record of what a run has made.
+"""Files and folders that are written whole or not at all, reading of regular files only, locks, values as JSON, arrays
+with a header as ``.npz``, and the record of what a run has made.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import threading
 import uuid
 import zipfile
@@ -34,7 +35,11 @@ __all__ = [
     "is_same_file",
     "json_text",
     "open_npz",
+    "open_own",
+    "open_regular",
+    "read_file",
     "read_json",
+    "refuse_environment",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
@@ -133,6 +138,68 @@ def disk_errors_told(path: Path) -> Iterator[None]:
         raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
 
 
+# --- Reading: regular files only, and no blame on a file for what the system refuses.
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a regular file, as the ``opener`` of :func:`open`.
+
+    A pipe or a device, also one behind a link, could let the reader wait for ever.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it is none of the regular ones.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "a regular file is required, and this is a pipe or a device", path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises
+    ------
+    OSError
+        See :func:`open_regular`.
+    """
+    with open(path, "rb", opener=open_regular) as stream:
+        return stream.read()
+
+
+#: What the system says when it cannot read now. It says nothing of what is in a file.
+_ENVIRONMENT: Final = {
+    errno.EMFILE: "too many open files; allow more with `ulimit -n 4096`",
+    errno.ENFILE: "too many open files on this machine; end other programs",
+    errno.ENOMEM: "out of memory; free some",
+    errno.EACCES: "permission denied; correct its permissions",
+    errno.EPERM: "permission denied; correct its permissions",
+    errno.EIO: "input/output error; the disk or its connection fails, try again or ask who administers it",
+    errno.ESTALE: "stale file handle; the file system was mounted anew, try again",
+    errno.ETIMEDOUT: "the file system does not answer; try again or ask who administers it",
+    errno.ENOTCONN: "the file system is not connected; ask who administers it",
+}
+
+
+def refuse_environment(path: Path | str, error: BaseException) -> None:
+    """Refuse to read on if the system is why a file cannot be read, and not what is in the file.
+
+    Raises
+    ------
+    ResourceError
+        If the error is one of the system's, such as too many open files.
+    """
+    reason = _ENVIRONMENT.get(error.errno or 0) if isinstance(error, OSError) else None
+    if reason is not None:
+        raise ResourceError(f"cannot read {path}: {reason}") from error
+
+
 # --- JSON: no NaN, no infinity, nothing that needs Python.
 
 Built = TypeVar("Built")
@@ -149,13 +216,16 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
     Raises
     ------
     InputError
-        If the file cannot be read, or holds something else than ``build`` takes; says to delete it.
+        If the file holds something else than ``build`` takes; says to delete it.
+    ResourceError
+        If the system cannot read it.
     """
     try:
-        return build(json.loads(path.read_text(encoding="utf-8")))
+        return build(json.loads(read_file(path)))
     except InputError as error:
         reason = str(error)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        refuse_environment(path, error)
         reason = f"{type(error).__name__}: {error}"
     raise InputError(f"{path} is damaged ({reason}); delete the file, and run again with the same --out")
 
@@ -163,7 +233,7 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
 def find_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where there is none: no such file, or none that can be read as an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_file(path))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -221,7 +291,7 @@ def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process holds it.
+        If another process holds it, or the name belongs to something else than a lock.
     """
     lock = folder / name
     try:
@@ -243,7 +313,7 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
     Parameters
     ----------
     path
-        The file; created where it is missing, never emptied.
+        The file; created where it is missing, never emptied, and never one that a link points to.
     make_folder
         Make the folder that it lies in, again if its last owner removes it meanwhile.
 
@@ -256,6 +326,8 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
     ------
     BlockingIOError
         If another process holds it, or others delete it again and again.
+    InputError
+        If a link or anything but a regular file has its name.
     OSError
         If it cannot be opened.
     """
@@ -263,11 +335,18 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+            stream = open(path, "ab", opener=open_own)  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:
             if not make_folder:
                 raise
             continue  # its last owner has just removed the folder
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            raise InputError(
+                f"{path} must be a regular file, which this program makes itself, found a link or a pipe; choose "
+                "another folder, or move it away"
+            ) from error
         locked = try_lock(stream)
         if locked is None or (locked and is_same_file(stream, path)):
             return stream
@@ -275,6 +354,23 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
         if locked is False:
             break
     raise BlockingIOError(f"{path} is held by another process")
+
+
+#: What opening a link, a pipe or a device says under :func:`open_own`, depending on the system.
+_NOT_OURS: Final = (errno.ELOOP, errno.EMLINK, errno.EINVAL, errno.ENXIO)
+
+
+def open_own(path: str, flags: int) -> int:
+    """Open a regular file that is no link, as the ``opener`` of :func:`open`.
+
+    What a link points to is not this program's to write.
+
+    Raises
+    ------
+    OSError
+        See :func:`open_regular`; ``errno`` is ``ELOOP`` for a link.
+    """
+    return open_regular(path, flags | os.O_NOFOLLOW)
 
 
 def try_lock(stream: IO[Any]) -> bool | None:
@@ -349,7 +445,11 @@ def open_npz(
         If the file is missing, damaged or of another form: what ``refuse`` makes of the reason.
     """
     try:
-        with HEADER_LOCK, open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with (
+            HEADER_LOCK,
+            open(path, "rb", opener=open_regular) as stream,
+            np.load(stream, allow_pickle=False) as archive,
+        ):
             arrays = {name: archive[name] for name in archive.files}
         facts: dict[str, Any] = {}
         if form is not None:
@@ -358,6 +458,7 @@ def open_npz(
                 raise ValueError(f"{form[0]} version {form[1]} is required")
         yield facts, arrays
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        refuse_environment(path, error)
         raise refuse(error) from None
 
 
@@ -382,7 +483,9 @@ class Products:
         path = folder / _FILE
         if path.exists():
             try:
-                self._keys = _RECORD.validate_json(path.read_bytes())
+                self._keys = _RECORD.validate_json(read_file(path))
+            except OSError as error:
+                raise ResourceError(f"cannot read {path}: {error.strerror}") from error
             except ValueError:
                 note(f"{path} is damaged; models and predictions are made again")
 

@@ -21,6 +21,7 @@ import psutil
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.base.direct_io import BLOCK, aligned_buffer
+from pipeline.base.files import open_regular
 
 __all__ = [
     "Workspace",
@@ -118,7 +119,7 @@ def _git_commit() -> str | None:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=open_regular) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

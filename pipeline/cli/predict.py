@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, choose_progress
-from pipeline.cli.words import json_option, quiet_option, run_argument
+from pipeline.cli.words import external_option, json_option, quiet_option, run_argument
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _list_routes() -> list[Route]:
 @click.option("--resample", is_flag=True, help="Rebin spectra of another wavelength grid; flux is conserved.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of threads; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace existing predictions.")
+@external_option
 @json_option
 @quiet_option
 def predict(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.base import choose_progress
-from pipeline.cli.words import json_option, print_json, quiet_option
+from pipeline.cli.words import external_option, json_option, print_json, quiet_option
 from pipeline.config import load_config
 
 __all__ = ["convert", "inspect", "sample"]
@@ -76,9 +76,10 @@ def sample(
 @click.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--config", help="Count the spectra in the bins of this configuration instead of the reference bins.")
+@external_option
 @quiet_option
 @json_option
-def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bool) -> None:
+def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, quiet: bool, as_json: bool) -> None:
     """Check shards or stores and say what is inside.
 
     PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs. Every pixel is
@@ -98,7 +99,7 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     progress = choose_progress(quiet=quiet)
     inspections = []
     for path in paths:
-        for inspection in inspect_path(path, bins=bins, progress=progress):
+        for inspection in inspect_path(path, bins=bins, allow_external=allow_external, progress=progress):
             if not as_json:
                 click.echo(render_inspection(inspection))
             inspections.append(inspection)
@@ -125,6 +126,7 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     help="What to do with spectra that hold NaN, absurd values, negative errors or pixels that are all the same.",
 )
 @click.option("--verify", is_flag=True, help="Compare every pixel and column of the store with the shards.")
+@external_option
 @click.option("--delete-source", "delete_sources", is_flag=True, hidden=True)
 @quiet_option
 @json_option
@@ -165,7 +167,8 @@ def convert(
     found = find_shards(shards, Path.cwd())
     made = convert_shards(found, store, progress=progress, **options)
     if verify:
-        verify_store(made, found, workers=options["workers"], progress=progress)
+        given = {name: options[name] for name in ("workers", "allow_external")}
+        verify_store(made, found, progress=progress, **given)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     if as_json:
         sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}

@@ -14,9 +14,20 @@ from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
-__all__ = ["json_option", "print_json", "print_table", "quiet_option", "run_argument", "summarise_run"]
+__all__ = [
+    "external_option",
+    "json_option",
+    "print_json",
+    "print_table",
+    "quiet_option",
+    "run_argument",
+    "summarise_run",
+]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
+external_option = click.option(
+    "--allow-external", is_flag=True, help="Read what shards have in other files, by HDF5 external links or storage."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 

@@ -40,7 +40,7 @@ from pipeline.convert.sources import (
 )
 from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.shards import ShardInfo, ShardReader
+from pipeline.shards import ShardInfo
 from pipeline.store import (
     MANIFEST_GROUP,
     Manifest,
@@ -66,6 +66,7 @@ def convert_shards(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    allow_external: bool = False,
     progress: Progress | None = None,
     **shape: Unpack[StoreShape],
 ) -> SpectraStore:
@@ -90,6 +91,8 @@ def convert_shards(
         memory (128 MiB at the default sizes) and about as much again while compressing it.
     overwrite
         Replace an existing store or other work folder, once the new store is complete.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     progress
         Who watches.
     **shape
@@ -110,7 +113,7 @@ def convert_shards(
         )
     wanted = ConversionSettings(**shape)
     return _convert(
-        [shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards],
+        read_sources([shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards], allow_external),
         Path(store),
         wanted,
         _count_workers(workers),
@@ -120,14 +123,13 @@ def convert_shards(
 
 
 def _convert(
-    shards: Sequence[Path | ShardInfo],
+    infos: Sequence[ShardInfo],
     store: Path,
     wanted: ConversionSettings,
     workers: int,
     overwrite: bool,
     progress: Progress,
 ) -> SpectraStore:
-    infos = read_sources(shards)
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
     key = source_key(infos, settings)
@@ -172,7 +174,7 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
         return None
     attributes = (find_json(store / "zarr.json") or {}).get("attributes", {})
     if attributes.get("format") != schema.STORE_FORMAT:  # whatever it is, it is not ours to replace
-        raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
+        raise InputError(f"{store} exists and is not a store; name another target")
     if overwrite:
         return None
     existing = SpectraStore.open(store)
@@ -213,6 +215,7 @@ def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path
         shards=tuple(info.path.absolute() for info in infos),
         lengths=tuple(info.n_spectra for info in infos),
         stamps=tuple(info.stamp for info in infos),
+        others=tuple(info.others for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(() for _ in infos),
         bounds=tuple(map(Bounds.of_shard, infos)),
@@ -426,9 +429,7 @@ def verify_sample(plan: ConversionPlan, workers: int) -> None:
             )
 
     with ExitStack() as stack:
-        readers = {
-            shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in np.unique(shards[sample]).tolist()
-        }
+        readers = {shard: stack.enter_context(plan.open_shard(shard)) for shard in np.unique(shards[sample]).tolist()}
         with ThreadPoolExecutor(workers, "verify") as threads:
             list(threads.map(compare, itertools.product(sample.tolist(), plan.variables)))
     plan.require_unchanged(range(len(plan.shards)))

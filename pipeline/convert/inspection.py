@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +60,7 @@ def inspect_path(
     path: Path | str,
     *,
     bins: Mapping[str, Sequence[float]] = REFERENCE_EDGES,
+    allow_external: bool = False,
     progress: Progress | None = None,
 ) -> list[Inspection]:
     """Inspect every store that a path, folder or glob names, or every shard that a file, folder, glob or index does.
@@ -69,6 +71,8 @@ def inspect_path(
         Anything :func:`pipeline.store.joined.find_stores` or :func:`pipeline.shards.reader.find_shards` takes.
     bins
         Edges by column, half-open with the last edge closed.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     progress
         Who watches; all pixels are read once.
 
@@ -86,7 +90,8 @@ def inspect_path(
         return [Inspection(Path(path), problem=str(error))]
     if stores:
         return [_inspect_safely(store, _inspect_store, bins, progress) for store in stores]
-    return [_inspect_safely(shard, _inspect_shard, bins, progress) for shard in shards]
+    inspect_shard = partial(_inspect_shard, allow_external=allow_external)
+    return [_inspect_safely(shard, inspect_shard, bins, progress) for shard in shards]
 
 
 def render_inspection(inspection: Inspection) -> str:
@@ -145,15 +150,17 @@ def _inspect_safely(
         return Inspection(path, problem=str(error))
 
 
-def _inspect_shard(path: Path, bins: Mapping[str, Sequence[float]], progress: Progress) -> Inspection:
-    info = read_shard_info(path)
+def _inspect_shard(
+    path: Path, bins: Mapping[str, Sequence[float]], progress: Progress, *, allow_external: bool
+) -> Inspection:
+    info = read_shard_info(path, allow_external=allow_external)
     layout = {
         variable: f"{info.dtypes[variable]}, "
         + (f"chunks {info.chunks[variable]}" if info.chunks[variable] else "contiguous")
         + (", true = valid" if variable == "mask" and info.mask_is_boolean else "")
         for variable in info.variables
     }
-    with ShardReader(path) as reader:
+    with ShardReader(path, allow_external=allow_external) as reader:
         return _inspect_pixels(
             Inspection(path, kind="shard", layout=layout, remarks=info.remarks),
             info.wavelength,

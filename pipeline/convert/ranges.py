@@ -28,7 +28,7 @@ import numpy as np
 from pipeline.base import write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.schema import ABSURD
-from pipeline.shards import PIXEL_PATHS, ShardInfo, ShardReader
+from pipeline.shards import PIXEL_PATHS, ShardInfo, ShardReader, stamp_files
 from pipeline.store import StoreLayout, digest_rows, fill_value, write_chunks
 
 __all__ = [
@@ -83,8 +83,8 @@ class _PlainArray:
 class RowSource:
     """Reads rows of one shard into the caller's buffer; a context manager, with the errors of its ``ShardReader``."""
 
-    def __init__(self, path: Path) -> None:
-        self._reader = ShardReader(path)
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
         self._stack = ExitStack()
         self._handle = -1
         self._plain: dict[str, _PlainArray | None] = {}
@@ -335,6 +335,7 @@ class ConversionPlan:
     shards: tuple[Path, ...]
     lengths: tuple[int, ...]
     stamps: tuple[tuple[int, int], ...]
+    others: tuple[tuple[Path, ...], ...]
     has_mask: tuple[bool, ...]
     dropped: tuple[tuple[int, ...], ...]
     bounds: tuple[Bounds, ...]
@@ -388,17 +389,22 @@ class ConversionPlan:
         segments = [(*segment, *self.stamps[segment[0]]) for segment in self.iter_segments(start, stop)]
         return hashlib.sha256(repr(segments).encode()).hexdigest()
 
+    def open_shard(self, shard: int) -> ShardReader:
+        """Return the reader of a shard, which reads no other files than those that it was found to refer to."""
+        return ShardReader(self.shards[shard], allow_external=bool(self.others[shard]))
+
     def require_unchanged(self, shards: Iterable[int]) -> None:
         """Refuse shards that were written to since they were checked."""
         for shard in shards:
             path = self.shards[shard]
             try:
-                status = path.stat()
+                stamp = stamp_files([path, *self.others[shard]])
             except OSError as error:
                 raise InputError(
-                    f"shard {path} cannot be found any more ({error.strerror}); put it back and run again"
+                    f"shard {error.filename or path} cannot be found any more ({error.strerror}); put it back and run "
+                    "again"
                 ) from error
-            if (status.st_size, status.st_mtime_ns) != tuple(self.stamps[shard]):
+            if stamp != tuple(self.stamps[shard]):
                 raise InputError(
                     f"shard {path} must stay as it is while it is converted, but it was written to; wait until its "
                     "writer has finished, then run again: ranges of unchanged shards are kept"
@@ -435,7 +441,7 @@ class RangeWriter:
             readers: dict[int, RowSource] = {}
             for shard, *_ in plan.iter_segments(start, stop):
                 if shard not in readers:
-                    readers[shard] = stack.enter_context(RowSource(plan.shards[shard]))
+                    readers[shard] = stack.enter_context(RowSource(plan.open_shard(shard)))
             for variable in plan.variables:
                 self._write(record, variable, self._iter_chunks(readers, variable, record, sums))
             if any(plan.has_mask[shard] for shard in readers):
@@ -452,7 +458,7 @@ class RangeWriter:
         shard, start, stop = task
         faults: dict[str, set[int]] = {kind: set() for kind in FAULTS}
         bounds = self.plan.bounds[shard]
-        with convert_disk_errors(self.plan.work), RowSource(self.plan.shards[shard]) as reader:
+        with convert_disk_errors(self.plan.work), RowSource(self.plan.open_shard(shard)) as reader:
             for variable in self.plan.variables:
                 step = reader.tile_rows(variable, self.plan.block_rows)
                 for low in range(start, stop, step):

@@ -72,8 +72,10 @@ class ConversionSettings:
         return {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": self.nonfinite}
 
 
-def read_sources(shards: Sequence[Path | str | ShardInfo]) -> list[ShardInfo]:
+def read_sources(shards: Sequence[Path | str | ShardInfo], allow_external: bool = False) -> list[ShardInfo]:
     """Check every shard, and that all have the same wavelengths, columns and arrays but not the same spectra.
+
+    With ``allow_external`` their arrays may lie in other files.
 
     Raises
     ------
@@ -82,7 +84,10 @@ def read_sources(shards: Sequence[Path | str | ShardInfo]) -> list[ShardInfo]:
     """
     if not shards:
         raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
-    infos = [shard if isinstance(shard, ShardInfo) else read_shard_info(shard) for shard in shards]
+    infos = [
+        shard if isinstance(shard, ShardInfo) else read_shard_info(shard, allow_external=allow_external)
+        for shard in shards
+    ]
     for info in infos[1:]:
         _require_agreement(infos[0], info)
     first_with: dict[str, Path] = {}
@@ -237,10 +242,10 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
     if not left:
         return
     found = find_json(work / _PLAN)
-    if found is None:
+    if found is None or "key" not in found:
         if all(entry.name.startswith(_PLAN) for entry in left):
             return  # killed before the plan was written
-        raise InputError(f"{work} exists and is not the work folder of a conversion; remove it or name another target")
+        raise InputError(f"{work} exists and is not the work folder of a conversion; name another target")
     if found.get("key") == description["key"]:
         return
     if not overwrite:

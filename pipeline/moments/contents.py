@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, format_bytes
+from pipeline.base import Progress, SilentProgress, format_bytes, read_file
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ExperimentConfig, Quantiles, load_config
 from pipeline.errors import InputError
@@ -245,12 +245,12 @@ def _open_draw(folder: Path) -> DrawContents:
     problem, n_folds = None, None
     wanted: dict[int, tuple[str, list[int]]] = {}
     try:
-        facts = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+        facts = json.loads(read_file(folder / KEY_FILE))
         noise, key, store = dict(facts["draw"]), str(facts["key"]), str(facts["store"])
         wanted = {k: (str(fold["key"]), list(fold["rows"])) for k, fold in enumerate(facts["folds"])}
         n_folds = len(wanted)
     except (OSError, ValueError, KeyError, TypeError):
-        problem = f"{folder / KEY_FILE}: missing or damaged; delete the folder {folder} and run again"
+        problem = f"{folder / KEY_FILE}: missing, or not what this program writes; move {folder} away and run again"
         noise, key, store = {}, "", ""
     named = sorted((one.name, one) for one in folder.iterdir() if _PIECE.fullmatch(one.name))
     pieces = [_open_piece(path, wanted) for _, path in named]
@@ -439,7 +439,7 @@ def _require_same_settings(first: DrawContents, other: DrawContents) -> None:
 
 
 def _read_settings(draw: DrawContents) -> tuple[dict[str, object], object]:
-    facts = json.loads((draw.folder / KEY_FILE).read_text(encoding="utf-8"))  # it has just been found sound
+    facts = json.loads(read_file(draw.folder / KEY_FILE))  # it has just been found sound
     return dict(facts["settings"]), facts["draw"]
 
 

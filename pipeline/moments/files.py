@@ -34,6 +34,9 @@ from pipeline.base import (
     HEADER_LOCK,
     disk_errors_told,
     open_npz,
+    open_regular,
+    read_file,
+    refuse_environment,
     replacing_folder,
     save_npz,
     write_file,
@@ -173,10 +176,11 @@ class SavedMoments:
             If the folder is missing, incomplete or of another version.
         """
         try:
-            facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+            facts = json.loads(read_file(folder / _FACTS_FILE))
         except FileNotFoundError:
             raise InputError(f"moments {folder}: no such folder; run the accumulation again") from None
         except (OSError, ValueError) as error:
+            refuse_environment(folder, error)
             raise _damaged(folder, error) from None
         if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != MOMENTS_VERSION:
             found = f"{facts.get('format')} version {facts.get('version')}" if isinstance(facts, dict) else "no facts"
@@ -272,7 +276,7 @@ class SavedMoments:
         try:
             if not self.counts[cell]:
                 return self._empty_gram(out)
-            with open(path, "rb") as stream:
+            with open(path, "rb", opener=open_regular) as stream:
                 shape, dtype = _read_npy_header(stream)
                 size = math.prod(shape) * dtype.itemsize
                 content = np.empty(size, np.uint8) if out is None else out[:size]
@@ -284,6 +288,7 @@ class SavedMoments:
             if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
                 raise ValueError("it does not match its checksum")
         except (OSError, ValueError) as error:
+            refuse_environment(path, error)
             raise _damaged(self.folder, f"{path.name}: {error}") from None
         return content.view(dtype).reshape(shape)
 

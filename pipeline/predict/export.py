@@ -6,6 +6,7 @@ spectra, which tells how far from the mean training spectrum a spectrum may lie.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from pipeline.accumulate import MomentsFolder
 from pipeline.base import Progress, SilentProgress, describe_environment, read_json
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig, describe_findings
-from pipeline.errors import InputError, enumerate_words
+from pipeline.errors import InputError, ResourceError, enumerate_words
 from pipeline.moments import Moments, find_components
 from pipeline.noise import Noise, describe_training_noise, verdict_noises
 from pipeline.predict.files import load_model, require_free, save_model
@@ -266,6 +267,8 @@ def export_model(
 def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureModel:
     """Return the model of a run, with the defaults of :func:`export_model`. It is made once and kept as ``RUN/model``.
 
+    Where the run folder may only be read, the model is made each time and not kept.
+
     Raises
     ------
     InputError, ResourceError
@@ -282,7 +285,13 @@ def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureMo
             pass  # It is damaged or of another version, so it is made again.
     require_free(own, overwrite=True)
     model = _complete(_open_run(results), QUANTILE, progress)
-    save_model(model, own, render_card(model), overwrite=True)
+    try:
+        save_model(model, own, render_card(model), overwrite=True)
+    except ResourceError:
+        # The folder is somebody else's, or the disk is full: predictions need not be written there.
+        with tempfile.TemporaryDirectory(prefix="headroom-") as scratch:
+            save_model(model, Path(scratch) / _OWN_FOLDER, render_card(model))
+            return load_model(Path(scratch) / _OWN_FOLDER)
     return load_model(own)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base import replacing_folder
+from pipeline.base import read_file, refuse_environment, replacing_folder
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.moments import PrincipalComponents
@@ -173,8 +173,9 @@ def _parse_facts(path: Path, content: bytes | None) -> dict[str, Any]:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        return (path / name).read_bytes()
+        return read_file(path / name)
     except OSError as error:
+        refuse_environment(path / name, error)
         raise _damaged(path, name, f"it cannot be read ({error.strerror})") from None
 
 

@@ -76,6 +76,8 @@ class PredictOptions:
         Blocks that are predicted side by side; one per core by default.
     overwrite
         Replace predictions that are there.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     """
 
     route: str | None = None
@@ -83,6 +85,7 @@ class PredictOptions:
     resample: bool = False
     threads: int | None = None
     overwrite: bool = False
+    allow_external: bool = False
 
 
 def predict_spectra(
@@ -122,7 +125,11 @@ def predict_spectra(
         If the disk is full or not writable.
     """
     settings, report = options or PredictOptions(), progress or SilentProgress()
-    source = open_spectra_source(spectra, Path.cwd()) if isinstance(spectra, Sequence) else spectra
+    source = (
+        open_spectra_source(spectra, Path.cwd(), allow_external=settings.allow_external)
+        if isinstance(spectra, Sequence)
+        else spectra
+    )
     work = _Work(model, source, settings)
     work.check()
     parts = PredictionParts(Path(out), work.facts)
@@ -311,6 +318,8 @@ def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 def read_facts(path: Path) -> dict[str, Any] | None:
     """Return what a file of predictions says of how they were made; None if it is no such file."""
     try:
+        if not path.is_file():
+            return None  # a pipe would be waited for
         found = (pq.read_schema(path).metadata or {}).get(_FACTS)
         return None if found is None else dict(json.loads(found))
     except (OSError, ValueError):
@@ -389,7 +398,7 @@ class PredictionParts:
     def find(self, number: int, n_rows: int) -> bool:
         """Tell whether a part is there, whole."""
         try:
-            return bool(pq.read_metadata(self._file(number)).num_rows == n_rows)
+            return self._file(number).is_file() and pq.read_metadata(self._file(number)).num_rows == n_rows
         except (OSError, ValueError):
             return False  # It is absent or damaged, so it is made again and replaced.
 

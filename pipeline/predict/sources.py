@@ -33,8 +33,6 @@ __all__ = [
 
 #: Rows read together, at least; a store's chunks are read whole.
 BLOCK_ROWS = 1024
-#: What h5py raises on damaged metadata, depending on which byte is wrong.
-_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 #: What tells one spectrum from another, where a table has it.
 _IDENTITY = ("id",)
 
@@ -83,7 +81,7 @@ class SpectraSource(Protocol):
         """Return ``id`` where there is one, ``shard`` (a name) and ``row`` within it, each (stop − start,)."""
 
 
-def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSource:
+def open_spectra_source(patterns: Sequence[str | Path], base: Path, *, allow_external: bool = False) -> SpectraSource:
     """Open stores, or shards without converting them.
 
     Parameters
@@ -92,6 +90,8 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSo
         Stores, their folders or globs. Or shards, their folders or globs, or a ``shard_index.txt``. Not both.
     base
         Folder that relative patterns of shards start at.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSo
     stores = find_stores([base / pattern for pattern in patterns])
     if stores:
         return StoreSource(open_stores(stores))
-    return ShardSource([_probe(path) for path in find_shards(list(patterns), base)])
+    return ShardSource([_probe(path, allow_external) for path in find_shards(list(patterns), base)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +165,7 @@ class _Shard:
     """One shard whose arrays were checked to be there and written.
 
     ``columns`` are those of its table, each (N,); empty without a table. ``stamp`` is its size and its time of change.
+    ``others`` are the other files that it refers to, where these were asked for.
     """
 
     path: Path
@@ -174,6 +175,7 @@ class _Shard:
     variables: tuple[str, ...]
     columns: Mapping[str, NDArray[Any]]
     stamp: tuple[int, int]
+    others: tuple[Path, ...]
 
 
 class ShardSource:
@@ -243,7 +245,7 @@ class ShardSource:
         filled = 0
         for shard, first, end in self._parts(start, stop):
             part = rows[filled : filled + end - first]
-            with ShardReader(shard.path) as reader:
+            with ShardReader(shard.path, allow_external=bool(shard.others)) as reader:
                 found = reader.read_rows(variable, first, end)
             if mask:
                 part[:] = found
@@ -281,20 +283,14 @@ def describe_grid(wavelength: NDArray[np.float64]) -> str:
     return f"{len(wavelength)} pixels, {wavelength[0]:.2f} to {wavelength[-1]:.2f} Å"
 
 
-def _probe(path: Path) -> _Shard:
+def _probe(path: Path, allow_external: bool) -> _Shard:
     """Check what can be checked without reading all pixels."""
-    with ShardReader(path) as reader:
-        try:
-            return _describe(reader)
-        except _DAMAGE as error:
-            raise InputError(
-                f"{reader.name}: damaged, its HDF5 structure cannot be read ({' '.join(str(error).split())}); copy it "
-                "again"
-            ) from None
+    with ShardReader(path, allow_external=allow_external) as reader, reader.explained():
+        return _describe(reader)
 
 
 def _describe(reader: ShardReader) -> _Shard:
-    file, name, status = reader.file, reader.name, reader.path.stat()
+    file, name, stamp = reader.file, reader.name, reader.stamp
     datasets = find_pixel_arrays(file, name)
     n_spectra, n_pixels = datasets["flux"].shape
     for variable, dataset in datasets.items():
@@ -308,8 +304,7 @@ def _describe(reader: ShardReader) -> _Shard:
                 f"{schema.SHARD_PARAMS_TABLE} has {len(values)} rows; write the table again, or leave it out"
             )
     wavelength = read_wavelength(file, name, n_pixels)
-    stamp = (status.st_size, status.st_mtime_ns)
-    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp)
+    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp, reader.others)
 
 
 # --- Spectra on another wavelength grid: rebinned so that flux is conserved.

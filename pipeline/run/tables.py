@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import hash_file, json_text, replacing
+from pipeline.base import hash_file, json_text, read_file, replacing
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.questions import QUESTIONS, Facts, Question, Trained
@@ -121,7 +121,7 @@ def write_tables(
 def results_hold(folder: Path, key: str) -> bool:
     """Whether a run folder's tables were made with this key and are still what was written then."""
     try:
-        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        metadata = json.loads(read_file(folder / METADATA_FILE))
         return bool(metadata["key"] == key) and all(
             hash_file(folder / name) == digest for name, digest in metadata["hashes"].items()
         )

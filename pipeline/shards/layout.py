@@ -6,9 +6,12 @@ What would otherwise end as silent zeros or shifted rows is refused here; messag
 from __future__ import annotations
 
 import math
+import os
 import pickletools
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PIXEL_PATHS",
+    "READ_PATHS",
     "TAKEN_NAMES",
     "find_pixel_arrays",
     "list_remarks",
@@ -39,6 +43,7 @@ __all__ = [
     "read_columns",
     "read_wavelength",
     "require_columns",
+    "require_inside",
     "require_written",
 ]
 
@@ -48,6 +53,135 @@ PIXEL_PATHS: Final[Mapping[str, str]] = {
     "mask": schema.SHARD_MASK,
     "noisy": schema.SHARD_NOISY,
 }
+
+
+#: Everything that is read of a shard.
+READ_PATHS: Final = (*PIXEL_PATHS.values(), schema.SHARD_WAVE, schema.SHARD_WAVE_EDGES, SHARD_PARAMS_TABLE)
+#: More soft links than this, one to the next, lead in a circle.
+_MOST_LINKS: Final = 16
+
+
+def require_inside(
+    file: h5py.File, name: str, paths: Sequence[str] = READ_PATHS, *, allow_external: bool
+) -> tuple[Path, ...]:
+    """Refuse arrays that lie in other files than the one that was given; nothing else is opened to find out.
+
+    HDF5 follows links into other files, and reads external storage and the parts of virtual datasets from whatever
+    file they name, without a word.
+
+    Parameters
+    ----------
+    file
+        The open file.
+    name
+        How messages call it.
+    paths
+        What is going to be read of it.
+    allow_external
+        Take other files, too, provided that they are there and are regular files.
+
+    Returns
+    -------
+    tuple
+        The other files.
+
+    Raises
+    ------
+    InputError
+        Naming the array and the other file; or if a link points to nothing.
+    """
+    others: dict[Path, h5py.File | None] = {}  # open as long as their nodes are looked at
+    for path in paths:
+        node = _follow(file, path, name, others, allow_external=allow_external)
+        if not isinstance(node, h5py.h5d.DatasetID):
+            continue
+        stored = node.get_create_plist()
+        parts = [("external storage in", *stored.get_external(k)) for k in range(stored.get_external_count())]
+        if stored.get_layout() == h5py.h5d.VIRTUAL:
+            sources = {stored.get_virtual_filename(k) for k in range(stored.get_virtual_count())} - {"."}
+            parts += [("a virtual dataset with parts in", source, 0, 0) for source in sorted(sources)]
+        left = math.prod(node.shape) * h5py.Dataset(node).dtype.itemsize
+        for how, part, offset, size in parts:
+            target = os.fsdecode(part)
+            # Links start at the folder of their file, storage at the working folder.
+            folders = [Path()] if size else [Path(), _folder_of(node)]
+            found = _require_target(f"{name}: {path!r} is {how}", target, folders, allow_external=allow_external)
+            others.setdefault(found, None)
+            # What the other file lacks would read as zeros.
+            taken = min(size, left)
+            left -= taken
+            if size and found.stat().st_size < offset + taken:
+                raise InputError(
+                    f"{name}: {path!r} needs {offset + taken} bytes of {found}, which has {found.stat().st_size}; put "
+                    "the whole file back"
+                )
+    return tuple(others)
+
+
+def _follow(
+    file: h5py.File, path: str, name: str, others: dict[Path, h5py.File | None], *, allow_external: bool
+) -> Any:
+    """Return the identifier of what a path leads to, None if it ends on the way; add the files that it leads through.
+
+    Links are followed one by one, because HDF5 would open what they lead to.
+    """
+    here: Any = h5py.h5g.open(file.id, b"/")
+    todo, links, after_link = path.split("/"), 0, sys.maxsize
+    while todo:
+        step = todo.pop(0).encode()
+        if step in (b"", b"."):
+            continue
+        if not isinstance(here, h5py.h5g.GroupID):
+            return None
+        if not here.links.exists(step):
+            if len(todo) >= after_link:
+                raise InputError(f"{name}: {path!r} is a link to something that is not there; put it back")
+            return None
+        kind = here.links.get_info(step).type
+        if kind == h5py.h5l.TYPE_HARD:
+            here = h5py.h5o.open(here, step)
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise InputError(f"{name}: {path!r} is a link that leads in a circle; write the file again without it")
+        if kind == h5py.h5l.TYPE_SOFT:
+            target, after_link = os.fsdecode(here.links.get_val(step)), len(todo)
+            todo = [*target.split("/"), *todo]
+            if target.startswith("/"):
+                here = h5py.h5g.open(h5py.h5i.get_file_id(here), b"/")
+            continue
+        target, inside = map(os.fsdecode, here.links.get_val(step)) if kind == h5py.h5l.TYPE_EXTERNAL else ("?", "")
+        folders = [_folder_of(here), Path(), *map(Path, os.environ.get("HDF5_EXT_PREFIX", "").split(os.pathsep))]
+        what = f"{name}: {path!r} is an external link to"
+        other = _require_target(what, target, folders, allow_external=allow_external)
+        try:
+            opened = others.get(other) or h5py.File(other, "r", locking=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{what} {target!r}, which cannot be opened ({error}); put that file back") from error
+        others[other] = opened
+        here, after_link = h5py.h5g.open(opened.id, b"/"), len(todo)
+        todo = [*inside.split("/"), *todo]
+    return here
+
+
+def _folder_of(node: Any) -> Path:
+    return Path(os.fsdecode(h5py.h5f.get_name(node))).parent
+
+
+def _require_target(what: str, target: str, folders: Sequence[Path], *, allow_external: bool) -> Path:
+    """Return the other file that an array lies in, if it may be read."""
+    if not allow_external:
+        raise InputError(
+            f"{what} {target!r}, another file than the one given; copy it into this file, or read a shard that you "
+            "trust with --allow-external (headroom inspect, convert, predict; a run takes the converted store)"
+        )
+    found = [one for folder in folders if (one := folder / target).exists()]
+    if not found:
+        raise InputError(f"{what} {target!r}, which is not there; put that file back")
+    irregular = [one for one in found if not one.is_file()]
+    if irregular:
+        raise InputError(f"{what} {irregular[0]}, which must be a regular file and is none; write the shard again")
+    return found[0]
 
 
 def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:

@@ -24,7 +24,14 @@ from pipeline.bins import shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
 from pipeline.store.layout import SourceRecord
-from pipeline.store.store import LazyColumns, SpectraStore, StoredSpectra, is_store, require_same_wavelengths
+from pipeline.store.store import (
+    LazyColumns,
+    SpectraStore,
+    StoredSpectra,
+    is_store,
+    is_unfinished,
+    require_same_wavelengths,
+)
 
 __all__ = [
     "AnyStore",
@@ -308,14 +315,14 @@ def _expand(path: Path) -> list[Path]:
     if is_store(path):
         return [path]
     partial = path if path.suffix == ".partial" else path.with_name(path.name + ".partial")
-    if partial.exists():
+    if is_unfinished(partial):
         raise InputError(f"{partial} is an unfinished store; run its conversion again, or delete it")
     if not path.is_dir():
         return []
     entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=natural_key)
     stores = [entry for entry in entries if is_store(entry)]
     for entry in entries if stores else ():
-        if entry.suffix == ".partial":
+        if is_unfinished(entry):
             raise InputError(
                 f"{entry} is an unfinished store beside finished ones such as {stores[0]}; run its conversion again, "
                 "or delete it"

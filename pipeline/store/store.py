@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline import schema
+from pipeline.base import read_file, refuse_environment
 from pipeline.errors import InputError, did_you_mean
 from pipeline.store.chunks import ChunkError, read_chunk_rows
 from pipeline.store.layout import MANIFEST_GROUP, Manifest, SourceRecord, StoreLayout, digest_array, open_group
@@ -170,6 +171,11 @@ def is_store(path: Path | str) -> bool:
     return (Path(path) / "zarr.json").is_file()
 
 
+def is_unfinished(path: Path) -> bool:
+    """Tell whether a path is the work folder of a conversion, and not a file of that name that somebody downloads."""
+    return path.suffix == ".partial" and (path / "plan.json").is_file()
+
+
 class SpectraStore(StoredSpectra):
     """A checked store, cheap to open and to pickle; reads rows into the caller's buffers.
 
@@ -224,12 +230,14 @@ class SpectraStore(StoredSpectra):
         path = Path(path)
         manifest = _read_manifest(path)
         try:
+            _require_regular(path)
             group = open_group(path)
             wavelength = _read_vector(group, "wavelength")
             mean_flux = _read_vector(group, schema.STORE_ORIGIN)
             layouts = [_describe_array(group, variable) for variable in manifest.variables]
             column_rows = _count_chunk_rows(group, "row")
         except (KeyError, ValueError, OSError, TypeError) as error:
+            refuse_environment(path, error)
             raise _damaged(path, f"its arrays cannot be read ({error})") from error
         store = cls(path, manifest, wavelength, mean_flux, column_rows)
         if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
@@ -378,6 +386,7 @@ class SpectraStore(StoredSpectra):
         try:
             read_chunk_rows(self.path / variable, self.layout, start, stop, rows, direct=self.direct_reads)
         except ChunkError as error:
+            refuse_environment(self.path, error.__cause__ or error)
             raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
         if self.exponent and variable != "mask":
             with np.errstate(over="ignore"):
@@ -408,6 +417,7 @@ class SpectraStore(StoredSpectra):
                 first, end = max(start, number * rows), min(stop, (number + 1) * rows)
                 values[first - start : end - start] = array[first:end]
         except (KeyError, ValueError, OSError, TypeError) as error:
+            refuse_environment(self.path, error)
             raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
         values.flags.writeable = False
         return values
@@ -415,6 +425,13 @@ class SpectraStore(StoredSpectra):
     def _require_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_spectra:
             raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse pipes and devices where zarr would open files, and wait for ever."""
+    for file in (*path.glob("*/zarr.json"), *path.glob("*/c/*")):
+        if not (file.is_file() or file.is_dir()):
+            raise ValueError(f"{file.relative_to(path)} is not a regular file")
 
 
 def _require_files(store: SpectraStore) -> None:
@@ -451,17 +468,21 @@ def _rebuild(path: Path) -> str:
 def _read_manifest(path: Path) -> Manifest:
     if not is_store(path):
         partial = path.with_name(path.name + ".partial")
-        if partial.exists():
+        if is_unfinished(partial):
             raise InputError(f"store {path} is unfinished (only {partial.name} is there); run what made it again")
         found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise InputError(f"{path} must be a store, found {found}; make one with headroom convert")
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-    except (ValueError, KeyError, OSError) as error:
-        raise _damaged(path, f"zarr.json cannot be read ({error!r})") from error
-    if attributes.get("format") != schema.STORE_FORMAT:
+        attributes = json.loads(read_file(path / "zarr.json")).get("attributes", {})
+        found = attributes.get("format")
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        refuse_environment(path, error)
         raise InputError(
-            f"{path} is a Zarr group but not a store (format {attributes.get('format')!r}, required "
+            f"{path} must be a store, but its zarr.json cannot be read ({error}); make another with headroom convert"
+        ) from error
+    if found != schema.STORE_FORMAT:
+        raise InputError(
+            f"{path} is a Zarr folder of another program and not a store (format {found!r}, required "
             f"{schema.STORE_FORMAT!r}); make one with headroom convert"
         )
     if attributes.get("version") != schema.STORE_VERSION:
@@ -470,11 +491,12 @@ def _read_manifest(path: Path) -> Manifest:
             f"{schema.STORE_VERSION}; use the program that wrote it, or {_rebuild(path)}"
         )
     try:
-        plain = json.loads((path / MANIFEST_GROUP / "zarr.json").read_text())["attributes"]
+        plain = json.loads(read_file(path / MANIFEST_GROUP / "zarr.json"))["attributes"]
         manifest = Manifest.from_json(plain)
         if attributes["fingerprint"] != manifest.fingerprint:
             raise ValueError("its digests do not give the store's fingerprint")
     except (ValueError, KeyError, TypeError, OSError) as error:
+        refuse_environment(path, error)
         raise _damaged(path, f"its manifest cannot be read ({error!r})") from error
     return manifest
 

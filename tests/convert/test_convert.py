@@ -625,7 +625,7 @@ def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypa
     )
     monkeypatch.setattr(pipeline.convert.ranges, "TILE_BYTES", 3 * 8 * P)
     block = np.empty((40, P))
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         for name, rows in expected.items():
             assert source.tile_rows(name, 20) == (3 if is_plain else 20)
             for start, stop in ((0, 40), (3, 4), (5, 29), (39, 40), (7, 7)):
@@ -637,7 +637,7 @@ def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypa
 def test_row_source__leaves_other_numbers_to_hdf5(tmp_path: Path, dtype: str) -> None:
     flux = make_pixels(40, P)[0].astype(dtype)
     shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux})
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         np.testing.assert_array_equal(source.read_rows("flux", 2, 9, np.empty((7, P))), flux[2:9].astype(float))
 
 
@@ -649,7 +649,7 @@ def test_row_source__leaves_a_user_block_and_other_files_to_hdf5(tmp_path: Path)
         file["dataset/arrays/flux/value"] = make_pixels(40, P)[0]
         other["error"] = make_pixels(40, P)[1]
         file["dataset/arrays/error/value"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "error")
-    with RowSource(tmp_path / "dataset.h5") as source:
+    with RowSource(ShardReader(tmp_path / "dataset.h5", allow_external=True)) as source:
         for name, expected in zip(("flux", "error"), make_pixels(40, P), strict=True):
             np.testing.assert_array_equal(source.read_rows(name, 2, 9, np.empty((7, P))), expected[2:9])
 
@@ -657,7 +657,7 @@ def test_row_source__leaves_a_user_block_and_other_files_to_hdf5(tmp_path: Path)
 def test_row_source__a_short_read_is_left_to_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_shard(tmp_path / "dataset.h5")
     monkeypatch.setattr(os, "preadv", lambda *_: 5)
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         np.testing.assert_array_equal(source.read_rows("flux", 0, 40, np.empty((40, P))), make_pixels(40, P)[0])
         assert not source.read_rows("mask", 0, 40, np.empty((40, P))).any()
 

@@ -177,7 +177,8 @@ def test_verify_store__reads_arrays_in_other_files(tmp_path: Path, kind: str) ->
         else:
             external = [(str(tmp_path / "flux.raw"), 0, flux.nbytes)]
             file.create_dataset(name, data=flux, external=external)
-    verify_store(convert_shards([shard], tmp_path / "store", **SMALL), [shard], workers=1)
+    store = convert_shards([shard], tmp_path / "store", allow_external=True, **SMALL)
+    verify_store(store, [shard], workers=1, allow_external=True)
 
 
 def test_convert_shards__delete_sources_names_its_successor(shards: list[Path], tmp_path: Path) -> None:

@@ -204,8 +204,8 @@ def test_a_flipped_byte_shows_when_verified(run: Path, capsys: pytest.CaptureFix
         ("sums.npz", b"PK", "sums.npz"),
         ("moments.json", b"{", "damaged"),
         ("moments.json", b'{"format": "headroom-moments", "version": 1}', "version 1"),
-        ("../key.json", b"[]", "key.json: missing or damaged"),
-        ("../key.json", None, "key.json: missing or damaged"),
+        ("../key.json", b"[]", "key.json: missing, or not"),
+        ("../key.json", None, "key.json: missing, or not"),
     ],
 )
 def test_damage_is_listed_beside_what_is_sound(run: Path, name: str, content: bytes | None, words: str) -> None:

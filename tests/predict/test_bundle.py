@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,21 @@ def test_the_digests_are_what_sha256sum_reads_and_list_no_other_path(bundle: Pat
     (copy / SUMS_FILE).write_text("".join(short), encoding="utf-8")
     with pytest.raises(InputError, match=r"weights\.npy"):
         load_model(copy)
+
+
+def test_the_model_of_a_run_that_may_only_be_read_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run / "model", ignore_errors=True)
+    first, mkdir = model_of_run(run), Path.mkdir
+    shutil.rmtree(run / "model")
+
+    def read_only(path: Path, *given: Any, **options: Any) -> None:
+        if run in path.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert model_of_run(run).fingerprint == first.fingerprint
+    assert not (run / "model").exists()
 
 
 def test_the_model_of_a_run_is_made_once_and_again_where_the_run_has_changed(run: Path) -> None:

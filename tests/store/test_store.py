@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 import shutil
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from shard_factory import make_frame, make_pixels, write_shard
 
 from pipeline.convert import convert_shards
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.store import SpectraStore, StoreLayout, digest_rows, open_spectra, plan_layout
 
 N, P = 100, 16
@@ -294,3 +296,42 @@ def test_plan_layout__defaults_and_limits() -> None:
     for chunk_rows, shard_rows in ((0, None), (-1, None), (8, 12), (8, -8)):
         with pytest.raises(ConfigError):
             plan_layout(100, 16, chunk_rows, shard_rows)
+
+
+# --- What is not ours, and what is no regular file.
+
+
+@pytest.mark.parametrize("attributes", [{}, {"title": "mine"}, None])
+def test_open__a_zarr_folder_of_another_program_is_not_damaged(
+    tmp_path: Path, attributes: dict[str, str] | None
+) -> None:
+    path = tmp_path / "mine.zarr"
+    xr.Dataset({"flux": (("star", "pixel"), np.ones((3, 4)))}, attrs=attributes or {}).to_zarr(
+        path, zarr_format=3, consolidated=False
+    )
+    if attributes is None:
+        (path / "zarr.json").write_text("[]")
+    with pytest.raises(InputError, match="headroom convert") as refused:
+        SpectraStore.open(path)
+    assert not any(word in str(refused.value) for word in ("delete", "damaged", "overwrite"))
+
+
+@pytest.mark.parametrize("name", ["manifest/zarr.json", "flux/zarr.json", "wavelength/c/0", "log_g/c/0", "flux/c/0/0"])
+def test_open__never_waits_for_a_pipe(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(InputError, match="damaged"):
+        SpectraStore.open(copy)
+
+
+def test_open__too_many_open_files_are_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = SpectraStore.open(path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(zarr.Group, "__getitem__", fail)
+    with pytest.raises(ResourceError, match="too many open files"):
+        SpectraStore.open(path)
+    with pytest.raises(ResourceError, match="too many open files"):
+        stored.read_columns(["log_g"], 0, 1)

@@ -300,6 +300,8 @@ def test_find_stores__raise_on_mixtures(parts: Path, shards: list[Path], tmp_pat
     with pytest.raises(InputError, match=r"a\.zarr and train_0"):
         find_stores([tmp_path])
     (tmp_path / "train_0").rename(tmp_path / "b.zarr.partial")
+    assert find_stores([tmp_path / "b.zarr"]) == ()  # nothing says that it is a conversion's
+    (tmp_path / "b.zarr.partial" / "plan.json").write_text("{}")
     for pattern in (tmp_path, tmp_path / "*", tmp_path / "b.zarr"):
         with pytest.raises(InputError, match=r"b\.zarr\.partial"):
             find_stores([pattern])

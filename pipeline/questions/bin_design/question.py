@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import remove_leftovers, replacing
+from pipeline.base import read_file, remove_leftovers, replacing
 from pipeline.bins import OUTSIDE, count_in_folds
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig, RidgeConfig, content_hash
 from pipeline.errors import InputError
@@ -282,7 +282,7 @@ def _read_answers(facts: Facts, part: _Part) -> dict[str, HeldOutErrors]:
     """Return what an earlier run has found, all or some of it; nothing where it was made of something else."""
     path = facts.folder / part.errors_file
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path))
         found: dict[str, HeldOutErrors] = content["parts"] if content["key"] == part.key else {}
         return found
     except FileNotFoundError:
