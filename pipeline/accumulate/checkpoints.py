@@ -21,8 +21,9 @@ import numpy as np
 
 from pipeline.accumulate.plan import AccumulationPlan
 from pipeline.base import aligned_buffer, is_sealed, parse_object, remove_leftovers, replacing, seal
+from pipeline.config import content_hash
 from pipeline.errors import InputError
-from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, write_moments
+from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, open_moments, write_moments
 from pipeline.noise import Noise
 
 __all__ = [
@@ -54,6 +55,37 @@ class MomentsFolder:
     n_folds: int
     n_cells: int
     fold_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of_run(cls, run: Path, draw: Noise, key: str) -> MomentsFolder:
+        """Find the moments of one noise draw of a finished run.
+
+        Parameters
+        ----------
+        run, draw
+            The run folder, and which noise is meant.
+        key
+            The plan's key that the run's results state; empty where an earlier version wrote them.
+
+        Raises
+        ------
+        InputError
+            If they are missing, unfinished or damaged, or are not those that the results were made from.
+        """
+        found = None
+        if (run / "moments" / draw.name).is_dir():
+            found = next(one for one in open_moments(run / "moments" / draw.name).draws)
+        if found is None:
+            why = "none are there"
+        elif not found.complete:
+            why = "; ".join(found.problems) or str(found.missing)
+        elif key and content_hash(list(found.fold_keys)) != key:
+            why = "the results were not made from them"
+        else:
+            return cls(found.folder, draw, len(found.folds), len(found.counts), found.fold_keys)
+        raise InputError(
+            f"run folder {run}: the moments of {draw.name} cannot be used ({why}); run again with the same --out"
+        )
 
     def open(self, fold: int) -> SavedMoments:
         """Open the moments of a fold; the outside is the last cell.

@@ -14,6 +14,7 @@ from .files import is_same_file as is_same_file
 from .files import is_sealed as is_sealed
 from .files import json_text as json_text
 from .files import open_npz as open_npz
+from .files import parse_array as parse_array
 from .files import parse_object as parse_object
 from .files import read_json as read_json
 from .files import remove_leftovers as remove_leftovers

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import InputError, ResourceError
@@ -40,6 +41,7 @@ __all__ = [
     "is_sealed",
     "json_text",
     "open_npz",
+    "parse_array",
     "parse_object",
     "read_json",
     "remove_leftovers",
@@ -167,6 +169,20 @@ def parse_object(content: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a JSON object is required, found {type(value).__name__}")
     return value
+
+
+def parse_array(facts: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the numbers that facts have under a name.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError
+        If they are missing, of another shape, or not finite.
+    """
+    values = np.asarray(facts[name], dtype=np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"finite numbers of shape {shape} as {name!r}, found shape {values.shape}")
+    return values
 
 
 def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -461,7 +477,7 @@ class Products:
         Told of a record that cannot be used, after which everything is made again.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         self._made: dict[str, _Product] = {}
         path = folder / _FILE

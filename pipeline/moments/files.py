@@ -291,7 +291,8 @@ class SavedMoments:
                 raise ValueError("it does not match its checksum")
         except (OSError, ValueError) as error:
             raise _damaged(self.folder, f"{path.name}: {error}") from None
-        return content.view(dtype).reshape(layout.shape)
+        gram: NDArray[Any] = content.view(dtype).reshape(layout.shape)
+        return gram
 
     def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         """Return the tiles of a cell without spectra, which has no file."""
