@@ -5,7 +5,6 @@ On one machine the worker is a thread of this process.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,7 +19,14 @@ from distributed import Worker
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
 from cluster.profiles import AddressProfile, LocalProfile, Profile
-from pipeline.base import disk_errors_told, read_file, release_workspace, terminations_deferred, wait_for_worker
+from pipeline.base import (
+    disk_errors_told,
+    parse_object,
+    read_file,
+    release_workspace,
+    terminations_deferred,
+    wait_for_worker,
+)
 from pipeline.errors import ConfigError, InputError, ResourceError
 
 if TYPE_CHECKING:
@@ -248,7 +254,7 @@ def _read_scheduler_file(profile: AddressProfile) -> str:
     """Return the address in a scheduler file, if it is one that the profile allows."""
     path = Path(str(profile.scheduler_file))
     try:
-        address = json.loads(read_file(path))["address"]
+        address = parse_object(read_file(path))["address"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"scheduler_file {path}: cannot be read ({error}); `dask scheduler --scheduler-file {path}` writes it"

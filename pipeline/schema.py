@@ -79,11 +79,14 @@ STREAM_TEST: Final = 1
 
 # --- versions of files ---------------------------------------------------------------------------
 # Raised when a program of the version before could not read the file, or would read it wrongly.
-#: A Zarr store.
-STORE_VERSION: Final = 1
+#: A Zarr store. Stores of the first version know no checksums of single chunks: whole ranges are compared instead.
+STORE_VERSION: Final = 2
+READABLE_STORE_VERSIONS: Final = (1, STORE_VERSION)
 #: A folder of moments, and the JSON listing of all moments of a run.
-MOMENTS_VERSION: Final = 3
+MOMENTS_VERSION: Final = 4
 MOMENTS_LISTING_VERSION: Final = 1
+#: ``products.json`` of a run.
+PRODUCTS_VERSION: Final = 2
 #: The models of one noise draw, and those that were trained without each fold.
 MODELS_VERSION: Final = 1
 FOLD_MODELS_VERSION: Final = 1

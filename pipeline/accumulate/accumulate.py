@@ -113,7 +113,7 @@ def accumulate_moments(
                         merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
     _merge_all(plan, folders)
     return [
-        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells)
+        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells, plan.fold_keys)
         for path, draw in zip(folders, draws, strict=True)
     ]
 

@@ -5,14 +5,17 @@ with a header as ``.npz``, and the record of what a run has made.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
 import stat
+import struct
 import threading
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -20,9 +23,11 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import InputError, ResourceError
+from pipeline.schema import PRODUCTS_VERSION
 
 __all__ = [
     "HEADER_LOCK",
@@ -31,12 +36,16 @@ __all__ = [
     "disk_errors_told",
     "exclusive",
     "find_json",
+    "hash_file",
     "hold_file",
     "is_same_file",
+    "is_sealed",
     "json_text",
     "open_npz",
     "open_own",
     "open_regular",
+    "parse_array",
+    "parse_object",
     "read_file",
     "read_json",
     "refuse_environment",
@@ -44,6 +53,7 @@ __all__ = [
     "replacing",
     "replacing_folder",
     "save_npz",
+    "seal",
     "try_lock",
     "write_json",
     "write_npz",
@@ -203,11 +213,70 @@ def refuse_environment(path: Path | str, error: BaseException) -> None:
 # --- JSON: no NaN, no infinity, nothing that needs Python.
 
 Built = TypeVar("Built")
+_CHECKSUM: Final = "checksum"
 
 
 def json_text(value: Any) -> str:
     """Return a value as JSON: dataclasses as objects, paths as text, NumPy scalars as numbers, NaN and ±∞ as null."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """Return the JSON object that a text holds. All JSON that comes from a file comes through here.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or a value of another kind, or nested more deeply than anything that we write.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is required, found {type(value).__name__}")
+    return value
+
+
+def parse_array(facts: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the numbers that facts have under a name.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError
+        If they are missing, of another shape, or not finite.
+    """
+    values = np.asarray(facts[name], dtype=np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"finite numbers of shape {shape} as {name!r}, found shape {values.shape}")
+    return values
+
+
+def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts, which must be plain values, with a checksum over all of them."""
+    plain = {name: value for name, value in facts.items() if name != _CHECKSUM}
+    return {**plain, _CHECKSUM: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
+def is_sealed(facts: Mapping[str, Any]) -> bool:
+    """Whether facts have a checksum, as those that earlier versions wrote do not.
+
+    Raises
+    ------
+    ValueError
+        If the checksum is that of other facts.
+    """
+    if _CHECKSUM not in facts:
+        return False
+    if facts[_CHECKSUM] != seal(facts)[_CHECKSUM]:
+        raise ValueError("it does not match its checksum")
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb", opener=open_regular) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
@@ -221,7 +290,7 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
         If the system cannot read it.
     """
     try:
-        return build(json.loads(read_file(path)))
+        return build(parse_object(read_file(path)))
     except InputError as error:
         reason = str(error)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -233,10 +302,9 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
 def find_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where there is none: no such file, or none that can be read as an object."""
     try:
-        value = json.loads(read_file(path))
+        return parse_object(read_file(path))
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -403,6 +471,22 @@ def is_same_file(opened: IO[Any], path: Path) -> bool:
 #: Python 3.11 may parse headers of arrays wrongly where several threads do so at once (CPython issue 106905).
 HEADER_LOCK = threading.Lock()
 _HEADER: Final = "header"
+#: What a damaged archive raises, depending on which byte is wrong; MemoryError where it states an absurd shape.
+_NPZ_DAMAGE: Final = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:
@@ -453,63 +537,110 @@ def open_npz(
             arrays = {name: archive[name] for name in archive.files}
         facts: dict[str, Any] = {}
         if form is not None:
-            facts = json.loads(arrays[_HEADER].tobytes().decode())
+            facts = parse_object(arrays[_HEADER].tobytes())
             if (facts.get("format"), facts.get("version")) != form:
                 raise ValueError(f"{form[0]} version {form[1]} is required")
         yield facts, arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _NPZ_DAMAGE as error:
         refuse_environment(path, error)
         raise refuse(error) from None
 
 
 _FILE = "products.json"
-_RECORD = TypeAdapter(dict[str, str])
+
+
+class _Product(BaseModel):
+    """A file that a run has made: the key of what it was made of, and the digest of its bytes."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    sha256: str
+
+
+class _Record(BaseModel):
+    """What ``products.json`` holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: int
+    products: dict[str, _Product]
 
 
 class Products:
-    """The files that a run has made, each with the key of what it was made of.
+    """The files that a run has made, each with the key of what it was made of and the digest of its bytes.
 
     Parameters
     ----------
     folder
         The run folder; names of products are relative to it.
     note
-        Told of a damaged record, after which everything is made again.
+        Told of a record that cannot be used, after which everything is made again.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
-        self._keys: dict[str, str] = {}
+        self._made: dict[str, _Product] = {}
         path = folder / _FILE
-        if path.exists():
-            try:
-                self._keys = _RECORD.validate_json(read_file(path))
-            except OSError as error:
-                raise ResourceError(f"cannot read {path}: {error.strerror}") from error
-            except ValueError:
-                note(f"{path} is damaged; models and predictions are made again")
+        if not path.exists():
+            return
+        try:
+            facts = parse_object(read_file(path))
+            if is_sealed(facts):
+                record = _Record.model_validate(facts)
+                if record.version == PRODUCTS_VERSION:
+                    self._made = record.products
+                    return
+            what = "was written by another version"
+        except OSError as error:
+            raise ResourceError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError:
+            what = "is damaged"
+        note(f"{path} {what}; models and predictions are made again")
 
     def __getitem__(self, name: str) -> str:
         """Return the key that a product was made of."""
-        return self._keys[name]
+        return self._made[name].key
 
     def __contains__(self, name: str) -> bool:
-        return name in self._keys
+        return name in self._made
 
     def is_made(self, name: str, key: str) -> bool:
-        """Whether a product is there, made of this key."""
-        return self._keys.get(name) == key and (self.folder / name).exists()
+        """Whether a product is there, made of this key, and every byte of it is what was written."""
+        return name in self and self[name] == key and self._is_whole(name)
+
+    def require(self, name: str) -> Path:
+        """Return the file of a product, every byte of which is what was written.
+
+        Raises
+        ------
+        InputError
+            If it is missing, or another file.
+        """
+        path = self.folder / name
+        if name not in self or not self._is_whole(name):
+            found = "is missing" if not path.is_file() else "is not the file that the run has made"
+            raise InputError(f"{path} {found} ({_FILE} tells); run again with the same --out, which makes it again")
+        return path
 
     def record(self, name: str, key: str) -> None:
         """Remember that a product is there."""
-        self._keys[name] = key
+        self._made[name] = _Product(key=key, sha256=hash_file(self.folder / name))
+        made = {known: product.model_dump() for known, product in self._made.items()}
+        content = seal({"version": PRODUCTS_VERSION, "products": made})
         with replacing(self.folder / _FILE) as temporary:
-            temporary.write_text(json.dumps(self._keys, indent=1, sort_keys=True), encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
     def keys_of(self, names: Iterable[str]) -> dict[str, str]:
         """Return some products with their keys."""
-        return {name: self._keys[name] for name in names}
+        return {name: self[name] for name in names}
 
     def snapshot(self) -> dict[str, str]:
         """Return all products with their keys."""
-        return dict(self._keys)
+        return self.keys_of(self._made)
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            return hash_file(self.folder / name) == self._made[name].sha256
+        except OSError:
+            return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -21,7 +20,6 @@ import psutil
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.base.direct_io import BLOCK, aligned_buffer
-from pipeline.base.files import open_regular
 
 __all__ = [
     "Workspace",
@@ -29,7 +27,6 @@ __all__ = [
     "available_memory",
     "describe_environment",
     "format_bytes",
-    "hash_file",
     "peak_memory",
     "process_workspace",
     "release_workspace",
@@ -115,12 +112,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit}+changes" if changes else commit
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with open(path, "rb", opener=open_regular) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # --- Large arrays that one piece of work leaves to the next: the first touch of fresh memory is slow.

@@ -6,18 +6,17 @@ read here, too.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base.files import read_file, replacing
+from pipeline.base.files import parse_object, read_file, replacing
 from pipeline.errors import InputError
 from pipeline.schema import STATUS_VERSION
 
@@ -190,7 +189,7 @@ def read_status(folder: Path) -> RunStatus | None:
     problem = ""
     for patience in (0.3, 0.0):
         try:
-            content: dict[str, Any] = json.loads(read_file(path))
+            content = parse_object(read_file(path))
             if content["version"] == STATUS_VERSION:
                 return RunStatus.model_validate(content)
             problem = f"version {STATUS_VERSION} is required, found {content['version']}"
@@ -288,7 +287,7 @@ def read_submission(folder: Path) -> SubmittedRun | None:
     """
     path = folder / SUBMISSION_FILE
     try:
-        submission = Submission.model_validate(json.loads(read_file(path)))
+        submission = Submission.model_validate(parse_object(read_file(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:

@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 
 from pipeline import schema
-from pipeline.base import Progress, SilentProgress, available_cores, find_json
+from pipeline.base import Progress, SilentProgress, available_cores, find_json, hash_file, is_sealed
 from pipeline.convert.processes import run_in_processes
 from pipeline.convert.ranges import FAULTS, Bounds, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
 from pipeline.convert.sources import (
@@ -298,7 +298,7 @@ def _watch(
 
 def _read_scan(plan: ConversionPlan, shard: int, start: int, stop: int) -> dict[str, Any] | None:
     """Return what an earlier run found in these rows, if the shard was not written to since."""
-    record = find_json(plan.scan_path(shard, start)) or {}
+    record = _find_record(plan.scan_path(shard, start)) or {}
     wanted = (plan.key, stop, list(plan.stamps[shard]))
     return record if (record.get("key"), record.get("stop"), record.get("stamp")) == wanted else None
 
@@ -321,12 +321,21 @@ def _require_free_disk(plan: ConversionPlan, n_ranges: int) -> None:
 _SAMPLE_ROWS: Final = 16
 
 
+def _find_record(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier run recorded of a piece of work; None where it has to be done again."""
+    record = find_json(path)
+    try:
+        return record if record is not None and is_sealed(record) else None
+    except ValueError:
+        return None
+
+
 def read_records(plan: ConversionPlan) -> dict[int, dict[str, Any]]:
     """Return the records of the ranges that are finished, whose shards were not written to since, and whose chunk
     files are there, by first row."""
     records = {}
     for start, stop in plan.layout.iter_ranges():
-        record = find_json(plan.record_path(start))
+        record = _find_record(plan.record_path(start))
         if record is None or (record.get("key"), record.get("stop")) != (plan.key, stop):
             continue
         if record.get("sources") == plan.describe_range(start, stop):
@@ -375,6 +384,7 @@ def build_manifest(
                 record["stop"],
                 {variable: record["digests"][variable] for variable in variables},
                 {variable: record["file_bytes"][variable] for variable in variables},
+                {variable: record["checksums"][variable] for variable in variables},
             )
             for record in records
         ),
@@ -393,6 +403,10 @@ def build_manifest(
                 f"dropped_{kind.replace(' ', '_')}": sum(len(f.get(kind, ())) for f in faults)
                 for kind in _kinds(faults)
             },
+        },
+        metadata={
+            name: hash_file(plan.store / name / "zarr.json")
+            for name in (*variables, "wavelength", schema.STORE_ORIGIN, *columns)
         },
     )
     zarr.open_group(plan.store / MANIFEST_GROUP, mode="w", zarr_format=3, attributes=manifest.to_json())
@@ -463,9 +477,8 @@ def _settle_mask(plan: ConversionPlan, records: list[dict[str, Any]]) -> tuple[s
     for record in records:
         if "mask" not in record["digests"]:
             start, stop = record["start"], record["stop"]
-            record["file_bytes"]["mask"] = write_chunks(
-                plan.store / "mask", plan.layout, start, itertools.repeat(zeros)
-            )
+            sizes, checksums = write_chunks(plan.store / "mask", plan.layout, start, itertools.repeat(zeros))
+            record["file_bytes"]["mask"], record["checksums"]["mask"] = sizes, checksums
             digests = (
                 digest_rows(zeros[: stop - first], first) for first in range(start, stop, plan.layout.chunk_rows)
             )

@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from pipeline.base import write_json
+from pipeline.base import seal, write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.schema import ABSURD
 from pipeline.shards import PIXEL_PATHS, ShardInfo, ShardReader, stamp_files
@@ -435,7 +435,7 @@ class RangeWriter:
         plan = self.plan
         stop = min(start + plan.layout.range_rows, plan.layout.n_spectra)
         record: dict[str, Any] = {"key": plan.key, "start": start, "stop": stop, "repaired": {}, "flagged": 0}
-        record |= {"digests": {}, "file_bytes": {}, "sources": plan.describe_range(start, stop)}
+        record |= {"digests": {}, "file_bytes": {}, "checksums": {}, "sources": plan.describe_range(start, stop)}
         sums = np.zeros(plan.layout.n_pixels)
         with convert_disk_errors(plan.work), ExitStack() as stack:
             readers: dict[int, RowSource] = {}
@@ -450,7 +450,7 @@ class RangeWriter:
                 self._write(record, "mask", self._iter_masks(readers, record))
             plan.require_unchanged(readers)
             record["flux_sums"] = base64.b64encode(sums.astype("<f8").tobytes()).decode()
-            write_json(plan.record_path(start), record)
+            write_json(plan.record_path(start), seal(record))
         return record
 
     def scan_rows(self, task: tuple[int, int, int]) -> dict[str, Any]:
@@ -469,15 +469,16 @@ class RangeWriter:
             self.plan.require_unchanged([shard])
             record["stamp"] = list(self.plan.stamps[shard])
             record["faults"] = {kind: sorted(rows) for kind, rows in faults.items()}
-            write_json(self.plan.scan_path(shard, start), record)
+            write_json(self.plan.scan_path(shard, start), seal(record))
         return record
 
     def _write(self, record: dict[str, Any], variable: str, chunks: Iterator[np.ndarray]) -> None:
-        """Write a variable's chunks, which add to its digest as they are made; record digest and file sizes."""
+        """Write a variable's chunks, which add to its digest as they are made; record digest, file sizes, checksums."""
         plan, start = self.plan, record["start"]
         record["digests"][variable] = 0
         folder = plan.store / variable
-        record["file_bytes"][variable] = write_chunks(folder, plan.layout, start, chunks)
+        sizes, checksums = write_chunks(folder, plan.layout, start, chunks)
+        record["file_bytes"][variable], record["checksums"][variable] = sizes, checksums
         record["digests"][variable] = f"{record['digests'][variable] % 2**64:016x}"
 
     def _iter_blocks(

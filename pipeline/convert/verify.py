@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, available_cores, find_json, write_json
+from pipeline.base import Progress, SilentProgress, available_cores, find_json, seal, write_json
 from pipeline.convert.processes import run_in_processes
 from pipeline.convert.ranges import Bounds, ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
@@ -175,6 +175,8 @@ def record_stamps(store: SpectraStore, infos: Sequence[ShardInfo], work: Path) -
         return
     for source, info in zip(plain["attributes"]["sources"], infos, strict=True):
         source["size"], source["mtime_ns"] = info.stamp
+    if store.manifest.metadata:  # those of the first version have no checksum
+        plain["attributes"] = seal(plain["attributes"])
     with suppress(OSError):  # a store that may only be read is compared every time
         write_json(work / "manifest.json", plain)
         (work / "manifest.json").replace(path)

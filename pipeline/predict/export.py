@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import schema
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import Progress, SilentProgress, describe_environment, read_json
+from pipeline.base import Products, Progress, SilentProgress, describe_environment, read_json
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, ResourceError, enumerate_words
@@ -314,6 +314,7 @@ class _Source:
     noise: Noise
     models: ExpertModels
     store: AnyStore
+    products: Products
 
     @property
     def grid(self) -> BinGrid:
@@ -326,21 +327,14 @@ class _Source:
 
     def read_moments(self) -> Moments:
         """Read the moments of all training spectra, inside the bins and outside."""
-        folder, n_folds = self.results.folder / "moments" / self.noise.name, self.results.metadata["folds"]["total"]
-        if not folder.is_dir():
-            raise InputError(
-                f"run folder {self.results.folder}: the moments of {self.noise.name} are gone, and the principal "
-                f"components come from them; run the experiment again with the same --out"
-            )
-        saved = MomentsFolder(folder, self.noise, n_folds, 0)
-        n_cells = saved.open(0).n_cells
-        return Moments.merge(saved.read(fold, cell) for fold in range(n_folds) for cell in range(n_cells))
+        saved = MomentsFolder.of_run(self.results.folder, self.noise, self.results.metadata.get("moments", ""))
+        return Moments.merge(saved.read(fold, cell) for fold in range(saved.n_folds) for cell in range(saved.n_cells))
 
     def build(self) -> MixtureModel:
         """Return the model. It has no limits yet, so nothing is out of its domain."""
         columns = [self.models.columns(label) for label in self.models.labels]
         gate, blend = self._read_gate(), self._read_blend()
-        recipe = read_recipe(self.results.folder / recipe_file(self.noise)) if gate and gate.feature_names else None
+        recipe = read_recipe(self.products.require(recipe_file(self.noise))) if gate and gate.feature_names else None
         if recipe is not None and gate is not None and gate.feature_names != recipe.names:
             raise InputError(
                 f"run folder {self.results.folder}: its gate needs {', '.join(gate.feature_names)}, and only features "
@@ -367,17 +361,17 @@ class _Source:
         )
 
     def _read_gate(self) -> Gate | None:
-        path = self.results.folder / gate_file(self.noise)
-        if self.config.gate is None or not path.is_file():
+        name = gate_file(self.noise)
+        if self.config.gate is None or name not in self.products:
             return None  # A noise that is only compared has no gate.
-        return read_json(path, partial(gate_from_dict, grid=self.grid))
+        return read_json(self.products.require(name), partial(gate_from_dict, grid=self.grid))
 
     def _read_blend(self) -> Blend | None:
         """Return the blend, where it was better than its gate on held-out folds of the training spectra."""
-        path = self.results.folder / blend_file(self.noise)
-        if self.config.gate is None or not self.config.gate.blend or not path.is_file():
+        name = blend_file(self.noise)
+        if self.config.gate is None or not self.config.gate.blend or name not in self.products:
             return None
-        blend = read_json(path, Blend.from_dict)
+        blend = read_json(self.products.require(name), Blend.from_dict)
         return blend if blend.is_kept else None
 
     def describe(self, sample: TrainingSample, limits: DomainLimits) -> dict[str, Any]:
@@ -424,7 +418,8 @@ def _open_run(results: RunResults, level: float | None = None, seed: int | None 
     """Open what a bundle is made from; see :func:`export_model` for the noise that is meant."""
     folder, config = results.folder, _read_config(results)
     noise = _choose_noise(config, level, seed)
-    file = folder / "models" / f"{noise.name}.npz"
+    products = Products(folder)
+    models = read_models(products.require(f"models/{noise.name}.npz"))[-1]
     stated = results.metadata["stores"]["train"]
     gone = [path for path in stated["paths"] if not Path(path).is_dir()]
     if gone:
@@ -441,7 +436,7 @@ def _open_run(results: RunResults, level: float | None = None, seed: int | None 
     left_out = match_shards(stated["left_out"], store.shard_names)
     selected = select_shards(store, [store.shard_names[k] for k in left_out])
     selected = selected.scaled(int(stated.get("flux_exponent", 0)))
-    return _Source(results, config, noise, read_models(file)[-1], selected)
+    return _Source(results, config, noise, models, selected, products)
 
 
 def _read_config(results: RunResults) -> ExperimentConfig:

@@ -27,7 +27,15 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import available_threads
-from pipeline.base import Progress, SilentProgress, disk_errors_told, exclusive, remove_leftovers, replacing
+from pipeline.base import (
+    Progress,
+    SilentProgress,
+    disk_errors_told,
+    exclusive,
+    parse_object,
+    remove_leftovers,
+    replacing,
+)
 from pipeline.bins import OUTSIDE
 from pipeline.config import content_hash
 from pipeline.errors import InputError
@@ -321,7 +329,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
         if not path.is_file():
             return None  # a pipe would be waited for
         found = (pq.read_schema(path).metadata or {}).get(_FACTS)
-        return None if found is None else dict(json.loads(found))
+        return None if found is None else parse_object(found)
     except (OSError, ValueError):
         return None
 
@@ -396,16 +404,23 @@ class PredictionParts:
             temporary.write_text(text, encoding="utf-8")
 
     def find(self, number: int, n_rows: int) -> bool:
-        """Tell whether a part is there, whole."""
+        """Tell whether a part is there, whole, and the one of this number."""
         try:
-            return self._file(number).is_file() and pq.read_metadata(self._file(number)).num_rows == n_rows
+            if not self._file(number).is_file():
+                return False  # a pipe would be waited for
+            part = pq.read_table(self._file(number), page_checksum_verification=True)
         except (OSError, ValueError):
             return False  # It is absent or damaged, so it is made again and replaced.
+        return bool(part.num_rows == n_rows and part.schema.metadata == self._identify(number))
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part."""
+        named = table.replace_schema_metadata(self._identify(number))
         with replacing(self._file(number)) as temporary:
-            pq.write_table(table, temporary, row_group_size=max(1, table.num_rows))
+            pq.write_table(named, temporary, row_group_size=max(1, table.num_rows), write_page_checksum=True)
+
+    def _identify(self, number: int) -> dict[bytes, bytes]:
+        return {b"key": str(self.facts["key"]).encode(), b"part": str(number).encode()}
 
     def finish(self, n_parts: int) -> None:
         """Write the file from all parts, a row group each, and delete them."""

@@ -210,7 +210,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
     folder, n_folds = run.folder / "moments", len(facts.plan.folds)
     saved = set(range(n_folds)).intersection(*(find_saved_folds(facts.plan, folder / noise.name) for noise in noises))
-    run.reused_folds, run.n_folds = tuple(sorted(saved)), n_folds
+    run.reused_folds, run.n_folds, run.moments_key = tuple(sorted(saved)), n_folds, facts.plan.key
     moments = accumulate_moments(
         facts.plan,
         noises,
@@ -266,6 +266,7 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
         "peak_memory_bytes": peak_memory() + run.worker_peak,
         "worker_peak_memory_bytes": run.worker_peak or None,  # a thread of this process has no memory of its own
         "folds": {"total": run.n_folds, "reused": list(run.reused_folds)},
+        "moments": run.moments_key,
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,

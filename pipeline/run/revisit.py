@@ -16,16 +16,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder, available_threads
-from pipeline.base import available_memory
+from pipeline.base import Products, available_memory
 from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
-from pipeline.moments import PixelSums, open_moments
+from pipeline.moments import PixelSums
 from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
 from pipeline.run.folder import CONFIG_FILE
-from pipeline.run.models import settle_global
+from pipeline.run.models import models_file, settle_global
 from pipeline.run.spectra import SpectraSets, resolve_binnings
 from pipeline.scoring import (
     Bootstrap,
@@ -234,9 +234,14 @@ def revisit_run(
     sets = _open_sets(results, config)
     grid = BinGrid(config.bins, config.bin_names) if bins is None else BinGrid(bins)
     cells, binnings, _ = resolve_binnings(config, sets)
-    moments = _open_moments(results.folder, noise, cells)
+    moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", ""))
+    if moments.n_cells != cells.n_cells:
+        raise InputError(
+            f"run folder {results.folder}: the moments of {noise.name} cannot be used (they have other cells); run "
+            "again with the same --out"
+        )
     covered = binnings[0].covered
-    saved_models = results.folder / "models" / f"{noise.name}.npz"
+    saved_models = Products(results.folder).require(models_file(noise))
     if alpha is None and bins is None:
         models = read_models(saved_models)[-1]
     else:
@@ -281,17 +286,6 @@ def _open_sets(results: RunResults, config: ExperimentConfig) -> SpectraSets:
                 "from; run again with the same --out"
             )
     return sets.scaled(int(results.metadata["stores"]["train"].get("flux_exponent", 0)))
-
-
-def _open_moments(folder: Path, noise: Noise, cells: CellGrid) -> MomentsFolder:
-    draws = {draw.folder.name: draw for draw in open_moments(folder).draws}
-    draw = draws.get(noise.name)
-    if draw is None or not draw.complete or len(draw.counts) != cells.n_cells:
-        why = "none are there" if draw is None else "; ".join(draw.problems) or draw.missing or "they have other cells"
-        raise InputError(
-            f"run folder {folder}: the moments of {noise.name} cannot be used ({why}); run again with the same --out"
-        )
-    return MomentsFolder(draw.folder, noise, len(draw.folds), cells.n_cells)
 
 
 def _merge_cells(cells: CellGrid, grid: BinGrid) -> Binning:

@@ -368,6 +368,7 @@ def read_columns(file: h5py.File, name: str) -> tuple[dict[str, np.ndarray], tup
     """
     table = _find_table(file, name)
     _require_plausible_size(table, name)
+    _require_written_table(table, name)
     named = list(_iter_columns(table, table[()], name))
     columns = dict(named)
     if len(columns) < len(named):
@@ -462,6 +463,13 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
                 f"{name}: label {column!r} must be finite, found {values[wrong[0]]} at row {wrong[0]} ({wrong.size} "
                 f"of {n_spectra} rows); remove those spectra from the shard"
             )
+    unwritten = np.flatnonzero(~np.column_stack([columns[column] for column in LABELS]).any(axis=1))
+    if unwritten.size:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE} must hold labels, but all of {', '.join(LABELS)} are 0 at row "
+            f"{unwritten[0]} ({unwritten.size} of {n_spectra} rows), as storage reads that was never written; re-run "
+            "the simulation or remove those spectra from the shard"
+        )
 
 
 def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
@@ -479,6 +487,24 @@ def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
             "DataFrame.to_hdf(..., format='table')"
         )
     return table
+
+
+def _require_written_table(table: h5py.Dataset, name: str) -> None:
+    """Refuse labels whose storage was never written, or lies elsewhere: HDF5 reads them as zeros without a word."""
+    if table.is_virtual:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE!r} must be stored in the file itself, found a virtual dataset, whose missing "
+            "parts read as zeros without a word; write the labels with DataFrame.to_hdf(..., format='table')"
+        )
+    if table.chunks is None:
+        written, expected = int(table.id.get_storage_size() > 0), int(len(table) > 0)
+    else:
+        written, expected = table.id.get_num_chunks(), -(-len(table) // table.chunks[0])
+    if written < expected:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE!r} has {expected - written} of {expected} chunks that were never written; "
+            "their labels would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
+        )
 
 
 def _read_block_names(table: h5py.Dataset, field: str, name: str) -> list[str]:

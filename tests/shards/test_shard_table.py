@@ -190,3 +190,27 @@ def test_read_columns__raise_on_an_absurd_size(tmp_path: Path) -> None:
         file["dataset/params/table"].resize(10**12, axis=0)
     with pytest.raises(InputError, match="1000000000000 rows"):
         read_shard_info(path)
+
+
+@pytest.mark.parametrize("kind", ["unwritten", "contiguous", "half", "virtual", "zeros"])
+def test_read_shard_info__raise_on_labels_that_were_never_written(tmp_path: Path, kind: str) -> None:
+    path = write_shard(tmp_path / "train_0" / "dataset.h5")
+    with h5py.File(path, "a") as file:
+        table = file["dataset/params/table"]
+        rows, attributes, n = table[()], dict(table.attrs), len(table)
+        del file["dataset/params/table"]
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(rows.shape, rows.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "gone.h5"), "table", rows.shape, rows.dtype)
+            new = file.create_virtual_dataset("dataset/params/table", layout)
+        else:
+            chunks = None if kind in ("contiguous", "zeros") else (n // 2,)
+            new = file.create_dataset("dataset/params/table", rows.shape, rows.dtype, chunks=chunks)
+        if kind == "half":
+            new[: n // 2] = rows[: n // 2]
+        if kind == "zeros":  # some storage is written, the rest reads as zeros
+            new[:5] = rows[:5]
+        for name, value in attributes.items():
+            new.attrs[name] = value
+    with pytest.raises(InputError, match="dataset/params/table"):
+        read_shard_info(path)
