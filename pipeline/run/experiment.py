@@ -32,7 +32,7 @@ from pipeline.base import (
     workers_peak,
 )
 from pipeline.config import ExperimentConfig, content_hash, load_config
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth
@@ -80,7 +80,7 @@ def _plan(
 ) -> ExperimentPlan:
     train, test = headers
     check_headers(train, test, config)
-    return plan_run(
+    plan = plan_run(
         train.shard_lengths,
         train.wavelength.size,
         config,
@@ -90,6 +90,9 @@ def _plan(
         left_out=train.left_out,
         worker_threads=worker_threads,
     )
+    if lack := config.describe_lack_of_folds(plan.n_folds):
+        raise ConfigError(lack)
+    return plan
 
 
 def run_experiment(
