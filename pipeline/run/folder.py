@@ -10,10 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.base import Products, Progress, remove_leftovers, replacing
-from pipeline.config import ExperimentConfig, with_absolute_paths
+from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import ResourceError
 
 __all__ = ["CONFIG_FILE", "Run", "open_run", "save_config", "writable_folder"]
@@ -66,9 +64,8 @@ def save_config(config: ExperimentConfig, folder: Path) -> None:
         If the file cannot be written.
     """
     content = with_absolute_paths(config).to_dict() | ({"cluster": config.cluster} if config.cluster else {})
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(yaml_text(content), encoding="utf-8")
 
 
 @contextmanager
