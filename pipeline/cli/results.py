@@ -12,7 +12,15 @@ import click
 
 from pipeline.base import RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
-from pipeline.cli.words import json_option, print_json, print_table, quiet_option, run_argument, summarise_run
+from pipeline.cli.words import (
+    json_option,
+    output_path,
+    print_json,
+    print_table,
+    quiet_option,
+    run_argument,
+    summarise_run,
+)
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.errors import InputError
 
@@ -75,7 +83,7 @@ def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @click.argument("folders", metavar="RUN_A RUN_B...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Also write one HTML page.")
+@click.option("--out", type=output_path, metavar="PAGE.html", help="Also write one HTML page.")
 @json_option
 def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Say how finished runs differ.

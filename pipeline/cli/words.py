@@ -14,8 +14,20 @@ from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
-__all__ = ["json_option", "print_json", "print_table", "quiet_option", "run_argument", "summarise_run"]
+__all__ = ["json_option", "output_path", "print_json", "print_table", "quiet_option", "run_argument", "summarise_run"]
 
+
+class _OutputPath(click.Path):
+    """A path to be written. An empty word is refused; it would mean the folder that one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("a name is required, found an empty word", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+output_path = _OutputPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))

@@ -225,6 +225,9 @@ class GateConfig(Section):
 
     def require_bins(self, columns: tuple[str, ...]) -> None:
         """Refuse bins that this gate cannot use. Pydantic's validators call this."""
+        for column in columns:
+            if self.kind == "ridge" and column not in schema.LABELS and (meant := did_you_mean(column, schema.LABELS)):
+                raise ValueError(f"bins: {column!r} is none of the labels {', '.join(schema.LABELS)}{meant}")
         if self.kind == "ridge" and (len(columns) > 2 or not set(columns) <= set(schema.LABELS)):
             raise ValueError(
                 f"gate.kind: {self.kind} routes by one or two of the labels {', '.join(schema.LABELS)}, found bins "
@@ -462,12 +465,21 @@ class ExperimentConfig(Section):
             require_increasing(column, edges)
         return value
 
+    @field_validator("bin_names")
+    @classmethod
+    def _plain_names(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for column, names in value.items():
+            for name in names:
+                _require_no_formula(f"bin_names.{column}", name)
+        return value
+
     @field_validator("binnings")
     @classmethod
     def _cut(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, cuts in value.items():
             if not name.strip() or name == MAIN_BINNING:
                 raise ValueError(f"a binning needs a name of its own, found {name!r}; for example {{SNR: …}}")
+            _require_no_formula("binnings", name)
             for column, cut in cuts.items():
                 if not isinstance(cut, Quantiles):
                     require_increasing(column, cut)
@@ -551,6 +563,15 @@ class ExperimentConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""
         return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+
+
+def _require_no_formula(setting: str, name: str) -> None:
+    """Refuse a name that a spreadsheet, which opens our tables, would run as a formula."""
+    if name.startswith(("=", "+", "-", "@", "\t", "\r")):
+        raise ValueError(
+            f"{setting}: a name may not begin with {name[0]!r}, because spreadsheets take it for a formula, found "
+            f"{name!r}; begin it with a letter or a digit"
+        )
 
 
 def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:

@@ -40,7 +40,7 @@ from pipeline.convert.sources import (
 )
 from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.shards import ShardInfo, ShardReader
+from pipeline.shards import HDF5_SUFFIXES, ShardInfo, ShardReader
 from pipeline.store import (
     MANIFEST_GROUP,
     Manifest,
@@ -127,6 +127,11 @@ def _convert(
     overwrite: bool,
     progress: Progress,
 ) -> SpectraStore:
+    if store.suffix.lower() in HDF5_SUFFIXES:
+        raise ConfigError(
+            f"store {store}: a store is a folder of many files, found the name of an HDF5 file; give a name such as "
+            f"{store.with_suffix('.zarr').name}"
+        )
     infos = read_sources(shards)
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
@@ -172,7 +177,7 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
         return None
     attributes = (find_json(store / "zarr.json") or {}).get("attributes", {})
     if attributes.get("format") != schema.STORE_FORMAT:  # whatever it is, it is not ours to replace
-        raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
+        raise InputError(f"{store} exists and is not a store; name another target")
     if overwrite:
         return None
     existing = SpectraStore.open(store)

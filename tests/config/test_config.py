@@ -232,3 +232,17 @@ def test_words_are_written_such_that_old_and_new_yaml_read_words(tmp_path: Path,
 def test_load__raise_on_words_that_mean_something_else(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gate": {}, "bins": {"Teff": [3750, 6000]}}, r"bins: 'Teff'.*did you mean 'T_eff'"),
+        ({"bin_names": {"T_eff": ["=1+1", "b", "c"]}}, "bin_names.T_eff.*may not begin with '='"),
+        ({"bin_names": {"T_eff": ["a", "b", "-c"]}}, "bin_names.T_eff.*may not begin with '-'"),
+        ({"binnings": {"@SUM(A1)": {"snr": {"quantiles": 2}}}}, "binnings.*may not begin with '@'"),
+    ],
+)
+def test_load__raise_on_misleading_names(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, MINIMAL | change)

@@ -324,3 +324,9 @@ def test_wavelengths_that_may_be_nanometres_are_remarked_on(tmp_path: Path) -> N
 def test_shards__raise_on_spectra_of_one_pixel(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least two pixels"):
         read_shard_info(write_shard(tmp_path / "dataset.h5", 8, 1))
+
+
+def test_files_that_macos_leaves_are_no_shards_and_capitals_do_not_matter(tmp_path: Path) -> None:
+    write_shard(tmp_path / "S.H5", 8)
+    (tmp_path / "._S.H5").write_bytes(b"resource fork")
+    assert find_shards([tmp_path], tmp_path) == (tmp_path / "S.H5",)
