@@ -117,6 +117,6 @@ GATE_ALGORITHM: Final = 1
 SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
 #: Labels, from a model and spectra.
-PREDICTION_ALGORITHM: Final = 1
+PREDICTION_ALGORITHM: Final = 2
 #: Simulated shards: those of another version are refused, not mixed with new ones.
 SAMPLE_ALGORITHM: Final = 1

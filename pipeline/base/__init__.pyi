@@ -48,6 +48,7 @@ from .progress import wants_colour as wants_colour
 from .status import JOBS_FILE as JOBS_FILE
 from .status import LOG_FILE as LOG_FILE
 from .status import SCRIPT_FILE as SCRIPT_FILE
+from .status import STATUS_FILE as STATUS_FILE
 from .status import Attempt as Attempt
 from .status import RunningStep as RunningStep
 from .status import RunStatus as RunStatus

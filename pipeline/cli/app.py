@@ -23,7 +23,7 @@ from pipeline.cli.results import add, compare, moments, remove, report
 from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
-from pipeline.errors import HeadroomError, ResourceError
+from pipeline.errors import HeadroomError, ResourceError, printable
 
 
 class _Workflow(click.Group):
@@ -90,7 +90,7 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"headroom: {message}", err=True)
+    click.echo(f"headroom: {printable(message)}", err=True)
     sys.exit(code)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from pipeline.base import choose_progress
-from pipeline.cli.words import external_option, json_option, print_json, quiet_option
+from pipeline.cli.words import external_option, json_option, output_path, print_json, quiet_option
 from pipeline.config import load_config
+from pipeline.errors import printable
 
 __all__ = ["convert", "inspect", "sample"]
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=output_path)
 @click.option("--train", default=20000, show_default=True, help="Number of training spectra.")
 @click.option("--shards", default=4, show_default=True, help="Number of shards for the training spectra.")
 @click.option("--test", default=5000, show_default=True, help="Number of test spectra.")
@@ -101,7 +102,7 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
     for path in paths:
         for inspection in inspect_path(path, bins=bins, allow_external=allow_external, progress=progress):
             if not as_json:
-                click.echo(render_inspection(inspection))
+                click.echo(printable(render_inspection(inspection)))
             inspections.append(inspection)
     if as_json:
         print_json({"files": inspections, "n_spectra": sum(one.n_spectra for one in inspections)})
@@ -112,8 +113,7 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True)
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="SHARDS... STORE", nargs=-1, required=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
 @click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
@@ -131,15 +131,14 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 @quiet_option
 @json_option
 def convert(
-    shards: tuple[str, ...],
-    store: Path,
+    paths: tuple[str, ...],
     verify: bool,
     delete_sources: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert HDF5 shards to one Zarr store.
+    """Convert HDF5 shards to one Zarr store, a folder, whose name comes last.
 
     After an interruption, run the same command again; it resumes.
 
@@ -163,8 +162,13 @@ def convert(
             "--delete-source is gone: use --verify, and delete the shards yourself, such as "
             "`headroom convert SHARD STORE --verify && rm SHARD`"
         )
-    progress = choose_progress(quiet=quiet)
-    found = find_shards(shards, Path.cwd())
+    if len(paths) < 2 or not paths[-1]:
+        raise ConfigError(
+            f"the name of the STORE to be written is missing, found the shards {' '.join(paths[:1])!r} alone; write it "
+            f"last, such as `headroom convert {paths[0]} train.zarr`"
+        )
+    store, progress = Path(paths[-1]), choose_progress(quiet=quiet)
+    found = find_shards(paths[:-1], Path.cwd())
     made = convert_shards(found, store, progress=progress, **options)
     if verify:
         given = {name: options[name] for name in ("workers", "allow_external")}

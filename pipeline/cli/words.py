@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "external_option",
     "json_option",
+    "output_path",
     "print_json",
     "print_table",
     "quiet_option",
@@ -24,6 +25,18 @@ __all__ = [
     "summarise_run",
 ]
 
+
+class _OutputPath(click.Path):
+    """A path to be written. An empty word is refused; it would mean the folder that one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("a name is required, found an empty word", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+output_path = _OutputPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
 external_option = click.option(
     "--allow-external", is_flag=True, help="Read what shards have in other files, by HDF5 external links or storage."

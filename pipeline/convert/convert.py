@@ -40,7 +40,7 @@ from pipeline.convert.sources import (
 )
 from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.shards import ShardInfo
+from pipeline.shards import HDF5_SUFFIXES, ShardInfo
 from pipeline.store import (
     MANIFEST_GROUP,
     Manifest,
@@ -130,6 +130,11 @@ def _convert(
     overwrite: bool,
     progress: Progress,
 ) -> SpectraStore:
+    if store.suffix.lower() in HDF5_SUFFIXES:
+        raise ConfigError(
+            f"store {store}: a store is a folder of many files, found the name of an HDF5 file; give a name such as "
+            f"{store.with_suffix('.zarr').name}"
+        )
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
     key = source_key(infos, settings)

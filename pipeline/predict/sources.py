@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import median_filter
 from scipy.sparse import csr_array
 
 from pipeline import schema
@@ -28,7 +29,7 @@ __all__ = [
     "SpectraSource",
     "StoreSource",
     "open_spectra_source",
-    "pixel_edges",
+    "pixel_bounds",
 ]
 
 #: Rows read together, at least; a store's chunks are read whole.
@@ -323,10 +324,16 @@ FloatArray = NDArray[np.float64]
 _ROUNDING = 1e-9
 
 
-def pixel_edges(wavelength: ArrayLike) -> FloatArray:
-    """Return the edges of pixels, shape (P + 1,), from their centres, shape (P,), both in Å.
+#: A step between pixels that is so many times those around it is a gap, such as that between two chips.
+_GAP = 1.75
+_STEPS_AROUND = 11
 
-    Inner edges lie half-way between centres. The first and the last pixel are symmetrical about their centres.
+
+def pixel_bounds(wavelength: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return the lower and the upper ends of pixels, each (P,), from their centres, shape (P,), all in Å.
+
+    Neighbours meet half-way between their centres. Pixels beside a gap, the first and the last one are symmetrical
+    about their centres, so that no pixel reaches into a gap.
 
     Raises
     ------
@@ -338,8 +345,18 @@ def pixel_edges(wavelength: ArrayLike) -> FloatArray:
         raise InputError(
             f"a wavelength grid needs at least two finite, increasing wavelengths, found shape {centres.shape}"
         )
-    inner = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - inner[0]], inner, [2 * centres[-1] - inner[-1]]])
+    steps = np.diff(centres)
+    middles = (centres[1:] + centres[:-1]) / 2
+    usual = median_filter(steps, _STEPS_AROUND, mode="reflect")
+    middles[steps > _GAP * usual] = np.nan
+    lower, upper = np.append(np.nan, middles), np.append(middles, np.nan)
+    # A pixel between two gaps is as wide as those around it.
+    alone = np.isnan(lower) & np.isnan(upper)
+    lower[alone] = (centres - np.append(usual, usual[-1]) / 2)[alone]
+    return (
+        np.where(np.isnan(lower), 2 * centres - upper, lower),
+        np.where(np.isnan(upper), 2 * centres - lower, upper),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,21 +375,21 @@ class Resampling:
     @cached_property
     def shares(self) -> csr_array:
         """Which part of every output pixel each input pixel covers, shape (P', P); rows add up to 1 or less."""
-        before, after = pixel_edges(self.source), pixel_edges(self.target)
-        first = np.maximum(np.searchsorted(before, after[:-1], side="right") - 1, 0)
-        last = np.minimum(np.searchsorted(before, after[1:], side="left"), len(self.source))
+        (low, high), (lower, upper) = pixel_bounds(self.source), pixel_bounds(self.target)
+        first = np.searchsorted(high, lower, side="right")
+        last = np.searchsorted(low, upper, side="left")
         counts = np.maximum(last - first, 0)
         rows = np.repeat(np.arange(len(self.target)), counts)
         steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = np.repeat(first, counts) + steps
-        overlap = np.minimum(before[columns + 1], after[rows + 1]) - np.maximum(before[columns], after[rows])
-        values = np.maximum(overlap, 0) / (after[rows + 1] - after[rows])
+        overlap = np.minimum(high[columns], upper[rows]) - np.maximum(low[columns], lower[rows])
+        values = np.maximum(overlap, 0) / (upper - lower)[rows]
         kept = values > 0
         return csr_array((values[kept], (rows[kept], columns[kept])), shape=(len(self.target), len(self.source)))
 
     @cached_property
     def covered(self) -> NDArray[np.bool_]:
-        """Output pixels that lie within the input's range, shape (P',)."""
+        """Output pixels that lie within the input's pixels, hence in none of its gaps, shape (P',)."""
         return np.asarray(self.shares.sum(axis=1)) >= 1 - _ROUNDING
 
     def flux(self, flux: ArrayLike, bad: NDArray[np.bool_] | None = None) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -390,7 +407,7 @@ class Resampling:
         flux : (N, P')
             The mean over each output pixel; 0 where that is bad.
         bad : (N, P')
-            Output pixels that lie beyond the input or on bad pixels, wholly or in part.
+            Output pixels that lie beyond the input, in a gap of it or on bad pixels, wholly or in part.
         """
         values = np.asarray(flux, dtype=np.float64)
         wrong = ~np.isfinite(values) if bad is None else ~np.isfinite(values) | bad

@@ -32,11 +32,11 @@ from pipeline.base import (
     workers_peak,
 )
 from pipeline.config import ExperimentConfig, content_hash, load_config
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError
 from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth
-from pipeline.run.folder import Run, open_run, save_config, writable_folder
+from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
     SetHeader,
@@ -80,7 +80,7 @@ def _plan(
 ) -> ExperimentPlan:
     train, test = headers
     check_headers(train, test, config)
-    return plan_run(
+    plan = plan_run(
         train.shard_lengths,
         train.wavelength.size,
         config,
@@ -90,6 +90,9 @@ def _plan(
         left_out=train.left_out,
         worker_threads=worker_threads,
     )
+    if lack := config.describe_lack_of_folds(plan.n_folds):
+        raise ConfigError(lack)
+    return plan
 
 
 def run_experiment(
@@ -131,8 +134,7 @@ def run_experiment(
         If memory, disk or workers do not suffice.
     """
     out = Path(folder)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
+    require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))

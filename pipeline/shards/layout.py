@@ -55,6 +55,17 @@ PIXEL_PATHS: Final[Mapping[str, str]] = {
 }
 
 
+#: Ranges of a grid's last wavelength that no spectrum in Å has, what it is then likely to be in, and what to do.
+_OTHER_UNITS: Final = (
+    ((-np.inf, 1e-4), "metres", "multiply them by 1e10"),
+    ((1e-4, 2.9), "micrometres", "multiply them by 10,000"),
+    ((2.9, 5.0), "log10 of Å, or micrometres", "write 10**w, or multiply them by 10,000"),
+    ((5.0, 90.0), "micrometres, or natural logarithms of Å", "multiply them by 10,000, or write exp(w)"),
+    ((90.0, 1000.0), "nanometres", "multiply them by 10"),
+)
+#: A grid that ends below this is in the ultraviolet, or it is in the near infrared and in nanometres.
+_LAST_DOUBTFUL: Final = 3000.0
+
 #: Everything that is read of a shard.
 READ_PATHS: Final = (*PIXEL_PATHS.values(), schema.SHARD_WAVE, schema.SHARD_WAVE_EDGES, SHARD_PARAMS_TABLE)
 #: More soft links than this, one to the next, lead in a circle.
@@ -203,6 +214,11 @@ def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
                 f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found {dataset.dtype} "
                 f"{dataset.shape}; re-run the simulation or leave this shard out"
             )
+        if dataset.shape[1] < 2:
+            raise InputError(
+                f"{name}: {dataset_path!r} must hold spectra of at least two pixels, found shape {dataset.shape}; one "
+                "number is no spectrum, so write the pixels of each spectrum as a row"
+            )
         datasets[variable] = dataset
     shape = datasets["flux"].shape
     for variable, dataset in datasets.items():
@@ -232,6 +248,13 @@ def read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
             f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
             f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
         )
+    first, last = wavelength[0], wavelength[-1]
+    for (low, high), likely, remedy in _OTHER_UNITS:
+        if low <= last < high:
+            raise InputError(
+                f"{name}: {schema.SHARD_WAVE!r} must be in Å, found {first:.6g} to {last:.6g}, which look like "
+                f"{likely}; {remedy}"
+            )
     return wavelength
 
 
@@ -267,6 +290,9 @@ def require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
 def list_remarks(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
     """Return what a reader should know of a shard that is otherwise right."""
     remarks = [schema.SIMULATED_REMARK] if schema.SHARD_SIMULATED in file.attrs else []
+    last = file[schema.SHARD_WAVE][-1]
+    if last < _LAST_DOUBTFUL:
+        remarks.append(f"the wavelengths end at {last:.6g} Å; if these are nanometres, multiply them by 10")
     edges = file.get(schema.SHARD_WAVE_EDGES)
     if isinstance(edges, h5py.Dataset) and edges.shape != (n_pixels + 1,):
         remarks.append(
@@ -416,9 +442,9 @@ def _iter_columns(table: h5py.Dataset, records: np.ndarray, name: str) -> Iterat
                     f"in its attribute '{field}_kind'; the table is damaged, write it again"
                 )
             for position, column in enumerate(names):
-                yield column, _normalise(table, field, block[:, position])
+                yield column, _normalise(table, field, block[:, position], name)
         elif block.ndim == 1:
-            yield field, _normalise(table, field, block)
+            yield field, _normalise(table, field, block, name)
 
 
 def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -> None:
@@ -520,8 +546,36 @@ def _read_block_names(table: h5py.Dataset, field: str, name: str) -> list[str]:
     return parse_pickled_names(bytes(pickled), where)
 
 
-def _normalise(table: h5py.Dataset, field: str, values: np.ndarray) -> np.ndarray:
-    """Native byte order, contiguous, and booleans back from the u1 that PyTables may store."""
+def _normalise(table: h5py.Dataset, field: str, values: np.ndarray, name: str) -> np.ndarray:
+    """Native byte order, contiguous, booleans back from the u1 that PyTables may store, categories as their values."""
     kind = table.attrs.get(f"{field}_dtype", b"")
     native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    if table.attrs.get(f"{field}_meta") in (b"category", "category"):
+        return _look_up_categories(table, field, native, name)
     return native.astype(bool) if kind in (b"bool", "bool") and native.dtype.kind in "ui" else native
+
+
+def _look_up_categories(table: h5py.Dataset, field: str, codes: np.ndarray, name: str) -> np.ndarray:
+    """Return the values that the codes of a categorical column stand for; codes of two shards have nothing in common.
+
+    A missing value is NaN; among texts, which no store keeps, it is empty.
+    """
+    place = f"meta/{field}/meta/table"
+    listed = table.parent.get(place)
+    if not isinstance(listed, h5py.Dataset) or listed.ndim != 1 or "values" not in (listed.dtype.names or ()):
+        found = "nothing"
+    elif codes.dtype.kind in "iu" and (not codes.size or (codes.min() >= -1 and codes.max() < len(listed))):
+        values = listed["values"]
+        values = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+        if not (codes < 0).any():
+            return np.asarray(values[codes])
+        if values.dtype.kind in "biu":
+            values = values.astype(np.float64)
+        none = np.array([b"" if values.dtype.kind == "S" else np.nan], values.dtype)
+        return np.asarray(np.append(values, none)[codes])  # a missing value has the code -1
+    else:
+        found = f"{len(listed)} values for codes of type {codes.dtype}"
+    raise InputError(
+        f"{name}: {SHARD_PARAMS_TABLE} has the categorical column {field!r}, whose values must be listed in "
+        f"{SHARD_PARAMS}/{place}, found {found}; write the table again, with plain columns"
+    )

@@ -128,8 +128,10 @@ def _expand_folder(folder: Path, pattern: str) -> list[Path]:
         return _read_index(folder / SHARD_INDEX_NAME)
     if (folder / SHARD_FILE_NAME).is_file():
         return [folder / SHARD_FILE_NAME]
-    shards = _sorted(entry / SHARD_FILE_NAME for entry in folder.iterdir() if (entry / SHARD_FILE_NAME).is_file())
-    shards = shards or _sorted(entry for entry in folder.iterdir() if entry.suffix in HDF5_SUFFIXES)
+    # Hidden entries are no shards: macOS leaves a ``._x.h5`` beside an ``x.h5`` on a foreign disk.
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    shards = _sorted(entry / SHARD_FILE_NAME for entry in entries if (entry / SHARD_FILE_NAME).is_file())
+    shards = shards or _sorted(entry for entry in entries if entry.suffix.lower() in HDF5_SUFFIXES)
     if not shards:
         raise InputError(
             f"folder {folder} (named by {pattern!r}) holds no shard: a {SHARD_FILE_NAME}, folders with one, *.h5 "

@@ -327,7 +327,7 @@ def _expand(path: Path) -> list[Path]:
                 f"{entry} is an unfinished store beside finished ones such as {stores[0]}; run its conversion again, "
                 "or delete it"
             )
-        shards = entry.name == schema.SHARD_INDEX_NAME or entry.suffix in HDF5_SUFFIXES
+        shards = entry.name == schema.SHARD_INDEX_NAME or entry.suffix.lower() in HDF5_SUFFIXES
         if entry not in stores and (entry.is_dir() or shards):
             raise InputError(
                 f"folder {path} holds the store {stores[0].name} and {entry.name}, which is none; give a folder of "

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline import schema
-from pipeline.base import hash_file, parse_object, refuse_environment
+from pipeline.base import hash_file, parse_object, read_file, refuse_environment
 from pipeline.errors import InputError, did_you_mean, enumerate_words
 from pipeline.store.chunks import ChunkError, read_chunk_rows
 from pipeline.store.layout import (
@@ -543,8 +543,8 @@ def _read_manifest(path: Path) -> Manifest:
         ) from error
     if attributes.get("format") != schema.STORE_FORMAT:
         raise InputError(
-            f"{path} is a Zarr folder of another program and not a store (format {attributes.get('format')!r}, required "
-            f"{schema.STORE_FORMAT!r}); make one with headroom convert"
+            f"{path} is a Zarr folder of another program and not a store (format {attributes.get('format')!r}, "
+            f"required {schema.STORE_FORMAT!r}); make one with headroom convert"
         )
     if attributes.get("version") not in schema.READABLE_STORE_VERSIONS:
         readable = enumerate_words(list(map(str, schema.READABLE_STORE_VERSIONS)))

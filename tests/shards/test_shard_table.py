@@ -214,3 +214,32 @@ def test_read_shard_info__raise_on_labels_that_were_never_written(tmp_path: Path
             new.attrs[name] = value
     with pytest.raises(InputError, match="dataset/params/table"):
         read_shard_info(path)
+
+
+@pytest.mark.parametrize("data_columns", [None, ["field", "field_name"]])
+def test_categories_are_read_as_the_values_that_they_stand_for(tmp_path: Path, data_columns: list[str] | None) -> None:
+    """The codes of another shard mean other values; pandas writes columns of categories in two ways."""
+    fields = [[30.0, 10.0, 30.0], [20.0, 30.0, None]]
+    for k, values in enumerate(fields):
+        frame = make_frame(3, seed=k)
+        frame["field"] = pd.Categorical(values)
+        frame["field_name"] = pd.Categorical([None if one is None else f"f{one:g}" for one in values])
+        path = write_shard(tmp_path / f"{k}.h5", 3, seed=k, frame=frame, data_columns=data_columns)
+        columns = read_shard_info(path).columns
+        np.testing.assert_array_equal(columns["field"], np.array(values, float))
+        assert columns["field_name"].tolist() == [b"" if one is None else b"f%d" % one for one in values]
+
+
+@pytest.mark.parametrize("damage", ["no list", "short list"])
+def test_categories__raise_on_codes_without_values(tmp_path: Path, damage: str) -> None:
+    frame = make_frame(3)
+    frame["field"] = pd.Categorical([30, 10, 20])
+    path = write_shard(tmp_path / "dataset.h5", 3, frame=frame, data_columns=["field"])
+    with h5py.File(path, "r+") as file:
+        listed = file["dataset/params/meta/field/meta"]
+        first = listed["table"][:1]
+        del listed["table"]
+        if damage == "short list":
+            listed["table"] = first
+    with pytest.raises(InputError, match="categorical column 'field'"):
+        read_shard_info(path)
