@@ -229,8 +229,11 @@ def _fail_otherwise(error: Exception) -> NoReturn:
         _fail(_OUT_OF_MEMORY, _ENVIRONMENT)
     library = _failed_import(error)
     if library is not None:
-        reason = f"{library} cannot be imported ({_describe(error)}); mend what this names, or install {library} again"
-        _fail(f"{reason}; {_write_crash(error)}", _ENVIRONMENT)
+        _fail(
+            f"{library} cannot be imported ({_describe(error)}); mend its settings on this machine (variables, files "
+            f"below ~/.config), or install it again; {_write_crash(error)}",
+            _ENVIRONMENT,
+        )
     if isinstance(error, OSError):
         _fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", _ENVIRONMENT)
     _fail(f"a fault of headroom's own, {_describe(error)}; {_write_crash(error)}: please report it", _FAULT)
@@ -244,8 +247,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_refused_memory(error: BaseException) -> bool:
     """Whether the operating system refused memory, as it also does for a library that is loaded."""
-    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return refused or (isinstance(error, ImportError | OSError) and "failed to map segment" in str(error))
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    is_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return isinstance(error, SystemError | ImportError | OSError) and (
+        (is_limited and isinstance(error, SystemError)) or "failed to map segment" in str(error)
+    )
 
 
 def _failed_import(error: BaseException) -> str | None:

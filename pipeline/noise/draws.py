@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
@@ -43,22 +43,22 @@ __all__ = [
 # --- Compilation: the machine code is kept where that is possible, and nothing depends on it.
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # numba has no types
+class _Cache(FunctionCache):
     """Keeps machine code; what cannot be read is compiled again, and what cannot be written is not kept."""
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Return kept code or None, see :class:`numba.core.caching.Cache`."""
         try:
-            return super().load_overload(signature, context)
+            return super().load_overload(signature, context)  # type: ignore[no-untyped-call]
         except Exception:  # a file that a full disk cut short: pickle raises anything
             with suppress(Exception):
-                self.flush()
+                self.flush()  # type: ignore[no-untyped-call]
             return None
 
     def save_overload(self, signature: Any, code: Any) -> None:
         """Keep code, see :class:`numba.core.caching.Cache`."""
         with suppress(Exception):
-            super().save_overload(signature, code)
+            super().save_overload(signature, code)  # type: ignore[no-untyped-call]
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:
@@ -75,11 +75,13 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         dispatcher = numba.njit(nogil=True, **options)(function)
-        for folder in (numba.config.CACHE_DIR, _own_folder):
-            numba.config.CACHE_DIR = folder() if callable(folder) else folder
-            with suppress(RuntimeError, OSError):
-                dispatcher._cache = _Cache(function)
-                break
+        settings, keep = cast(Any, numba.config), cast(Any, _Cache)
+        try:
+            dispatcher._cache = keep(function)
+        except RuntimeError:  # nowhere to write
+            settings.CACHE_DIR = _own_folder()
+            with suppress(RuntimeError):
+                dispatcher._cache = keep(function)
         return dispatcher
 
     return decorate
