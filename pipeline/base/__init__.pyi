@@ -67,5 +67,7 @@ from .tasks import run_tasks as run_tasks
 from .tasks import workers_limits as workers_limits
 from .tasks import workers_peak as workers_peak
 from .watch import list_recordings as list_recordings
+from .watch import read_seconds as read_seconds
 from .watch import recorded as recorded
+from .watch import settings_of_dask as settings_of_dask
 from .watch import wait_for_worker as wait_for_worker

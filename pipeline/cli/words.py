@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,12 @@ run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type
 
 def print_json(value: Any) -> None:
     """Print a value as one JSON object."""
-    click.echo(json_text(value))
+    text = json_text(value)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escaped, it says the same
+        text = json.dumps(json.loads(text), indent=1)
+    click.echo(text)
 
 
 def print_table(results: RunResults, config: ExperimentConfig) -> None:
