@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.base import disk_errors_told, try_lock
+from pipeline.base import disk_errors_told, open_regular, try_lock
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def abandoned_tokens(run_folder: Path) -> Iterator[str]:
 def _is_abandoned(path: Path) -> bool:
     """Whether the run that made a folder is dead: its lock went with it, on whichever machine it was."""
     try:
-        with (path / _LOCK).open("r+", encoding="ascii") as stream:
+        with open(path / _LOCK, "r+", encoding="ascii", opener=open_regular) as stream:
             locked = try_lock(stream)
     except OSError:
         locked = None

@@ -5,7 +5,6 @@ On one machine the worker is a thread of this process.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -20,8 +19,16 @@ from distributed import Worker
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
 from cluster.profiles import AddressProfile, LocalProfile, Profile
-from pipeline.base import disk_errors_told, release_workspace, terminations_deferred, wait_for_worker
-from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.base import (
+    disk_errors_told,
+    parse_object,
+    read_file,
+    release_workspace,
+    settings_of_dask,
+    terminations_deferred,
+    wait_for_worker,
+)
+from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -115,14 +122,21 @@ def _interrupts_left_to_the_parent() -> Iterator[None]:
 
 
 @contextmanager
-def _start_up_told() -> Iterator[None]:
+def _start_up_told(has_processes: bool) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, OSError, TimeoutError) as error:
-        raise ResourceError(
-            f"the worker processes did not start ({error}); in a script, call this below "
-            '`if __name__ == "__main__":`, since workers import the script again'
-        ) from error
+    except (HeadroomError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if "can't start new thread" in reason:
+            raise
+        if has_processes and isinstance(error, RuntimeError | OSError):
+            raise ResourceError(
+                f"the worker processes did not start ({reason}); in a script, call this below "
+                '`if __name__ == "__main__":`, since workers import the script again'
+            ) from error
+        raise ResourceError(f"Dask did not start ({reason}); {settings_of_dask()}") from error
 
 
 @contextmanager
@@ -136,7 +150,7 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     Raises
     ------
     ResourceError
-        If the workers do not start; a script without a ``__main__`` guard is the usual reason.
+        If the workers do not start; a script without a ``__main__`` guard is the usual reason, or a setting of Dask's.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -153,7 +167,7 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     environment = {"HEADROOM_THREADS": str(chosen.resolved_threads())}
     with dask.config.set(SETTINGS), ExitStack() as stack:
         # A cluster that is half started could not be stopped in order.
-        with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told():
+        with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told(chosen.has_processes):
             if chosen.has_processes:
                 cluster = LocalCluster(
                     **facts,
@@ -248,7 +262,7 @@ def _read_scheduler_file(profile: AddressProfile) -> str:
     """Return the address in a scheduler file, if it is one that the profile allows."""
     path = Path(str(profile.scheduler_file))
     try:
-        address = json.loads(path.read_text(encoding="utf-8"))["address"]
+        address = parse_object(read_file(path))["address"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"scheduler_file {path}: cannot be read ({error}); `dask scheduler --scheduler-file {path}` writes it"

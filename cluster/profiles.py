@@ -50,10 +50,7 @@ def parse_bytes(value: Any) -> int:
 
 
 def parse_seconds(value: Any) -> int:
-    """Return seconds from SLURM's ``[D-]HH:MM:SS``, or from a number of seconds.
-
-    YAML reads an unquoted 12:00:00 as 43200, so a number is the same span of time.
-    """
+    """Return seconds from SLURM's ``[D-]HH:MM:SS``, or from a number of seconds."""
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
         return int(value)
     match = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d\d):(\d\d)", str(value).strip())
@@ -75,6 +72,13 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _refuse_number(value: Any) -> Any:
+    """Refuse a bare number: SLURM itself would take it for minutes, and others for hours or seconds."""
+    if isinstance(value, int | float) or re.fullmatch(r"\s*\d+\s*", str(value)):
+        raise ValueError(f'{value!r} has no unit; write hours, minutes and seconds, such as "04:00:00"')
+    return value
+
+
 def _require_walltime(value: int) -> int:
     if value < _LEAST_WALLTIME:
         raise ValueError(f"{value} s is less than SLURM's minute; write hours, such as 04:00:00")
@@ -83,7 +87,9 @@ def _require_walltime(value: int) -> int:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[int, BeforeValidator(parse_seconds), Field(gt=0)]
-Walltime = Annotated[int, BeforeValidator(parse_seconds), AfterValidator(_require_walltime)]
+Walltime = Annotated[
+    int, BeforeValidator(parse_seconds), BeforeValidator(_refuse_number), AfterValidator(_require_walltime)
+]
 #: A word that SLURM takes as it is: nothing that ends a line or an argument.
 Word = Annotated[str, Field(pattern=r"^[\w.,:@%+=/-]+$")]
 Lines = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
@@ -207,7 +213,7 @@ class SlurmProfile(Section):
     def _one_line(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or "\n" in value):
             raise ValueError(f"a path is required, found {value!r}")
-        return value
+        return value if value is None else os.path.expanduser(value)
 
     @field_validator("directives", "skip_directives")
     @classmethod
@@ -227,6 +233,20 @@ class SlurmProfile(Section):
                     f"they have {', '.join(SKIPPABLE)}"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _state_once(self) -> Self:
+        for option in self.directives:
+            name = re.split(r"[=\s]", option, maxsplit=1)[0]
+            if name in ("--array", "-a"):
+                raise ValueError(f"directives: {option!r} would start every job several times; use jobs: 4")
+            stated, setting = _STATED_OPTIONS.get(name, ("", ""))
+            if stated and stated not in self.skip_directives:
+                raise ValueError(
+                    f"directives: {option!r} stands beside the {stated} that `{setting}` gives; change `{setting}`, or "
+                    f"leave {stated} out with skip_directives: [{stated}]"
+                )
+        return self
 
     @model_validator(mode="after")
     def _number_of_jobs(self) -> Self:
@@ -324,6 +344,13 @@ _KINDS: dict[str, type[LocalProfile] | type[SlurmProfile] | type[AddressProfile]
 }
 #: Options that every job script has, and that a site may forbid.
 SKIPPABLE = ("-n", "--cpus-per-task", "--mem", "-t")
+#: Options of sbatch that say what one of those says, with that one and the setting that it comes from.
+_STATED_OPTIONS = {
+    **dict.fromkeys(("--mem", "--mem-per-cpu", "--mem-per-gpu"), ("--mem", "memory")),
+    **dict.fromkeys(("-t", "--time"), ("-t", "walltime")),
+    **dict.fromkeys(("-c", "--cpus-per-task"), ("--cpus-per-task", "cores")),
+    **dict.fromkeys(("-n", "--ntasks"), ("-n", "jobs")),
+}
 
 
 def packaged_profiles() -> dict[str, Path]:

@@ -17,6 +17,7 @@ __all__ = [
     "SingularGramError",
     "did_you_mean",
     "enumerate_words",
+    "printable",
 ]
 
 
@@ -24,6 +25,10 @@ class HeadroomError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, with what a terminal would obey in names of files shown as escapes."""
+        return printable(super().__str__())
 
 
 class InputError(HeadroomError):
@@ -44,6 +49,14 @@ class ResourceError(HeadroomError):
     """The environment cannot do the work: disk, memory or cluster (exit code 3)."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """Return text with control characters and undecodable bytes as escapes: names of files can hold any of them."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def enumerate_words(words: Sequence[str]) -> str:

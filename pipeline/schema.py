@@ -67,6 +67,8 @@ DIM_SPECTRUM: Final = "spectrum"
 DIM_WAVELENGTH: Final = "wavelength"
 #: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
 PIXEL_VARIABLES: Final = ("flux", "error", "mask", "noisy")
+#: A flux or error of more than so many times the typical flux is absurd: a fill value, or a mark for a bad pixel.
+ABSURD: Final = 1e6
 #: Mean of max(flux, 0) over the store, float32 numbers as float64 (wavelength,): the origin of moments.
 STORE_ORIGIN: Final = "mean_flux"
 
@@ -77,18 +79,21 @@ STREAM_TEST: Final = 1
 
 # --- versions of files ---------------------------------------------------------------------------
 # Raised when a program of the version before could not read the file, or would read it wrongly.
-#: A Zarr store.
-STORE_VERSION: Final = 1
+#: A Zarr store. Stores of the first version know no checksums of single chunks: whole ranges are compared instead.
+STORE_VERSION: Final = 2
+READABLE_STORE_VERSIONS: Final = (1, STORE_VERSION)
 #: A folder of moments, and the JSON listing of all moments of a run.
-MOMENTS_VERSION: Final = 3
+MOMENTS_VERSION: Final = 4
 MOMENTS_LISTING_VERSION: Final = 1
+#: ``products.json`` of a run.
+PRODUCTS_VERSION: Final = 2
 #: The models of one noise draw, and those that were trained without each fold.
 MODELS_VERSION: Final = 1
 FOLD_MODELS_VERSION: Final = 1
 #: How a gate's features come from pixels.
 FEATURE_RECIPE_VERSION: Final = 1
 #: An exported model.
-BUNDLE_VERSION: Final = 1
+BUNDLE_VERSION: Final = 2
 #: ``summary.json`` of a run.
 SUMMARY_VERSION: Final = 2
 #: ``status.json`` of a run.
@@ -112,6 +117,6 @@ GATE_ALGORITHM: Final = 1
 SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
 #: Labels, from a model and spectra.
-PREDICTION_ALGORITHM: Final = 1
+PREDICTION_ALGORITHM: Final = 2
 #: Simulated shards: those of another version are refused, not mixed with new ones.
 SAMPLE_ALGORITHM: Final = 1

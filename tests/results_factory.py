@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 
-from pipeline.base import Products, SilentProgress
+from pipeline.base import Products, SilentProgress, hash_file, seal
 from pipeline.bins import OUTSIDE, BinGrid, CellGrid, plan_binnings
 from pipeline.config import REFERENCE_EDGES, ExperimentConfig
 from pipeline.noise import Noise, compares, test_noises, training_noises
@@ -36,8 +36,11 @@ from pipeline.ridge import ExpertModels, SolvedSearch
 from pipeline.run.tables import summarise, write_tables
 from pipeline.scoring import (
     METADATA_FILE,
+    OVERALL_FILE,
+    PER_BIN_FILE,
     PREDICTIONS_FILE,
     SAMPLE_FILE,
+    SUMMARY_FILE,
     RunResults,
     ScoredBinning,
     ScoredDraw,
@@ -111,6 +114,14 @@ class FakeRun:
 def make_results(folder: Path, run: FakeRun | None = None) -> RunResults:
     """Write an artificial run folder and read it back."""
     return _Maker(folder, run or FakeRun()).write()
+
+
+def restate_hashes(folder: Path) -> None:
+    """Let ``metadata.json`` state what the files of a run folder are now, as if the run had written them so."""
+    path = folder / METADATA_FILE
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata["hashes"] = {name: hash_file(folder / name) for name in metadata["hashes"] if (folder / name).is_file()}
+    path.write_text(json.dumps(seal(metadata), indent=1), encoding="utf-8")
 
 
 def change_summary(results: RunResults, change: Callable[[dict[str, Any]], object]) -> RunResults:
@@ -407,8 +418,8 @@ class _Maker:
         summary = summarise(self.facts, draws, answers)
         write_tables(self.folder, summary, self.settings, {SAMPLE_FILE: self._sample()})
         pd.concat(frames, ignore_index=True).to_parquet(self.folder / PREDICTIONS_FILE)
-        text = json.dumps({**self._metadata(), **self.run.metadata}, indent=1)
-        (self.folder / METADATA_FILE).write_text(text, encoding="utf-8")
+        (self.folder / METADATA_FILE).write_text(json.dumps({**self._metadata(), **self.run.metadata}))
+        restate_hashes(self.folder)
         return read_results(self.folder)
 
     def _sample(self) -> pd.DataFrame:
@@ -468,7 +479,7 @@ class _Maker:
             "peak_memory_bytes": 6_871_947_674,
             "worker_peak_memory_bytes": 5_368_709_120,
             "plan": {"memory_per_worker_bytes": 8_053_063_680, "driver_memory_bytes": 2_147_483_648, "partitions": 16},
-            "hashes": {"results.csv": "5e88" * 16, "per_bin_results.csv": "8d96" * 16},
+            "hashes": dict.fromkeys([SUMMARY_FILE, PREDICTIONS_FILE, OVERALL_FILE, PER_BIN_FILE], ""),
             "warnings": list(self.run.warnings),
             "command": "headroom run oracle_noise1.yaml --out runs/reference",
         }

@@ -13,7 +13,7 @@ from cluster.certificates import SharedFolder, abandoned_tokens, make_certificat
 from cluster.checks import nonce_file, require_same_workers
 from cluster.profiles import SlurmProfile
 from cluster.slurm.commands import cancel_jobs, run_slurm
-from pipeline.base import EXPECTED_WORKERS
+from pipeline.base import EXPECTED_WORKERS, read_seconds, settings_of_dask
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -82,14 +82,18 @@ def connect_slurm(
 @contextmanager
 def _dask_settings(profile: SlurmProfile, settings: dict[str, Any]) -> Iterator[None]:
     import dask
-    from dask.utils import parse_timedelta
 
     from cluster.slurm.script import own_settings_only
 
     failures, silence = (f"distributed.scheduler.{name}" for name in ("allowed-failures", "worker-ttl"))
+    allowed = dask.config.get(failures)
+    if not isinstance(allowed, int):
+        raise ConfigError(
+            f"Dask's setting {failures}: a whole number is required, found {allowed!r}; {settings_of_dask()}"
+        )
     own = {
-        failures: max(_ALLOWED_FAILURES, int(dask.config.get(failures))),
-        silence: min(_SECONDS_OF_SILENCE, float(parse_timedelta(dask.config.get(silence) or "5 minutes"))),
+        failures: max(_ALLOWED_FAILURES, allowed),
+        silence: min(_SECONDS_OF_SILENCE, read_seconds(silence, "5 minutes")),
     }
 
     waiting = "distributed.scheduler.no-workers-timeout"

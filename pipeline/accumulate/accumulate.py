@@ -113,7 +113,7 @@ def accumulate_moments(
                         merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
     _merge_all(plan, folders)
     return [
-        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells)
+        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells, plan.fold_keys)
         for path, draw in zip(folders, draws, strict=True)
     ]
 
@@ -158,6 +158,7 @@ class _TaskPieces:
 
     stores: tuple[str, ...]
     fingerprint: str
+    exponent: int
     grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]
     labels: tuple[str, ...]
     y_origin: tuple[float, ...]
@@ -204,6 +205,7 @@ def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int)
             yield _TaskPieces(
                 stores=plan.stores,
                 fingerprint=plan.fingerprint,
+                exponent=plan.exponent,
                 grids=plan.grids,
                 labels=plan.labels,
                 y_origin=plan.y_origin,
@@ -257,7 +259,7 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
     if not pieces:
         return
     draws, done = pieces[0].draws, task.size - sum(piece.size for piece in pieces)
-    store = open_stores_once(task.stores, task.fingerprint)
+    store = open_stores_once(task.stores, task.fingerprint, task.exponent)
     grid = CellGrid(tuple(BinGrid(dict(edges)) for edges in task.grids))
     settings = LoopSettings(task.precision, task.run_rows, available_threads())
 
@@ -266,7 +268,7 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
         done += count * len(draws)
         report(done)
 
-    with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells) as checkpoints:
+    with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells, task.exponent) as checkpoints:
         parts = (read_partition(task, store, grid, piece.partition) for piece in pieces)
         accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
 
@@ -288,8 +290,8 @@ def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Par
 class _Checkpoints:
     """The folders of a task's pieces. Each appears when its last cell is written. A context manager."""
 
-    def __init__(self, pieces: Sequence[_Piece], n_cells: int) -> None:
-        self._pieces, self._n_cells = pieces, n_cells
+    def __init__(self, pieces: Sequence[_Piece], n_cells: int, exponent: int) -> None:
+        self._pieces, self._n_cells, self._exponent = pieces, n_cells, exponent
         self._writers: dict[tuple[int, int], MomentsWriter] = {}
         self._lock = threading.Lock()
 
@@ -310,6 +312,7 @@ class _Checkpoints:
                 facts = {
                     "key": piece.key,
                     "store": piece.store,
+                    "flux_exponent": self._exponent,
                     "draw": vars(piece.draws[draw]),
                     "rows": [piece.partition.start, piece.partition.stop],
                 }
@@ -318,9 +321,9 @@ class _Checkpoints:
 
 
 @lru_cache(maxsize=2)
-def open_stores_once(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
+def open_stores_once(paths: tuple[str, ...], fingerprint: str, exponent: int = 0) -> AnyStore:
     """Open the stores of a plan, once for each process; refuse those that have changed since."""
-    store = open_stores(paths)
+    store = open_stores(paths).scaled(exponent)
     if store.fingerprint != fingerprint:
         raise InputError(f"store {', '.join(paths)} changed since the plan was made; run again")
     # A store that is larger than memory is never found in the page cache by a next pass.

@@ -20,9 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.accumulate.plan import AccumulationPlan
-from pipeline.base import aligned_buffer, remove_leftovers, replacing
+from pipeline.base import aligned_buffer, is_sealed, parse_object, read_file, remove_leftovers, replacing, seal
+from pipeline.config import content_hash
 from pipeline.errors import InputError
-from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, write_moments
+from pipeline.moments import KEY_FILE, Moments, MomentsSum, SavedMoments, TileLayout, open_moments, write_moments
 from pipeline.noise import Noise
 
 __all__ = [
@@ -44,16 +45,63 @@ _KEPT: Final = "kept-"
 
 @dataclass(frozen=True)
 class MomentsFolder:
-    """The finished moments of one noise draw: a folder for each fold, which holds the moments of each cell."""
+    """The finished moments of one noise draw: a folder for each fold, which holds the moments of each cell.
+
+    ``fold_keys`` say what each fold's moments are of; moments that were not made by a plan have none.
+    """
 
     folder: Path
     draw: Noise
     n_folds: int
     n_cells: int
+    fold_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of_run(cls, run: Path, draw: Noise, key: str) -> MomentsFolder:
+        """Find the moments of one noise draw of a finished run.
+
+        Parameters
+        ----------
+        run, draw
+            The run folder, and which noise is meant.
+        key
+            The plan's key that the run's results state; empty where an earlier version wrote them.
+
+        Raises
+        ------
+        InputError
+            If they are missing, unfinished or damaged, or are not those that the results were made from.
+        """
+        found = None
+        if (run / "moments" / draw.name).is_dir():
+            found = next(one for one in open_moments(run / "moments" / draw.name).draws)
+        if found is None:
+            why = "none are there"
+        elif not found.complete:
+            why = "; ".join(found.problems) or str(found.missing)
+        elif key and content_hash(list(found.fold_keys)) != key:
+            why = "the results were not made from them"
+        else:
+            return cls(found.folder, draw, len(found.folds), len(found.counts), found.fold_keys)
+        raise InputError(
+            f"run folder {run}: the moments of {draw.name} cannot be used ({why}); run again with the same --out"
+        )
 
     def open(self, fold: int) -> SavedMoments:
-        """Open the moments of a fold; the outside is the last cell."""
-        return SavedMoments.open(_fold_folder(self.folder, fold))
+        """Open the moments of a fold; the outside is the last cell.
+
+        Raises
+        ------
+        InputError
+            If they are damaged, or those of another fold or noise.
+        """
+        saved = SavedMoments.open(_fold_folder(self.folder, fold))
+        if self.fold_keys and not _belongs(saved, self.fold_keys[fold], self.draw):
+            raise InputError(
+                f"moments {saved.folder}: those of fold {fold} with {self.draw.name} are required, found those of "
+                "another fold or noise; run again with the same --out, which computes them again"
+            )
+        return saved
 
     def read(self, fold: int, cell: int) -> Moments:
         """Read the moments of one fold and cell."""
@@ -95,31 +143,38 @@ def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
         differing = ", ".join(name for name, value in plan.settings.items() if known.get(name) != value) or "draw"
         raise InputError(
             f"{folder} holds moments of another computation (key {found.get('key')}, wanted key {facts['key']}): "
-            f"{differing} differ; choose another --out, or delete that folder"
+            f"{differing} differ; choose another --out, or move that folder away"
         )
-    if found != facts:
+    if found != seal(facts):
         with replacing(key_file) as temporary:
-            temporary.write_text(json.dumps(facts), encoding="utf-8")
+            temporary.write_text(json.dumps(seal(facts)), encoding="utf-8")
     wanted = {_fold_folder(folder, fold): key for fold, key in enumerate(plan.fold_keys)}
     wanted |= {partition_folder(folder, index): key for index, key in enumerate(plan.partition_keys)}
-    _arrange(folder, wanted)
+    _arrange(folder, wanted, draw)
 
 
 def _read_key(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    except ValueError:
-        pass
-    raise InputError(f"{file}: damaged; delete the folder {file.parent} and run again")
+        found = parse_object(read_file(file))
+        is_sealed(found)  # earlier versions wrote no checksum
+    except ValueError as error:
+        raise InputError(
+            f"{file} is not what this program writes ({error}); move the folder {file.parent} away and run again"
+        ) from None
+    return found
 
 
-def _arrange(folder: Path, wanted: Mapping[Path, str]) -> None:
+def _arrange(folder: Path, wanted: Mapping[Path, str], draw: Noise) -> None:
     """Rename moments as the plan numbers them. This may be repeated after an interruption at any point."""
     for piece in sorted(folder.iterdir()):
-        if not _PIECE.fullmatch(piece.name) or (key := _key_of(piece)) is None or wanted.get(piece) == key:
+        is_piece, is_kept = _PIECE.fullmatch(piece.name), piece.name.startswith(_KEPT)
+        if not (is_piece or is_kept) or (key := _key_of(piece)) is None:
             continue  # what is damaged is computed again and replaced
+        if not _belongs(SavedMoments.open(piece), key, draw):
+            shutil.rmtree(piece)  # of another noise, put here by whoever moved folders
+            continue
+        if is_kept or wanted.get(piece) == key:
+            continue
         aside = folder / f"{_KEPT}{key}"
         if aside.exists():
             shutil.rmtree(piece)
@@ -137,6 +192,11 @@ def delete_unwanted(folder: Path) -> int:
     for aside in unwanted:
         shutil.rmtree(aside, ignore_errors=True)
     return len(unwanted)
+
+
+def _belongs(saved: SavedMoments, key: str, draw: Noise) -> bool:
+    """Whether moments are those of this fold or partition, with this noise."""
+    return (saved.header.get("key"), saved.header.get("draw")) == (key, vars(draw))
 
 
 def _key_of(folder: Path) -> str | None:

@@ -407,7 +407,11 @@ def accumulate_parts(
 
         summing = _Summing(filling, sums, keep_threads, keep)
         jobs = [halves.submit(filling.run, advance)]
-        jobs += [halves.submit(summing.consume, consumer) for consumer in range(settings.consumers)]
+        try:
+            jobs += [halves.submit(summing.consume, consumer) for consumer in range(settings.consumers)]
+        except BaseException:  # no thread could be started: the filling half must not wait for one
+            filling.free.put(None)
+            raise
         # Each half ends when the other one fails. The first error is the cause, and later errors follow from it.
         failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
         failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]

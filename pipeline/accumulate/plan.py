@@ -42,6 +42,9 @@ class AccumulationPlan:
         See :class:`pipeline.accumulate.hotloop.LoopSettings`.
     cuts
         What the folds and partitions were cut by: ``compute.folds`` and ``compute.partition_rows``.
+    exponent
+        The pass sees all flux and errors times 2^exponent, and so do the origins; see
+        :func:`pipeline.store.joined.flux_exponent`.
     folds
         Row ranges of the folds; what shards that are left out have within them belongs to none.
     partitions
@@ -58,6 +61,7 @@ class AccumulationPlan:
     precision: str
     run_rows: int
     cuts: tuple[int | str, int]
+    exponent: int
     folds: tuple[tuple[int, int], ...]
     partitions: tuple[Partition, ...]
 
@@ -156,6 +160,7 @@ def plan_accumulation(
         precision=precision,
         run_rows=compute.run_rows,
         cuts=(compute.folds, compute.partition_rows),
+        exponent=store.exponent,
         folds=folds,
         partitions=plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out]),
     )

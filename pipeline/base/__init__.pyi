@@ -8,15 +8,23 @@ from .files import Products as Products
 from .files import disk_errors_told as disk_errors_told
 from .files import exclusive as exclusive
 from .files import find_json as find_json
+from .files import hash_file as hash_file
 from .files import hold_file as hold_file
 from .files import is_same_file as is_same_file
+from .files import is_sealed as is_sealed
 from .files import json_text as json_text
 from .files import open_npz as open_npz
+from .files import open_regular as open_regular
+from .files import parse_array as parse_array
+from .files import parse_object as parse_object
+from .files import read_file as read_file
 from .files import read_json as read_json
+from .files import refuse_environment as refuse_environment
 from .files import remove_leftovers as remove_leftovers
 from .files import replacing as replacing
 from .files import replacing_folder as replacing_folder
 from .files import save_npz as save_npz
+from .files import seal as seal
 from .files import try_lock as try_lock
 from .files import write_json as write_json
 from .files import write_npz as write_npz
@@ -29,7 +37,6 @@ from .machine import available_cores as available_cores
 from .machine import available_memory as available_memory
 from .machine import describe_environment as describe_environment
 from .machine import format_bytes as format_bytes
-from .machine import hash_file as hash_file
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
@@ -41,6 +48,7 @@ from .progress import wants_colour as wants_colour
 from .status import JOBS_FILE as JOBS_FILE
 from .status import LOG_FILE as LOG_FILE
 from .status import SCRIPT_FILE as SCRIPT_FILE
+from .status import STATUS_FILE as STATUS_FILE
 from .status import Attempt as Attempt
 from .status import RunningStep as RunningStep
 from .status import RunStatus as RunStatus
@@ -59,5 +67,7 @@ from .tasks import run_tasks as run_tasks
 from .tasks import workers_limits as workers_limits
 from .tasks import workers_peak as workers_peak
 from .watch import list_recordings as list_recordings
+from .watch import read_seconds as read_seconds
 from .watch import recorded as recorded
+from .watch import settings_of_dask as settings_of_dask
 from .watch import wait_for_worker as wait_for_worker

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -63,8 +64,12 @@ class BlockFile:
     """
 
     def __init__(self, path: Path, *, direct: bool) -> None:
-        self._handle = (open_direct if direct else os.open)(path, os.O_RDONLY)
-        self.size = os.fstat(self._handle).st_size
+        self._handle = (open_direct if direct else os.open)(path, os.O_RDONLY | os.O_NONBLOCK)
+        found = os.fstat(self._handle)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(self._handle)
+            raise OSError(errno.EINVAL, "a regular file is required", os.fspath(path))
+        self.size = found.st_size
 
     def __enter__(self) -> Self:
         return self

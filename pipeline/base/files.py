@@ -1,17 +1,21 @@
-"""Files and folders that are written whole or not at all, locks, values as JSON, arrays with a header as ``.npz``, and
-the record of what a run has made.
+"""Files and folders that are written whole or not at all, reading of regular files only, locks, values as JSON, arrays
+with a header as ``.npz``, and the record of what a run has made.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
+import stat
+import struct
 import threading
 import uuid
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -19,9 +23,11 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import InputError, ResourceError
+from pipeline.schema import PRODUCTS_VERSION
 
 __all__ = [
     "HEADER_LOCK",
@@ -30,15 +36,24 @@ __all__ = [
     "disk_errors_told",
     "exclusive",
     "find_json",
+    "hash_file",
     "hold_file",
     "is_same_file",
+    "is_sealed",
     "json_text",
     "open_npz",
+    "open_own",
+    "open_regular",
+    "parse_array",
+    "parse_object",
+    "read_file",
     "read_json",
+    "refuse_environment",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
     "save_npz",
+    "seal",
     "try_lock",
     "write_json",
     "write_npz",
@@ -133,14 +148,135 @@ def disk_errors_told(path: Path) -> Iterator[None]:
         raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
 
 
+# --- Reading: regular files only, and no blame on a file for what the system refuses.
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a regular file, as the ``opener`` of :func:`open`.
+
+    A pipe or a device, also one behind a link, could let the reader wait for ever.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it is none of the regular ones.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.EINVAL, "a regular file is required, and this is a pipe or a device", path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises
+    ------
+    OSError
+        See :func:`open_regular`.
+    """
+    with open(path, "rb", opener=open_regular) as stream:
+        return stream.read()
+
+
+#: What the system says when it cannot read now. It says nothing of what is in a file.
+_ENVIRONMENT: Final = {
+    errno.EMFILE: "too many open files; allow more with `ulimit -n 4096`",
+    errno.ENFILE: "too many open files on this machine; end other programs",
+    errno.ENOMEM: "out of memory; free some",
+    errno.EACCES: "permission denied; correct its permissions",
+    errno.EPERM: "permission denied; correct its permissions",
+    errno.EIO: "input/output error; the disk or its connection fails, try again or ask who administers it",
+    errno.ESTALE: "stale file handle; the file system was mounted anew, try again",
+    errno.ETIMEDOUT: "the file system does not answer; try again or ask who administers it",
+    errno.ENOTCONN: "the file system is not connected; ask who administers it",
+}
+
+
+def refuse_environment(path: Path | str, error: BaseException) -> None:
+    """Refuse to read on if the system is why a file cannot be read, and not what is in the file.
+
+    Raises
+    ------
+    ResourceError
+        If the error is one of the system's, such as too many open files.
+    """
+    reason = _ENVIRONMENT.get(error.errno or 0) if isinstance(error, OSError) else None
+    if reason is not None:
+        raise ResourceError(f"cannot read {path}: {reason}") from error
+
+
 # --- JSON: no NaN, no infinity, nothing that needs Python.
 
 Built = TypeVar("Built")
+_CHECKSUM: Final = "checksum"
 
 
 def json_text(value: Any) -> str:
     """Return a value as JSON: dataclasses as objects, paths as text, NumPy scalars as numbers, NaN and ±∞ as null."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def parse_object(content: bytes | str) -> dict[str, Any]:
+    """Return the JSON object that a text holds. All JSON that comes from a file comes through here.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or a value of another kind, or nested more deeply than anything that we write.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is required, found {type(value).__name__}")
+    return value
+
+
+def parse_array(facts: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the numbers that facts have under a name.
+
+    Raises
+    ------
+    ValueError, LookupError, TypeError
+        If they are missing, of another shape, or not finite.
+    """
+    values = np.asarray(facts[name], dtype=np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"finite numbers of shape {shape} as {name!r}, found shape {values.shape}")
+    return values
+
+
+def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts, which must be plain values, with a checksum over all of them."""
+    plain = {name: value for name, value in facts.items() if name != _CHECKSUM}
+    return {**plain, _CHECKSUM: hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
+def is_sealed(facts: Mapping[str, Any]) -> bool:
+    """Whether facts have a checksum, as those that earlier versions wrote do not.
+
+    Raises
+    ------
+    ValueError
+        If the checksum is that of other facts.
+    """
+    if _CHECKSUM not in facts:
+        return False
+    if facts[_CHECKSUM] != seal(facts)[_CHECKSUM]:
+        raise ValueError("it does not match its checksum")
+    return True
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb", opener=open_regular) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
@@ -149,13 +285,16 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
     Raises
     ------
     InputError
-        If the file cannot be read, or holds something else than ``build`` takes; says to delete it.
+        If the file holds something else than ``build`` takes; says to delete it.
+    ResourceError
+        If the system cannot read it.
     """
     try:
-        return build(json.loads(path.read_text(encoding="utf-8")))
+        return build(parse_object(read_file(path)))
     except InputError as error:
         reason = str(error)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        refuse_environment(path, error)
         reason = f"{type(error).__name__}: {error}"
     raise InputError(f"{path} is damaged ({reason}); delete the file, and run again with the same --out")
 
@@ -163,10 +302,9 @@ def read_json(path: Path, build: Callable[[dict[str, Any]], Built]) -> Built:
 def find_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where there is none: no such file, or none that can be read as an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(read_file(path))
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -221,7 +359,7 @@ def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process holds it.
+        If another process holds it, or the name belongs to something else than a lock.
     """
     lock = folder / name
     try:
@@ -243,7 +381,7 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
     Parameters
     ----------
     path
-        The file; created where it is missing, never emptied.
+        The file; created where it is missing, never emptied, and never one that a link points to.
     make_folder
         Make the folder that it lies in, again if its last owner removes it meanwhile.
 
@@ -256,6 +394,8 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
     ------
     BlockingIOError
         If another process holds it, or others delete it again and again.
+    InputError
+        If a link or anything but a regular file has its name.
     OSError
         If it cannot be opened.
     """
@@ -263,11 +403,18 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = open(path, "ab")  # noqa: SIM115 (the caller closes it)
+            stream = open(path, "ab", opener=open_own)  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:
             if not make_folder:
                 raise
             continue  # its last owner has just removed the folder
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            raise InputError(
+                f"{path} must be a regular file, which this program makes itself, found a link or a pipe; choose "
+                "another folder, or move it away"
+            ) from error
         locked = try_lock(stream)
         if locked is None or (locked and is_same_file(stream, path)):
             return stream
@@ -275,6 +422,23 @@ def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:
         if locked is False:
             break
     raise BlockingIOError(f"{path} is held by another process")
+
+
+#: What opening a link, a pipe or a device says under :func:`open_own`, depending on the system.
+_NOT_OURS: Final = (errno.ELOOP, errno.EMLINK, errno.EINVAL, errno.ENXIO)
+
+
+def open_own(path: str, flags: int) -> int:
+    """Open a regular file that is no link, as the ``opener`` of :func:`open`.
+
+    What a link points to is not this program's to write.
+
+    Raises
+    ------
+    OSError
+        See :func:`open_regular`; ``errno`` is ``ELOOP`` for a link.
+    """
+    return open_regular(path, flags | os.O_NOFOLLOW)
 
 
 def try_lock(stream: IO[Any]) -> bool | None:
@@ -307,6 +471,22 @@ def is_same_file(opened: IO[Any], path: Path) -> bool:
 #: Python 3.11 may parse headers of arrays wrongly where several threads do so at once (CPython issue 106905).
 HEADER_LOCK = threading.Lock()
 _HEADER: Final = "header"
+#: What a damaged archive raises, depending on which byte is wrong; MemoryError where it states an absurd shape.
+_NPZ_DAMAGE: Final = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:
@@ -349,64 +529,118 @@ def open_npz(
         If the file is missing, damaged or of another form: what ``refuse`` makes of the reason.
     """
     try:
-        with HEADER_LOCK, open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with (
+            HEADER_LOCK,
+            open(path, "rb", opener=open_regular) as stream,
+            np.load(stream, allow_pickle=False) as archive,
+        ):
             arrays = {name: archive[name] for name in archive.files}
         facts: dict[str, Any] = {}
         if form is not None:
-            facts = json.loads(arrays[_HEADER].tobytes().decode())
+            facts = parse_object(arrays[_HEADER].tobytes())
             if (facts.get("format"), facts.get("version")) != form:
                 raise ValueError(f"{form[0]} version {form[1]} is required")
         yield facts, arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _NPZ_DAMAGE as error:
+        refuse_environment(path, error)
         raise refuse(error) from None
 
 
 _FILE = "products.json"
-_RECORD = TypeAdapter(dict[str, str])
+
+
+class _Product(BaseModel):
+    """A file that a run has made: the key of what it was made of, and the digest of its bytes."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    sha256: str
+
+
+class _Record(BaseModel):
+    """What ``products.json`` holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: int
+    products: dict[str, _Product]
 
 
 class Products:
-    """The files that a run has made, each with the key of what it was made of.
+    """The files that a run has made, each with the key of what it was made of and the digest of its bytes.
 
     Parameters
     ----------
     folder
         The run folder; names of products are relative to it.
     note
-        Told of a damaged record, after which everything is made again.
+        Told of a record that cannot be used, after which everything is made again.
     """
 
-    def __init__(self, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, note: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
-        self._keys: dict[str, str] = {}
+        self._made: dict[str, _Product] = {}
         path = folder / _FILE
-        if path.exists():
-            try:
-                self._keys = _RECORD.validate_json(path.read_bytes())
-            except ValueError:
-                note(f"{path} is damaged; models and predictions are made again")
+        if not path.exists():
+            return
+        try:
+            facts = parse_object(read_file(path))
+            if is_sealed(facts):
+                record = _Record.model_validate(facts)
+                if record.version == PRODUCTS_VERSION:
+                    self._made = record.products
+                    return
+            what = "was written by another version"
+        except OSError as error:
+            raise ResourceError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError:
+            what = "is damaged"
+        note(f"{path} {what}; models and predictions are made again")
 
     def __getitem__(self, name: str) -> str:
         """Return the key that a product was made of."""
-        return self._keys[name]
+        return self._made[name].key
 
     def __contains__(self, name: str) -> bool:
-        return name in self._keys
+        return name in self._made
 
     def is_made(self, name: str, key: str) -> bool:
-        """Whether a product is there, made of this key."""
-        return self._keys.get(name) == key and (self.folder / name).exists()
+        """Whether a product is there, made of this key, and every byte of it is what was written."""
+        return name in self and self[name] == key and self._is_whole(name)
+
+    def require(self, name: str) -> Path:
+        """Return the file of a product, every byte of which is what was written.
+
+        Raises
+        ------
+        InputError
+            If it is missing, or another file.
+        """
+        path = self.folder / name
+        if name not in self or not self._is_whole(name):
+            found = "is missing" if not path.is_file() else "is not the file that the run has made"
+            raise InputError(f"{path} {found} ({_FILE} tells); run again with the same --out, which makes it again")
+        return path
 
     def record(self, name: str, key: str) -> None:
         """Remember that a product is there."""
-        self._keys[name] = key
+        self._made[name] = _Product(key=key, sha256=hash_file(self.folder / name))
+        made = {known: product.model_dump() for known, product in self._made.items()}
+        content = seal({"version": PRODUCTS_VERSION, "products": made})
         with replacing(self.folder / _FILE) as temporary:
-            temporary.write_text(json.dumps(self._keys, indent=1, sort_keys=True), encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
     def keys_of(self, names: Iterable[str]) -> dict[str, str]:
         """Return some products with their keys."""
-        return {name: self._keys[name] for name in names}
+        return {name: self[name] for name in names}
 
     def snapshot(self) -> dict[str, str]:
         """Return all products with their keys."""
-        return dict(self._keys)
+        return self.keys_of(self._made)
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            return hash_file(self.folder / name) == self._made[name].sha256
+        except OSError:
+            return False

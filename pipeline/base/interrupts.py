@@ -3,6 +3,8 @@
 A batch system sends SIGTERM before it kills, and a closed terminal SIGHUP. Python's own answer is to end on the spot,
 which would leave worker jobs in the queue.
 
+While a module is being imported, an interruption waits: third-party code turns it into other errors, or drops it.
+
 Python drops what is raised while it runs a destructor or a weak reference's callback, Ctrl-C included: it prints
 "Exception ignored" and goes on. Files and arrays that come and go by the thousand make that likely enough to be met.
 Here such an interruption is raised again.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,9 +23,12 @@ from typing import Any, Final
 
 __all__ = ["Terminated", "terminations_deferred", "terminations_raised"]
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Until a dropped interruption is raised again: what dropped it has ended then, or it is dropped and raised once more.
 _SECONDS_UNTIL_AGAIN: Final = 0.01
+#: How long an interruption waits for an import; the longest one takes about a second.
+_SECONDS_OF_IMPORTS: Final = 10.0
+_IMPORTING: Final = "<frozen importlib._bootstrap>"
 
 
 #: How many blocks defer now, and the signals that came meanwhile; of the main thread, where signals arrive.
@@ -51,19 +57,27 @@ class Terminated(KeyboardInterrupt):
 def terminations_raised() -> Iterator[None]:
     """Raise :class:`Terminated` in this block on SIGTERM and SIGHUP, once: the cleaning up is not interrupted again.
 
-    A signal that is ignored stays ignored (``nohup``). These, and Ctrl-C, are raised again where Python drops them.
-    Outside the main thread nothing changes.
+    Ctrl-C raises KeyboardInterrupt, as ever. A signal that is ignored stays ignored (``nohup``), and so does a handler
+    that is not Python's own. All are raised again where Python drops them. Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before: dict[int, Any] = {}
     is_ending = False
+    waiting_since: float | None = None
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        nonlocal is_ending
-        if is_ending:
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal is_ending, waiting_since
+        if is_ending and number != signal.SIGINT:
             return  # not SIG_IGN: processes started from now on would inherit that
+        if _is_importing(frame):
+            waiting_since = waiting_since or time.monotonic()
+            if time.monotonic() - waiting_since < _SECONDS_OF_IMPORTS and _raise_again(number):
+                return
+        waiting_since = None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         is_ending = True
         if _DEFERRING[0]:
             _WAITING.append(number)
@@ -78,15 +92,11 @@ def terminations_raised() -> Iterator[None]:
         error, number = unraisable.exc_value, int(signal.SIGINT)
         if isinstance(error, Terminated):
             number, is_ending = error.number, False
-        # A real signal: it ends what the main thread waits for by then.
-        main = threading.main_thread().ident
-        again = threading.Timer(_SECONDS_UNTIL_AGAIN, signal.pthread_kill, [main, number])
-        again.daemon = True
-        again.start()
+        _raise_again(number)
 
     hook_before, sys.unraisablehook = sys.unraisablehook, raise_dropped
     for one in _SIGNALS:
-        if signal.getsignal(one) is signal.SIG_DFL:
+        if signal.getsignal(one) in (signal.SIG_DFL, signal.default_int_handler):
             before[one] = signal.signal(one, end)
     try:
         yield
@@ -95,6 +105,28 @@ def terminations_raised() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _WAITING.clear()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _raise_again(number: int) -> bool:
+    """Send a signal to the main thread in a moment; False where no thread can be started for it.
+
+    A real signal: it ends what the main thread waits for by then.
+    """
+    again = threading.Timer(_SECONDS_UNTIL_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number])
+    again.daemon = True
+    try:
+        again.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager

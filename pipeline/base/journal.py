@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from pipeline.base.files import exclusive, replacing
+from pipeline.base.files import exclusive, open_own, replacing
 from pipeline.base.progress import Advance, Progress
 from pipeline.base.status import (
     STATUS_FILE,
@@ -342,6 +342,6 @@ def _write_anyway(path: Path, text: str) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     except HeadroomError:
-        with open(path, "r+b") as stream:
+        with open(path, "r+b", opener=open_own) as stream:
             stream.write(content)
             stream.truncate()

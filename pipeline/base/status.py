@@ -6,18 +6,17 @@ read here, too.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base.files import replacing
+from pipeline.base.files import parse_object, read_file, replacing
 from pipeline.errors import InputError
 from pipeline.schema import STATUS_VERSION
 
@@ -190,7 +189,7 @@ def read_status(folder: Path) -> RunStatus | None:
     problem = ""
     for patience in (0.3, 0.0):
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_object(read_file(path))
             if content["version"] == STATUS_VERSION:
                 return RunStatus.model_validate(content)
             problem = f"version {STATUS_VERSION} is required, found {content['version']}"
@@ -205,8 +204,8 @@ def read_status(folder: Path) -> RunStatus | None:
             problem = f"it is not what `headroom run` writes ({error})"
         time.sleep(patience)  # on a full disk the file is rewritten in place: it may be whole a moment later
     raise InputError(
-        f"{path} is damaged: {problem}; the results are not affected. A run that is under way writes it anew within "
-        "seconds; otherwise delete it, and `headroom status` tells from the results"
+        f"{path} is not the status of a run: {problem}; results are not affected. A run that is under way writes it "
+        "anew within seconds; otherwise move it away, and `headroom status` tells from the results"
     )
 
 
@@ -288,13 +287,13 @@ def read_submission(folder: Path) -> SubmittedRun | None:
     """
     path = folder / SUBMISSION_FILE
     try:
-        submission = Submission.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        submission = Submission.model_validate(parse_object(read_file(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete it, and look for the job with `squeue`") from None
+        raise InputError(f"{path} cannot be read ({error}); move it away, and look for the job with `squeue`") from None
     try:
-        lines = (folder / JOBS_FILE).read_text(encoding="utf-8").split()
-    except OSError:
+        lines = read_file(folder / JOBS_FILE).decode().split()
+    except (OSError, ValueError):
         lines = []
     return SubmittedRun(submission, tuple(lines))

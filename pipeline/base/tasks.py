@@ -200,6 +200,11 @@ def _next_news(
             watch.hear()
             return news
         except Empty:
+            # Dask starts a thread to tell that a future is done: where it cannot, nothing comes.
+            if (
+                done := next((future for future in futures if future.status in ("finished", "error")), None)
+            ) is not None:
+                return done
             # Those that Dask calls lost were done by a worker that is gone: they are being computed again.
             cancelled = sum(future.status == "cancelled" for future in futures)
             if client.status != "running" or cancelled:

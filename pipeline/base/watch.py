@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.files import replacing
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError, enumerate_words
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -32,7 +32,9 @@ __all__ = [
     "describe_workers",
     "idle_seconds",
     "list_recordings",
+    "read_seconds",
     "recorded",
+    "settings_of_dask",
     "silence_told",
     "wait_for_worker",
 ]
@@ -45,29 +47,47 @@ _SECONDS_BETWEEN_QUESTIONS = 10.0
 _AGAIN = "run the same command again: finished work is kept"
 
 
-def idle_seconds() -> float:
-    """Return how long a cluster may be without a worker that takes tasks."""
+def settings_of_dask() -> str:
+    """Return words that say where Dask's settings come from on this machine."""
+    import dask.config
+
+    places = [str(path) for path in dask.config.paths if Path(path).exists()]
+    return f"its settings come from variables DASK_* and from {enumerate_words(places or ['~/.config/dask'])}"
+
+
+def read_seconds(setting: str, default: str | float = 0.0) -> float:
+    """Return a time that Dask's configuration states.
+
+    Raises
+    ------
+    ConfigError
+        If it is no time.
+    """
     import dask.config
     from dask.utils import parse_timedelta
 
-    setting = dask.config.get("distributed.scheduler.no-workers-timeout", None)
-    return float(parse_timedelta(setting)) if setting else _SECONDS_WITHOUT_WORKERS
+    try:
+        stated = dask.config.get(setting, None) or default
+        return float(parse_timedelta(stated))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"Dask's setting {setting}: a time such as 30s is required, found {stated!r}; {settings_of_dask()}"
+        ) from error
+
+
+def idle_seconds() -> float:
+    """Return how long a cluster may be without a worker that takes tasks."""
+    return read_seconds("distributed.scheduler.no-workers-timeout") or _SECONDS_WITHOUT_WORKERS
 
 
 def stall_seconds() -> float:
     """Return how long workers may be there without any task that advances."""
-    import dask.config
-    from dask.utils import parse_timedelta
-
-    return float(parse_timedelta(dask.config.get("headroom.no-progress-timeout", _NO_PROGRESS)))
+    return read_seconds("headroom.no-progress-timeout", _NO_PROGRESS)
 
 
 def answer_seconds() -> float:
     """Return how long a scheduler may take to answer."""
-    import dask.config
-    from dask.utils import parse_timedelta
-
-    return 2 * float(parse_timedelta(dask.config.get("distributed.comm.timeouts.connect", "30s")))
+    return 2 * read_seconds("distributed.comm.timeouts.connect", "30s")
 
 
 def describe_workers(client: Client) -> Mapping[str, Mapping[str, Any]]:

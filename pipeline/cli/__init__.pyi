@@ -1,1 +1,1 @@
-from .app import main as main
+from .start import main as main

@@ -1,21 +1,11 @@
-"""The command line: ``headroom sample``, ``inspect``, ``convert``, ``plan``, ``run`` and the other commands.
-
-Only this room prints, and only this module turns errors into exit codes: 0 for success, 2 for the user's input or
-configuration, 3 for the environment, 130 after Ctrl-C, 143 after SIGTERM.
-"""
+"""The command line: ``headroom sample``, ``inspect``, ``convert``, ``plan``, ``run`` and the other commands."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
 import click
 
-from pipeline.base import Terminated, terminations_raised
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
 from pipeline.cli.predict import export, predict
@@ -23,7 +13,7 @@ from pipeline.cli.results import add, compare, moments, remove, report
 from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
-from pipeline.errors import HeadroomError, ResourceError
+from pipeline.errors import ResourceError
 
 
 class _Workflow(click.Group):
@@ -32,6 +22,15 @@ class _Workflow(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the commands, in the order in which a user needs them."""
         return list(self.commands)
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the command that is named; a reader that leaves early (``| head``) ends it without a word."""
+        try:
+            return super().invoke(context)
+        except BrokenPipeError as error:
+            if error.filename:  # of a standard stream
+                sys.exit(ResourceError.exit_code)
+            raise ResourceError("a connection was lost (broken pipe); run the same command again") from error
 
 
 @click.group(cls=_Workflow, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -67,71 +66,3 @@ for _command in (
     predict,
 ):
     cli.add_command(_command)
-
-
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what went wrong into a message and an exit code; a bug keeps its traceback."""
-    try:
-        yield
-    except click.ClickException as error:  # a wrong option or argument
-        error.show()
-        sys.exit(error.exit_code)
-    except HeadroomError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort) as error:
-        reason = error.__cause__ if isinstance(error, click.Abort) else error
-        by, code = (f" by {reason}", reason.exit_code) if isinstance(reason, Terminated) else ("", 130)
-        _fail(f"interrupted{by}; run the same command again to resume", code)
-    except OSError as error:
-        _fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", ResourceError.exit_code)
-    except MemoryError:
-        _fail("out of memory; `headroom plan` says what the run needs", ResourceError.exit_code)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"headroom: {message}", err=True)
-    sys.exit(code)
-
-
-def _call(arguments: Sequence[str] | None) -> None:
-    """Run the command that the arguments name; None takes them from the process."""
-    with _exit_codes(), terminations_raised():
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
-
-
-def _end_now(code: object) -> NoReturn:
-    """End this process at once; everything that needs cleaning up has been cleaned up.
-
-    Python would take most of a second to dismantle itself, or would wait for threads whose results nobody wants.
-    """
-    status = code if isinstance(code, int) else int(code is not None)  # as the interpreter reads a SystemExit
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # the reader has left, or the disk is full: the output is not complete
-        status = status or ResourceError.exit_code
-    os._exit(status)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the ``headroom`` command.
-
-    Parameters
-    ----------
-    arguments
-        Its arguments. None takes those of the process, and the process ends with the command.
-
-    Raises
-    ------
-    SystemExit
-        With given arguments, if the exit code is not 0.
-    """
-    if arguments is not None:
-        return _call(arguments)
-    try:
-        _call(None)
-    except SystemExit as end:
-        _end_now(end.code)
-    _end_now(0)

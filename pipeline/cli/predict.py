@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, choose_progress
-from pipeline.cli.words import json_option, quiet_option, run_argument
+from pipeline.cli.words import external_option, json_option, output_path, quiet_option, run_argument
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _list_routes() -> list[Route]:
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
 @click.argument("spectra", nargs=-1, required=True)
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write, one row for each spectrum."
+    "--out", required=True, type=output_path, help="File to write, .parquet or .csv, one row for each spectrum."
 )
 @click.option("--route", cls=_RouteOption, help="How experts are combined; the model's own by default.")
 @click.option(
@@ -56,10 +56,13 @@ def _list_routes() -> list[Route]:
     show_default=True,
     help="`none` for observed spectra. For simulated ones `stored` (their own noisy array) or a level to draw.",
 )
-@click.option("--seed", type=int, help="Seed of drawn noise; the seed of the model's training by default.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of drawn noise; the seed of the model's training by default."
+)
 @click.option("--resample", is_flag=True, help="Rebin spectra of another wavelength grid; flux is conserved.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of threads; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace existing predictions.")
+@external_option
 @json_option
 @quiet_option
 def predict(
@@ -156,9 +159,9 @@ def _plain(summary: PredictSummary) -> dict[str, object]:
 
 @click.command()
 @run_argument
-@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=output_path)
 @click.option("--level", type=float, help="Noise level of the training; by default the level of the run's conclusions.")
-@click.option("--seed", type=int, help="Seed of the training noise; the run's first seed by default.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the training noise; the run's first seed by default.")
 @click.option(
     "--quantile",
     default=0.999,

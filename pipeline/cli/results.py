@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.base import RunJournal, choose_progress
+from pipeline.base import RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
-from pipeline.cli.words import json_option, print_json, print_table, quiet_option, run_argument, summarise_run
+from pipeline.cli.words import (
+    json_option,
+    output_path,
+    print_json,
+    print_table,
+    quiet_option,
+    run_argument,
+    summarise_run,
+)
 from pipeline.config import ExperimentConfig, load_config
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +83,7 @@ def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @click.argument("folders", metavar="RUN_A RUN_B...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE.html", help="Also write one HTML page.")
+@click.option("--out", type=output_path, metavar="PAGE.html", help="Also write one HTML page.")
 @json_option
 def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Say how finished runs differ.
@@ -206,7 +216,7 @@ def _change(
     change: Callable[..., RunResults], folder: Path, command: str, choice: ClusterChoice, told: tuple[bool, bool]
 ) -> None:
     """Change a run and print the new results; ``told`` holds the switches ``--quiet`` and ``--json``."""
-    from pipeline.run import CONFIG_FILE, describe_reuse, render_run
+    from pipeline.run import CONFIG_FILE, describe_reuse, render_run, run_experiment
     from pipeline.scoring import read_results
 
     earlier = read_results(folder)  # a wrong folder is refused before workers are started
@@ -218,6 +228,9 @@ def _change(
     paths = {role: tuple(earlier.metadata["stores"][role]["paths"]) for role in ("train", "test")}
     standing = standing.model_copy(update={"data": standing.data.model_copy(update=paths)})
     profile = choice.checked_profile(standing, folder)
+    if earlier.metadata["command"] == command and _was_cut_short(folder):
+        progress.note("the results of this command stand already; what comes after them is finished now")
+        change = partial(run_experiment, load_config(folder / CONFIG_FILE), folder)
     with RunJournal(folder, command) as journal:
         progress = journal.progress(progress)
         with connected(journal, profile, folder, progress) as client:
@@ -231,3 +244,12 @@ def _change(
         print_table(results, ExperimentConfig.model_validate(results.metadata["config"]))
         click.echo(describe_reuse(results))
         click.echo(f"report: {page}")
+
+
+def _was_cut_short(folder: Path) -> bool:
+    """Tell whether the last command on a run was killed or interrupted."""
+    try:
+        status = read_status(folder)
+    except InputError:
+        return False  # the journal is for people, and a run does without
+    return status is not None and status.state not in ("finished", "failed")

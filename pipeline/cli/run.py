@@ -13,7 +13,7 @@ import click
 
 from pipeline.base import RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
-from pipeline.cli.words import json_option, print_json, print_table, quiet_option, summarise_run
+from pipeline.cli.words import json_option, output_path, print_json, print_table, quiet_option, summarise_run
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ResourceError
 
@@ -29,7 +29,7 @@ __all__ = ["plan", "run", "run_folder", "submit"]
 
 @click.command()
 @click.argument("config")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
+@click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @click.option(
     "--dashboard", is_flag=True, help="Open Dask's dashboard in a browser; it stays open until you press a key."
 )
@@ -49,10 +49,11 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
       headroom run oracle_noise1.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
     from cluster.dashboard import announce
-    from pipeline.run import render_run, run_experiment
+    from pipeline.run import render_run, require_own_folder, run_experiment
 
     experiment = load_config(config)
     folder = run_folder(config, out)
+    require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
     profile = choice.checked_profile(experiment, folder)
     command = f"headroom run {config} --out {folder}{choice.words()}"
@@ -83,7 +84,7 @@ def run_folder(config: str, out: Path | None) -> Path:
 @click.command()
 @click.argument("config")
 @click.option("--profile", metavar="PROFILE", help="Cluster profile of kind slurm: a name or a file.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME by default.")
+@click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @size_options
 @click.option("--dry-run", is_flag=True, help="Check the plan and print the batch script; submit nothing.")
 def submit(
@@ -109,9 +110,11 @@ def submit(
     """
     from cluster import SlurmProfile
     from cluster.submit import render_driver_script, require_idle, submit_driver
+    from pipeline.run import require_own_folder
 
     experiment = load_config(config)
     folder = run_folder(config, out)
+    require_own_folder(folder, experiment)
     source = profile or experiment.cluster or "slurm"
     choice = ClusterChoice(_as_path(source), workers, minimum, maximum)
     chosen = choice.profile()
@@ -217,7 +220,7 @@ def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("config", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder whose disk is checked.")
+@click.option("--out", type=output_path, help="Run folder whose disk is checked.")
 @cluster_options
 @_paper_options
 @json_option

@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from pipeline.base import choose_progress
-from pipeline.cli.words import json_option, print_json, quiet_option
+from pipeline.cli.words import external_option, json_option, output_path, print_json, quiet_option
 from pipeline.config import load_config
+from pipeline.errors import printable
 
 __all__ = ["convert", "inspect", "sample"]
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=output_path)
 @click.option("--train", default=20000, show_default=True, help="Number of training spectra.")
 @click.option("--shards", default=4, show_default=True, help="Number of shards for the training spectra.")
 @click.option("--test", default=5000, show_default=True, help="Number of test spectra.")
@@ -76,13 +77,15 @@ def sample(
 @click.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--config", help="Count the spectra in the bins of this configuration instead of the reference bins.")
+@external_option
 @quiet_option
 @json_option
-def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bool) -> None:
+def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, quiet: bool, as_json: bool) -> None:
     """Check shards or stores and say what is inside.
 
     PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs. Every pixel is
-    read once. The exit code is 2 if a file has a problem.
+    read once. The exit code is 2 if a file has a problem, or holds spectra that `headroom run` refuses; with a --config
+    that says `data: {nonfinite: drop}` it refuses none.
 
     \b
     Example:
@@ -91,25 +94,26 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     from pipeline.config import REFERENCE_EDGES
     from pipeline.convert import inspect_path, render_inspection, render_total
 
-    bins = load_config(config).bins if config else REFERENCE_EDGES
+    settings = load_config(config) if config else None
+    bins = settings.bins if settings else REFERENCE_EDGES
+    is_strict = settings is None or settings.data.nonfinite == "refuse"
     progress = choose_progress(quiet=quiet)
     inspections = []
     for path in paths:
-        for inspection in inspect_path(path, bins=bins, progress=progress):
+        for inspection in inspect_path(path, bins=bins, allow_external=allow_external, progress=progress):
             if not as_json:
-                click.echo(render_inspection(inspection))
+                click.echo(printable(render_inspection(inspection)))
             inspections.append(inspection)
     if as_json:
         print_json({"files": inspections, "n_spectra": sum(one.n_spectra for one in inspections)})
     elif len(inspections) > 1:
         click.echo(render_total(inspections))
-    if any(inspection.problem is not None for inspection in inspections):
+    if any(one.problem is not None or (is_strict and one.refused is not None) for one in inspections):
         sys.exit(2)
 
 
 @click.command()
-@click.argument("shards", nargs=-1, required=True)
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="SHARDS... STORE", nargs=-1, required=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
 @click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
@@ -119,22 +123,22 @@ def inspect(paths: tuple[str, ...], config: str | None, quiet: bool, as_json: bo
     type=click.Choice(["refuse", "drop"]),
     default="refuse",
     show_default=True,
-    help="What to do with spectra that hold NaN flux, negative errors or only zeros.",
+    help="What to do with spectra that hold NaN, absurd values, negative errors or pixels that are all the same.",
 )
 @click.option("--verify", is_flag=True, help="Compare every pixel and column of the store with the shards.")
+@external_option
 @click.option("--delete-source", "delete_sources", is_flag=True, hidden=True)
 @quiet_option
 @json_option
 def convert(
-    shards: tuple[str, ...],
-    store: Path,
+    paths: tuple[str, ...],
     verify: bool,
     delete_sources: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert HDF5 shards to one Zarr store.
+    """Convert HDF5 shards to one Zarr store, a folder, whose name comes last.
 
     After an interruption, run the same command again; it resumes.
 
@@ -158,11 +162,17 @@ def convert(
             "--delete-source is gone: use --verify, and delete the shards yourself, such as "
             "`headroom convert SHARD STORE --verify && rm SHARD`"
         )
-    progress = choose_progress(quiet=quiet)
-    found = find_shards(shards, Path.cwd())
+    if len(paths) < 2 or not paths[-1]:
+        raise ConfigError(
+            f"the name of the STORE to be written is missing, found the shards {' '.join(paths[:1])!r} alone; write it "
+            f"last, such as `headroom convert {paths[0]} train.zarr`"
+        )
+    store, progress = Path(paths[-1]), choose_progress(quiet=quiet)
+    found = find_shards(paths[:-1], Path.cwd())
     made = convert_shards(found, store, progress=progress, **options)
     if verify:
-        verify_store(made, found, workers=options["workers"], progress=progress)
+        given = {name: options[name] for name in ("workers", "allow_external")}
+        verify_store(made, found, progress=progress, **given)
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     if as_json:
         sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}

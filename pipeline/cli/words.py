@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,45 @@ from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
-__all__ = ["json_option", "print_json", "print_table", "quiet_option", "run_argument", "summarise_run"]
+__all__ = [
+    "external_option",
+    "json_option",
+    "output_path",
+    "print_json",
+    "print_table",
+    "quiet_option",
+    "run_argument",
+    "summarise_run",
+]
 
+
+class _OutputPath(click.Path):
+    """A path to be written. An empty word is refused; it would mean the folder that one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("a name is required, found an empty word", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+output_path = _OutputPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
+external_option = click.option(
+    "--allow-external", is_flag=True, help="Read what shards have in other files, by HDF5 external links or storage."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 
 def print_json(value: Any) -> None:
     """Print a value as one JSON object."""
-    click.echo(json_text(value))
+    text = json_text(value)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escaped, it says the same
+        text = json.dumps(json.loads(text), indent=1)
+    click.echo(text)
 
 
 def print_table(results: RunResults, config: ExperimentConfig) -> None:

@@ -2,6 +2,7 @@ from .files import describe_findings as describe_findings
 from .files import load_config as load_config
 from .files import read_yaml as read_yaml
 from .files import with_absolute_paths as with_absolute_paths
+from .files import yaml_text as yaml_text
 from .settings import MAIN_BINNING as MAIN_BINNING
 from .settings import REFERENCE_EDGES as REFERENCE_EDGES
 from .settings import AlphaSearch as AlphaSearch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,14 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.settings import ExperimentConfig
 from pipeline.errors import ConfigError, did_you_mean
 
-__all__ = ["describe_findings", "load_config", "packaged_configs", "read_yaml", "with_absolute_paths"]
+__all__ = [
+    "describe_findings",
+    "load_config",
+    "packaged_configs",
+    "read_yaml",
+    "with_absolute_paths",
+    "yaml_text",
+]
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -85,13 +92,62 @@ def read_yaml(path: Path, what: str) -> Any:
         If the file cannot be read, is not YAML, or is nested too deeply.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error}); give a YAML text file") from None
     except RecursionError:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def yaml_text(content: Any) -> str:
+    """Return plain values as YAML that :func:`read_yaml` reads back as they are, and so do other programs."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+#: What a plain word means in YAML 1.2 (its core schema), and the letters that such a word begins with. In YAML 1.1
+#: ``0042`` is octal, ``yes`` and ``off`` are booleans, and ``1:30`` is 90.
+_CORE_SCHEMA = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "null": (r"~|null|Null|NULL|", ("~", "n", "N", "")),
+    "merge": (r"<<", "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.2: plain values only, and every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key_node.tag != "tag:yaml.org,2002:merge":
+                line = key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(f"{key!r} stands twice, in lines {lines[key]} and {line}; keep one of them")
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than text."""
+
+
+_Loader.yaml_implicit_resolvers = {}  # those of version 1.1 go
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _name, (_pattern, _first) in _CORE_SCHEMA.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})\\Z"), list(_first))
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

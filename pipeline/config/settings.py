@@ -10,9 +10,9 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from pipeline import schema
 from pipeline.errors import did_you_mean
@@ -48,6 +48,20 @@ class Section(BaseModel):
     """A part of the configuration. It is immutable, its numbers are finite, and unknown settings are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        is_switch = bool in (annotation := cls.model_fields[str(info.field_name)].annotation, *get_args(annotation))
+        if (isinstance(value, bool) and not is_switch) or _lists_booleans(value):
+            raise ValueError(f"true or false is no value of this setting, found {str(value).lower()}")
+        return value
+
+
+def _lists_booleans(value: Any) -> bool:
+    """Tell whether true or false stands in a list, where no setting takes them."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(_lists_booleans(one) or (isinstance(one, bool) and not isinstance(value, dict)) for one in values)
 
 
 class Quantiles(Section):
@@ -209,17 +223,15 @@ class GateConfig(Section):
                     f"binnings: {{SNR: {{{QUALITY_COLUMN}: {{quantiles: 4}}}}}}"
                 )
 
-    def require_bins(self, columns: tuple[str, ...], *, has_one_fold: bool) -> None:
-        """Refuse bins and folds that this gate cannot use. Pydantic's validators call this."""
+    def require_bins(self, columns: tuple[str, ...]) -> None:
+        """Refuse bins that this gate cannot use. Pydantic's validators call this."""
+        for column in columns:
+            if self.kind == "ridge" and column not in schema.LABELS and (meant := did_you_mean(column, schema.LABELS)):
+                raise ValueError(f"bins: {column!r} is none of the labels {', '.join(schema.LABELS)}{meant}")
         if self.kind == "ridge" and (len(columns) > 2 or not set(columns) <= set(schema.LABELS)):
             raise ValueError(
                 f"gate.kind: {self.kind} routes by one or two of the labels {', '.join(schema.LABELS)}, found bins "
                 f"over {', '.join(columns)}; leave gate out, use kind: logistic, or choose such bins"
-            )
-        if has_one_fold:
-            raise ValueError(
-                "gate needs at least two folds to know its errors, found compute.folds: 1; use compute: {folds: 5}, "
-                "or leave gate out"
             )
 
 
@@ -453,12 +465,21 @@ class ExperimentConfig(Section):
             require_increasing(column, edges)
         return value
 
+    @field_validator("bin_names")
+    @classmethod
+    def _plain_names(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for column, names in value.items():
+            for name in names:
+                _require_no_formula(f"bin_names.{column}", name)
+        return value
+
     @field_validator("binnings")
     @classmethod
     def _cut(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, cuts in value.items():
             if not name.strip() or name == MAIN_BINNING:
                 raise ValueError(f"a binning needs a name of its own, found {name!r}; for example {{SNR: …}}")
+            _require_no_formula("binnings", name)
             for column, cut in cuts.items():
                 if not isinstance(cut, Quantiles):
                     require_increasing(column, cut)
@@ -476,18 +497,12 @@ class ExperimentConfig(Section):
                     f"binnings.{name} may not use the target {self.target!r}: routing by the value to be predicted "
                     "leaks it"
                 )
-        if self.design is not None:
-            if self.target in self.design.grid:
-                raise ValueError(
-                    f"design.grid may not use the target {self.target!r}: routing by the value to be predicted leaks it"
-                )
-            if self.compute.folds == 1:
-                raise ValueError(
-                    f"design needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
-                    "use compute: {folds: 5}, or leave design out"
-                )
+        if self.design is not None and self.target in self.design.grid:
+            raise ValueError(
+                f"design.grid may not use the target {self.target!r}: routing by the value to be predicted leaks it"
+            )
         if self.gate is not None:
-            self.gate.require_bins(tuple(self.bins), has_one_fold=self.compute.folds == 1)
+            self.gate.require_bins(tuple(self.bins))
             self.gate.require_binnings({name: tuple(cuts) for name, cuts in self.binnings.items()})
         for column, names in self.bin_names.items():
             expected = len(self.bins.get(column, ())) - 1
@@ -495,11 +510,8 @@ class ExperimentConfig(Section):
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
-        if isinstance(self.ridge.alpha, AlphaSearch) and self.compute.folds == 1:
-            raise ValueError(
-                f"ridge.alpha.search needs at least two folds to choose on, found compute.folds: {self.compute.folds}; "
-                "use compute: {folds: 5}, or a fixed ridge.alpha"
-            )
+        if self.compute.folds == 1 and (lack := self.describe_lack_of_folds(1)):
+            raise ValueError(lack)
         n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
         stated = self.hypotheses.lowest_r2_bins if self.hypotheses else None
         if stated is not None and not (stated and set(stated) <= set(range(n_bins))):
@@ -508,6 +520,25 @@ class ExperimentConfig(Section):
                 "null leaves the hypothesis out"
             )
         return self
+
+    def describe_lack_of_folds(self, found: int) -> str:
+        """Return what needs more folds than were found and what to do; nothing if they suffice.
+
+        With ``compute.folds: shards`` the spectra decide their number, so that settings alone cannot be checked for it.
+        """
+        needs = {
+            "gate": (self.gate is not None, "leave gate out"),
+            "design": (self.design is not None, "leave design out"),
+            "ridge.alpha.search": (isinstance(self.ridge.alpha, AlphaSearch), "give a fixed ridge.alpha"),
+        }
+        shards = "keep at least two shards, " if self.compute.folds == "shards" else ""
+        for name, (is_asked, otherwise) in needs.items():
+            if is_asked and found < 2:
+                return (
+                    f"{name} needs at least two folds, because it learns from folds that were held out, found {found} "
+                    f"(compute.folds: {self.compute.folds}); {shards}use compute: {{folds: 5}}, or {otherwise}"
+                )
+        return ""
 
     @property
     def stated_hypotheses(self) -> HypothesesConfig:
@@ -532,6 +563,15 @@ class ExperimentConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""
         return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+
+
+def _require_no_formula(setting: str, name: str) -> None:
+    """Refuse a name that a spreadsheet, which opens our tables, would run as a formula."""
+    if name.startswith(("=", "+", "-", "@", "\t", "\r")):
+        raise ValueError(
+            f"{setting}: a name may not begin with {name[0]!r}, because spreadsheets take it for a formula, found "
+            f"{name!r}; begin it with a letter or a digit"
+        )
 
 
 def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:

@@ -23,9 +23,9 @@ import numpy as np
 import zarr
 
 from pipeline import schema
-from pipeline.base import Progress, SilentProgress, available_cores, find_json
+from pipeline.base import Progress, SilentProgress, available_cores, find_json, hash_file, is_sealed
 from pipeline.convert.processes import run_in_processes
-from pipeline.convert.ranges import DROPPABLE, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
+from pipeline.convert.ranges import FAULTS, Bounds, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
 from pipeline.convert.sources import (
     ConversionSettings,
     StoreShape,
@@ -40,7 +40,7 @@ from pipeline.convert.sources import (
 )
 from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.shards import ShardInfo, ShardReader
+from pipeline.shards import HDF5_SUFFIXES, ShardInfo
 from pipeline.store import (
     MANIFEST_GROUP,
     Manifest,
@@ -66,6 +66,7 @@ def convert_shards(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    allow_external: bool = False,
     progress: Progress | None = None,
     **shape: Unpack[StoreShape],
 ) -> SpectraStore:
@@ -90,6 +91,8 @@ def convert_shards(
         memory (128 MiB at the default sizes) and about as much again while compressing it.
     overwrite
         Replace an existing store or other work folder, once the new store is complete.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     progress
         Who watches.
     **shape
@@ -110,7 +113,7 @@ def convert_shards(
         )
     wanted = ConversionSettings(**shape)
     return _convert(
-        [shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards],
+        read_sources([shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards], allow_external),
         Path(store),
         wanted,
         _count_workers(workers),
@@ -120,14 +123,18 @@ def convert_shards(
 
 
 def _convert(
-    shards: Sequence[Path | ShardInfo],
+    infos: Sequence[ShardInfo],
     store: Path,
     wanted: ConversionSettings,
     workers: int,
     overwrite: bool,
     progress: Progress,
 ) -> SpectraStore:
-    infos = read_sources(shards)
+    if store.suffix.lower() in HDF5_SUFFIXES:
+        raise ConfigError(
+            f"store {store}: a store is a folder of many files, found the name of an HDF5 file; give a name such as "
+            f"{store.with_suffix('.zarr').name}"
+        )
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
     key = source_key(infos, settings)
@@ -172,7 +179,7 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
         return None
     attributes = (find_json(store / "zarr.json") or {}).get("attributes", {})
     if attributes.get("format") != schema.STORE_FORMAT:  # whatever it is, it is not ours to replace
-        raise InputError(f"{store} exists and is not a store; name another target or remove it yourself")
+        raise InputError(f"{store} exists and is not a store; name another target")
     if overwrite:
         return None
     existing = SpectraStore.open(store)
@@ -213,8 +220,10 @@ def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path
         shards=tuple(info.path.absolute() for info in infos),
         lengths=tuple(info.n_spectra for info in infos),
         stamps=tuple(info.stamp for info in infos),
+        others=tuple(info.others for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(() for _ in infos),
+        bounds=tuple(map(Bounds.of_shard, infos)),
         layout=layout,
         variables=tuple(name for name in infos[0].variables if name != "mask"),
         work=work.absolute(),
@@ -244,13 +253,13 @@ def _plan_without_faults(
     missing = [task for task, record in zip(tasks, records, strict=True) if record is None]
     found = [record for record in records if record is not None]
     found += _watch(plan, "scan_rows", missing, workers, progress, "scan", sum(plan.lengths))
-    faults: list[dict[str, list[int]]] = [{kind: [] for kind in DROPPABLE} for _ in plan.lengths]
+    faults: list[dict[str, list[int]]] = [{kind: [] for kind in FAULTS} for _ in plan.lengths]
     for record in found:
         for kind, rows in record["faults"].items():
             faults[record["shard"]][kind] += rows
     for kinds in faults:
         known: set[int] = set()
-        for kind in DROPPABLE:  # a spectrum with several faults is listed under the first
+        for kind in FAULTS:  # a spectrum with several faults is listed under the first
             kinds[kind] = sorted(set(kinds[kind]) - known)
             known |= set(kinds[kind])
     dropped = tuple(tuple(sorted(row for rows in kinds.values() for row in rows)) for kinds in faults)
@@ -294,7 +303,7 @@ def _watch(
 
 def _read_scan(plan: ConversionPlan, shard: int, start: int, stop: int) -> dict[str, Any] | None:
     """Return what an earlier run found in these rows, if the shard was not written to since."""
-    record = find_json(plan.scan_path(shard, start)) or {}
+    record = _find_record(plan.scan_path(shard, start)) or {}
     wanted = (plan.key, stop, list(plan.stamps[shard]))
     return record if (record.get("key"), record.get("stop"), record.get("stamp")) == wanted else None
 
@@ -317,12 +326,21 @@ def _require_free_disk(plan: ConversionPlan, n_ranges: int) -> None:
 _SAMPLE_ROWS: Final = 16
 
 
+def _find_record(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier run recorded of a piece of work; None where it has to be done again."""
+    record = find_json(path)
+    try:
+        return record if record is not None and is_sealed(record) else None
+    except ValueError:
+        return None
+
+
 def read_records(plan: ConversionPlan) -> dict[int, dict[str, Any]]:
     """Return the records of the ranges that are finished, whose shards were not written to since, and whose chunk
     files are there, by first row."""
     records = {}
     for start, stop in plan.layout.iter_ranges():
-        record = find_json(plan.record_path(start))
+        record = _find_record(plan.record_path(start))
         if record is None or (record.get("key"), record.get("stop")) != (plan.key, stop):
             continue
         if record.get("sources") == plan.describe_range(start, stop):
@@ -371,6 +389,7 @@ def build_manifest(
                 record["stop"],
                 {variable: record["digests"][variable] for variable in variables},
                 {variable: record["file_bytes"][variable] for variable in variables},
+                {variable: record["checksums"][variable] for variable in variables},
             )
             for record in records
         ),
@@ -389,6 +408,10 @@ def build_manifest(
                 f"dropped_{kind.replace(' ', '_')}": sum(len(f.get(kind, ())) for f in faults)
                 for kind in _kinds(faults)
             },
+        },
+        metadata={
+            name: hash_file(plan.store / name / "zarr.json")
+            for name in (*variables, "wavelength", schema.STORE_ORIGIN, *columns)
         },
     )
     zarr.open_group(plan.store / MANIFEST_GROUP, mode="w", zarr_format=3, attributes=manifest.to_json())
@@ -425,9 +448,7 @@ def verify_sample(plan: ConversionPlan, workers: int) -> None:
             )
 
     with ExitStack() as stack:
-        readers = {
-            shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in np.unique(shards[sample]).tolist()
-        }
+        readers = {shard: stack.enter_context(plan.open_shard(shard)) for shard in np.unique(shards[sample]).tolist()}
         with ThreadPoolExecutor(workers, "verify") as threads:
             list(threads.map(compare, itertools.product(sample.tolist(), plan.variables)))
     plan.require_unchanged(range(len(plan.shards)))
@@ -461,9 +482,8 @@ def _settle_mask(plan: ConversionPlan, records: list[dict[str, Any]]) -> tuple[s
     for record in records:
         if "mask" not in record["digests"]:
             start, stop = record["start"], record["stop"]
-            record["file_bytes"]["mask"] = write_chunks(
-                plan.store / "mask", plan.layout, start, itertools.repeat(zeros)
-            )
+            sizes, checksums = write_chunks(plan.store / "mask", plan.layout, start, itertools.repeat(zeros))
+            record["file_bytes"]["mask"], record["checksums"]["mask"] = sizes, checksums
             digests = (
                 digest_rows(zeros[: stop - first], first) for first in range(start, stop, plan.layout.chunk_rows)
             )

@@ -7,7 +7,8 @@ reported as such and the others are still inspected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,9 @@ import numpy as np
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress
 from pipeline.config import REFERENCE_EDGES
+from pipeline.convert.ranges import Bounds, cast_rows, describe_fault
 from pipeline.errors import HeadroomError, InputError
-from pipeline.shards import ShardReader, find_shards, read_shard_info
+from pipeline.shards import ShardReader, find_shards, find_typical_flux, read_shard_info
 from pipeline.store import SpectraStore, find_stores
 
 __all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
@@ -35,6 +37,7 @@ class Inspection:
     ``wavelength`` is (first, last, smallest step, largest step) in Å; ``layout`` describes each array; ``labels`` are
     (least, greatest) by column; ``counts`` are pixels or spectra by what is odd about them; ``snr`` are the 5, 25,
     50, 75 and 95 % quantiles and ``snr_source`` says of what; ``bin_counts`` are spectra by bin and "outside".
+    ``refused`` says of the first spectrum that conversion refuses why, and how many there are; None if there are none.
     """
 
     path: Path
@@ -50,12 +53,14 @@ class Inspection:
     snr_source: str = ""
     bin_counts: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    refused: str | None = None
 
 
 def inspect_path(
     path: Path | str,
     *,
     bins: Mapping[str, Sequence[float]] = REFERENCE_EDGES,
+    allow_external: bool = False,
     progress: Progress | None = None,
 ) -> list[Inspection]:
     """Inspect every store that a path, folder or glob names, or every shard that a file, folder, glob or index does.
@@ -66,6 +71,8 @@ def inspect_path(
         Anything :func:`pipeline.store.joined.find_stores` or :func:`pipeline.shards.reader.find_shards` takes.
     bins
         Edges by column, half-open with the last edge closed.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     progress
         Who watches; all pixels are read once.
 
@@ -83,7 +90,8 @@ def inspect_path(
         return [Inspection(Path(path), problem=str(error))]
     if stores:
         return [_inspect_safely(store, _inspect_store, bins, progress) for store in stores]
-    return [_inspect_safely(shard, _inspect_shard, bins, progress) for shard in shards]
+    inspect_shard = partial(_inspect_shard, allow_external=allow_external)
+    return [_inspect_safely(shard, inspect_shard, bins, progress) for shard in shards]
 
 
 def render_inspection(inspection: Inspection) -> str:
@@ -106,6 +114,7 @@ def render_inspection(inspection: Inspection) -> str:
     odd = [f"  {name}: {count:,}" for name, count in inspection.counts.items() if count]
     lines += odd or ["  no NaN, masked, negative or all-zero pixels"]
     lines += [f"  {remark}" for remark in inspection.remarks]
+    lines += [f"  refused: {inspection.refused}"] if inspection.refused else []
     return "\n".join([*lines, *_render_bins(inspection.bin_counts, inspection.n_spectra)])
 
 
@@ -141,21 +150,24 @@ def _inspect_safely(
         return Inspection(path, problem=str(error))
 
 
-def _inspect_shard(path: Path, bins: Mapping[str, Sequence[float]], progress: Progress) -> Inspection:
-    info = read_shard_info(path)
+def _inspect_shard(
+    path: Path, bins: Mapping[str, Sequence[float]], progress: Progress, *, allow_external: bool
+) -> Inspection:
+    info = read_shard_info(path, allow_external=allow_external)
     layout = {
         variable: f"{info.dtypes[variable]}, "
         + (f"chunks {info.chunks[variable]}" if info.chunks[variable] else "contiguous")
         + (", true = valid" if variable == "mask" and info.mask_is_boolean else "")
         for variable in info.variables
     }
-    with ShardReader(path) as reader:
+    with ShardReader(path, allow_external=allow_external) as reader:
         return _inspect_pixels(
             Inspection(path, kind="shard", layout=layout, remarks=info.remarks),
             info.wavelength,
             info.columns,
             info.variables,
             reader.read_rows,
+            Bounds.of_shard(info),
             bins,
             progress,
         )
@@ -183,6 +195,7 @@ def _inspect_store(path: Path, bins: Mapping[str, Sequence[float]], progress: Pr
         store.columns,
         store.variables,
         store.read_rows,
+        Bounds.of_flux(find_typical_flux(store.read_rows, store.n_spectra)),
         bins,
         progress,
     )
@@ -194,6 +207,7 @@ def _inspect_pixels(
     columns: Mapping[str, np.ndarray],
     variables: Sequence[str],
     read_rows: ReadRows,
+    bounds: Bounds,
     bins: Mapping[str, Sequence[float]],
     progress: Progress,
 ) -> Inspection:
@@ -202,6 +216,7 @@ def _inspect_pixels(
     counts: dict[str, int] = {}
     snr = np.empty(n_spectra)
     step_rows = max(1, _BLOCK_BYTES // (8 * n_pixels))
+    cast, first_fault, n_refused = np.empty((step_rows, n_pixels), np.float32), "", 0
     with progress.step(f"inspect {described.path.name}", n_spectra) as advance:
         for start in range(0, n_spectra, step_rows):
             stop = min(start + step_rows, n_spectra)
@@ -209,6 +224,16 @@ def _inspect_pixels(
             for name, count in _iter_counts(block):
                 counts[name] = counts.get(name, 0) + count
             snr[start:stop] = _measure_snr(block["flux"], block["error"])
+            # Last, because it repairs the edges of the block.
+            faults = [
+                (replace(fault, row=start + fault.row), variable)
+                for variable in block
+                if variable != "mask"
+                for fault in cast_rows(variable, block[variable], cast[: stop - start], bounds=bounds)[1]
+            ]
+            n_refused += len({fault.row for fault, _ in faults})
+            if faults and not first_fault:
+                first_fault = describe_fault(*min(faults, key=lambda found: found[0].row), bounds)
             advance(stop - start)
     given = columns.get("snr")
     use_given = given is not None and given.dtype.kind in "fiu" and bool(np.isfinite(given).any())
@@ -228,7 +253,12 @@ def _inspect_pixels(
         snr_source="column snr" if use_given else "median flux / median error",
         bin_counts=_count_bins(columns, bins),
         remarks=described.remarks,
+        refused=_describe_refused(n_refused, first_fault) if n_refused else None,
     )
+
+
+def _describe_refused(count: int, first_fault: str) -> str:
+    return f"{count:,} spectr{'a, the first because' if count > 1 else 'um, because'} {first_fault}"
 
 
 def _iter_counts(block: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int]]:
@@ -254,7 +284,7 @@ def _iter_repairs(variable: str, values: np.ndarray) -> Iterator[tuple[str, int]
 
 def _measure_snr(flux: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Median flux over median error of each spectrum: (n,), NaN where either is not a number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         ratio: np.ndarray = np.median(flux, axis=1) / np.median(error[:, 1:-1] if error.shape[1] > 2 else error, axis=1)
     return ratio
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -24,19 +25,22 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from pipeline.base import write_json
+from pipeline.base import seal, write_json
 from pipeline.errors import InputError, ResourceError
-from pipeline.shards import PIXEL_PATHS, ShardReader
+from pipeline.schema import ABSURD
+from pipeline.shards import PIXEL_PATHS, ShardInfo, ShardReader, stamp_files
 from pipeline.store import StoreLayout, digest_rows, fill_value, write_chunks
 
 __all__ = [
-    "DROPPABLE",
+    "FAULTS",
+    "Bounds",
     "ConversionPlan",
     "Fault",
     "RangeWriter",
     "RowSource",
     "cast_rows",
     "convert_disk_errors",
+    "describe_fault",
     "keep_freed_memory",
 ]
 
@@ -79,8 +83,8 @@ class _PlainArray:
 class RowSource:
     """Reads rows of one shard into the caller's buffer; a context manager, with the errors of its ``ShardReader``."""
 
-    def __init__(self, path: Path) -> None:
-        self._reader = ShardReader(path)
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
         self._stack = ExitStack()
         self._handle = -1
         self._plain: dict[str, _PlainArray | None] = {}
@@ -183,8 +187,34 @@ def _describe(reader: ShardReader, variable: str) -> _PlainArray | None:
 
 #: Values cast at a time: source, result and sums of a tile stay in the processor's cache.
 _TILE_VALUES: Final = 1 << 16
-#: Kinds of faults that ``nonfinite="drop"`` may leave out; an overflow means wrong units, not a bad spectrum.
-DROPPABLE: Final = ("nonfinite", "negative error", "all zero", "zero error")
+#: Kinds of faults, all of which ``nonfinite="drop"`` leaves out.
+FAULTS: Final = ("nonfinite", "absurd", "negative error", "all zero", "constant", "zero error", "unwritten error")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the pixels of one shard are held against.
+
+    Attributes
+    ----------
+    limit
+        Flux and errors as large as this, or larger, are absurd.
+    fill
+        What errors read as that were never written.
+    """
+
+    limit: float = math.inf
+    fill: float = 0.0
+
+    @classmethod
+    def of_flux(cls, typical: float, fill: float = 0.0) -> Bounds:
+        """Return the bounds of spectra with this typical flux, NaN if it is not known."""
+        return cls(ABSURD * typical if typical > 0 else math.inf, fill)
+
+    @classmethod
+    def of_shard(cls, info: ShardInfo) -> Bounds:
+        """Return the bounds of a shard."""
+        return cls.of_flux(info.typical_flux, info.fills.get("error", 0.0))
 
 
 @dataclass(frozen=True)
@@ -198,7 +228,11 @@ class Fault:
 
 
 def cast_rows(
-    variable: str, source: np.ndarray, out: np.ndarray, sums: np.ndarray | None = None
+    variable: str,
+    source: np.ndarray,
+    out: np.ndarray,
+    sums: np.ndarray | None = None,
+    bounds: Bounds = Bounds(),
 ) -> tuple[int, list[Fault]]:
     """Cast rows to float32 in one pass that also checks and sums them.
 
@@ -213,13 +247,15 @@ def cast_rows(
         Shape (n, P) float32, filled.
     sums
         Shape (P,) float64; the rows of ``out`` are added to it.
+    bounds
+        Of the shard.
 
     Returns
     -------
     tuple
-        Number of repaired edge pixels, and the faults: non-finite pixels, values beyond float32, negative errors,
-        flux or errors that are zero in all pixels, as storage reads that was never written. Faulty rows
-        are cast like the others.
+        Number of repaired edge pixels, and the faults: non-finite and absurd pixels, negative errors, and what storage
+        reads as that was never written: flux that is the same in all pixels, errors that are all zero or all the fill
+        value. Masks are not looked at: the models use every pixel. Faulty rows are cast like the others.
     """
     repaired, faults = 0, []
     step = max(1, _TILE_VALUES // source.shape[1])
@@ -230,8 +266,8 @@ def cast_rows(
             repaired += _repair_edges(tile)
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(cast, tile, casting="same_kind")
-        for row in _suspects(variable, cast):
-            faults.append(_describe_fault(variable, tile[row], cast[row], first + row))
+        for row in _suspects(variable, cast, bounds):
+            faults.append(_describe_fault(variable, tile[row], cast[row], first + row, bounds))
         if clipped is not None:
             # The clean flux of the noise model is max(flux, 0): a pixel that is never positive is 0 there, exactly.
             sums += np.maximum(cast, 0, out=clipped[: len(cast)]).sum(axis=0)
@@ -249,33 +285,34 @@ def _repair_edges(tile: np.ndarray) -> int:
     return repaired
 
 
-def _suspects(variable: str, cast: np.ndarray) -> list[int]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        row_sums = cast.sum(axis=1)
-    # a float32 sum is not finite where a value is not, and where large ones add up: those are looked at again
-    suspicious = ~np.isfinite(row_sums)
-    for row in np.flatnonzero(suspicious):
-        suspicious[row] = not np.isfinite(cast[row]).all()
+def _suspects(variable: str, cast: np.ndarray, bounds: Bounds) -> list[int]:
+    with np.errstate(invalid="ignore"):
+        low, high = cast.min(axis=1), cast.max(axis=1)
+        suspicious = ~((low > -bounds.limit) & (high < bounds.limit))  # NaN is neither
+        equal = low == high
     if variable == "error":
-        suspicious |= cast.min(axis=1) < 0
-    if variable in ("flux", "error"):
-        for row in np.flatnonzero(row_sums == 0):
-            suspicious[row] |= not cast[row].any()
+        suspicious |= (low < 0) | (equal & ((high == 0) | (high == np.float32(bounds.fill))))
+    else:
+        suspicious |= equal if cast.shape[1] > 1 else (high == 0) & (variable == "flux")
     rows: list[int] = np.flatnonzero(suspicious).tolist()
     return rows
 
 
-def _describe_fault(variable: str, source: np.ndarray, cast: np.ndarray, row: int) -> Fault:
-    wrong = np.flatnonzero(~np.isfinite(source))
-    if wrong.size:
-        return Fault(row, "nonfinite", int(wrong[0]), float(source[wrong[0]]))
-    wrong = np.flatnonzero(~np.isfinite(cast))
-    if wrong.size:
-        return Fault(row, "overflow", int(wrong[0]), float(source[wrong[0]]))
-    wrong = np.flatnonzero(cast < 0)
-    if wrong.size:
-        return Fault(row, "negative error", int(wrong[0]), float(source[wrong[0]]))
-    return Fault(row, "zero error" if variable == "error" else "all zero", 0, 0.0)
+def _describe_fault(variable: str, source: np.ndarray, cast: np.ndarray, row: int, bounds: Bounds) -> Fault:
+    with np.errstate(invalid="ignore"):
+        found = {
+            "nonfinite": ~np.isfinite(source),
+            "absurd": ~(np.abs(cast) < bounds.limit),
+            "negative error": (cast < 0) & (variable == "error"),
+        }
+    for kind, wrong in found.items():
+        if wrong.any():
+            pixel = int(np.argmax(wrong))
+            return Fault(row, kind, pixel, float(source[pixel]))
+    is_zero = not cast.any()
+    if variable == "error":
+        return Fault(row, "zero error" if is_zero else "unwritten error", 0, float(source[0]))
+    return Fault(row, "all zero" if is_zero and variable == "flux" else "constant", 0, float(source[0]))
 
 
 # --- The range: its plan, and its writer.
@@ -291,15 +328,17 @@ class ConversionPlan:
     """Which rows of which shards become which rows of the store; small, and sent to every worker.
 
     ``stamps`` are the shards' sizes and times of change (ns) when they were checked, :attr:`ShardInfo.stamp`;
-    ``dropped`` are sorted rows per shard; ``variables`` are the float arrays; ``has_mask`` says which shards carry a
-    mask; ``key`` stands for sources and settings.
+    ``dropped`` are sorted rows per shard, ``bounds`` is what its pixels are held against; ``variables`` are the float
+    arrays; ``has_mask`` says which shards carry a mask; ``key`` stands for sources and settings.
     """
 
     shards: tuple[Path, ...]
     lengths: tuple[int, ...]
     stamps: tuple[tuple[int, int], ...]
+    others: tuple[tuple[Path, ...], ...]
     has_mask: tuple[bool, ...]
     dropped: tuple[tuple[int, ...], ...]
+    bounds: tuple[Bounds, ...]
     layout: StoreLayout
     variables: tuple[str, ...]
     work: Path
@@ -350,17 +389,22 @@ class ConversionPlan:
         segments = [(*segment, *self.stamps[segment[0]]) for segment in self.iter_segments(start, stop)]
         return hashlib.sha256(repr(segments).encode()).hexdigest()
 
+    def open_shard(self, shard: int) -> ShardReader:
+        """Return the reader of a shard, which reads no other files than those that it was found to refer to."""
+        return ShardReader(self.shards[shard], allow_external=bool(self.others[shard]))
+
     def require_unchanged(self, shards: Iterable[int]) -> None:
         """Refuse shards that were written to since they were checked."""
         for shard in shards:
             path = self.shards[shard]
             try:
-                status = path.stat()
+                stamp = stamp_files([path, *self.others[shard]])
             except OSError as error:
                 raise InputError(
-                    f"shard {path} cannot be found any more ({error.strerror}); put it back and run again"
+                    f"shard {error.filename or path} cannot be found any more ({error.strerror}); put it back and run "
+                    "again"
                 ) from error
-            if (status.st_size, status.st_mtime_ns) != tuple(self.stamps[shard]):
+            if stamp != tuple(self.stamps[shard]):
                 raise InputError(
                     f"shard {path} must stay as it is while it is converted, but it was written to; wait until its "
                     "writer has finished, then run again: ranges of unchanged shards are kept"
@@ -391,13 +435,13 @@ class RangeWriter:
         plan = self.plan
         stop = min(start + plan.layout.range_rows, plan.layout.n_spectra)
         record: dict[str, Any] = {"key": plan.key, "start": start, "stop": stop, "repaired": {}, "flagged": 0}
-        record |= {"digests": {}, "file_bytes": {}, "sources": plan.describe_range(start, stop)}
+        record |= {"digests": {}, "file_bytes": {}, "checksums": {}, "sources": plan.describe_range(start, stop)}
         sums = np.zeros(plan.layout.n_pixels)
         with convert_disk_errors(plan.work), ExitStack() as stack:
             readers: dict[int, RowSource] = {}
             for shard, *_ in plan.iter_segments(start, stop):
                 if shard not in readers:
-                    readers[shard] = stack.enter_context(RowSource(plan.shards[shard]))
+                    readers[shard] = stack.enter_context(RowSource(plan.open_shard(shard)))
             for variable in plan.variables:
                 self._write(record, variable, self._iter_chunks(readers, variable, record, sums))
             if any(plan.has_mask[shard] for shard in readers):
@@ -406,35 +450,35 @@ class RangeWriter:
                 self._write(record, "mask", self._iter_masks(readers, record))
             plan.require_unchanged(readers)
             record["flux_sums"] = base64.b64encode(sums.astype("<f8").tobytes()).decode()
-            write_json(plan.record_path(start), record)
+            write_json(plan.record_path(start), seal(record))
         return record
 
     def scan_rows(self, task: tuple[int, int, int]) -> dict[str, Any]:
         """Find the faulty spectra among rows of one shard, given as (shard, start, stop), and record them."""
         shard, start, stop = task
-        faults: dict[str, set[int]] = {kind: set() for kind in DROPPABLE}
-        with convert_disk_errors(self.plan.work), RowSource(self.plan.shards[shard]) as reader:
+        faults: dict[str, set[int]] = {kind: set() for kind in FAULTS}
+        bounds = self.plan.bounds[shard]
+        with convert_disk_errors(self.plan.work), RowSource(self.plan.open_shard(shard)) as reader:
             for variable in self.plan.variables:
                 step = reader.tile_rows(variable, self.plan.block_rows)
                 for low in range(start, stop, step):
                     rows = reader.read_rows(variable, low, min(low + step, stop), self._block)
-                    for fault in cast_rows(variable, rows, self._chunk[: len(rows)])[1]:
-                        if fault.kind not in DROPPABLE:
-                            raise _refuse(fault, variable, self.plan.shards[shard], low)
+                    for fault in cast_rows(variable, rows, self._chunk[: len(rows)], bounds=bounds)[1]:
                         faults[fault.kind].add(low + fault.row)
             record = {"key": self.plan.key, "shard": shard, "start": start, "stop": stop}
             self.plan.require_unchanged([shard])
             record["stamp"] = list(self.plan.stamps[shard])
             record["faults"] = {kind: sorted(rows) for kind, rows in faults.items()}
-            write_json(self.plan.scan_path(shard, start), record)
+            write_json(self.plan.scan_path(shard, start), seal(record))
         return record
 
     def _write(self, record: dict[str, Any], variable: str, chunks: Iterator[np.ndarray]) -> None:
-        """Write a variable's chunks, which add to its digest as they are made; record digest and file sizes."""
+        """Write a variable's chunks, which add to its digest as they are made; record digest, file sizes, checksums."""
         plan, start = self.plan, record["start"]
         record["digests"][variable] = 0
         folder = plan.store / variable
-        record["file_bytes"][variable] = write_chunks(folder, plan.layout, start, chunks)
+        sizes, checksums = write_chunks(folder, plan.layout, start, chunks)
+        record["file_bytes"][variable], record["checksums"][variable] = sizes, checksums
         record["digests"][variable] = f"{record['digests'][variable] % 2**64:016x}"
 
     def _iter_blocks(
@@ -456,9 +500,10 @@ class RangeWriter:
             for shard, first, last, row in self._iter_blocks(readers, variable, start, stop):
                 rows = readers[shard].read_rows(variable, first, last, self._block)
                 target = self._chunk[row - start : row - start + len(rows)]
-                repaired, faults = cast_rows(variable, rows, target, sums if variable == "flux" else None)
+                own_sums = sums if variable == "flux" else None
+                repaired, faults = cast_rows(variable, rows, target, own_sums, self.plan.bounds[shard])
                 if faults:
-                    raise _refuse(faults[0], variable, self.plan.shards[shard], first)
+                    raise _refuse(faults[0], variable, self.plan.shards[shard], first, self.plan.bounds[shard])
                 record["repaired"][variable] = record["repaired"].get(variable, 0) + repaired
                 record["digests"][variable] += digest_rows(target, row)  # while they are in the processor's cache
             yield self._chunk
@@ -509,22 +554,25 @@ def convert_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _refuse(fault: Fault, variable: str, shard: Path, first_row: int) -> InputError:
-    row = first_row + fault.row
-    name = f"shard {Path(*shard.parts[-2:])}"
-    if fault.kind == "overflow":
-        return InputError(
-            f"{name}: {variable} at row {row}, pixel {fault.pixel} is {fault.value:g}, beyond float32; pixels must "
-            "be median-normalised flux, check the units of this shard"
-        )
-    if fault.kind == "all zero":
-        what = f"spectrum {row} must hold flux, but all its pixels are zero"
-    elif fault.kind == "zero error":
-        what = f"spectrum {row} must hold 1-sigma errors, but all its errors are zero, as if they were never written"
-    else:
-        wanted = "finite" if fault.kind == "nonfinite" else "non-negative"
-        what = f"{variable} must be {wanted}, found {fault.value:g} at row {row}, pixel {fault.pixel}"
+def _refuse(fault: Fault, variable: str, shard: Path, first_row: int, bounds: Bounds) -> InputError:
+    found = describe_fault(replace(fault, row=first_row + fault.row), variable, bounds)
     return InputError(
-        f"{name}: {what}; re-run the simulation, or leave such spectra out: 'data.nonfinite: drop' in a "
-        "configuration, '--nonfinite drop' for headroom convert"
+        f"shard {Path(*shard.parts[-2:])}: {found}; re-run the simulation, or leave such spectra out: "
+        "'data.nonfinite: drop' in a configuration, '--nonfinite drop' for headroom convert"
     )
+
+
+def describe_fault(fault: Fault, variable: str, bounds: Bounds) -> str:
+    """Return what is required of the spectrum and what was found, for messages."""
+    if fault.kind == "all zero":
+        return f"spectrum {fault.row} must hold flux, but all its pixels are zero"
+    if fault.kind in ("zero error", "constant", "unwritten error"):
+        held = "1-sigma errors, but all its errors" if variable == "error" else f"{variable}, but all its pixels"
+        value = "zero" if fault.value == 0 else f"{fault.value:g}"
+        return f"spectrum {fault.row} must hold {held} are {value}, as if they were never written"
+    wanted, even = "non-negative", ""
+    if fault.kind != "negative error":
+        limit = f"below {bounds.limit:.3g} (a million times the typical flux)" if math.isfinite(bounds.limit) else ""
+        wanted = "finite" if fault.kind == "nonfinite" else limit or "within single precision"
+        even = " (also where a mask flags the pixel, since models use every pixel)"
+    return f"{variable} must be {wanted}, found {fault.value:g} at row {fault.row}, pixel {fault.pixel}{even}"

@@ -41,9 +41,9 @@ class StoreShape(TypedDict, total=False):
         Spectra per chunk and per Zarr shard, see :func:`pipeline.store.layout.plan_layout`; by default they follow from
         the data.
     nonfinite
-        ``"refuse"`` (the default) spectra with NaN or infinite pixels, all-zero flux or errors, or negative errors, or
-        ``"drop"`` them and list them in the manifest. An error (or noisy flux) that is NaN in the first or last pixel
-        takes its neighbour's value either way.
+        ``"refuse"`` (the default) spectra with NaN, infinite or absurd pixels, negative errors, or pixels that are all
+        the same as if they were never written, or ``"drop"`` them and list them in the manifest. An error (or noisy
+        flux) that is NaN in the first or last pixel takes its neighbour's value either way.
     """
 
     chunk_rows: int | None
@@ -72,8 +72,10 @@ class ConversionSettings:
         return {"chunk_rows": layout.chunk_rows, "shard_rows": layout.shard_rows, "nonfinite": self.nonfinite}
 
 
-def read_sources(shards: Sequence[Path | str | ShardInfo]) -> list[ShardInfo]:
+def read_sources(shards: Sequence[Path | str | ShardInfo], allow_external: bool = False) -> list[ShardInfo]:
     """Check every shard, and that all have the same wavelengths, columns and arrays but not the same spectra.
+
+    With ``allow_external`` their arrays may lie in other files.
 
     Raises
     ------
@@ -82,7 +84,10 @@ def read_sources(shards: Sequence[Path | str | ShardInfo]) -> list[ShardInfo]:
     """
     if not shards:
         raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
-    infos = [shard if isinstance(shard, ShardInfo) else read_shard_info(shard) for shard in shards]
+    infos = [
+        shard if isinstance(shard, ShardInfo) else read_shard_info(shard, allow_external=allow_external)
+        for shard in shards
+    ]
     for info in infos[1:]:
         _require_agreement(infos[0], info)
     first_with: dict[str, Path] = {}
@@ -237,10 +242,10 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
     if not left:
         return
     found = find_json(work / _PLAN)
-    if found is None:
+    if found is None or "key" not in found:
         if all(entry.name.startswith(_PLAN) for entry in left):
             return  # killed before the plan was written
-        raise InputError(f"{work} exists and is not the work folder of a conversion; remove it or name another target")
+        raise InputError(f"{work} exists and is not the work folder of a conversion; name another target")
     if found.get("key") == description["key"]:
         return
     if not overwrite:

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, available_cores, find_json, write_json
+from pipeline.base import Progress, SilentProgress, available_cores, find_json, seal, write_json
 from pipeline.convert.processes import run_in_processes
-from pipeline.convert.ranges import ConversionPlan, cast_rows
+from pipeline.convert.ranges import Bounds, ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
 from pipeline.shards import ShardInfo, ShardReader, read_shard_info
@@ -31,7 +31,12 @@ Readers: TypeAlias = Mapping[int, ShardReader]
 
 
 def verify_store(
-    store: SpectraStore, shards: Sequence[Path], *, workers: int | None = None, progress: Progress | None = None
+    store: SpectraStore,
+    shards: Sequence[Path],
+    *,
+    workers: int | None = None,
+    allow_external: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Compare a finished store with all shards that it was made of, bit for bit.
 
@@ -47,6 +52,8 @@ def verify_store(
         All shards it was made of, in order.
     workers
         Processes that compare, this one included; by default one per processor.
+    allow_external
+        As at the conversion.
     progress
         Who watches.
 
@@ -63,7 +70,7 @@ def verify_store(
             "all of them, in the same order"
         )
     _settle_on_disk(store.path)
-    plan = _plan_verification(store, shards)
+    plan = _plan_verification(store, [read_shard_info(one, allow_external=allow_external) for one in shards])
     bounds = list(accumulate(store.shard_lengths, initial=0))
     step = store.layout.range_rows
     tasks = [
@@ -80,15 +87,16 @@ def verify_store(
         raise InputError(f"store {store.path} was replaced while it was compared with its shards; run again")
 
 
-def _plan_verification(store: SpectraStore, shards: Sequence[Path]) -> ConversionPlan:
+def _plan_verification(store: SpectraStore, infos: Sequence[ShardInfo]) -> ConversionPlan:
     """Check everything of the shards but their pixels, and return the plan by which these are compared."""
-    infos = [read_shard_info(shard) for shard in shards]
     plan = ConversionPlan(
-        shards=tuple(Path(os.path.abspath(shard)) for shard in shards),
+        shards=tuple(Path(os.path.abspath(info.path)) for info in infos),
         lengths=tuple(source.n_spectra for source in store.sources),
         stamps=tuple(info.stamp for info in infos),
+        others=tuple(info.others for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(source.dropped_rows for source in store.sources),
+        bounds=tuple(map(Bounds.of_shard, infos)),
         layout=store.layout,
         variables=tuple(variable for variable in store.variables if variable != "mask"),
         work=store.path.with_name(store.path.name + ".partial"),
@@ -99,7 +107,7 @@ def _plan_verification(store: SpectraStore, shards: Sequence[Path]) -> Conversio
         lost = [name for name in info.variables if name not in (*plan.variables, "mask")]
         if lost:
             raise _differs(store, info.path, f"it has a {lost[0]!r} array that the store lacks")
-        with ShardReader(plan.shards[number]) as reader:
+        with plan.open_shard(number) as reader:
             _require_faulty(store, plan, {number: reader}, number)
     return plan
 
@@ -146,7 +154,7 @@ def compare_changed(store: SpectraStore, plan: ConversionPlan, changed: Sequence
     plan = replace(plan, layout=store.layout, dropped=dropped)
     total = sum(plan.lengths[shard] - len(dropped[shard]) for shard in changed)
     with ExitStack() as stack, progress.step("compare changed shards", total) as advance:
-        readers = {shard: stack.enter_context(ShardReader(plan.shards[shard])) for shard in changed}
+        readers = {shard: stack.enter_context(plan.open_shard(shard)) for shard in changed}
         for shard in changed:
             _require_faulty(store, plan, readers, shard)
         for part in store.manifest.ranges:
@@ -167,6 +175,8 @@ def record_stamps(store: SpectraStore, infos: Sequence[ShardInfo], work: Path) -
         return
     for source, info in zip(plain["attributes"]["sources"], infos, strict=True):
         source["size"], source["mtime_ns"] = info.stamp
+    if store.manifest.metadata:  # those of the first version have no checksum
+        plain["attributes"] = seal(plain["attributes"])
     with suppress(OSError):  # a store that may only be read is compared every time
         write_json(work / "manifest.json", plain)
         (work / "manifest.json").replace(path)
@@ -199,7 +209,7 @@ class RowVerifier:
             Naming the shard, the variable, and the row and pixel that differ.
         """
         shard, start, stop = task
-        with ShardReader(self.plan.shards[shard]) as reader:
+        with self.plan.open_shard(shard) as reader:
             for variable in (*self.plan.variables, "mask"):
                 for low, high in self.store.iter_blocks(start, stop):
                     self._compare(reader, variable, low, high)
@@ -323,7 +333,7 @@ def _require_faulty(store: SpectraStore, plan: ConversionPlan, readers: Readers,
     for row in plan.dropped[shard]:
         cast = np.empty((1, plan.layout.n_pixels), np.float32)
         if not any(
-            cast_rows(variable, readers[shard].read_rows(variable, row, row + 1), cast)[1]
+            cast_rows(variable, readers[shard].read_rows(variable, row, row + 1), cast, bounds=plan.bounds[shard])[1]
             for variable in plan.variables
         ):
             raise _changed(store, plan, shard, f"row {row} was faulty and is not any more")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, format_bytes
+from pipeline.base import Progress, SilentProgress, format_bytes, is_sealed, parse_object, read_file
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ExperimentConfig, Quantiles, load_config
 from pipeline.errors import InputError
@@ -104,6 +104,8 @@ class DrawContents:
         Number of folds of a complete run; None if ``key.json`` is damaged.
     problem
         What is damaged besides the folds; None if nothing is.
+    fold_keys
+        The key of each fold of a complete run.
     """
 
     folder: Path
@@ -114,6 +116,7 @@ class DrawContents:
     partitions: tuple[PieceContents, ...]
     n_folds: int | None
     problem: str | None = None
+    fold_keys: tuple[str, ...] = ()
 
     @property
     def pieces(self) -> tuple[PieceContents, ...]:
@@ -245,22 +248,25 @@ def _open_draw(folder: Path) -> DrawContents:
     problem, n_folds = None, None
     wanted: dict[int, tuple[str, list[int]]] = {}
     try:
-        facts = json.loads((folder / KEY_FILE).read_text(encoding="utf-8"))
+        facts = parse_object(read_file(folder / KEY_FILE))
+        is_sealed(facts)  # earlier versions wrote no checksum
         noise, key, store = dict(facts["draw"]), str(facts["key"]), str(facts["store"])
         wanted = {k: (str(fold["key"]), list(fold["rows"])) for k, fold in enumerate(facts["folds"])}
         n_folds = len(wanted)
-    except (OSError, ValueError, KeyError, TypeError):
-        problem = f"{folder / KEY_FILE}: missing or damaged; delete the folder {folder} and run again"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        wanted, n_folds = {}, None
+        problem = f"{folder / KEY_FILE}: missing, or not what this program writes; move {folder} away and run again"
         noise, key, store = {}, "", ""
     named = sorted((one.name, one) for one in folder.iterdir() if _PIECE.fullmatch(one.name))
-    pieces = [_open_piece(path, wanted) for _, path in named]
+    pieces = [_open_piece(path, wanted, noise) for _, path in named]
     # A run that is under way merges and deletes partitions. So a folder that has disappeared is not damaged.
     pieces = [piece for piece in pieces if piece.problem is None or piece.folder.is_dir()]
     folds, partitions = ([piece for piece in pieces if piece.kind == kind] for kind in ("fold", "partition"))
-    return DrawContents(folder, noise, key, store, tuple(folds), tuple(partitions), n_folds, problem)
+    keys = tuple(fold_key for fold_key, _ in wanted.values())
+    return DrawContents(folder, noise, key, store, tuple(folds), tuple(partitions), n_folds, problem, keys)
 
 
-def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]]) -> PieceContents:
+def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]], noise: Mapping[str, Any]) -> PieceContents:
     matched = _PIECE.fullmatch(folder.name)
     assert matched is not None
     piece = PieceContents(folder, matched.group(1), int(matched.group(2)))
@@ -286,6 +292,8 @@ def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]]) -> Pi
         key, rows = wanted.get(piece.number, ("", []))
         if (saved.header.get("key"), [start, stop]) != (key, rows):
             return replace(piece, problem=f"moments {folder}: of another computation; delete it and run again")
+    if wanted and saved.header.get("draw") != noise:
+        return replace(piece, problem=f"moments {folder}: of another noise; delete it and run again")
     n_rows = stop - start - sum(b - a for a, b in piece.left_out)
     if sum(piece.counts) != n_rows:
         return replace(piece, problem=f"moments {folder}: {sum(piece.counts)} spectra of {n_rows} rows")
@@ -439,7 +447,7 @@ def _require_same_settings(first: DrawContents, other: DrawContents) -> None:
 
 
 def _read_settings(draw: DrawContents) -> tuple[dict[str, object], object]:
-    facts = json.loads((draw.folder / KEY_FILE).read_text(encoding="utf-8"))  # it has just been found sound
+    facts = parse_object(read_file(draw.folder / KEY_FILE))  # it has just been found sound
     return dict(facts["settings"]), facts["draw"]
 
 

@@ -1,7 +1,7 @@
 """Moments on disk. The cells of a partition or fold are one folder, which is written completely or not at all.
 
 =================  =====================================================================================
-``moments.json``   facts, the spectra of every cell, and the checksum (crc32c) of every Gram matrix
+``moments.json``   facts, the spectra of every cell, the checksums of the other files, and one of all these facts
 ``sums.npz``       what is small, for all K cells: x_sum, x_squares (K, P), y_sum, cross, y_gram, origins
 ``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
 =================  =====================================================================================
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import struct
 import threading
 from collections.abc import Iterable
@@ -33,9 +32,16 @@ from pipeline.base import (
     BLOCK,
     HEADER_LOCK,
     disk_errors_told,
+    hash_file,
+    is_sealed,
     open_npz,
+    open_regular,
+    parse_object,
+    read_file,
+    refuse_environment,
     replacing_folder,
     save_npz,
+    seal,
     write_file,
 )
 from pipeline.errors import InputError
@@ -119,8 +125,9 @@ class MomentsWriter:
                 "epsilon": max(cell.moments.epsilon for cell in cells),
                 "gram_dtype": cells[0].moments.gram.dtype.str,
                 "gram_crc32c": [cell.checksum for cell in cells],
+                "sums_sha256": hash_file(self._temporary / _SUMS_FILE),
             }
-            (self._temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="utf-8")
+            (self._temporary / _FACTS_FILE).write_text(json.dumps(seal(facts)), encoding="utf-8")
         self._is_closed = True
         self._replacing.__exit__(None, None, None)
 
@@ -165,24 +172,30 @@ class SavedMoments:
 
     @classmethod
     def open(cls, folder: Path) -> SavedMoments:
-        """Read the facts beside the moments, and check that all files exist.
+        """Read the facts beside the moments, check them, and check that all files exist.
 
         Raises
         ------
         InputError
-            If the folder is missing, incomplete or of another version.
+            If the folder is missing, incomplete or of another version, or its facts are not what was written.
         """
         try:
-            facts = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
+            facts = parse_object(read_file(folder / _FACTS_FILE))
         except FileNotFoundError:
             raise InputError(f"moments {folder}: no such folder; run the accumulation again") from None
         except (OSError, ValueError) as error:
+            refuse_environment(folder, error)
             raise _damaged(folder, error) from None
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != MOMENTS_VERSION:
-            found = f"{facts.get('format')} version {facts.get('version')}" if isinstance(facts, dict) else "no facts"
+        if (facts.get("format"), facts.get("version")) != (FORMAT, MOMENTS_VERSION):
+            found = f"{facts.get('format')} version {facts.get('version')}"
             raise InputError(
                 f"moments {folder}: {FORMAT} version {MOMENTS_VERSION} is required, found {found}; accumulate again"
             )
+        try:
+            if not is_sealed(facts):
+                raise ValueError("it has no checksum")
+        except ValueError as error:
+            raise _damaged(folder, f"{_FACTS_FILE}: {error}") from None
         saved = cls(folder, facts)
         grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count)
         for file in [folder / _SUMS_FILE, *grams]:
@@ -204,6 +217,11 @@ class SavedMoments:
         return [int(count) for count in self.header["counts"]]
 
     @property
+    def exponent(self) -> int:
+        """See :class:`pipeline.moments.moments.Moments`; 0 in moments of old."""
+        return int(self.header.get("flux_exponent", 0))
+
+    @property
     def n_cells(self) -> int:
         """K + 1: the bins and the outside."""
         return len(self.header["counts"])
@@ -213,7 +231,10 @@ class SavedMoments:
         sums = self._sums
         x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
-        return [PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon) for k, count in enumerate(self.counts)]
+        return [
+            PixelSums(count, x_sums[k], x_squares[k], x_origin, epsilon, self.exponent)
+            for k, count in enumerate(self.counts)
+        ]
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
@@ -246,6 +267,7 @@ class SavedMoments:
             y_origin=y_origin,
             labels=tuple(self.header["labels"]),
             epsilon=float(self.header["epsilon"]),
+            exponent=self.exponent,
         )
 
     @cached_property
@@ -255,6 +277,11 @@ class SavedMoments:
         def refuse(reason: object) -> InputError:
             return _damaged(self.folder, f"{_SUMS_FILE}: {reason}")
 
+        try:
+            if hash_file(self.folder / _SUMS_FILE) != self.header["sums_sha256"]:
+                raise refuse(f"it is not what {_FACTS_FILE} states")
+        except OSError as error:
+            raise refuse(error) from None
         with open_npz(self.folder / _SUMS_FILE, refuse) as (_, arrays):
             return {name: arrays[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
 
@@ -263,9 +290,10 @@ class SavedMoments:
         try:
             if not self.counts[cell]:
                 return self._empty_gram(out)
-            with open(path, "rb") as stream:
-                shape, dtype = _read_npy_header(stream)
-                size = math.prod(shape) * dtype.itemsize
+            with open(path, "rb", opener=open_regular) as stream:
+                layout, dtype = TileLayout(self._sums["x_origin"].size), np.dtype(self.header["gram_dtype"])
+                _require_npy_header(stream, layout.shape, dtype)
+                size = layout.nbytes(dtype)
                 content = np.empty(size, np.uint8) if out is None else out[:size]
                 if path.stat().st_size != stream.tell() + size or content.size != size:
                     raise ValueError(f"it should hold {size} bytes of numbers")
@@ -275,8 +303,10 @@ class SavedMoments:
             if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
                 raise ValueError("it does not match its checksum")
         except (OSError, ValueError) as error:
+            refuse_environment(path, error)
             raise _damaged(self.folder, f"{path.name}: {error}") from None
-        return content.view(dtype).reshape(shape)
+        gram: NDArray[Any] = content.view(dtype).reshape(layout.shape)
+        return gram
 
     def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         """Return the tiles of a cell without spectra, which has no file."""
@@ -288,14 +318,13 @@ class SavedMoments:
         return gram
 
 
-def _read_npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _require_npy_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if npy.read_magic(stream) != (1, 0):
         raise ValueError("it is no .npy file of version 1.0")
     with HEADER_LOCK:
-        shape, column_major, dtype = npy.read_array_header_1_0(stream)
-    if column_major or dtype not in (np.float32, np.float64):
-        raise ValueError(f"row-major float32 or float64 is required, found {dtype}")
-    return shape, dtype
+        found = npy.read_array_header_1_0(stream)
+    if found != (shape, False, dtype):
+        raise ValueError(f"row-major {dtype} of shape {shape} is required, found {found}")
 
 
 def _gram_file(folder: Path, cell: int) -> Path:

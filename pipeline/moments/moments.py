@@ -41,7 +41,7 @@ class PixelSums:
         Σ(x−o) and Σ(x−o)², shapes (P,), float64.
     x_origin
         o, shape (P,).
-    epsilon
+    epsilon, exponent
         As in :class:`pipeline.moments.moments.Moments`.
     """
 
@@ -50,6 +50,7 @@ class PixelSums:
     x_squares: FloatArray
     x_origin: FloatArray
     epsilon: float
+    exponent: int = 0
 
     @property
     def x_mean(self) -> FloatArray:
@@ -73,6 +74,7 @@ class PixelSums:
             np.sum([part.x_squares for part in parts], axis=0),
             parts[0].x_origin,
             max(part.epsilon for part in parts),
+            parts[0].exponent,
         )
 
 
@@ -112,6 +114,8 @@ class Moments:
         Names of the Q labels.
     epsilon
         Machine epsilon of the type in which products were summed. It stays that of float32 after a merge in float64.
+    exponent
+        The flux unit here is 2^−exponent of the data's: pixels were multiplied by 2^exponent before they were summed.
     """
 
     count: int
@@ -124,6 +128,7 @@ class Moments:
     y_origin: FloatArray
     labels: tuple[str, ...]
     epsilon: float = float(np.finfo(np.float64).eps)
+    exponent: int = 0
 
     @classmethod
     def zeros(
@@ -217,7 +222,8 @@ class Moments:
     @property
     def pixel_sums(self) -> PixelSums:
         """What is known of every pixel by itself."""
-        return PixelSums(self.count, self.x_sum, self.layout.diagonal(self.gram), self.x_origin, self.epsilon)
+        squares = self.layout.diagonal(self.gram)
+        return PixelSums(self.count, self.x_sum, squares, self.x_origin, self.epsilon, self.exponent)
 
     @property
     def x_mean(self) -> FloatArray:
@@ -329,6 +335,11 @@ class Moments:
         if self.n_pixels != other.n_pixels:
             raise InputError(
                 f"cannot merge moments of {self.n_pixels} and {other.n_pixels} pixels; use one wavelength grid"
+            )
+        if self.exponent != other.exponent:
+            raise InputError(
+                f"cannot merge moments of flux times 2^{self.exponent} and times 2^{other.exponent}; accumulate both "
+                "from one store"
             )
         if self.labels != other.labels:
             raise InputError(f"cannot merge moments of labels {self.labels} and {other.labels}; use the same labels")

@@ -8,13 +8,19 @@ order. The same ε serve every noise level of a seed.
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
@@ -27,11 +33,70 @@ __all__ = [
     "NoiseDraw",
     "StoredNoise",
     "add_noise",
+    "compiled",
     "draw_noise",
     "fill_normals",
     "normals_of_row",
     "stream_key",
 ]
+
+# --- Compilation: the machine code is kept where that is possible, and nothing depends on it.
+
+
+class _Cache(FunctionCache):
+    """Keeps machine code; what cannot be read is compiled again, and what cannot be written is not kept."""
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Return kept code or None, see :class:`numba.core.caching.Cache`."""
+        try:
+            return super().load_overload(signature, context)  # type: ignore[no-untyped-call]
+        except Exception:  # a file that a full disk cut short: pickle raises anything
+            with suppress(Exception):
+                self.flush()  # type: ignore[no-untyped-call]
+            return None
+
+    def save_overload(self, signature: Any, code: Any) -> None:
+        """Keep code, see :class:`numba.core.caching.Cache`."""
+        with suppress(Exception):
+            super().save_overload(signature, code)  # type: ignore[no-untyped-call]
+
+
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """Return a decorator that compiles a function, and keeps the machine code for the next process.
+
+    numba keeps it beside the source or below HOME. Where neither can be written, as in a read-only installation and a
+    batch job without a home, it is kept in a folder of the user's own in the temporary folder, or not at all.
+
+    Parameters
+    ----------
+    options
+        Of :func:`numba.njit`.
+    """
+
+    def decorate(function: Any) -> Any:
+        dispatcher = numba.njit(nogil=True, **options)(function)
+        settings, keep = cast(Any, numba.config), cast(Any, _Cache)
+        try:
+            dispatcher._cache = keep(function)
+        except RuntimeError:  # nowhere to write
+            settings.CACHE_DIR = _own_folder()
+            with suppress(RuntimeError):
+                dispatcher._cache = keep(function)
+        return dispatcher
+
+    return decorate
+
+
+def _own_folder() -> str:
+    """Return a folder of the temporary folder that nobody else can write: what is kept there is trusted."""
+    with suppress(OSError):
+        folder = Path(tempfile.gettempdir()) / f"headroom-numba-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            return str(folder)
+    return ""
+
 
 # --- Standard normals by counter: any row of any stream, anywhere, without the ones before it.
 #
@@ -128,7 +193,7 @@ def normals_of_row(row: Any, key: Any, words: Any, normals: Any) -> None:
             second[j] = r * s
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def fill_normals(start: Any, key: Any, out: Any) -> None:
     """Fill ``out`` (N, P), float32, with the normals of rows ``start`` to ``start + N``."""
     q = (out.shape[1] + 3) // 4
@@ -259,7 +324,7 @@ class _DrawnKernel:
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _scatter_noisy(
     flux: Any, error: Any, level: Any, key: Any, start: Any, origin: Any, targets: Any, slots: Any, pool: Any
 ) -> None:

@@ -29,7 +29,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from pipeline.noise.draws import NoiseDraw
+from pipeline.noise.draws import NoiseDraw, compiled
 from pipeline.noise.model import NO_SEED, Noise, Scatter, SpectraRows
 from pipeline.schema import STREAM_TRAIN
 
@@ -181,7 +181,7 @@ class _MarginalKernel:
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def scatter_marginal(
     flux: Any, error: Any, level: Any, corrections: Any, begin: Any, end: Any, origin: Any, targets: Any, slots: Any,
     pool: Any, variances: Any, groups: Any,

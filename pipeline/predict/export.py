@@ -6,6 +6,7 @@ spectra, which tells how far from the mean training spectrum a spectrum may lie.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +19,10 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import schema
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import Progress, SilentProgress, describe_environment, read_json
+from pipeline.base import Products, Progress, SilentProgress, describe_environment, read_json
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig, describe_findings
-from pipeline.errors import InputError, enumerate_words
+from pipeline.errors import InputError, ResourceError, enumerate_words
 from pipeline.moments import Moments, find_components
 from pipeline.noise import Noise, describe_training_noise, verdict_noises
 from pipeline.predict.files import load_model, require_free, save_model
@@ -266,6 +267,8 @@ def export_model(
 def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureModel:
     """Return the model of a run, with the defaults of :func:`export_model`. It is made once and kept as ``RUN/model``.
 
+    Where the run folder may only be read, the model is made each time and not kept.
+
     Raises
     ------
     InputError, ResourceError
@@ -282,7 +285,13 @@ def model_of_run(run: str | Path, progress: Progress | None = None) -> MixtureMo
             pass  # It is damaged or of another version, so it is made again.
     require_free(own, overwrite=True)
     model = _complete(_open_run(results), QUANTILE, progress)
-    save_model(model, own, render_card(model), overwrite=True)
+    try:
+        save_model(model, own, render_card(model), overwrite=True)
+    except ResourceError:
+        # The folder is somebody else's, or the disk is full: predictions need not be written there.
+        with tempfile.TemporaryDirectory(prefix="headroom-") as scratch:
+            save_model(model, Path(scratch) / _OWN_FOLDER, render_card(model))
+            return load_model(Path(scratch) / _OWN_FOLDER)
     return load_model(own)
 
 
@@ -305,6 +314,7 @@ class _Source:
     noise: Noise
     models: ExpertModels
     store: AnyStore
+    products: Products
 
     @property
     def grid(self) -> BinGrid:
@@ -317,21 +327,14 @@ class _Source:
 
     def read_moments(self) -> Moments:
         """Read the moments of all training spectra, inside the bins and outside."""
-        folder, n_folds = self.results.folder / "moments" / self.noise.name, self.results.metadata["folds"]["total"]
-        if not folder.is_dir():
-            raise InputError(
-                f"run folder {self.results.folder}: the moments of {self.noise.name} are gone, and the principal "
-                f"components come from them; run the experiment again with the same --out"
-            )
-        saved = MomentsFolder(folder, self.noise, n_folds, 0)
-        n_cells = saved.open(0).n_cells
-        return Moments.merge(saved.read(fold, cell) for fold in range(n_folds) for cell in range(n_cells))
+        saved = MomentsFolder.of_run(self.results.folder, self.noise, self.results.metadata.get("moments", ""))
+        return Moments.merge(saved.read(fold, cell) for fold in range(saved.n_folds) for cell in range(saved.n_cells))
 
     def build(self) -> MixtureModel:
         """Return the model. It has no limits yet, so nothing is out of its domain."""
         columns = [self.models.columns(label) for label in self.models.labels]
         gate, blend = self._read_gate(), self._read_blend()
-        recipe = read_recipe(self.results.folder / recipe_file(self.noise)) if gate and gate.feature_names else None
+        recipe = read_recipe(self.products.require(recipe_file(self.noise))) if gate and gate.feature_names else None
         if recipe is not None and gate is not None and gate.feature_names != recipe.names:
             raise InputError(
                 f"run folder {self.results.folder}: its gate needs {', '.join(gate.feature_names)}, and only features "
@@ -354,20 +357,21 @@ class _Source:
             blend=blend,
             route=(GLOBAL if gate is None else FALLBACK if blend is None else BLEND).name,
             unsure=0.0 if self.config.gate is None else self.config.gate.unsure,
+            exponent=self.store.exponent,
         )
 
     def _read_gate(self) -> Gate | None:
-        path = self.results.folder / gate_file(self.noise)
-        if self.config.gate is None or not path.is_file():
+        name = gate_file(self.noise)
+        if self.config.gate is None or name not in self.products:
             return None  # A noise that is only compared has no gate.
-        return read_json(path, partial(gate_from_dict, grid=self.grid))
+        return read_json(self.products.require(name), partial(gate_from_dict, grid=self.grid))
 
     def _read_blend(self) -> Blend | None:
         """Return the blend, where it was better than its gate on held-out folds of the training spectra."""
-        path = self.results.folder / blend_file(self.noise)
-        if self.config.gate is None or not self.config.gate.blend or not path.is_file():
+        name = blend_file(self.noise)
+        if self.config.gate is None or not self.config.gate.blend or name not in self.products:
             return None
-        blend = read_json(path, Blend.from_dict)
+        blend = read_json(self.products.require(name), Blend.from_dict)
         return blend if blend.is_kept else None
 
     def describe(self, sample: TrainingSample, limits: DomainLimits) -> dict[str, Any]:
@@ -414,7 +418,8 @@ def _open_run(results: RunResults, level: float | None = None, seed: int | None 
     """Open what a bundle is made from; see :func:`export_model` for the noise that is meant."""
     folder, config = results.folder, _read_config(results)
     noise = _choose_noise(config, level, seed)
-    file = folder / "models" / f"{noise.name}.npz"
+    products = Products(folder)
+    models = read_models(products.require(f"models/{noise.name}.npz"))[-1]
     stated = results.metadata["stores"]["train"]
     gone = [path for path in stated["paths"] if not Path(path).is_dir()]
     if gone:
@@ -430,7 +435,8 @@ def _open_run(results: RunResults, level: float | None = None, seed: int | None 
         )
     left_out = match_shards(stated["left_out"], store.shard_names)
     selected = select_shards(store, [store.shard_names[k] for k in left_out])
-    return _Source(results, config, noise, read_models(file)[-1], selected)
+    selected = selected.scaled(int(stated.get("flux_exponent", 0)))
+    return _Source(results, config, noise, models, selected, products)
 
 
 def _read_config(results: RunResults) -> ExperimentConfig:
@@ -506,6 +512,7 @@ def measure_sample(
 ) -> TrainingSample:
     """Ask the model about an evenly spread sample of the training spectra, with their training noise."""
     runs = sample_rows(store, SAMPLE_SPECTRA, _RUN_ROWS)
+    store = store.scaled(0)  # a model takes flux as the files have it
     distances, outside = [], []
     with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
         for start, stop in runs:

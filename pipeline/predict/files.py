@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from pipeline.base import replacing_folder
+from pipeline.base import parse_object, read_file, refuse_environment, replacing_folder
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.moments import PrincipalComponents
@@ -49,6 +51,8 @@ MODEL_FILE = "model.json"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
+#: P wavelengths; weights and intercepts of the 1 + K models; mean, vectors and variances of the principal components.
+_ARRAYS = ("wavelength", "weights", "intercepts", "component_mean", "component_vectors", "component_variances")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 _ARRAY = re.compile(r"arrays/(\w+)\.npy")
 
@@ -66,7 +70,9 @@ def write_bundle(
         If the disk is full or not writable; nothing is left behind.
     """
     require_free(path, overwrite=overwrite)
-    stated = {"format": BUNDLE_FORMAT, "version": BUNDLE_VERSION, **facts, "arrays": sorted(arrays)}
+    # Without an exponent, earlier programs read the bundle rightly, too.
+    version = BUNDLE_VERSION if facts.get("flux_exponent") else 1
+    stated = {"format": BUNDLE_FORMAT, "version": version, **facts, "arrays": sorted(arrays)}
     text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
     contents = {MODEL_FILE: text.encode(), CARD_FILE: card.encode()}
     for name, values in arrays.items():
@@ -127,6 +133,8 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], st
         if _digest(contents[name]) != digest:
             raise _damaged(path, name, f"its SHA-256 is not the one that {SUMS_FILE} states")
     facts = _parse_facts(path, contents.get(MODEL_FILE))
+    if not (isinstance(facts.get("arrays"), list) and all(isinstance(name, str) for name in facts["arrays"])):
+        raise _damaged(path, MODEL_FILE, "it does not list its arrays")
     wanted = {MODEL_FILE, CARD_FILE, *(f"arrays/{name}.npy" for name in facts["arrays"])}
     if wanted != contents.keys():
         name = sorted(wanted ^ contents.keys())[0]
@@ -135,7 +143,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], st
         arrays = {
             name: np.load(io.BytesIO(contents[f"arrays/{name}.npy"]), allow_pickle=False) for name in facts["arrays"]
         }
-    except ValueError as error:
+    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise _damaged(path, "arrays", str(error)) from None
     return facts, arrays, _digest(sums)
 
@@ -154,25 +162,26 @@ def _parse_sums(path: Path, sums: bytes) -> list[str]:
 
 def _parse_facts(path: Path, content: bytes | None) -> dict[str, Any]:
     try:
-        facts = json.loads((content or b"").decode())
+        facts = parse_object(content or b"")
         if facts["format"] == BUNDLE_FORMAT and isinstance(facts["version"], int):
             found = facts["version"]
         else:
             raise ValueError(f"its format is {facts['format']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, MODEL_FILE, f"it describes no model ({error})") from None
-    if found != BUNDLE_VERSION:
+    if not 1 <= found <= BUNDLE_VERSION:
         raise InputError(
-            f"model {path} has version {found}, but this program reads version {BUNDLE_VERSION}; use the program that "
-            "wrote it, or export the run again"
+            f"model {path} has version {found}, but this program reads versions 1 to {BUNDLE_VERSION}; use the program "
+            "that wrote it, or export the run again"
         )
-    return dict(facts)
+    return facts
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        return (path / name).read_bytes()
+        return read_file(path / name)
     except OSError as error:
+        refuse_environment(path / name, error)
         raise _damaged(path, name, f"it cannot be read ({error.strerror})") from None
 
 
@@ -221,6 +230,7 @@ def save_model(model: MixtureModel, path: str | Path, card: str, *, overwrite: b
         "blend": None if model.blend is None else model.blend.to_dict(),
         "route": model.route,
         "unsure": model.unsure,
+        "flux_exponent": model.exponent,
         "out_of_domain": dataclasses.asdict(model.limits),
     }
     arrays = {
@@ -254,11 +264,12 @@ def load_model(path: str | Path) -> MixtureModel:
     """
     folder = Path(path)
     facts, arrays, fingerprint = read_bundle(folder)
+    _require_arrays(folder, facts, arrays)
     try:
         grid = BinGrid(facts["bins"]["edges"], facts["bins"]["names"])
         components = PrincipalComponents(*(arrays[f"component_{name}"] for name in ("mean", "vectors", "variances")))
         recipe = facts["features"] and recipe_from_plain(facts["features"], components, arrays["wavelength"])
-        return MixtureModel(
+        model = MixtureModel(
             labels=tuple(facts["labels"]),
             target=facts["target"],
             wavelength=arrays["wavelength"],
@@ -272,8 +283,83 @@ def load_model(path: str | Path) -> MixtureModel:
             blend=facts["blend"] and Blend.from_dict(facts["blend"]),
             route=facts["route"],
             unsure=facts["unsure"],
+            exponent=facts.get("flux_exponent", 0),
             facts=facts,
             fingerprint=fingerprint,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"model {folder}: it lacks {error}; export the run again") from None
+        _require_usable(model)
+        return model
+    except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"model {folder}: its parts do not fit together ({error}); export the run again") from None
+
+
+def _require_usable(model: MixtureModel) -> None:
+    """Refuse a model whose parts do not fit together: it cannot label the mean training spectrum."""
+    model.require_route(model.route)
+    found = model.predict(model.components.mean, zeros_are_bad=False)
+    numbers = (found.values, found.of_models, found.distances, found.probabilities)
+    if not all(np.isfinite(values).all() for values in numbers if values is not None):
+        raise ValueError("finite labels of the mean training spectrum")
+
+
+class _Bins(BaseModel):
+    """The bins of a model."""
+
+    model_config = ConfigDict(strict=True)
+
+    edges: dict[str, list[FiniteFloat]]
+    names: dict[str, list[str]]
+
+
+class _Stated(BaseModel):
+    """Kinds of what predicting needs of ``model.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    labels: list[str]
+    target: str
+    bins: _Bins
+    gate: dict[str, Any] | None
+    features: dict[str, Any] | None
+    blend: dict[str, Any] | None
+    route: str
+    unsure: FiniteFloat
+    out_of_domain: dict[str, FiniteFloat]
+
+
+def _require_arrays(folder: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse facts of another kind, arrays of another shape or type, and numbers that are not finite."""
+    try:
+        stated = _Stated.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        raise _damaged(folder, MODEL_FILE, what) from None
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise _damaged(folder, MODEL_FILE, f"it lists no array {missing[0]!r}")
+    n_pixels, n_labels = arrays["wavelength"].size, len(stated.labels)
+    n_models = 1 + math.prod(len(edges) - 1 for edges in stated.bins.edges.values())
+    n_components = arrays["component_variances"].size
+    shapes = (
+        (n_pixels,),
+        (n_pixels, n_models, n_labels),
+        (n_models, n_labels),
+        (n_pixels,),
+        (n_pixels, n_components),
+        (n_components,),
+    )
+    for name, shape in zip(_ARRAYS, shapes, strict=True):
+        values = arrays[name]
+        if values.dtype != np.float64 or values.shape != shape:
+            found = f"{values.dtype} {values.shape}"
+            raise _damaged(folder, f"arrays/{name}.npy", f"float64 {shape} is required, found {found}")
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            found = f"{values[place]} at {place}"
+            raise _damaged(folder, f"arrays/{name}.npy", f"finite numbers are required, found {found}")
+    if not (np.diff(arrays["wavelength"]) > 0).all():
+        raise _damaged(folder, "arrays/wavelength.npy", "increasing wavelengths are required")
+    if stated.target not in stated.labels:
+        raise _damaged(folder, MODEL_FILE, f"its target {stated.target!r} is none of its labels")

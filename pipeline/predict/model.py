@@ -9,6 +9,7 @@ spectra it should not be believed about.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -32,6 +33,7 @@ from pipeline.questions.gate import (
     find_routes,
     mix_predictions,
 )
+from pipeline.schema import ABSURD
 
 __all__ = [
     "DomainLimits",
@@ -46,8 +48,6 @@ _REASONS = ("outside the bins", "far from the training spectra", "bad pixels")
 #: Rows of one product. A tile always has so many, with zeros below the last spectrum. So no bit of what is said of a
 #: spectrum depends on which others are predicted with it.
 _TILE_ROWS = 128
-#: No spectrum has such a flux, which would overflow in single precision. It counts as not finite.
-_ABSURD = 1e30
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DomainLimits:
     outside
         Largest probability of lying in no bin. Models without a gate do not ask.
     bad_share
-        Largest share of bad pixels: not finite, flagged, not covered, or exactly zero.
+        Largest share of bad pixels: not finite, absurd, flagged, not covered, or exactly zero.
     """
 
     distance: float
@@ -201,6 +201,9 @@ class MixtureModel:
         The routing rule that predicts labels unless another is asked for; see :attr:`routes`.
     unsure
         Where no bin is more probable than this, ``fallback`` takes the global model alone.
+    exponent
+        Weights and components are for flux times 2^exponent; see :func:`pipeline.store.joined.flux_exponent`. The flux
+        that is given to this model is that of the training spectra's files.
     facts
         What ``model.json`` says besides: training, metrics, provenance.
     fingerprint
@@ -220,6 +223,7 @@ class MixtureModel:
     blend: Blend | None = None
     route: str = GLOBAL.name
     unsure: float = 0.0
+    exponent: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -377,12 +381,13 @@ class MixtureModel:
         columns, offsets, mean = self._columns
         n = len(flux)
         with np.errstate(over="ignore", invalid="ignore"):
+            # The flux itself is looked at: taking the larger of it and 0 replaces −∞.
+            absurd = self.find_absurd(flux)
+            if self.exponent:
+                flux = np.ldexp(flux, self.exponent)
             np.maximum(flux, 0, out=work[:n], casting="same_kind")
-            # The flux itself is looked at: the line above has replaced −∞.
-            suspicious = ~(np.abs(flux.sum(axis=1, dtype=np.float32)) < _ABSURD)
         wrong = bad
-        if suspicious.any():
-            absurd = ~(np.abs(flux) < _ABSURD)
+        if absurd is not None:
             wrong = absurd if wrong is None else wrong | absurd
         counts = np.zeros(n, dtype=np.int64)
         if wrong is not None:
@@ -394,6 +399,22 @@ class MixtureModel:
         work[:n] -= mean
         work[n:] = 0
         return np.asarray(work @ columns + offsets), counts / len(mean)
+
+    def find_absurd(self, pixels: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Return which fluxes or errors (N, P) are not finite, or as large as no spectrum has them; None if none are.
+
+        The limit is :data:`pipeline.schema.ABSURD` times the typical flux of the training spectra.
+        """
+        limit = self._absurd_limit
+        if not pixels.size or (pixels.max() < limit and pixels.min() > -limit):  # NaN is neither
+            return None
+        return np.asarray(~(np.abs(pixels) < limit))
+
+    @cached_property
+    def _absurd_limit(self) -> float:
+        """In the flux unit of the files."""
+        typical = float(np.median(self.components.mean))
+        return math.ldexp(ABSURD * typical if typical > 0 else math.inf, -self.exponent)
 
     @cached_property
     def _columns(self) -> tuple[NDArray[np.float32], FloatArray, NDArray[np.float32]]:

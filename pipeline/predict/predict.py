@@ -22,12 +22,22 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import available_threads
-from pipeline.base import Progress, SilentProgress, disk_errors_told, exclusive, remove_leftovers, replacing
+from pipeline.base import (
+    Progress,
+    SilentProgress,
+    disk_errors_told,
+    exclusive,
+    parse_object,
+    remove_leftovers,
+    replacing,
+)
 from pipeline.bins import OUTSIDE
 from pipeline.config import content_hash
 from pipeline.errors import InputError
@@ -56,6 +66,8 @@ STORED_NOISE: Final = StoredNoise.kind
 PART_ROWS: Final = 65_536
 #: The folder of unfinished predictions has the name of their file and this suffix.
 PARTIAL_SUFFIX: Final = ".partial"
+#: What the ending of the file's name may be; it chooses the format.
+FILE_SUFFIXES: Final = (".parquet", ".csv")
 _KEY_FILE: Final = "key.json"
 _FACTS: Final = b"headroom_predictions"
 
@@ -76,6 +88,8 @@ class PredictOptions:
         Blocks that are predicted side by side; one per core by default.
     overwrite
         Replace predictions that are there.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
     """
 
     route: str | None = None
@@ -83,6 +97,7 @@ class PredictOptions:
     resample: bool = False
     threads: int | None = None
     overwrite: bool = False
+    allow_external: bool = False
 
 
 def predict_spectra(
@@ -93,7 +108,7 @@ def predict_spectra(
     *,
     progress: Progress | None = None,
 ) -> PredictSummary:
-    """Predict the labels of all spectra of stores or shards, and write them as a Parquet file.
+    """Predict the labels of all spectra of stores or shards, and write them to a Parquet or CSV file, by its ending.
 
     Parameters
     ----------
@@ -122,7 +137,11 @@ def predict_spectra(
         If the disk is full or not writable.
     """
     settings, report = options or PredictOptions(), progress or SilentProgress()
-    source = open_spectra_source(spectra, Path.cwd()) if isinstance(spectra, Sequence) else spectra
+    source = (
+        open_spectra_source(spectra, Path.cwd(), allow_external=settings.allow_external)
+        if isinstance(spectra, Sequence)
+        else spectra
+    )
     work = _Work(model, source, settings)
     work.check()
     parts = PredictionParts(Path(out), work.facts)
@@ -136,7 +155,9 @@ def predict_spectra(
         parts.claim()
         _write_parts(work, parts, report)
         parts.finish(len(work.parts))
-    return summarise_predictions(parts.path, model)
+        summary = _summarise(parts.path, parts.read(len(work.parts)), model)
+        parts.discard()
+    return summary
 
 
 def _write_parts(work: _Work, parts: PredictionParts, progress: Progress) -> None:
@@ -279,15 +300,17 @@ class _Work:
         source, noise = self.source, self.noise
         flux = self._read_pixels("flux" if noise is None else noise.array, start, stop)
         bad = source.read_rows("mask", start, stop) != 0 if "mask" in source.variables else None
+        error = None if noise is None or not noise.needs_error else self._read_pixels("error", start, stop)
+        # Before a mean over pixels, or noise that is clipped at 0, makes a plausible flux of them.
+        for pixels in (flux, error):
+            absurd = None if pixels is None else self.model.find_absurd(pixels)
+            if absurd is not None:
+                bad = absurd if bad is None else bad | absurd
         if self.is_resampled:
             values, bad = self.resampling.flux(flux, bad)
             flux = values.astype(np.float32)
-        if noise is None or not noise.needs_error:
-            return flux, bad
-        error = self._read_pixels("error", start, stop)
-        if self.is_resampled:
-            error = self.resampling.error(error).astype(np.float32)
-        return noise.apply(flux, error, start), bad
+            error = None if error is None else self.resampling.error(error).astype(np.float32)
+        return flux if noise is None or error is None else noise.apply(flux, error, start), bad
 
     def _read_pixels(self, variable: str, start: int, stop: int) -> NDArray[Any]:
         """Read into memory that the thread keeps, valid until its next block. Fresh memory costs more than reading."""
@@ -309,8 +332,10 @@ def _cut(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 def read_facts(path: Path) -> dict[str, Any] | None:
     """Return what a file of predictions says of how they were made; None if it is no such file."""
     try:
+        if not path.is_file():
+            return None  # a pipe would be waited for
         found = (pq.read_schema(path).metadata or {}).get(_FACTS)
-        return None if found is None else dict(json.loads(found))
+        return None if found is None else parse_object(found)
     except (OSError, ValueError):
         return None
 
@@ -331,6 +356,11 @@ class PredictionParts:
     facts: Mapping[str, Any]
 
     @property
+    def is_csv(self) -> bool:
+        """Whether the file is text; a file of text does not say how it was made."""
+        return self.path.suffix.lower() == ".csv"
+
+    @property
     def folder(self) -> Path:
         """Where finished parts wait."""
         return self.path.with_name(self.path.name + PARTIAL_SUFFIX)
@@ -345,14 +375,20 @@ class PredictionParts:
         """
         if self.path.is_dir():
             raise InputError(f"--out {self.path}: a file is required, found a folder; name a file in it")
+        if self.path.suffix.lower() not in FILE_SUFFIXES:
+            raise InputError(
+                f"--out {self.path}: the name's ending chooses the format, {' or '.join(FILE_SUFFIXES)}, found "
+                f"{self.path.suffix or 'none'!r}; choose {self.path.with_suffix('.parquet').name}, for example"
+            )
         if not self.path.exists():
             return
-        if read_facts(self.path) is None:
+        if read_facts(self.path) is None and not (self.is_csv and _has_header_of_predictions(self.path)):
             raise InputError(f"--out {self.path}: it is there already and holds no predictions; choose another name")
         if not overwrite:
             raise InputError(
-                f"--out {self.path}: it holds predictions of another model, of other spectra or with other settings; "
-                "choose another name, or replace it with --overwrite"
+                f"--out {self.path}: it holds predictions"
+                + ("" if self.is_csv else " of another model, of other spectra or with other settings")
+                + "; choose another name, or replace it with --overwrite"
             )
 
     def make_folder(self) -> None:
@@ -385,33 +421,63 @@ class PredictionParts:
             temporary.write_text(text, encoding="utf-8")
 
     def find(self, number: int, n_rows: int) -> bool:
-        """Tell whether a part is there, whole."""
+        """Tell whether a part is there, whole, and the one of this number."""
         try:
-            return bool(pq.read_metadata(self._file(number)).num_rows == n_rows)
+            if not self._file(number).is_file():
+                return False  # a pipe would be waited for
+            part = pq.read_table(self._file(number), page_checksum_verification=True)
         except (OSError, ValueError):
             return False  # It is absent or damaged, so it is made again and replaced.
+        return bool(part.num_rows == n_rows and part.schema.metadata == self._identify(number))
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a part."""
+        named = table.replace_schema_metadata(self._identify(number))
         with replacing(self._file(number)) as temporary:
-            pq.write_table(table, temporary, row_group_size=max(1, table.num_rows))
+            pq.write_table(named, temporary, row_group_size=max(1, table.num_rows), write_page_checksum=True)
+
+    def _identify(self, number: int) -> dict[bytes, bytes]:
+        return {b"key": str(self.facts["key"]).encode(), b"part": str(number).encode()}
 
     def finish(self, n_parts: int) -> None:
-        """Write the file from all parts, a row group each, and delete them."""
+        """Write the file from all parts; in Parquet, each of them is a row group."""
         with replacing(self.path) as temporary:
             first = pq.read_schema(self._file(0))
             schema = first.with_metadata({_FACTS: json.dumps(dict(self.facts)).encode()})
+            if self.is_csv:
+                with CSVWriter(temporary, first) as text:
+                    for table in self.read(n_parts):
+                        text.write_table(_disarm(table))
+                return
             with pq.ParquetWriter(temporary, schema) as writer:
-                for table in self._read(n_parts):
+                for table in self.read(n_parts):
                     writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+
+    def discard(self) -> None:
+        """Delete the parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, n_parts: int) -> Iterator[pa.Table]:
+    def read(self, n_parts: int) -> Iterator[pa.Table]:
+        """Yield the table of every part."""
         for number in range(n_parts):
             yield pq.read_table(self._file(number))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.parquet"
+
+
+def _has_header_of_predictions(path: Path) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return {"out_of_domain", "reason"} <= set(file.readline().replace('"', "").rstrip().split(","))
+
+
+def _disarm(table: pa.Table) -> pa.Table:
+    """Put an apostrophe before texts, such as names of shards, that a spreadsheet would run as formulas."""
+    for k, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            text = pc.replace_substring_regex(column, r"^([=+@\t\r-])", r"'\1")
+            table = table.set_column(k, table.field(k), text)
+    return table
 
 
 # What a file of predictions holds, in a few numbers.
@@ -484,36 +550,40 @@ class _Sums:
 
 
 def summarise_predictions(path: Path, model: MixtureModel) -> PredictSummary:
-    """Read a file of predictions, a row group at a time, and say what is in it.
+    """Read a Parquet file of predictions, a row group at a time, and say what is in it.
 
     ``R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` over spectra whose label is finite.
     """
+    with pq.ParquetFile(path) as file:
+        return _summarise(path, (file.read_row_group(number) for number in range(file.num_row_groups)), model)
+
+
+def _summarise(path: Path, tables: Iterator[pa.Table], model: MixtureModel) -> PredictSummary:
     sums: dict[tuple[str, str], _Sums] = {}
     reasons: Counter[str] = Counter()
-    n_out = 0
-    with pq.ParquetFile(path) as file:
-        present = set(file.schema_arrow.names)
+    total = n_out = 0
+    known: list[str] = []
+    for table in tables:
+        present = set(table.column_names)
         known = [label for label in model.labels if f"{label}_true" in present]
         truths = {column: f"{column}_true" for column in model.grid.columns}
         is_binned = set(truths.values()) <= present
-        wanted = ["out_of_domain", "reason", *(f"{label}{end}" for label in known for end in ("", "_global", "_true"))]
+        wanted = ["out_of_domain", *(f"{label}{end}" for label in known for end in ("", "_global", "_true"))]
         wanted += [name for name in truths.values() if is_binned and name not in wanted]
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=wanted)
-            read = {name: table.column(name).to_numpy() for name in wanted if name != "reason"}
-            n_out += int(read["out_of_domain"].sum())
-            for counted in table.column("reason").value_counts().to_pylist():
-                for reason in filter(None, counted["values"].split("; ")):
-                    reasons[reason] += counted["counts"]
-            scopes = {"all": np.ones(table.num_rows, bool)}
-            if is_binned:
-                scopes["covered"] = model.grid.assign({c: read[name] for c, name in truths.items()}) != OUTSIDE
-            for label in known:
-                finite = np.isfinite(read[f"{label}_true"])
-                for scope, members in scopes.items():
-                    chosen = [read[f"{label}{end}"][members & finite] for end in ("_true", "", "_global")]
-                    sums.setdefault((label, scope), _Sums()).add(*chosen)
-        total = file.metadata.num_rows
+        read = {name: table.column(name).to_numpy() for name in wanted}
+        total += table.num_rows
+        n_out += int(read["out_of_domain"].sum())
+        for counted in table.column("reason").value_counts().to_pylist():
+            for reason in filter(None, counted["values"].split("; ")):
+                reasons[reason] += counted["counts"]
+        scopes = {"all": np.ones(table.num_rows, bool)}
+        if is_binned:
+            scopes["covered"] = model.grid.assign({c: read[name] for c, name in truths.items()}) != OUTSIDE
+        for label in known:
+            finite = np.isfinite(read[f"{label}_true"])
+            for scope, members in scopes.items():
+                chosen = [read[f"{label}{end}"][members & finite] for end in ("_true", "", "_global")]
+                sums.setdefault((label, scope), _Sums()).add(*chosen)
     scores = [
         LabelScore(label, scope, one.n, one.r2(one.errors), one.r2(one.errors_global))
         for (label, scope), one in sorted(sums.items(), key=lambda item: (known.index(item[0][0]), item[0][1] == "all"))

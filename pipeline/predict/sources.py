@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import median_filter
 from scipy.sparse import csr_array
 
 from pipeline import schema
@@ -28,13 +29,11 @@ __all__ = [
     "SpectraSource",
     "StoreSource",
     "open_spectra_source",
-    "pixel_edges",
+    "pixel_bounds",
 ]
 
 #: Rows read together, at least; a store's chunks are read whole.
 BLOCK_ROWS = 1024
-#: What h5py raises on damaged metadata, depending on which byte is wrong.
-_DAMAGE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 #: What tells one spectrum from another, where a table has it.
 _IDENTITY = ("id",)
 
@@ -83,7 +82,7 @@ class SpectraSource(Protocol):
         """Return ``id`` where there is one, ``shard`` (a name) and ``row`` within it, each (stop − start,)."""
 
 
-def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSource:
+def open_spectra_source(patterns: Sequence[str | Path], base: Path, *, allow_external: bool = False) -> SpectraSource:
     """Open stores, or shards without converting them.
 
     Parameters
@@ -92,6 +91,8 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSo
         Stores, their folders or globs. Or shards, their folders or globs, or a ``shard_index.txt``. Not both.
     base
         Folder that relative patterns of shards start at.
+    allow_external
+        Read what shards have in other files, too, by external links or external storage.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path) -> SpectraSo
     stores = find_stores([base / pattern for pattern in patterns])
     if stores:
         return StoreSource(open_stores(stores))
-    return ShardSource([_probe(path) for path in find_shards(list(patterns), base)])
+    return ShardSource([_probe(path, allow_external) for path in find_shards(list(patterns), base)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,7 @@ class _Shard:
     """One shard whose arrays were checked to be there and written.
 
     ``columns`` are those of its table, each (N,); empty without a table. ``stamp`` is its size and its time of change.
+    ``others`` are the other files that it refers to, where these were asked for.
     """
 
     path: Path
@@ -174,6 +176,7 @@ class _Shard:
     variables: tuple[str, ...]
     columns: Mapping[str, NDArray[Any]]
     stamp: tuple[int, int]
+    others: tuple[Path, ...]
 
 
 class ShardSource:
@@ -243,7 +246,7 @@ class ShardSource:
         filled = 0
         for shard, first, end in self._parts(start, stop):
             part = rows[filled : filled + end - first]
-            with ShardReader(shard.path) as reader:
+            with ShardReader(shard.path, allow_external=bool(shard.others)) as reader:
                 found = reader.read_rows(variable, first, end)
             if mask:
                 part[:] = found
@@ -281,20 +284,14 @@ def describe_grid(wavelength: NDArray[np.float64]) -> str:
     return f"{len(wavelength)} pixels, {wavelength[0]:.2f} to {wavelength[-1]:.2f} Å"
 
 
-def _probe(path: Path) -> _Shard:
+def _probe(path: Path, allow_external: bool) -> _Shard:
     """Check what can be checked without reading all pixels."""
-    with ShardReader(path) as reader:
-        try:
-            return _describe(reader)
-        except _DAMAGE as error:
-            raise InputError(
-                f"{reader.name}: damaged, its HDF5 structure cannot be read ({' '.join(str(error).split())}); copy it "
-                "again"
-            ) from None
+    with ShardReader(path, allow_external=allow_external) as reader, reader.explained():
+        return _describe(reader)
 
 
 def _describe(reader: ShardReader) -> _Shard:
-    file, name, status = reader.file, reader.name, reader.path.stat()
+    file, name, stamp = reader.file, reader.name, reader.stamp
     datasets = find_pixel_arrays(file, name)
     n_spectra, n_pixels = datasets["flux"].shape
     for variable, dataset in datasets.items():
@@ -308,8 +305,7 @@ def _describe(reader: ShardReader) -> _Shard:
                 f"{schema.SHARD_PARAMS_TABLE} has {len(values)} rows; write the table again, or leave it out"
             )
     wavelength = read_wavelength(file, name, n_pixels)
-    stamp = (status.st_size, status.st_mtime_ns)
-    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp)
+    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp, reader.others)
 
 
 # --- Spectra on another wavelength grid: rebinned so that flux is conserved.
@@ -328,10 +324,16 @@ FloatArray = NDArray[np.float64]
 _ROUNDING = 1e-9
 
 
-def pixel_edges(wavelength: ArrayLike) -> FloatArray:
-    """Return the edges of pixels, shape (P + 1,), from their centres, shape (P,), both in Å.
+#: A step between pixels that is so many times those around it is a gap, such as that between two chips.
+_GAP = 1.75
+_STEPS_AROUND = 11
 
-    Inner edges lie half-way between centres. The first and the last pixel are symmetrical about their centres.
+
+def pixel_bounds(wavelength: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return the lower and the upper ends of pixels, each (P,), from their centres, shape (P,), all in Å.
+
+    Neighbours meet half-way between their centres. Pixels beside a gap, the first and the last one are symmetrical
+    about their centres, so that no pixel reaches into a gap.
 
     Raises
     ------
@@ -343,8 +345,18 @@ def pixel_edges(wavelength: ArrayLike) -> FloatArray:
         raise InputError(
             f"a wavelength grid needs at least two finite, increasing wavelengths, found shape {centres.shape}"
         )
-    inner = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - inner[0]], inner, [2 * centres[-1] - inner[-1]]])
+    steps = np.diff(centres)
+    middles = (centres[1:] + centres[:-1]) / 2
+    usual = median_filter(steps, _STEPS_AROUND, mode="reflect")
+    middles[steps > _GAP * usual] = np.nan
+    lower, upper = np.append(np.nan, middles), np.append(middles, np.nan)
+    # A pixel between two gaps is as wide as those around it.
+    alone = np.isnan(lower) & np.isnan(upper)
+    lower[alone] = (centres - np.append(usual, usual[-1]) / 2)[alone]
+    return (
+        np.where(np.isnan(lower), 2 * centres - upper, lower),
+        np.where(np.isnan(upper), 2 * centres - lower, upper),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,21 +375,21 @@ class Resampling:
     @cached_property
     def shares(self) -> csr_array:
         """Which part of every output pixel each input pixel covers, shape (P', P); rows add up to 1 or less."""
-        before, after = pixel_edges(self.source), pixel_edges(self.target)
-        first = np.maximum(np.searchsorted(before, after[:-1], side="right") - 1, 0)
-        last = np.minimum(np.searchsorted(before, after[1:], side="left"), len(self.source))
+        (low, high), (lower, upper) = pixel_bounds(self.source), pixel_bounds(self.target)
+        first = np.searchsorted(high, lower, side="right")
+        last = np.searchsorted(low, upper, side="left")
         counts = np.maximum(last - first, 0)
         rows = np.repeat(np.arange(len(self.target)), counts)
         steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = np.repeat(first, counts) + steps
-        overlap = np.minimum(before[columns + 1], after[rows + 1]) - np.maximum(before[columns], after[rows])
-        values = np.maximum(overlap, 0) / (after[rows + 1] - after[rows])
+        overlap = np.minimum(high[columns], upper[rows]) - np.maximum(low[columns], lower[rows])
+        values = np.maximum(overlap, 0) / (upper - lower)[rows]
         kept = values > 0
         return csr_array((values[kept], (rows[kept], columns[kept])), shape=(len(self.target), len(self.source)))
 
     @cached_property
     def covered(self) -> NDArray[np.bool_]:
-        """Output pixels that lie within the input's range, shape (P',)."""
+        """Output pixels that lie within the input's pixels, hence in none of its gaps, shape (P',)."""
         return np.asarray(self.shares.sum(axis=1)) >= 1 - _ROUNDING
 
     def flux(self, flux: ArrayLike, bad: NDArray[np.bool_] | None = None) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -395,7 +407,7 @@ class Resampling:
         flux : (N, P')
             The mean over each output pixel; 0 where that is bad.
         bad : (N, P')
-            Output pixels that lie beyond the input or on bad pixels, wholly or in part.
+            Output pixels that lie beyond the input, in a gap of it or on bad pixels, wholly or in part.
         """
         values = np.asarray(flux, dtype=np.float64)
         wrong = ~np.isfinite(values) if bad is None else ~np.isfinite(values) | bad

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-import yaml
 
 from pipeline.base import list_recordings, replacing
+from pipeline.config import yaml_text
 from pipeline.errors import ResourceError
 from pipeline.noise import NO_SEED, describe_test_noise, is_marginal
 from pipeline.report.interactive import answer_cards, describe_interactive, hash_script, read_asset
@@ -187,7 +187,7 @@ def _close_sections(results: RunResults, questions: Sequence[Section], shown: Ma
         )
         about_noise = (trained, *about_noise)
     warnings = tuple(("", str(warning)) for warning in metadata.get("warnings") or ())
-    written = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100).rstrip()
+    written = yaml_text(config).rstrip()
     again = (
         "In a checkout of this repository, with the run's own configuration (its paths are absolute) and spectra of "
         "the same fingerprints:"

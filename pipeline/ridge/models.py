@@ -253,8 +253,12 @@ def trained_cells(ridge: RidgeConfig, n_cells: int, covered: Sequence[int]) -> t
 
 
 def shared_scale(whole: PixelSums, ridge: RidgeConfig) -> NDArray[np.float64]:
-    """Return what the pixels are divided by, shape (P,): of the spectra that train the global model, or ones."""
-    return pixel_scale(whole) if ridge.standardize != "none" else np.ones(whole.x_sum.size)
+    """Return what the pixels are divided by, shape (P,): of the spectra that train the global model, or no scale.
+
+    Without a scale the penalty's unit is the square of the data's own flux unit, which is what the pixels are taken
+    back to.
+    """
+    return pixel_scale(whole) if ridge.standardize != "none" else np.full(whole.x_sum.size, 2.0**whole.exponent)
 
 
 def join_models(

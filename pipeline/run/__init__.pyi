@@ -7,6 +7,7 @@ from .experiment import render_run as render_run
 from .experiment import run_demo as run_demo
 from .experiment import run_experiment as run_experiment
 from .folder import CONFIG_FILE as CONFIG_FILE
+from .folder import require_own_folder as require_own_folder
 from .folder import writable_folder as writable_folder
 from .revisit import Revisit as Revisit
 from .revisit import revisit_run as revisit_run

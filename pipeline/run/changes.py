@@ -1,8 +1,8 @@
 """Spectra added to a finished run, or a shard taken out of it: only folds that the change concerns are computed.
 
-The run's own ``config.yaml`` is changed, and then run. So an interrupted change is finished by the same command again,
-or by running that configuration; until the new results are written, the old ones stand. A change that turns out to be
-impossible is taken back.
+Until the new results are written, the old ones stand, and so does the run's own ``config.yaml``: the run writes it with
+its results. So an interrupted change is finished by the same command again, and a change that turns out to be
+impossible has changed nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from pipeline.base import Progress, SilentProgress, exclusive
 from pipeline.config import ExperimentConfig, load_config, with_absolute_paths
-from pipeline.errors import HeadroomError, InputError, ResourceError
+from pipeline.errors import InputError
 from pipeline.run.experiment import limits_of_workers, plan_experiment, run_experiment
-from pipeline.run.folder import CONFIG_FILE, save_config
+from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.spectra import SetHeader, SpectraSets, check_addition, fix_edges, open_or_convert
 from pipeline.scoring import RunResults, read_results
 from pipeline.shards import find_shards
@@ -162,13 +162,7 @@ def _change_run(
             )
         plan = plan_experiment(changed, limits_of_workers(client))
         plan.require_fit(folder, Path(changed.data.stores))
-        save_config(changed, folder)
-    try:
-        return run_experiment(changed, folder, client=client, progress=progress, command=command)
-    except HeadroomError as error:
-        if not isinstance(error, ResourceError):  # the change itself cannot be: it shall not stand in the way of others
-            save_config(finished, folder)
-        raise
+    return run_experiment(changed, folder, client=client, progress=progress, command=command)
 
 
 def _read_config(results: RunResults) -> ExperimentConfig:

@@ -32,11 +32,11 @@ from pipeline.base import (
     workers_peak,
 )
 from pipeline.config import ExperimentConfig, content_hash, load_config
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError
 from pipeline.noise import training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth
-from pipeline.run.folder import Run, open_run, save_config, writable_folder
+from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
     SetHeader,
@@ -80,7 +80,7 @@ def _plan(
 ) -> ExperimentPlan:
     train, test = headers
     check_headers(train, test, config)
-    return plan_run(
+    plan = plan_run(
         train.shard_lengths,
         train.wavelength.size,
         config,
@@ -90,6 +90,9 @@ def _plan(
         left_out=train.left_out,
         worker_threads=worker_threads,
     )
+    if lack := config.describe_lack_of_folds(plan.n_folds):
+        raise ConfigError(lack)
+    return plan
 
 
 def run_experiment(
@@ -131,8 +134,7 @@ def run_experiment(
         If memory, disk or workers do not suffice.
     """
     out = Path(folder)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: a folder is required, found a file; choose another name")
+    require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))
@@ -210,7 +212,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
     folder, n_folds = run.folder / "moments", len(facts.plan.folds)
     saved = set(range(n_folds)).intersection(*(find_saved_folds(facts.plan, folder / noise.name) for noise in noises))
-    run.reused_folds, run.n_folds = tuple(sorted(saved)), n_folds
+    run.reused_folds, run.n_folds, run.moments_key = tuple(sorted(saved)), n_folds, facts.plan.key
     moments = accumulate_moments(
         facts.plan,
         noises,
@@ -266,6 +268,7 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
         "peak_memory_bytes": peak_memory() + run.worker_peak,
         "worker_peak_memory_bytes": run.worker_peak or None,  # a thread of this process has no memory of its own
         "folds": {"total": run.n_folds, "reused": list(run.reused_folds)},
+        "moments": run.moments_key,
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,

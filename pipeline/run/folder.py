@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,13 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.base import SCRIPT_FILE, STATUS_FILE, Products, Progress, remove_leftovers, replacing
+from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
+from pipeline.errors import InputError, ResourceError
+from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
+from pipeline.scoring import METADATA_FILE
+from pipeline.simulate import is_sample
 
-from pipeline.base import Products, Progress, remove_leftovers, replacing
-from pipeline.config import ExperimentConfig, with_absolute_paths
-from pipeline.errors import ResourceError
-
-__all__ = ["CONFIG_FILE", "Run", "open_run", "save_config", "writable_folder"]
+__all__ = ["CONFIG_FILE", "Run", "open_run", "require_own_folder", "save_config", "writable_folder"]
 
 CONFIG_FILE = "config.yaml"
 
@@ -34,6 +36,7 @@ class Run:
     begun: datetime = field(default_factory=lambda: datetime.now(UTC))
     worker_peak: int = 0
     n_folds: int = 0
+    moments_key: str = ""
     reused_folds: tuple[int, ...] = ()
     _clock: float = field(default_factory=time.perf_counter)
     _made: dict[str, str] = field(default_factory=dict)
@@ -66,9 +69,54 @@ def save_config(config: ExperimentConfig, folder: Path) -> None:
         If the file cannot be written.
     """
     content = with_absolute_paths(config).to_dict() | ({"cluster": config.cluster} if config.cluster else {})
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(yaml_text(content), encoding="utf-8")
+
+
+#: What a run leaves in its folder, the first of them when it begins.
+_TRACES = (STATUS_FILE, SCRIPT_FILE, "moments", "products.json", METADATA_FILE)
+
+
+def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse a folder that a run may not write to: one of other files, or one within the data.
+
+    A new or empty folder may be used, and so may that of a run. A sample that this package simulated may lie in it.
+
+    Raises
+    ------
+    InputError
+        If it may not be used; nothing is written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
+    if any((folder / trace).exists() for trace in _TRACES):
+        return
+    resolved = folder.resolve()
+    for setting, place in _list_data_folders(config):
+        if place in (resolved, *resolved.parents):
+            raise InputError(
+                f"--out {folder}: a run may not be written among its data, and {place} belongs to {setting}; choose a "
+                "folder of its own, such as --out runs/first"
+            )
+    others = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
+    foreign = sorted(one.name for one in others if not is_sample(one))
+    if foreign:
+        raise InputError(
+            f"--out {folder}: an empty or a new folder is required, or that of a run, found {foreign[0]!r}"
+            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+            + "; choose a folder of its own, such as --out runs/first"
+        )
+
+
+def _list_data_folders(config: ExperimentConfig) -> Iterator[tuple[str, Path]]:
+    """Yield the folders that hold nothing but spectra, with the settings that name them."""
+    yield "data.stores", Path(config.data.stores).resolve()
+    for setting, sources in (("data.train", config.data.train), ("data.test", config.data.test)):
+        for match in (Path(match) for source in sources for match in glob.glob(source, recursive=True)):
+            if match.is_dir():
+                yield setting, match.resolve()
+            elif match.name in (SHARD_FILE_NAME, SHARD_INDEX_NAME):
+                yield setting, match.resolve().parent
 
 
 @contextmanager

@@ -16,16 +16,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder, available_threads
-from pipeline.base import available_memory
+from pipeline.base import Products, available_memory
 from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
-from pipeline.moments import PixelSums, open_moments
+from pipeline.moments import PixelSums
 from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
 from pipeline.run.folder import CONFIG_FILE
-from pipeline.run.models import settle_global
+from pipeline.run.models import models_file, settle_global
 from pipeline.run.spectra import SpectraSets, resolve_binnings
 from pipeline.scoring import (
     Bootstrap,
@@ -64,7 +64,8 @@ class Revisit:
     models
         The global model and an expert for each bin.
     pixel_std
-        Standard deviation of every noisy pixel over the spectra that train the global model, shape (P,), flux units.
+        Standard deviation of every noisy pixel over the spectra that train the global model, shape (P,), in the models'
+        flux unit: that of ``sets``, which may be a power of two of the data's.
     """
 
     config: ExperimentConfig
@@ -92,13 +93,14 @@ class Revisit:
         import xarray as xr
 
         weights, intercepts = self.models.columns(self.config.target)
+        weights, pixel_std = self._in_data_units(weights, 1), self._in_data_units(self.pixel_std, -1)
         both = ("model", "wavelength")
         unit = "dex" if self.config.target != "T_eff" else "K"
         return xr.Dataset(
             {
                 "weight": (both, weights.T, {"units": f"{unit} per flux unit"}),
-                "effect": (both, weights.T * self.pixel_std, {"units": f"{unit} per standard deviation of the pixel"}),
-                "pixel_std": ("wavelength", self.pixel_std, {"units": "flux unit"}),
+                "effect": (both, weights.T * pixel_std, {"units": f"{unit} per standard deviation of the pixel"}),
+                "pixel_std": ("wavelength", pixel_std, {"units": "flux unit"}),
                 "intercept": ("model", intercepts, {"units": unit}),
                 "alpha": ("model", [self.models.global_alpha, *self.models.expert_alphas]),
                 "n_train": ("model", [self.models.global_count, *self.models.expert_counts]),
@@ -109,6 +111,10 @@ class Revisit:
             },
             attrs={"target": self.config.target, "noise": self.noise.name},
         )
+
+    def _in_data_units(self, values: FloatArray, power: int) -> FloatArray:
+        """Return values of a unit that has this power of the models' flux unit, per flux unit of the data."""
+        return np.ldexp(values, power * self.sets.train.exponent)
 
     def predictions(self) -> pd.DataFrame:
         """Return every test spectrum with its columns, its bin, and what the models say of it.
@@ -228,9 +234,14 @@ def revisit_run(
     sets = _open_sets(results, config)
     grid = BinGrid(config.bins, config.bin_names) if bins is None else BinGrid(bins)
     cells, binnings, _ = resolve_binnings(config, sets)
-    moments = _open_moments(results.folder, noise, cells)
+    moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", ""))
+    if moments.n_cells != cells.n_cells:
+        raise InputError(
+            f"run folder {results.folder}: the moments of {noise.name} cannot be used (they have other cells); run "
+            "again with the same --out"
+        )
     covered = binnings[0].covered
-    saved_models = results.folder / "models" / f"{noise.name}.npz"
+    saved_models = Products(results.folder).require(models_file(noise))
     if alpha is None and bins is None:
         models = read_models(saved_models)[-1]
     else:
@@ -274,18 +285,7 @@ def _open_sets(results: RunResults, config: ExperimentConfig) -> SpectraSets:
                 f"run folder {results.folder}: its {role} spectra are other ones now than those that it was computed "
                 "from; run again with the same --out"
             )
-    return sets
-
-
-def _open_moments(folder: Path, noise: Noise, cells: CellGrid) -> MomentsFolder:
-    draws = {draw.folder.name: draw for draw in open_moments(folder).draws}
-    draw = draws.get(noise.name)
-    if draw is None or not draw.complete or len(draw.counts) != cells.n_cells:
-        why = "none are there" if draw is None else "; ".join(draw.problems) or draw.missing or "they have other cells"
-        raise InputError(
-            f"run folder {folder}: the moments of {noise.name} cannot be used ({why}); run again with the same --out"
-        )
-    return MomentsFolder(draw.folder, noise, len(draw.folds), cells.n_cells)
+    return sets.scaled(int(results.metadata["stores"]["train"].get("flux_exponent", 0)))
 
 
 def _merge_cells(cells: CellGrid, grid: BinGrid) -> Binning:

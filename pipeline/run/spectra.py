@@ -26,6 +26,7 @@ from pipeline.store import (
     AnyStore,
     find_left_out,
     find_stores,
+    flux_exponent,
     is_store,
     match_shards,
     open_stores,
@@ -154,6 +155,10 @@ class SpectraSets:
     train: AnyStore
     test: AnyStore
 
+    def scaled(self, exponent: int) -> SpectraSets:
+        """Return the same stores with all flux and errors times 2^exponent of what their files hold."""
+        return SpectraSets(self.train.scaled(exponent), self.test.scaled(exponent))
+
     @property
     def headers(self) -> tuple[SetHeader, SetHeader]:
         """Train and test without their pixels."""
@@ -240,13 +245,14 @@ def open_spectra_sets(
 ) -> SpectraSets:
     """Open the train and test stores, converting shards that have no store yet; leave out what is excluded.
 
+    Both are read in the flux unit that the training set gives, see :func:`pipeline.store.joined.flux_exponent`.
     ``headers`` are those of :func:`read_headers`; shards are not read again for what these know.
     """
     train, test = (
         open_or_convert(sources, header, data, progress, workers)
         for sources, header in zip((data.train, data.test), headers, strict=True)
     )
-    return SpectraSets(select_shards(train, data.exclude), test)
+    return SpectraSets(select_shards(train, data.exclude), test).scaled(flux_exponent(train))
 
 
 def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:

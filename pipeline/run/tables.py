@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import hash_file, json_text, replacing
+from pipeline.base import hash_file, json_text, parse_object, replacing, seal
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
+from pipeline.errors import InputError
 from pipeline.questions import QUESTIONS, Facts, Question, Trained
 from pipeline.ridge import ExpertModels
 from pipeline.run.spectra import SpectraSets
@@ -34,6 +34,7 @@ from pipeline.scoring import (
     decide,
     evaluate_hypotheses,
     find_doubts,
+    read_metadata,
     summarise_curve,
     summarise_draw,
     summarise_parts,
@@ -77,7 +78,7 @@ def write_results(
     content = _describe(facts, sets) | record
     content["warnings"] = [*warnings, *facts.warnings]
     content["economy"] = count_models(facts.trained, record["steps"])
-    _write_json(facts.folder / METADATA_FILE, content | {"hashes": hashes})
+    _write_json(facts.folder / METADATA_FILE, seal(parse_object(json_text(content | {"hashes": hashes}))))
 
 
 def write_tables(
@@ -121,11 +122,11 @@ def write_tables(
 def results_hold(folder: Path, key: str) -> bool:
     """Whether a run folder's tables were made with this key and are still what was written then."""
     try:
-        metadata = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
+        metadata = read_metadata(folder)
         return bool(metadata["key"] == key) and all(
             hash_file(folder / name) == digest for name, digest in metadata["hashes"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, InputError, KeyError):
         return False
 
 
@@ -247,6 +248,7 @@ def _describe_store(store: AnyStore, grid: BinGrid) -> dict[str, Any]:
         "left_out": [store.shard_names[k] for k in find_left_out(store)],
         "coverage": covered / count_selected(store),
         "has_noisy": store.has_noisy,
+        "flux_exponent": store.exponent,
     }
 
 

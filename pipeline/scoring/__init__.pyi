@@ -27,6 +27,7 @@ from .results import PREDICTIONS_FILE as PREDICTIONS_FILE
 from .results import SAMPLE_FILE as SAMPLE_FILE
 from .results import SUMMARY_FILE as SUMMARY_FILE
 from .results import RunResults as RunResults
+from .results import read_metadata as read_metadata
 from .results import read_results as read_results
 from .scores import SCOPES as SCOPES
 from .scores import Bootstrap as Bootstrap

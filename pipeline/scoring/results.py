@@ -20,14 +20,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.base import hash_file, is_sealed, parse_object, read_file
 from pipeline.errors import InputError
 from pipeline.scoring.summary import Summary
 
@@ -40,6 +40,7 @@ __all__ = [
     "SAMPLE_FILE",
     "SUMMARY_FILE",
     "RunResults",
+    "read_metadata",
     "read_results",
 ]
 
@@ -121,7 +122,8 @@ def read_results(folder: str | Path) -> RunResults:
     Raises
     ------
     InputError
-        If the folder is no run folder, or the run has not reached its scores yet.
+        If the folder is no run folder, the run has not reached its scores yet, or a file is not the one that the run
+        has written; the message names it.
     """
     run = Path(folder)
     if not run.is_dir():
@@ -141,6 +143,10 @@ def read_results(folder: str | Path) -> RunResults:
             f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "
             f"finish it with `headroom run CONFIG --out {run}`"
         )
+    metadata = read_metadata(run)
+    for name, digest in metadata.get("hashes", {}).items():
+        if changed := _find_change(run / name, digest):
+            raise InputError(f"run folder {run}: {name} {changed}; run again with the same --out, which writes it anew")
     try:
         return RunResults(
             folder=run,
@@ -150,12 +156,69 @@ def read_results(folder: str | Path) -> RunResults:
             sample=pd.read_csv(run / SAMPLE_FILE),
             predictions=pd.read_parquet(run / PREDICTIONS_FILE),
             summary=_read_summary(run / SUMMARY_FILE),
-            metadata=json.loads((run / METADATA_FILE).read_text(encoding="utf-8")),
+            metadata=metadata,
             alpha_search=_read_table(run / "alpha_search.csv"),
             labels=_read_table(run / "other_labels.csv"),
         )
     except (ValueError, OSError) as error:
         raise InputError(f"run folder {run}: a result file cannot be read ({error}); run again") from None
+
+
+class _Spectra(BaseModel):
+    """What ``metadata.json`` says of one set of spectra."""
+
+    model_config = ConfigDict(strict=True)
+
+    paths: list[str]
+    fingerprint: str
+
+
+class _Metadata(BaseModel):
+    """Kinds of what ``metadata.json`` holds; versions differ in what is there."""
+
+    model_config = ConfigDict(strict=True)
+
+    key: str = ""
+    config: dict[str, Any] = {}
+    bin_columns: list[str] = []
+    interval_names: dict[str, list[str]] = {}
+    stores: dict[str, _Spectra] = {}
+    hashes: dict[str, str] = {}
+    warnings: list[str] = []
+    steps: list[dict[str, Any]] = []
+    folds: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+def read_metadata(run: Path) -> dict[str, Any]:
+    """Read ``metadata.json`` of a run, and check it against its checksum; earlier versions wrote none.
+
+    Raises
+    ------
+    InputError
+        If it is missing or damaged, or something in it is not of the kind that it should be.
+    """
+    path = run / METADATA_FILE
+    try:
+        facts = parse_object(read_file(path))
+        is_sealed(facts)
+        _Metadata.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    else:
+        return facts
+    raise InputError(f"{path} is damaged ({reason}); run again with the same --out, which writes it anew")
+
+
+def _find_change(path: Path, digest: str) -> str:
+    """Say how a result differs from what the run has written; nothing if it does not."""
+    if not path.is_file():
+        return "is missing"
+    return "" if hash_file(path) == digest else f"is not what the run has written ({METADATA_FILE} has its SHA-256)"
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -172,7 +235,7 @@ def _read_summary(path: Path) -> Summary:
         If it is damaged, or another version wrote it.
     """
     try:
-        return Summary.model_validate_json(path.read_bytes())
+        return Summary.model_validate_json(read_file(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"

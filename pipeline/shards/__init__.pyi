@@ -3,10 +3,13 @@ from .layout import TAKEN_NAMES as TAKEN_NAMES
 from .layout import find_pixel_arrays as find_pixel_arrays
 from .layout import read_columns as read_columns
 from .layout import read_wavelength as read_wavelength
+from .layout import require_inside as require_inside
 from .layout import require_written as require_written
 from .reader import HDF5_SUFFIXES as HDF5_SUFFIXES
 from .reader import ShardInfo as ShardInfo
 from .reader import ShardReader as ShardReader
 from .reader import find_shards as find_shards
+from .reader import find_typical_flux as find_typical_flux
 from .reader import natural_key as natural_key
 from .reader import read_shard_info as read_shard_info
+from .reader import stamp_files as stamp_files

@@ -6,9 +6,12 @@ What would otherwise end as silent zeros or shifted rows is refused here; messag
 from __future__ import annotations
 
 import math
+import os
 import pickletools
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PIXEL_PATHS",
+    "READ_PATHS",
     "TAKEN_NAMES",
     "find_pixel_arrays",
     "list_remarks",
@@ -39,6 +43,7 @@ __all__ = [
     "read_columns",
     "read_wavelength",
     "require_columns",
+    "require_inside",
     "require_written",
 ]
 
@@ -48,6 +53,146 @@ PIXEL_PATHS: Final[Mapping[str, str]] = {
     "mask": schema.SHARD_MASK,
     "noisy": schema.SHARD_NOISY,
 }
+
+
+#: Ranges of a grid's last wavelength that no spectrum in Å has, what it is then likely to be in, and what to do.
+_OTHER_UNITS: Final = (
+    ((-np.inf, 1e-4), "metres", "multiply them by 1e10"),
+    ((1e-4, 2.9), "micrometres", "multiply them by 10,000"),
+    ((2.9, 5.0), "log10 of Å, or micrometres", "write 10**w, or multiply them by 10,000"),
+    ((5.0, 90.0), "micrometres, or natural logarithms of Å", "multiply them by 10,000, or write exp(w)"),
+    ((90.0, 1000.0), "nanometres", "multiply them by 10"),
+)
+#: A grid that ends below this is in the ultraviolet, or it is in the near infrared and in nanometres.
+_LAST_DOUBTFUL: Final = 3000.0
+
+#: Everything that is read of a shard.
+READ_PATHS: Final = (*PIXEL_PATHS.values(), schema.SHARD_WAVE, schema.SHARD_WAVE_EDGES, SHARD_PARAMS_TABLE)
+#: More soft links than this, one to the next, lead in a circle.
+_MOST_LINKS: Final = 16
+
+
+def require_inside(
+    file: h5py.File, name: str, paths: Sequence[str] = READ_PATHS, *, allow_external: bool
+) -> tuple[Path, ...]:
+    """Refuse arrays that lie in other files than the one that was given; nothing else is opened to find out.
+
+    HDF5 follows links into other files, and reads external storage and the parts of virtual datasets from whatever
+    file they name, without a word.
+
+    Parameters
+    ----------
+    file
+        The open file.
+    name
+        How messages call it.
+    paths
+        What is going to be read of it.
+    allow_external
+        Take other files, too, provided that they are there and are regular files.
+
+    Returns
+    -------
+    tuple
+        The other files.
+
+    Raises
+    ------
+    InputError
+        Naming the array and the other file; or if a link points to nothing.
+    """
+    others: dict[Path, h5py.File | None] = {}  # open as long as their nodes are looked at
+    for path in paths:
+        node = _follow(file, path, name, others, allow_external=allow_external)
+        if not isinstance(node, h5py.h5d.DatasetID):
+            continue
+        stored = node.get_create_plist()
+        parts = [("external storage in", *stored.get_external(k)) for k in range(stored.get_external_count())]
+        if stored.get_layout() == h5py.h5d.VIRTUAL:
+            sources = {stored.get_virtual_filename(k) for k in range(stored.get_virtual_count())} - {"."}
+            parts += [("a virtual dataset with parts in", source, 0, 0) for source in sorted(sources)]
+        left = math.prod(node.shape) * h5py.Dataset(node).dtype.itemsize
+        for how, part, offset, size in parts:
+            target = os.fsdecode(part)
+            # Links start at the folder of their file, storage at the working folder.
+            folders = [Path()] if size else [Path(), _folder_of(node)]
+            found = _require_target(f"{name}: {path!r} is {how}", target, folders, allow_external=allow_external)
+            others.setdefault(found, None)
+            # What the other file lacks would read as zeros.
+            taken = min(size, left)
+            left -= taken
+            if size and found.stat().st_size < offset + taken:
+                raise InputError(
+                    f"{name}: {path!r} needs {offset + taken} bytes of {found}, which has {found.stat().st_size}; put "
+                    "the whole file back"
+                )
+    return tuple(others)
+
+
+def _follow(
+    file: h5py.File, path: str, name: str, others: dict[Path, h5py.File | None], *, allow_external: bool
+) -> Any:
+    """Return the identifier of what a path leads to, None if it ends on the way; add the files that it leads through.
+
+    Links are followed one by one, because HDF5 would open what they lead to.
+    """
+    here: Any = h5py.h5g.open(file.id, b"/")
+    todo, links, after_link = path.split("/"), 0, sys.maxsize
+    while todo:
+        step = todo.pop(0).encode()
+        if step in (b"", b"."):
+            continue
+        if not isinstance(here, h5py.h5g.GroupID):
+            return None
+        if not here.links.exists(step):
+            if len(todo) >= after_link:
+                raise InputError(f"{name}: {path!r} is a link to something that is not there; put it back")
+            return None
+        kind = here.links.get_info(step).type
+        if kind == h5py.h5l.TYPE_HARD:
+            here = h5py.h5o.open(here, step)
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise InputError(f"{name}: {path!r} is a link that leads in a circle; write the file again without it")
+        if kind == h5py.h5l.TYPE_SOFT:
+            target, after_link = os.fsdecode(here.links.get_val(step)), len(todo)
+            todo = [*target.split("/"), *todo]
+            if target.startswith("/"):
+                here = h5py.h5g.open(h5py.h5i.get_file_id(here), b"/")
+            continue
+        target, inside = map(os.fsdecode, here.links.get_val(step)) if kind == h5py.h5l.TYPE_EXTERNAL else ("?", "")
+        folders = [_folder_of(here), Path(), *map(Path, os.environ.get("HDF5_EXT_PREFIX", "").split(os.pathsep))]
+        what = f"{name}: {path!r} is an external link to"
+        other = _require_target(what, target, folders, allow_external=allow_external)
+        try:
+            opened = others.get(other) or h5py.File(other, "r", locking=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{what} {target!r}, which cannot be opened ({error}); put that file back") from error
+        others[other] = opened
+        here, after_link = h5py.h5g.open(opened.id, b"/"), len(todo)
+        todo = [*inside.split("/"), *todo]
+    return here
+
+
+def _folder_of(node: Any) -> Path:
+    return Path(os.fsdecode(h5py.h5f.get_name(node))).parent
+
+
+def _require_target(what: str, target: str, folders: Sequence[Path], *, allow_external: bool) -> Path:
+    """Return the other file that an array lies in, if it may be read."""
+    if not allow_external:
+        raise InputError(
+            f"{what} {target!r}, another file than the one given; copy it into this file, or read a shard that you "
+            "trust with --allow-external (headroom inspect, convert, predict; a run takes the converted store)"
+        )
+    found = [one for folder in folders if (one := folder / target).exists()]
+    if not found:
+        raise InputError(f"{what} {target!r}, which is not there; put that file back")
+    irregular = [one for one in found if not one.is_file()]
+    if irregular:
+        raise InputError(f"{what} {irregular[0]}, which must be a regular file and is none; write the shard again")
+    return found[0]
 
 
 def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
@@ -68,6 +213,11 @@ def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
             raise InputError(
                 f"{name}: {dataset_path!r} must hold {wanted} of shape (spectra, pixels), found {dataset.dtype} "
                 f"{dataset.shape}; re-run the simulation or leave this shard out"
+            )
+        if dataset.shape[1] < 2:
+            raise InputError(
+                f"{name}: {dataset_path!r} must hold spectra of at least two pixels, found shape {dataset.shape}; one "
+                "number is no spectrum, so write the pixels of each spectrum as a row"
             )
         datasets[variable] = dataset
     shape = datasets["flux"].shape
@@ -98,6 +248,13 @@ def read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
             f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
             f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
         )
+    first, last = wavelength[0], wavelength[-1]
+    for (low, high), likely, remedy in _OTHER_UNITS:
+        if low <= last < high:
+            raise InputError(
+                f"{name}: {schema.SHARD_WAVE!r} must be in Å, found {first:.6g} to {last:.6g}, which look like "
+                f"{likely}; {remedy}"
+            )
     return wavelength
 
 
@@ -133,6 +290,9 @@ def require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
 def list_remarks(file: h5py.File, n_pixels: int) -> tuple[str, ...]:
     """Return what a reader should know of a shard that is otherwise right."""
     remarks = [schema.SIMULATED_REMARK] if schema.SHARD_SIMULATED in file.attrs else []
+    last = file[schema.SHARD_WAVE][-1]
+    if last < _LAST_DOUBTFUL:
+        remarks.append(f"the wavelengths end at {last:.6g} Å; if these are nanometres, multiply them by 10")
     edges = file.get(schema.SHARD_WAVE_EDGES)
     if isinstance(edges, h5py.Dataset) and edges.shape != (n_pixels + 1,):
         remarks.append(
@@ -234,6 +394,7 @@ def read_columns(file: h5py.File, name: str) -> tuple[dict[str, np.ndarray], tup
     """
     table = _find_table(file, name)
     _require_plausible_size(table, name)
+    _require_written_table(table, name)
     named = list(_iter_columns(table, table[()], name))
     columns = dict(named)
     if len(columns) < len(named):
@@ -281,9 +442,9 @@ def _iter_columns(table: h5py.Dataset, records: np.ndarray, name: str) -> Iterat
                     f"in its attribute '{field}_kind'; the table is damaged, write it again"
                 )
             for position, column in enumerate(names):
-                yield column, _normalise(table, field, block[:, position])
+                yield column, _normalise(table, field, block[:, position], name)
         elif block.ndim == 1:
-            yield field, _normalise(table, field, block)
+            yield field, _normalise(table, field, block, name)
 
 
 def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -> None:
@@ -328,6 +489,13 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
                 f"{name}: label {column!r} must be finite, found {values[wrong[0]]} at row {wrong[0]} ({wrong.size} "
                 f"of {n_spectra} rows); remove those spectra from the shard"
             )
+    unwritten = np.flatnonzero(~np.column_stack([columns[column] for column in LABELS]).any(axis=1))
+    if unwritten.size:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE} must hold labels, but all of {', '.join(LABELS)} are 0 at row "
+            f"{unwritten[0]} ({unwritten.size} of {n_spectra} rows), as storage reads that was never written; re-run "
+            "the simulation or remove those spectra from the shard"
+        )
 
 
 def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
@@ -347,6 +515,24 @@ def _find_table(file: h5py.File, name: str) -> h5py.Dataset:
     return table
 
 
+def _require_written_table(table: h5py.Dataset, name: str) -> None:
+    """Refuse labels whose storage was never written, or lies elsewhere: HDF5 reads them as zeros without a word."""
+    if table.is_virtual:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE!r} must be stored in the file itself, found a virtual dataset, whose missing "
+            "parts read as zeros without a word; write the labels with DataFrame.to_hdf(..., format='table')"
+        )
+    if table.chunks is None:
+        written, expected = int(table.id.get_storage_size() > 0), int(len(table) > 0)
+    else:
+        written, expected = table.id.get_num_chunks(), -(-len(table) // table.chunks[0])
+    if written < expected:
+        raise InputError(
+            f"{name}: {SHARD_PARAMS_TABLE!r} has {expected - written} of {expected} chunks that were never written; "
+            "their labels would read as zeros, so the simulation did not finish: re-run it or leave this shard out"
+        )
+
+
 def _read_block_names(table: h5py.Dataset, field: str, name: str) -> list[str]:
     attribute = f"{field}_kind"
     where = f"{name}: attribute {attribute!r} of {SHARD_PARAMS_TABLE}"
@@ -360,8 +546,36 @@ def _read_block_names(table: h5py.Dataset, field: str, name: str) -> list[str]:
     return parse_pickled_names(bytes(pickled), where)
 
 
-def _normalise(table: h5py.Dataset, field: str, values: np.ndarray) -> np.ndarray:
-    """Native byte order, contiguous, and booleans back from the u1 that PyTables may store."""
+def _normalise(table: h5py.Dataset, field: str, values: np.ndarray, name: str) -> np.ndarray:
+    """Native byte order, contiguous, booleans back from the u1 that PyTables may store, categories as their values."""
     kind = table.attrs.get(f"{field}_dtype", b"")
     native = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+    if table.attrs.get(f"{field}_meta") in (b"category", "category"):
+        return _look_up_categories(table, field, native, name)
     return native.astype(bool) if kind in (b"bool", "bool") and native.dtype.kind in "ui" else native
+
+
+def _look_up_categories(table: h5py.Dataset, field: str, codes: np.ndarray, name: str) -> np.ndarray:
+    """Return the values that the codes of a categorical column stand for; codes of two shards have nothing in common.
+
+    A missing value is NaN; among texts, which no store keeps, it is empty.
+    """
+    place = f"meta/{field}/meta/table"
+    listed = table.parent.get(place)
+    if not isinstance(listed, h5py.Dataset) or listed.ndim != 1 or "values" not in (listed.dtype.names or ()):
+        found = "nothing"
+    elif codes.dtype.kind in "iu" and (not codes.size or (codes.min() >= -1 and codes.max() < len(listed))):
+        values = listed["values"]
+        values = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False)
+        if not (codes < 0).any():
+            return np.asarray(values[codes])
+        if values.dtype.kind in "biu":
+            values = values.astype(np.float64)
+        none = np.array([b"" if values.dtype.kind == "S" else np.nan], values.dtype)
+        return np.asarray(np.append(values, none)[codes])  # a missing value has the code -1
+    else:
+        found = f"{len(listed)} values for codes of type {codes.dtype}"
+    raise InputError(
+        f"{name}: {SHARD_PARAMS_TABLE} has the categorical column {field!r}, whose values must be listed in "
+        f"{SHARD_PARAMS}/{place}, found {found}; write the table again, with plain columns"
+    )

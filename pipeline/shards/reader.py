@@ -6,33 +6,48 @@ probed and nothing assumed. What would otherwise end as silent zeros or shifted 
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import h5py
 import numpy as np
 
 from pipeline import schema
-from pipeline.errors import InputError
+from pipeline.base import refuse_environment
+from pipeline.errors import HeadroomError, InputError, ResourceError
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.shards.layout import (
     PIXEL_PATHS,
+    READ_PATHS,
     find_pixel_arrays,
     list_remarks,
     read_columns,
     read_wavelength,
     require_columns,
+    require_inside,
     require_written,
 )
 
-__all__ = ["HDF5_SUFFIXES", "ShardInfo", "ShardReader", "find_shards", "natural_key", "read_shard_info"]
+__all__ = [
+    "HDF5_SUFFIXES",
+    "ShardInfo",
+    "ShardReader",
+    "find_shards",
+    "find_typical_flux",
+    "natural_key",
+    "read_shard_info",
+    "stamp_files",
+]
 
 # --- Which HDF5 files a user means: files, folders, globs and ``shard_index.txt``, in the order stated.
 #
@@ -113,8 +128,10 @@ def _expand_folder(folder: Path, pattern: str) -> list[Path]:
         return _read_index(folder / SHARD_INDEX_NAME)
     if (folder / SHARD_FILE_NAME).is_file():
         return [folder / SHARD_FILE_NAME]
-    shards = _sorted(entry / SHARD_FILE_NAME for entry in folder.iterdir() if (entry / SHARD_FILE_NAME).is_file())
-    shards = shards or _sorted(entry for entry in folder.iterdir() if entry.suffix in HDF5_SUFFIXES)
+    # Hidden entries are no shards: macOS leaves a ``._x.h5`` beside an ``x.h5`` on a foreign disk.
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    shards = _sorted(entry / SHARD_FILE_NAME for entry in entries if (entry / SHARD_FILE_NAME).is_file())
+    shards = shards or _sorted(entry for entry in entries if entry.suffix.lower() in HDF5_SUFFIXES)
     if not shards:
         raise InputError(
             f"folder {folder} (named by {pattern!r}) holds no shard: a {SHARD_FILE_NAME}, folders with one, *.h5 "
@@ -172,6 +189,8 @@ _DAMAGE: Final = (
 )
 #: A fingerprint reads the table, the wavelengths and this many whole spectra, not the whole file.
 _FINGERPRINT_ROWS: Final = 5
+#: With flux smaller than this, errors of a thousandth of it would lose digits in float32.
+_LEAST_FLUX: Final = 1e-32
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,9 @@ class ShardInfo:
     in Å; ``columns`` are (N,) arrays. ``fingerprint`` digests wavelengths, columns and five spectra: the same
     wherever the file lies, other for other shards, but blind to a change in the remaining spectra; ``size`` (bytes)
     and ``mtime_ns`` (time of the last change, ns) tell of that. ``remarks`` are oddities that were put right.
+    ``typical_flux`` is that of :func:`find_typical_flux`; ``fills`` are, by variable, what storage reads as that was
+    never written.
+    ``others`` are other files that it refers to, where these were asked for; ``size`` and ``mtime_ns`` count them, too.
     """
 
     path: Path
@@ -198,6 +220,9 @@ class ShardInfo:
     size: int
     mtime_ns: int
     remarks: tuple[str, ...] = ()
+    typical_flux: float = math.nan
+    fills: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Path, ...] = ()
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -215,20 +240,31 @@ class ShardReader:
 
     HDF5 holds one lock per interpreter, so readers in threads wait for each other: use processes.
 
+    Parameters
+    ----------
+    path
+        The file.
+    allow_external
+        Read what the file has in other files, too; see :func:`pipeline.shards.layout.require_inside`.
+
     Raises
     ------
     InputError
-        On entering, if the file is missing, empty, truncated or not HDF5.
+        On entering, if the file is missing, empty, truncated or not HDF5, or refers to other files.
+    ResourceError
+        On entering, if the system cannot open it.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, allow_external: bool = False) -> None:
         self.path = Path(path)
+        self.others: tuple[Path, ...] = ()
+        self._allow_external = allow_external
         self.name = _short_name(self.path)
         self._file: h5py.File | None = None
         self._mask = np.empty((0, 0), np.uint8)
 
     def __enter__(self) -> Self:
-        self._file = _open_file(self.path)
+        self._file, self.others = _open_file(self.path, allow_external=self._allow_external)
         return self
 
     def __exit__(
@@ -239,11 +275,41 @@ class ShardReader:
             self._file = None
 
     @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the last change, as of :attr:`ShardInfo.stamp`."""
+        return stamp_files([self.path, *self.others])
+
+    @property
     def file(self) -> h5py.File:
         """The open file."""
         if self._file is None:
             raise RuntimeError("ShardReader is used outside its 'with' block")
         return self._file
+
+    @contextmanager
+    def explained(self, what: str = "its HDF5 structure") -> Iterator[None]:
+        """Turn what h5py raises in this block into an error that says what is wrong with the file.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged, or a filter that it is compressed with is not installed.
+        ResourceError
+            If the system is at fault, and not the file.
+        """
+        try:
+            yield
+        except _DAMAGE as error:
+            refuse_environment(self.path, error)
+            missing = _find_missing_filter(self.file)
+            if missing is not None:
+                path, number, called = missing
+                raise InputError(
+                    f"{self.name}: {path!r} is compressed with the HDF5 filter {number}{called}, which is not "
+                    "installed here; install it and name its folder in HDF5_PLUGIN_PATH, or rewrite the file where the "
+                    "filter is installed: `h5repack -f GZIP=4 OLD NEW`"
+                ) from error
+            raise _damaged(self.name, what, error) from error
 
     def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array.
@@ -268,16 +334,16 @@ class ShardReader:
         ------
         InputError
             If the rows cannot be read (damaged file, compression filter that is not installed).
+        ResourceError
+            If the system cannot read them.
         """
         file = self.file
-        try:
+        with self.explained():
             dataset = file[PIXEL_PATHS[variable]]
             n_spectra = dataset.shape[0]
-        except _DAMAGE as error:
-            raise _damaged(self.name, error) from error
         if not 0 <= start <= stop <= n_spectra:
             raise IndexError(f"rows {start}:{stop} of {n_spectra}")
-        try:
+        with self.explained(f"rows {start} to {stop - 1} of {PIXEL_PATHS[variable]!r}"):
             if variable == "mask":
                 values = self._read_mask(dataset, start, stop)
                 flagged = ~values if values.dtype == bool else values != 0
@@ -286,11 +352,6 @@ class ShardReader:
             rows = np.empty((stop - start, dataset.shape[1])) if out is None else out[: stop - start]
             if stop > start:
                 dataset.read_direct(rows, np.s_[start:stop], np.s_[0 : stop - start])
-        except _DAMAGE as error:
-            raise InputError(
-                f"{self.name}: rows {start} to {stop - 1} of {PIXEL_PATHS[variable]!r} cannot be read "
-                f"({_reason(error)}); the file is damaged or needs a compression filter that is missing, copy it again"
-            ) from error
         return rows
 
     def _read_mask(self, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
@@ -302,8 +363,21 @@ class ShardReader:
         return self._mask[: stop - start]
 
 
-def read_shard_info(path: Path | str) -> ShardInfo:
+def stamp_files(paths: Iterable[Path]) -> tuple[int, int]:
+    """Return the size of files in bytes, and when the last of them was changed, in ns."""
+    found = [path.stat() for path in paths]
+    return sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+
+
+def read_shard_info(path: Path | str, *, allow_external: bool = False) -> ShardInfo:
     """Open a shard, check everything that can be checked without reading all pixels, and describe it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    allow_external
+        See :class:`ShardReader`.
 
     Raises
     ------
@@ -311,17 +385,13 @@ def read_shard_info(path: Path | str) -> ShardInfo:
         If the file or its layout is not as required; the message names the file, what was found and the
         remedy.
     """
-    path = Path(path)
-    with ShardReader(path) as reader:
-        try:
-            return _describe_shard(reader)
-        except _DAMAGE as error:
-            raise _damaged(reader.name, error) from error
+    with ShardReader(path, allow_external=allow_external) as reader, reader.explained():
+        return _describe_shard(reader)
 
 
 def _describe_shard(reader: ShardReader) -> ShardInfo:
     file, name = reader.file, reader.name
-    status = reader.path.stat()  # before anything is read: a later change shows
+    size, mtime_ns = reader.stamp  # before anything is read: a later change shows
     columns, remarks = read_columns(file, name)
     datasets = find_pixel_arrays(file, name)
     n_spectra, n_pixels = datasets["flux"].shape
@@ -329,6 +399,8 @@ def _describe_shard(reader: ShardReader) -> ShardInfo:
     wavelength = read_wavelength(file, name, n_pixels)
     for variable, dataset in datasets.items():
         require_written(dataset, variable, name)
+    typical = find_typical_flux(reader.read_rows, n_spectra)
+    _require_usual_unit(typical, name)
     return ShardInfo(
         path=reader.path,
         n_spectra=n_spectra,
@@ -341,16 +413,65 @@ def _describe_shard(reader: ShardReader) -> ShardInfo:
         mask_is_boolean="mask" in datasets and datasets["mask"].dtype == bool,
         columns=columns,
         fingerprint=_fingerprint(reader, wavelength, columns, datasets),
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         remarks=(*list_remarks(file, n_pixels), *remarks),
+        typical_flux=typical,
+        fills={variable: float(dataset.fillvalue) for variable, dataset in datasets.items()},
+        others=reader.others,
     )
 
 
-def _damaged(name: str, error: BaseException) -> InputError:
+def find_typical_flux(read_rows: Callable[[str, int, int], np.ndarray], n_spectra: int) -> float:
+    """Return the median over a few spread spectra of each one's median flux without its sign.
+
+    Spectra whose pixels are all equal were never written and do not count; NaN if no others are among them.
+    """
+    medians = []
+    for row in _spread_rows(n_spectra):
+        flux = read_rows("flux", row, row + 1)[0]
+        found = np.abs(flux[np.isfinite(flux)], dtype=np.float64)
+        if found.size and (found.size == 1 or found.min() < found.max()):
+            medians.append(np.median(found))
+    return float(np.median(medians)) if medians else math.nan
+
+
+def _require_usual_unit(typical: float, name: str) -> None:
+    """Refuse flux that single precision, in which stores keep pixels, cannot hold with room to spare."""
+    if typical < _LEAST_FLUX or typical > 1 / _LEAST_FLUX:
+        raise InputError(
+            f"{name}: the typical flux must lie between {_LEAST_FLUX:g} and {1 / _LEAST_FLUX:g}, found {typical:.3g} "
+            "(median of some spread spectra), and stores keep pixels in single precision; give flux and errors another "
+            "unit, such as that in which the median flux is 1"
+        )
+
+
+def _spread_rows(n_spectra: int) -> list[int]:
+    """Return a few evenly spread rows, the first and the last among them."""
+    return sorted({(n_spectra - 1) * k // (_FINGERPRINT_ROWS - 1) for k in range(_FINGERPRINT_ROWS)})
+
+
+def _damaged(name: str, what: str, error: BaseException) -> InputError:
     return InputError(
-        f"{name}: damaged, its HDF5 structure cannot be read ({_reason(error)}); copy it again or re-run the simulation"
+        f"{name}: damaged, {what} cannot be read ({_reason(error)}); copy it again or re-run the simulation"
     )
+
+
+def _find_missing_filter(file: h5py.File) -> tuple[str, int, str] | None:
+    """Return the first array whose compression filter is not installed, the filter's number, and its name in words."""
+    try:
+        for path in READ_PATHS:
+            dataset = file.get(path)
+            if not isinstance(dataset, h5py.Dataset):
+                continue
+            stored = dataset.id.get_create_plist()
+            for k in range(stored.get_nfilters()):
+                number, _, _, called = stored.get_filter(k)
+                if not h5py.h5z.filter_avail(number):
+                    return path, number, f" ({called.decode(errors='replace')})" if called else ""
+    except _DAMAGE:
+        pass  # the file is damaged besides
+    return None
 
 
 def _reason(error: BaseException) -> str:
@@ -362,34 +483,80 @@ def _short_name(path: Path) -> str:
     return f"shard {Path(*path.parts[-2:])}" if len(path.parts) > 1 else f"shard {path}"
 
 
-def _open_file(path: Path) -> h5py.File:
+def _open_file(path: Path, *, allow_external: bool) -> tuple[h5py.File, tuple[Path, ...]]:
+    """Return the open file, and the other files that it refers to."""
     if not path.exists():
         raise InputError(f"shard {path} does not exist; correct the path")
     if path.is_dir():
         raise InputError(f"shard {path} is a folder, an HDF5 file is required; name the file in it")
+    if not path.is_file():
+        raise InputError(f"shard {path} must be a regular file, found a pipe or a device; name an HDF5 file")
     try:
         if path.stat().st_size == 0:
             raise InputError(f"shard {path} is empty (0 bytes); copy or simulate it again")
-        return h5py.File(path, "r", rdcc_nbytes=_cache_bytes(path))
+        with _open_unlocked(path) as file:
+            others = require_inside(file, _short_name(path), allow_external=allow_external)
+            cache = _cache_bytes(file)
+        return _open_unlocked(path, rdcc_nbytes=cache), others
     except _DAMAGE as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, OSError):
-            raise _damaged(_short_name(path), error) from error
-        if isinstance(error, PermissionError) or "Permission denied" in text:
+        if isinstance(error, PermissionError) or "Permission denied" in str(error):
             raise InputError(f"shard {path} may not be read (permission denied); change its permissions") from error
-        if "truncated file" in text:
-            reason = text[text.index("truncated file") :].rstrip(")")
-            remedy = f"is cut off ({reason}), so a copy or a simulation did not finish; copy or simulate it again"
-        elif "lock" in text:
-            remedy = f"is open for writing elsewhere ({text}); wait until its writer has finished"
-        elif "signature" in text:
-            remedy = "is not an HDF5 file; name a pfsspec dataset.h5"
-        else:
-            remedy = f"cannot be opened ({text}); copy or simulate it again"
-        raise InputError(f"shard {path} {remedy}") from error
+        if not (isinstance(error, OSError) and _is_about_locks(error)):
+            refuse_environment(path, error)
+        raise _explain_opening(path, error) from error
 
 
-def _cache_bytes(path: Path) -> int | None:
+def _open_unlocked(path: Path, **options: Any) -> h5py.File:
+    """Open a file for reading, without HDF5's lock on a file system that has none, such as some of NFS and Lustre.
+
+    The lock only tells of a writer that is at work. What a conversion reads is compared with the file's size and time
+    of change besides.
+    """
+    try:
+        return h5py.File(path, "r", **options)
+    except OSError as error:
+        if not _is_about_locks(error) or error.errno in _HELD:
+            raise
+    return h5py.File(path, "r", locking=False, **options)
+
+
+#: What the system says of a lock that another process holds.
+_HELD: Final = (errno.EAGAIN, errno.EACCES)
+
+
+def _is_about_locks(error: OSError) -> bool:
+    return "unable to lock file" in str(error)
+
+
+def _explain_opening(path: Path, error: BaseException) -> HeadroomError:
+    """Return the error that says why a file cannot be opened."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError):
+        return _damaged(_short_name(path), "its HDF5 structure", error)
+    if _is_about_locks(error) and error.errno not in _HELD:
+        asked = os.environ.get("HDF5_USE_FILE_LOCKING")
+        return ResourceError(
+            f"cannot read shard {path}: its file system has no locks, and HDF5_USE_FILE_LOCKING={asked} asks for one "
+            f"({text}); unset that variable"
+        )
+    if _is_about_locks(error):
+        remedy = "is open for writing elsewhere; wait until its writer has finished"
+    elif "already open for write" in text:
+        remedy = (
+            "is flagged as open for writing, so its writer is still at work or was killed; wait for it, or if nobody "
+            f"writes any more, clear the flag with `h5clear -s {path}`, and check what it holds with `headroom inspect`"
+        )
+    elif "truncated file" in text:
+        reason = text[text.index("truncated file") :].rstrip(")")
+        remedy = f"is cut off ({reason}), so a copy or a simulation did not finish; copy or simulate it again"
+    elif "signature" in text:
+        remedy = "is not an HDF5 file; name a pfsspec dataset.h5"
+    else:
+        remedy = f"cannot be opened ({text}); copy or simulate it again"
+    return InputError(f"shard {path} {remedy}")
+
+
+def _cache_bytes(file: h5py.File) -> int | None:
     """Chunk cache: the default, or one decoded chunk where chunks are compressed and larger than that.
 
     A compressed chunk has to be decoded whole; without room to keep it, every block of rows would decode it
@@ -397,11 +564,10 @@ def _cache_bytes(path: Path) -> int | None:
     nothing.
     """
     needed = 0
-    with h5py.File(path, "r") as file:
-        for name in PIXEL_PATHS.values():
-            dataset = file.get(name)
-            if isinstance(dataset, h5py.Dataset) and dataset.chunks and dataset.id.get_create_plist().get_nfilters():
-                needed = max(needed, math.prod(dataset.chunks) * dataset.dtype.itemsize)
+    for name in PIXEL_PATHS.values():
+        dataset = file.get(name)
+        if isinstance(dataset, h5py.Dataset) and dataset.chunks and dataset.id.get_create_plist().get_nfilters():
+            needed = max(needed, math.prod(dataset.chunks) * dataset.dtype.itemsize)
     needed = min(needed, _LARGEST_CACHE)
     return needed + (1 << 20) if needed > (1 << 20) else None
 
@@ -418,7 +584,6 @@ def _fingerprint(
         digest.update(np.ascontiguousarray(values).tobytes())
     for variable, dataset in datasets.items():
         digest.update(f"{variable} {dataset.dtype} {dataset.shape}".encode())
-        last = dataset.shape[0] - 1
-        for row in sorted({last * k // (_FINGERPRINT_ROWS - 1) for k in range(_FINGERPRINT_ROWS)}):
+        for row in _spread_rows(dataset.shape[0]):
             digest.update(reader.read_rows(variable, row, row + 1).tobytes())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from scipy.linalg import eigh
 from scipy.spatial import ConvexHull, QhullError
 
 from pipeline.errors import InputError, did_you_mean
+from pipeline.shards import require_inside
 from pipeline.simulate.spectra import Labels, normalise_spectra
 
 __all__ = ["SpectrumGrid", "average_over_pixels", "fingerprint_grid", "open_grid"]
@@ -142,6 +143,7 @@ def _read_arrays(path: Path) -> dict[str, FloatArray]:
             with np.load(path, allow_pickle=False) as archive:
                 return _take_keys(path, archive)
         with h5py.File(path, "r") as file:
+            require_inside(file, f"grid {path}", _KEYS, allow_external=False)
             return _take_keys(path, file)
     except InputError:
         raise

@@ -32,7 +32,7 @@ from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
 from pipeline.simulate.spectra import NORMALISATION_RANGE, SpectrumModel, plan_wavelengths
 
-__all__ = ["SampleSpec", "SampleSummary", "plan_sample", "select_plans", "write_sample"]
+__all__ = ["SampleSpec", "SampleSummary", "is_sample", "plan_sample", "select_plans", "write_sample"]
 
 SNR_QUANTILES: Final = (0.0, 0.05, 0.5, 0.95, 1.0)
 _DISK_RESERVE: Final = 16 * 2**20
@@ -253,6 +253,17 @@ def _check_directory(
     """Return the shards still to write, and the simulated files of other samples that these do not replace."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: a folder is required, found a file; choose another name")
+    if directory.is_dir() and not is_sample(directory):
+        # An interrupted sample has shards, and nothing else.
+        others = sorted(
+            one.name for one in directory.iterdir() if one.name not in ("train", "test") and one.name[0] != "."
+        )
+        if others or (directory / "train" / SHARD_INDEX_NAME).exists():
+            found = others[0] if others else f"train/{SHARD_INDEX_NAME}"
+            raise InputError(
+                f"{directory}: an empty or a new folder is required, or that of a sample, found {found!r}; choose a "
+                "folder of its own, such as spectra"
+            )
     expected = {plan.path: plan for plan in plans}
     finished, replaced = set(), []
     for path in sorted(
@@ -394,6 +405,18 @@ def _writing(directory: Path) -> Iterator[None]:
         raise ResourceError(f"cannot write below {directory}: {error}; choose another folder") from error
 
 
+_INDEX_HEADER = "# Simulated spectra (headroom sample): a stand-in for pfsspec shards, see README.txt"
+
+
+def is_sample(directory: Path) -> bool:
+    """Tell whether :func:`write_sample` wrote a folder."""
+    try:
+        with open(directory / "train" / SHARD_INDEX_NAME, encoding="utf-8", errors="replace") as index:
+            return index.readline().rstrip("\n") == _INDEX_HEADER
+    except OSError:
+        return False
+
+
 def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]) -> None:
     """Write the README and, last of all, the index of the training shards that are there."""
     made_from = json.dumps({name: value for name, value in plans[0].fingerprint.items() if name != "part"})
@@ -408,8 +431,7 @@ def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]
     shards = [plan.path.parent.name for plan in present if not plan.noisy]
     _replace_text(directory / "README.txt", readme)
     if shards:  # an index that lists nothing is an error to its readers
-        header = "# Simulated spectra (headroom sample): a stand-in for pfsspec shards, see README.txt"
-        _replace_text(directory / "train" / SHARD_INDEX_NAME, "\n".join([header, *shards]) + "\n")
+        _replace_text(directory / "train" / SHARD_INDEX_NAME, "\n".join([_INDEX_HEADER, *shards]) + "\n")
     else:
         (directory / "train" / SHARD_INDEX_NAME).unlink(missing_ok=True)
 

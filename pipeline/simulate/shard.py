@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.base import hold_file
+from pipeline.base import hold_file, parse_object
 from pipeline.errors import ResourceError
 from pipeline.schema import (
     SHARD_ERROR,
@@ -131,7 +131,7 @@ def read_record(path: Path) -> ShardRecord | None:
         with h5py.File(path, "r") as file:
             if RECORD_ATTRIBUTE not in file.attrs or SHARD_PARAMS_TABLE not in file:
                 return None
-            record = json.loads(bytes(file.attrs[RECORD_ATTRIBUTE]))
+            record = parse_object(bytes(file.attrs[RECORD_ATTRIBUTE]))
         return ShardRecord(fingerprint=dict(record["fingerprint"]), clipped=int(record["clipped"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

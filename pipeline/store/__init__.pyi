@@ -5,6 +5,7 @@ from .joined import count_selected as count_selected
 from .joined import find_left_out as find_left_out
 from .joined import find_stores as find_stores
 from .joined import first_store as first_store
+from .joined import flux_exponent as flux_exponent
 from .joined import list_parts as list_parts
 from .joined import match_shards as match_shards
 from .joined import open_spectra as open_spectra

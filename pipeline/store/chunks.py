@@ -12,7 +12,7 @@ import os
 import struct
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -52,7 +52,14 @@ _scratch = _Scratch()
 
 
 def read_chunk_rows(
-    folder: Path, layout: StoreLayout, start: int, stop: int, out: np.ndarray, *, direct: bool = False
+    folder: Path,
+    layout: StoreLayout,
+    start: int,
+    stop: int,
+    out: np.ndarray,
+    checksums: Sequence[int] | None = None,
+    *,
+    direct: bool = False,
 ) -> None:
     """Fill ``out`` with rows ``start`` to ``stop`` of the array in ``folder``.
 
@@ -62,6 +69,9 @@ def read_chunk_rows(
         The array's folder.
     out
         Shape (stop − start, P), C-ordered, of the array's dtype.
+    checksums
+        The crc32c that every chunk of the array must have, in order. A file that was taken from another array, or from
+        another place of this one, is sound by its own checksums. None where nobody knows.
     direct
         Read past the page cache, where the system can.
 
@@ -78,13 +88,16 @@ def read_chunk_rows(
             raise ChunkError(f"{folder.name}/{name} cannot be opened: {error.strerror}") from error
         try:
             with file:
-                _read_file(file, f"{folder.name}/{name}", layout, first, low, out[low - start : high - start])
+                rows = out[low - start : high - start]
+                _read_file(file, f"{folder.name}/{name}", layout, first, low, rows, checksums)
         except OSError as error:
             raise ChunkError(f"{folder.name}/{name} cannot be read: {error.strerror}") from error
 
 
-def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator[np.ndarray]) -> list[int]:
-    """Write the chunk files of one whole range and return their sizes in bytes.
+def write_chunks(
+    folder: Path, layout: StoreLayout, start: int, chunks: Iterator[np.ndarray]
+) -> tuple[list[int], list[int]]:
+    """Write the chunk files of one whole range; return the files' sizes in bytes, and the crc32c of every chunk.
 
     Parameters
     ----------
@@ -99,40 +112,47 @@ def write_chunks(folder: Path, layout: StoreLayout, start: int, chunks: Iterator
     # two writers in one Zarr shard would lose rows silently: whole ranges only
     assert start % layout.range_rows == 0, (start, layout)
     stop = min(start + layout.range_rows, layout.n_spectra)
-    sizes = []
+    sizes, checksums = [], []
     for name, first, end in layout.iter_files(start, stop):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # unique on every host; what a killed run leaves is removed before a conversion goes on
         temporary = path.with_name(f".{uuid.uuid4().hex}.part")
         with BlockWriter(temporary, _scratch.take("written", _STAGING_BYTES)) as file:
-            _write_file(file, layout, -(-(end - first) // layout.chunk_rows), chunks)
+            checksums += _write_file(file, layout, -(-(end - first) // layout.chunk_rows), chunks)
         os.replace(temporary, path)
         sizes.append(path.stat().st_size)
-    return sizes
+    return sizes, checksums
 
 
-def _write_file(file: BlockWriter, layout: StoreLayout, n_chunks: int, chunks: Iterator[np.ndarray]) -> None:
+def _write_file(file: BlockWriter, layout: StoreLayout, n_chunks: int, chunks: Iterator[np.ndarray]) -> list[int]:
+    checksums = []
     index = np.full((layout.file_rows // layout.chunk_rows, 2), _ABSENT, "<u8")
     offset = 0
     for number in range(n_chunks):
         chunk = next(chunks)
         assert chunk.shape == (layout.chunk_rows, layout.n_pixels), (chunk.shape, layout)
         encoded = blosc.compress(chunk, b"lz4", COMPRESSION_LEVEL, blosc.SHUFFLE)
+        checksums.append(google_crc32c.value(encoded))
         file.write(encoded)
-        file.write(_checksum(encoded))
+        file.write(struct.pack("<I", checksums[-1]))
         index[number] = offset, len(encoded) + _CRC_BYTES
         offset += len(encoded) + _CRC_BYTES
     if layout.shard_rows:
         file.write(index.tobytes())
-        file.write(_checksum(index.tobytes()))
+        file.write(struct.pack("<I", google_crc32c.value(index.tobytes())))
+    return checksums
 
 
-def _checksum(content: bytes) -> bytes:
-    return struct.pack("<I", google_crc32c.value(content))
-
-
-def _read_file(file: BlockFile, name: str, layout: StoreLayout, first: int, low: int, out: np.ndarray) -> None:
+def _read_file(
+    file: BlockFile,
+    name: str,
+    layout: StoreLayout,
+    first: int,
+    low: int,
+    out: np.ndarray,
+    checksums: Sequence[int] | None,
+) -> None:
     """Read rows ``low`` onwards from the file whose first row is ``first``."""
     entries = _read_index(file, name, layout)
     high = low + len(out)
@@ -141,7 +161,9 @@ def _read_file(file: BlockFile, name: str, layout: StoreLayout, first: int, low:
         offset, size = entries[number]
         if offset == _ABSENT:
             raise ChunkError(f"{name} lacks the chunk of rows from {chunk_first}")
-        encoded = _read_checked(file, name, int(offset), int(size))
+        encoded, checksum = _read_checked(file, name, int(offset), int(size))
+        if checksums is not None and checksum != checksums[chunk_first // layout.chunk_rows]:
+            raise ChunkError(f"{name} holds other spectra from row {chunk_first} on than the manifest says")
         rows = slice(max(low, chunk_first), min(high, chunk_first + layout.chunk_rows))
         target = out[rows.start - low : rows.stop - low]
         chunk_bytes = layout.chunk_rows * layout.n_pixels * out.dtype.itemsize
@@ -162,24 +184,27 @@ def _read_index(file: BlockFile, name: str, layout: StoreLayout) -> np.ndarray:
     length = layout.shard_rows // layout.chunk_rows * _ENTRY_BYTES + _CRC_BYTES
     if size < length:
         raise ChunkError(f"{name} is cut off ({size} bytes)")
-    index = _read_checked(file, name, size - length, length)
+    index, _ = _read_checked(file, name, size - length, length)
     return index.copy().view("<u8").reshape(-1, 2)
 
 
-def _read_checked(file: BlockFile, name: str, offset: int, size: int) -> np.ndarray:
-    """Read bytes that end in their crc32c, and return them without it."""
+def _read_checked(file: BlockFile, name: str, offset: int, size: int) -> tuple[np.ndarray, int]:
+    """Read bytes that end in their crc32c, and return them and it."""
+    if size <= _CRC_BYTES or offset + size > file.size:
+        raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
     # From block to block, as reading past the page cache requires.
     first = offset // BLOCK * BLOCK
     end = -(-(offset + size) // BLOCK) * BLOCK
     blocks = _scratch.take("encoded", end - first)
     wanted = offset + size - first
-    if size <= _CRC_BYTES or file.read(first, blocks) < wanted:
+    if file.read(first, blocks) < wanted:
         raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
     buffer = blocks[offset - first : offset - first + size]
     content = buffer[:-_CRC_BYTES]
-    if google_crc32c.value(content) != int(buffer[-_CRC_BYTES:].view("<u4")[0]):
+    checksum = int.from_bytes(buffer[-_CRC_BYTES:].tobytes(), "little")
+    if google_crc32c.value(content) != checksum:
         raise ChunkError(f"{name} does not match its checksum (crc32c of {size} bytes at {offset})")
-    return content
+    return content, checksum
 
 
 def _decode(encoded: np.ndarray, target: np.ndarray, expected: int, name: str) -> None:

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,14 @@ from pipeline.bins import shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
 from pipeline.store.layout import SourceRecord
-from pipeline.store.store import LazyColumns, SpectraStore, StoredSpectra, is_store, require_same_wavelengths
+from pipeline.store.store import (
+    LazyColumns,
+    SpectraStore,
+    StoredSpectra,
+    is_store,
+    is_unfinished,
+    require_same_wavelengths,
+)
 
 __all__ = [
     "AnyStore",
@@ -33,6 +41,7 @@ __all__ = [
     "find_left_out",
     "find_stores",
     "first_store",
+    "flux_exponent",
     "list_parts",
     "match_shards",
     "open_spectra",
@@ -62,6 +71,7 @@ class JoinedStores(StoredSpectra):
     def __init__(self, stores: Sequence[SpectraStore]) -> None:
         self.stores = tuple(stores)
         self.wavelength = self.stores[0].wavelength
+        self.exponent = self.stores[0].exponent
         #: First absolute row of every part, and the end of the last.
         self._starts = tuple(itertools.accumulate((store.n_spectra for store in self.stores), initial=0))
         sums = np.zeros(len(self.wavelength))
@@ -73,7 +83,11 @@ class JoinedStores(StoredSpectra):
         self.fingerprint: str = hashlib.sha256(content.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (tuple(map(str, self.paths)), self.fingerprint)
+        return _reopen, (tuple(map(str, self.paths)), self.fingerprint, self.exponent)
+
+    def scaled(self, exponent: int) -> JoinedStores:
+        """Return the same stores with all flux, error and noisy pixels times 2^exponent of what their files hold."""
+        return self if exponent == self.exponent else JoinedStores([store.scaled(exponent) for store in self.stores])
 
     def __repr__(self) -> str:
         return f"JoinedStores({self.name}, {self.n_spectra:,} × {self.n_pixels}, {self.fingerprint[:12]})"
@@ -301,19 +315,19 @@ def _expand(path: Path) -> list[Path]:
     if is_store(path):
         return [path]
     partial = path if path.suffix == ".partial" else path.with_name(path.name + ".partial")
-    if partial.exists():
+    if is_unfinished(partial):
         raise InputError(f"{partial} is an unfinished store; run its conversion again, or delete it")
     if not path.is_dir():
         return []
     entries = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=natural_key)
     stores = [entry for entry in entries if is_store(entry)]
     for entry in entries if stores else ():
-        if entry.suffix == ".partial":
+        if is_unfinished(entry):
             raise InputError(
                 f"{entry} is an unfinished store beside finished ones such as {stores[0]}; run its conversion again, "
                 "or delete it"
             )
-        shards = entry.name == schema.SHARD_INDEX_NAME or entry.suffix in HDF5_SUFFIXES
+        shards = entry.name == schema.SHARD_INDEX_NAME or entry.suffix.lower() in HDF5_SUFFIXES
         if entry not in stores and (entry.is_dir() or shards):
             raise InputError(
                 f"folder {path} holds the store {stores[0].name} and {entry.name}, which is none; give a folder of "
@@ -327,8 +341,8 @@ def _read_only(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _reopen(paths: tuple[str, ...], fingerprint: str) -> AnyStore:
-    joined = open_stores(paths)
+def _reopen(paths: tuple[str, ...], fingerprint: str, exponent: int = 0) -> AnyStore:
+    joined = open_stores(paths).scaled(exponent)
     if joined.fingerprint != fingerprint:
         raise InputError(
             f"stores {', '.join(paths)} changed while they were in use (fingerprint {fingerprint[:12]} became "
@@ -358,6 +372,10 @@ class SelectedStores(JoinedStores):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SelectedStores, (self._whole, self.left_out)
+
+    def scaled(self, exponent: int) -> SelectedStores:
+        """Return the same selection; see :meth:`JoinedStores.scaled`."""
+        return self if exponent == self.exponent else SelectedStores(self._whole.scaled(exponent), self.left_out)
 
     @property
     def name(self) -> str:
@@ -452,6 +470,21 @@ def sample_rows(store: AnyStore, wanted: int, run_rows: int) -> list[tuple[int, 
 def first_store(store: AnyStore) -> SpectraStore:
     """Return the store that holds the first rows: origins are its means, which stay when other stores come or go."""
     return store.parts[0]
+
+
+def flux_exponent(store: AnyStore) -> int:
+    """Return the power of two by which flux and errors are multiplied before anything is computed from them.
+
+    It brings the typical flux of a training set, the median of its first store's mean spectrum, between √½ and √2. So
+    results do not depend on the unit of the flux: whatever power of two the files hold, the arithmetic sees the same
+    bits, and no square of a flux leaves the range of single precision. It is 0 for median-normalised spectra.
+    """
+    first = first_store(store)
+    seen = first.mean_flux[first.mean_flux > 0]
+    if not seen.size:
+        return 0
+    mantissa, exponent = math.frexp(float(np.median(seen)))
+    return first.exponent - exponent + (mantissa < math.sqrt(0.5))
 
 
 def list_parts(store: AnyStore) -> tuple[tuple[str, int, int], ...]:

@@ -18,9 +18,11 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 import zarr
+from pydantic import TypeAdapter
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline import schema
+from pipeline.base import is_sealed, seal
 from pipeline.errors import ConfigError
 
 __all__ = [
@@ -224,17 +226,22 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class RangeRecord:
-    """A finished range of rows: per variable the digest of the values and the sizes of the chunk files."""
+    """A finished range of rows: per variable the digest of the values, the sizes of the chunk files, and the crc32c of
+    every chunk as it is encoded. Stores of the first version lack the last."""
 
     start: int
     stop: int
     digests: Mapping[str, str]
     file_bytes: Mapping[str, list[int]]
+    checksums: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything needed to check a store without reading its pixels."""
+    """Everything needed to check a store: its small parts when it is opened, every chunk and column when it is read.
+
+    ``metadata`` holds the SHA-256 of every array's ``zarr.json``; stores of the first version lack it.
+    """
 
     n_spectra: int
     n_pixels: int
@@ -248,6 +255,12 @@ class Manifest:
     columns: Mapping[str, str]
     settings: Mapping[str, Any]
     counts: Mapping[str, int]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def list_checksums(self, variable: str) -> list[int] | None:
+        """Return the crc32c of every chunk of a pixel array, in order; None where they are not known."""
+        known = [part.checksums.get(variable) for part in self.ranges]
+        return [checksum for own in known for checksum in own or ()] if all(known) else None
 
     @property
     def fingerprint(self) -> str:
@@ -267,20 +280,19 @@ class Manifest:
         return sum(sum(sizes) for part in self.ranges for sizes in part.file_bytes.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain lists and dicts."""
+        """Return plain lists and dicts, with a checksum over all of them."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
+        return seal(plain)
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Manifest:
-        """Build from :meth:`to_json`'s value; KeyError or TypeError where it is not one."""
-        known = dict(plain)
-        known["variables"] = tuple(known["variables"])
-        known["sources"] = tuple(
-            SourceRecord(**{**source, "remarks": tuple(source["remarks"])}) for source in known["sources"]
-        )
-        known["ranges"] = tuple(RangeRecord(**part) for part in known["ranges"])
-        return cls(**known)
+        """Build from :meth:`to_json`'s value; ValueError where it is not one, or not what was written."""
+        if not is_sealed(plain) and "metadata" in plain:
+            raise ValueError("it has no checksum")
+        return _MANIFEST.validate_python(plain)
+
+
+_MANIFEST: Final = TypeAdapter(Manifest)
 
 
 def digest_rows(rows: np.ndarray, first_row: int) -> int:

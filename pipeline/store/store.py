@@ -6,7 +6,7 @@ lost later, is an error that names the rows and never a number.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +14,18 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline import schema
-from pipeline.errors import InputError, did_you_mean
+from pipeline.base import hash_file, parse_object, read_file, refuse_environment
+from pipeline.errors import InputError, did_you_mean, enumerate_words
 from pipeline.store.chunks import ChunkError, read_chunk_rows
-from pipeline.store.layout import MANIFEST_GROUP, Manifest, SourceRecord, StoreLayout, digest_array, open_group
+from pipeline.store.layout import (
+    MANIFEST_GROUP,
+    Manifest,
+    SourceRecord,
+    StoreLayout,
+    digest_array,
+    digest_rows,
+    open_group,
+)
 
 __all__ = [
     "LazyColumns",
@@ -31,6 +40,17 @@ __all__ = [
 
 #: Relative difference of wavelengths that is rounding, not another grid.
 _SAME_WAVELENGTH: Final = 1e-9
+#: What zarr raises on damaged metadata, depending on what is wrong.
+_DAMAGE: Final = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 class StoredSpectra:
@@ -40,9 +60,13 @@ class StoredSpectra:
     ----------
     wavelength
         (P,) float64, Å.
+    exponent
+        All flux, error and noisy pixels, and ``mean_flux``, are given times 2^exponent; 0 is what the files hold. See
+        :func:`pipeline.store.joined.flux_exponent`.
     """
 
     wavelength: np.ndarray
+    exponent: int
 
     @property
     def parts(self) -> tuple[SpectraStore, ...]:
@@ -166,6 +190,11 @@ def is_store(path: Path | str) -> bool:
     return (Path(path) / "zarr.json").is_file()
 
 
+def is_unfinished(path: Path) -> bool:
+    """Tell whether a path is the work folder of a conversion, and not a file of that name that somebody downloads."""
+    return path.suffix == ".partial" and (path / "plan.json").is_file()
+
+
 class SpectraStore(StoredSpectra):
     """A checked store, cheap to open and to pickle; reads rows into the caller's buffers.
 
@@ -188,22 +217,32 @@ class SpectraStore(StoredSpectra):
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, wavelength: np.ndarray, mean_flux: np.ndarray, column_rows: int
+        self,
+        path: Path,
+        manifest: Manifest,
+        wavelength: np.ndarray,
+        mean_flux: np.ndarray,
+        column_rows: int,
+        exponent: int = 0,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.wavelength = wavelength
         self.mean_flux = mean_flux
         self.column_rows = column_rows
+        self.exponent = exponent
         self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
         self.fingerprint: str = manifest.fingerprint
         self.direct_reads = False
+        self._checksums = {name: manifest.list_checksums(name) for name in manifest.variables}
+        #: Columns, and (variable, first row) of ranges, that were compared with the manifest.
+        self._compared: set[str | tuple[str, int]] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> SpectraStore:
         """Open a store and check its format, its manifest and the presence of every chunk file.
 
-        Pixels are not read: a flipped bit shows when its rows are read.
+        Pixels and columns are not read: a flipped bit, or a file of another array, shows when its rows are read.
 
         Raises
         ------
@@ -213,14 +252,19 @@ class SpectraStore(StoredSpectra):
         path = Path(path)
         manifest = _read_manifest(path)
         try:
+            _require_regular(path)
+            for name, digest in manifest.metadata.items():
+                if hash_file(path / name / "zarr.json") != digest:
+                    raise ValueError(f"{name}/zarr.json is not what was written")
             group = open_group(path)
-            wavelength = _read_vector(group, "wavelength")
-            mean_flux = _read_vector(group, schema.STORE_ORIGIN)
+            wavelength = _read_vector(group, "wavelength", manifest.n_pixels)
+            mean_flux = _read_vector(group, schema.STORE_ORIGIN, manifest.n_pixels)
             layouts = [_describe_array(group, variable) for variable in manifest.variables]
             column_rows = _count_chunk_rows(group, "row")
-        except (KeyError, ValueError, OSError, TypeError) as error:
+            store = cls(path, manifest, wavelength, mean_flux, column_rows)
+        except _DAMAGE as error:
+            refuse_environment(path, error)
             raise _damaged(path, f"its arrays cannot be read ({error})") from error
-        store = cls(path, manifest, wavelength, mean_flux, column_rows)
         if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
             raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
         if any(layout != store.layout for layout in layouts):
@@ -229,7 +273,16 @@ class SpectraStore(StoredSpectra):
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.fingerprint)
+        return _reopen, (str(self.path), self.fingerprint, self.exponent)
+
+    def scaled(self, exponent: int) -> SpectraStore:
+        """Return the same store with all flux, error and noisy pixels times 2^exponent of what its files hold."""
+        if exponent == self.exponent:
+            return self
+        mean_flux = np.ldexp(self.mean_flux, exponent - self.exponent)
+        other = SpectraStore(self.path, self.manifest, self.wavelength, mean_flux, self.column_rows, exponent)
+        other.direct_reads = self.direct_reads
+        return other
 
     def __repr__(self) -> str:
         shape = f"{self.n_spectra:,} × {self.n_pixels}"
@@ -281,7 +334,7 @@ class SpectraStore(StoredSpectra):
     def read_columns(self, names: Sequence[str], start: int, stop: int) -> dict[str, np.ndarray]:
         """Read spectra ``start`` to ``stop`` (exclusive) of some columns, in memory for these rows only.
 
-        The checksums of the chunks are compared, the manifest's digests of whole columns are not.
+        The first time, the whole column is compared with the manifest, chunk by chunk.
 
         Parameters
         ----------
@@ -302,6 +355,8 @@ class SpectraStore(StoredSpectra):
         """
         self._require_range(start, stop)
         group = open_group(self.path)
+        for name in names:
+            self._compare_column(group, name)
         return {name: self._read_values(group, name, start, stop) for name in names}
 
     def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -356,16 +411,55 @@ class SpectraStore(StoredSpectra):
             found = f"{out.dtype} {out.shape}"
             raise ValueError(f"out must be C-ordered {dtype} (≥ {stop - start}, {self.n_pixels}), is {found}")
         try:
-            read_chunk_rows(self.path / variable, self.layout, start, stop, rows, direct=self.direct_reads)
+            if self._checksums[variable] is None:
+                self._compare_ranges(variable, start, stop)
+            self._read_pixels(variable, start, stop, rows)
         except ChunkError as error:
+            refuse_environment(self.path, error.__cause__ or error)
             raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
+        if self.exponent and variable != "mask":
+            with np.errstate(over="ignore"):
+                rows *= np.float32(2.0**self.exponent)  # exact: no digit of a normal number changes
         return rows
+
+    def _read_pixels(self, variable: str, start: int, stop: int, out: np.ndarray) -> None:
+        folder, checksums = self.path / variable, self._checksums[variable]
+        read_chunk_rows(folder, self.layout, start, stop, out, checksums, direct=self.direct_reads)
+
+    def _compare_ranges(self, variable: str, start: int, stop: int) -> None:
+        """Compare the ranges that rows lie in with their digests, once: no checksums of their chunks are known."""
+        for part in self.manifest.ranges:
+            if part.stop <= start or stop <= part.start or (variable, part.start) in self._compared:
+                continue
+            total, dtype = 0, np.uint8 if variable == "mask" else np.float32
+            for first, end in self.iter_blocks(part.start, part.stop):
+                rows = np.empty((end - first, self.n_pixels), dtype)
+                self._read_pixels(variable, first, end, rows)
+                total += digest_rows(rows, first)
+            if f"{total % 2**64:016x}" != part.digests[variable]:
+                raise ChunkError(f"rows {part.start} to {part.stop - 1} differ from the manifest")
+            self._compared.add((variable, part.start))
 
     def _read_column(self, name: str) -> np.ndarray:
         values = self._read_values(open_group(self.path), name, 0, self.n_spectra)
         if digest_array(values) != self.manifest.columns[name]:
             raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
+        self._compared.add(name)
         return values
+
+    def _compare_column(self, group: Any, name: str) -> None:
+        """Compare a column with its digest, once. The checksums of its chunks are those of another column, too, whose
+        file has taken its place."""
+        if name in self._compared:
+            return
+        digest = None
+        for start in range(0, self.n_spectra, self.column_rows):
+            values = self._read_values(group, name, start, min(start + self.column_rows, self.n_spectra))
+            digest = digest or hashlib.sha256(f"{values.dtype.str} {(self.n_spectra,)}".encode())  # see digest_array
+            digest.update(values.data)
+        if digest is not None and digest.hexdigest() != self.manifest.columns[name]:
+            raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
+        self._compared.add(name)
 
     def _read_values(self, group: Any, name: str, start: int, stop: int) -> np.ndarray:
         if name not in self.manifest.columns:
@@ -384,7 +478,8 @@ class SpectraStore(StoredSpectra):
                     raise ValueError(f"its chunk c/{number} is missing")
                 first, end = max(start, number * rows), min(stop, (number + 1) * rows)
                 values[first - start : end - start] = array[first:end]
-        except (KeyError, ValueError, OSError, TypeError) as error:
+        except _DAMAGE as error:
+            refuse_environment(self.path, error)
             raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
         values.flags.writeable = False
         return values
@@ -392,6 +487,13 @@ class SpectraStore(StoredSpectra):
     def _require_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_spectra:
             raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
+
+
+def _require_regular(path: Path) -> None:
+    """Refuse pipes and devices where zarr would open files, and wait for ever."""
+    for file in (*path.glob("*/zarr.json"), *path.glob("*/c/*")):
+        if not (file.is_file() or file.is_dir()):
+            raise ValueError(f"{file.relative_to(path)} is not a regular file")
 
 
 def _require_files(store: SpectraStore) -> None:
@@ -407,8 +509,8 @@ def _require_files(store: SpectraStore) -> None:
                     raise _damaged(store.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
 
 
-def _reopen(path: str, fingerprint: str) -> SpectraStore:
-    store = SpectraStore.open(path)
+def _reopen(path: str, fingerprint: str, exponent: int = 0) -> SpectraStore:
+    store = SpectraStore.open(path).scaled(exponent)
     if store.fingerprint != fingerprint:
         raise InputError(
             f"store {path} changed while it was in use (fingerprint {fingerprint[:12]} became "
@@ -428,36 +530,53 @@ def _rebuild(path: Path) -> str:
 def _read_manifest(path: Path) -> Manifest:
     if not is_store(path):
         partial = path.with_name(path.name + ".partial")
-        if partial.exists():
+        if is_unfinished(partial):
             raise InputError(f"store {path} is unfinished (only {partial.name} is there); run what made it again")
         found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise InputError(f"{path} must be a store, found {found}; make one with headroom convert")
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-    except (ValueError, KeyError, OSError) as error:
-        raise _damaged(path, f"zarr.json cannot be read ({error!r})") from error
+        attributes = _read_attributes(path)
+    except (ValueError, OSError) as error:
+        refuse_environment(path, error)
+        raise InputError(
+            f"{path} must be a store, but its zarr.json cannot be read ({error}); make another with headroom convert"
+        ) from error
     if attributes.get("format") != schema.STORE_FORMAT:
         raise InputError(
-            f"{path} is a Zarr group but not a store (format {attributes.get('format')!r}, required "
-            f"{schema.STORE_FORMAT!r}); make one with headroom convert"
+            f"{path} is a Zarr folder of another program and not a store (format {attributes.get('format')!r}, "
+            f"required {schema.STORE_FORMAT!r}); make one with headroom convert"
         )
-    if attributes.get("version") != schema.STORE_VERSION:
+    if attributes.get("version") not in schema.READABLE_STORE_VERSIONS:
+        readable = enumerate_words(list(map(str, schema.READABLE_STORE_VERSIONS)))
         raise InputError(
-            f"store {path} has version {attributes.get('version')!r} but this program reads version "
-            f"{schema.STORE_VERSION}; use the program that wrote it, or {_rebuild(path)}"
+            f"store {path} has version {attributes.get('version')!r} but this program reads versions {readable}; use "
+            f"the program that wrote it, or {_rebuild(path)}"
         )
     try:
-        plain = json.loads((path / MANIFEST_GROUP / "zarr.json").read_text())["attributes"]
-        manifest = Manifest.from_json(plain)
-        if attributes["fingerprint"] != manifest.fingerprint:
+        manifest = Manifest.from_json(_read_attributes(path / MANIFEST_GROUP))
+        if attributes.get("fingerprint") != manifest.fingerprint:
             raise ValueError("its digests do not give the store's fingerprint")
+        if attributes["version"] == schema.STORE_VERSION and not manifest.metadata:
+            raise ValueError("it is one of another version")
     except (ValueError, KeyError, TypeError, OSError) as error:
+        refuse_environment(path, error)
         raise _damaged(path, f"its manifest cannot be read ({error!r})") from error
     return manifest
 
 
-def _read_vector(group: Any, name: str) -> np.ndarray:
-    return np.asarray(group[name][...])
+def _read_attributes(folder: Path) -> dict[str, Any]:
+    """Return the attributes of a Zarr group."""
+    attributes = parse_object(read_file(folder / "zarr.json")).get("attributes")
+    if not isinstance(attributes, dict):
+        raise ValueError("it has no attributes")
+    return attributes
+
+
+def _read_vector(group: Any, name: str, length: int) -> np.ndarray:
+    array = group[name]
+    if array.shape != (length,):  # before so much is read
+        raise ValueError(f"{name} has shape {array.shape}")
+    return np.asarray(array[...])
 
 
 def _count_chunk_rows(group: Any, name: str) -> int:

@@ -261,7 +261,7 @@ def test_accumulate__raise_on_moments_of_another_plan(plan: AccumulationPlan, tm
         accumulate_moments(other, DRAWS[:1], tmp_path)
     key = tmp_path / DRAWS[0].name / "key.json"
     key.write_text("{")
-    with pytest.raises(InputError, match=r"key\.json: damaged"):
+    with pytest.raises(InputError, match=r"key\.json is not"):
         accumulate_moments(plan, DRAWS[:1], tmp_path)
 
 

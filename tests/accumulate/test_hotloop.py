@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -121,6 +122,23 @@ def test_an_error_in_the_summing_half_ends_the_loop(
     monkeypatch.setattr("pipeline.accumulate.hotloop.add_gram", fail)
     with pytest.raises(MemoryError, match="no room"):
         accumulate_rows(train_store, rows_of(train_store), DRAWS, replace(SETTINGS, run_rows=64, threads=threads))
+
+
+@pytest.mark.timeout(20)
+def test_a_thread_that_cannot_be_started_ends_the_loop(
+    train_store: SpectraStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ``ulimit``: the half that runs already must not wait for the one that never will."""
+    start = Thread.start
+
+    def refuse(thread: Thread) -> None:
+        if thread.name == "halves_1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        accumulate_rows(train_store, rows_of(train_store), DRAWS, replace(SETTINGS, run_rows=64))
 
 
 def test_no_rows_give_no_moments(train_store: SpectraStore) -> None:

@@ -15,19 +15,27 @@ import pytest
 from pipeline.base import exclusive, hold_file, try_lock
 from pipeline.errors import InputError
 
-#: Takes the lock again and again; inside it makes a file that nobody else may have made.
+#: Takes the lock so many times; inside it makes a file that nobody else may have made.
 CONTENDER = """
-    import os, sys, time
+    import fcntl, os, random, sys, time
     from pathlib import Path
     from pipeline.base import exclusive
     from pipeline.errors import InputError
 
+    def slowly(call):
+        def wrapped(*given, **options):
+            time.sleep(random.random() * 0.002)
+            return call(*given, **options)
+        return wrapped
+
+    # Between any two steps of one process the others take theirs.
+    fcntl.flock, os.fstat, Path.unlink = map(slowly, (fcntl.flock, os.fstat, Path.unlink))
     folder, held = Path(sys.argv[1]), 0
-    end = time.monotonic() + float(sys.argv[2])
-    while time.monotonic() < end:
+    while held < int(sys.argv[2]):
         try:
             with exclusive(folder, "the folder"):
                 os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+                time.sleep(0.002)
                 held += 1
                 os.unlink(folder / "inside")
         except InputError:
@@ -38,12 +46,32 @@ CONTENDER = """
 
 def test_exclusive__one_of_several_processes(tmp_path: Path) -> None:
     """Each holder deletes the lock's file while the others have it open."""
-    command = [sys.executable, "-c", textwrap.dedent(CONTENDER), str(tmp_path), "1.5"]
-    contenders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    command = [sys.executable, "-c", textwrap.dedent(CONTENDER), str(tmp_path), "60"]
+    contenders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     found = [contender.communicate(timeout=120)[0] for contender in contenders]
-    assert [contender.returncode for contender in contenders] == [0, 0, 0]
-    assert sum(map(int, found)) > 0
+    assert [contender.returncode for contender in contenders] == [0] * 4
+    assert list(map(int, found)) == [60] * 4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_hold_file__leaves_what_a_link_points_to(tmp_path: Path, there: bool) -> None:
+    """Nothing is written to it, emptied or made, whichever command would hold the link."""
+    precious = tmp_path / "precious"
+    if there:
+        precious.write_text("a thesis")
+    (tmp_path / ".lock").symlink_to("precious")
+    with pytest.raises(InputError, match="found a link"), exclusive(tmp_path, "the folder"):
+        pass
+    assert not there or precious.read_text() == "a thesis"
+    assert precious.exists() == there
+    assert (tmp_path / ".lock").is_symlink()
+
+
+def test_hold_file__never_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(InputError, match="a pipe"), exclusive(tmp_path, "the folder"):
+        pass
 
 
 def test_exclusive__another_holder_is_an_error_and_the_end_releases(tmp_path: Path) -> None:

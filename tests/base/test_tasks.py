@@ -125,6 +125,15 @@ def test_a_task_that_advances_slowly_is_waited_for() -> None:
     assert result == 40
 
 
+@pytest.mark.timeout(30)
+def test_results_are_found_where_no_thread_tells_of_them(one_worker: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under ``ulimit``, where Dask cannot start the thread that calls back."""
+    monkeypatch.setattr("pipeline.base.tasks.SECONDS_BETWEEN_CHECKS", 0.05)
+    monkeypatch.setattr("distributed.Future.add_done_callback", lambda *_: None)
+    tasks = [Task(("count", k), k, k) for k in (1, 2)]
+    assert sorted(result for _, result in run_tasks(one_worker, count_to, tasks, "counting", lambda _: None)) == [1, 2]
+
+
 def count_in_a_file(file: str, report: Callable[[int], None]) -> None:
     for done in range(200):
         Path(file).write_text(str(done))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from commands import HEADROOM, hear_interrupts, invoke, require_one_line
+from shard_factory import make_pixels, write_shard
 
 from pipeline.cli.app import cli
 from pipeline.config import load_config
@@ -98,11 +101,74 @@ def test_mistakes_exit_with_2_and_one_line(
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "{sample}/train"], "STORE"),
+        (["convert", "{sample}/train", "{tmp}/x.h5"], "x.zarr"),
+        (["predict", "run", "{sample}/test", "--out", "p.csv", "--noise", "1.0", "--seed", "-3"], "--seed"),
+        (["export", "run", "model", "--seed", "-3"], "--seed"),
+        (["export", "run", ""], "empty word"),
+        (["run", "{config}", "--out", ""], "empty word"),
+        (["run", "{config}", "--out", "/"], "choose a folder of its own"),
+        (["run", "{config}", "--out", "{foreign}"], "'notes.txt'.*folder of its own"),
+        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0"], "among its data.*data.train"),
+        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0/run"], "among its data.*data.train"),
+        (["run", "{config}", "--out", "{foreign}/spectra/test/run"], "among its data.*data.test"),
+        (["run", "{config}", "--out", "{foreign}/stores/run"], "among its data.*data.stores"),
+        (["submit", "{config}", "--profile", "slurm", "--out", "{foreign}", "--dry-run"], "folder of its own"),
+        (["sample", "{foreign}"], "'notes.txt'.*folder of its own"),
+        (["sample", ""], "empty word"),
+    ],
+)
+def test_nothing_is_written_where_it_was_not_meant(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(sample, foreign / "spectra")
+    (foreign / "stores").mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        "data: {train: foreign/spectra/train/shard_index.txt, test: foreign/spectra/test, stores: foreign/stores}\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    places = {"sample": sample, "config": config, "tmp": tmp_path, "foreign": foreign}
+    code, out, err = invoke(capsys, *(one.format(**places) for one in arguments))
+    assert (code, out) == (2, "")
+    assert re.search(words, err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_terminal_would_obey_is_shown_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b]0;title\x07\udcff.h5"
+    for command in (["convert", name, str(tmp_path / "x.zarr")], ["inspect", name]):
+        code, out, err = invoke(capsys, *command)
+        assert code == 2
+        assert r"\x1b]0;title\x07\udcff.h5" in out + err
+        assert "\x1b" not in out + err
+
+
 def test_inspect_of_a_broken_file_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dataset.h5").write_bytes(b"")
     code, out, err = invoke(capsys, "inspect", str(tmp_path / "dataset.h5"))
     assert code == 2
     assert "Traceback" not in out + err
+
+
+def test_inspect_exits_with_2_for_what_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flux, error = make_pixels(40, 16)
+    mask = np.zeros(flux.shape, np.int64)
+    error[7, 3], mask[7, 3] = 1e20, 1
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux, "error": error, "mask": mask})
+    code, out, _ = invoke(capsys, "inspect", str(shard))
+    assert code == 2
+    assert "row 7, pixel 3" in out
+    config = tmp_path / "drop.yaml"
+    config.write_text(f"data: {{train: [{shard}], test: [{shard}], nonfinite: drop}}")
+    code, out, _ = invoke(capsys, "inspect", str(shard), "--config", str(config))
+    assert code == 0
+    assert "row 7, pixel 3" in out
 
 
 def test_wrong_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

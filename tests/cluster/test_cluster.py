@@ -100,7 +100,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 
 
 def test_slurm_needs_a_folder_that_nodes_share() -> None:
-    profile = SlurmProfile(jobs=1, cores=1, memory=2**30, walltime=600)
+    profile = SlurmProfile(jobs=1, cores=1, memory=2**30, walltime="00:10:00")
     with pytest.raises(InputError, match="run_folder"), connect(profile):
         pass
 

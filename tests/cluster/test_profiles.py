@@ -68,7 +68,6 @@ def test_sizes__raise_on_what_is_none(wrong: object) -> None:
 def test_times_are_read_whether_yaml_took_them_for_numbers_or_not(text: str | int, seconds: int) -> None:
     assert parse_seconds(text) == seconds
     assert parse_seconds(format_walltime(seconds)) == seconds
-    assert parse_seconds(yaml.safe_load(f"walltime: {text}")["walltime"]) == seconds
 
 
 @pytest.mark.parametrize("wrong", ["4h", "04:00", "00:61:00", 0, -5, True, None])
@@ -83,7 +82,15 @@ def test_times__raise_on_what_is_none(wrong: object) -> None:
         ({"walltme": "04:00:00"}, r"unknown setting 'walltme' \(did you mean 'walltime'\?\)"),
         ({"walltime": "04:00:00", "driver": {"core": 1}}, r"'driver.core' \(did you mean 'cores'\?\)"),
         ({}, "'walltime' is required"),
-        ({"walltime": 30}, "less than SLURM's minute"),
+        ({"walltime": "00:00:30"}, "less than SLURM's minute"),
+        ({"walltime": 90}, 'no unit.*"04:00:00"'),
+        ({"walltime": "90"}, 'no unit.*"04:00:00"'),
+        ({"walltime": "90:00"}, "a time is required"),
+        ({"walltime": "04:00:00", "driver": {"walltime": 24}}, 'driver.walltime.*no unit.*"04:00:00"'),
+        ({"walltime": "04:00:00", "directives": ["--mem-per-cpu=4G"]}, r"--mem-per-cpu=4G.*skip_directives: \[--mem\]"),
+        ({"walltime": "04:00:00", "directives": ["--array=1-3"]}, "--array=1-3.*jobs: 4"),
+        ({"walltime": "04:00:00", "directives": ["-a 1-3"]}, "several times"),
+        ({"walltime": "04:00:00", "directives": ["-t 60"]}, "change `walltime`"),
         ({"walltime": "04:00:00", "memory": 16}, "write a unit"),
         ({"walltime": "04:00:00", "partition": "a\n#SBATCH --uid=0"}, "partition"),
         ({"walltime": "04:00:00", "directives": ["exclusive"]}, "an option of sbatch is required"),
@@ -109,6 +116,13 @@ def test_load__raise_on_unknown_names_and_files_that_are_no_yaml(tmp_path: Path)
         (tmp_path / "bad.yaml").write_bytes(content)
         with pytest.raises(ConfigError, match=r"bad\.yaml"):
             load_profile(tmp_path / "bad.yaml")
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    profile = load_profile(write(tmp_path / "site.yaml", walltime="04:00:00", scratch="~/s", python="~/env/bin/python"))
+    assert isinstance(profile, SlurmProfile)
+    assert (profile.scratch, profile.python) == ("/home/me/s", "/home/me/env/bin/python")
 
 
 def test_a_folder_does_not_hide_a_packaged_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pipeline.config import (
     content_hash,
     load_config,
 )
-from pipeline.config.files import packaged_configs
+from pipeline.config.files import packaged_configs, read_yaml, yaml_text
 from pipeline.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {"data": {"train": ["train"], "test": ["test"]}}
@@ -100,7 +100,7 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"ridge": {"alpha": {}}}, r"the setting 'ridge\.alpha\.search' is required"),
         (
             {"ridge": {"alpha": {"search": [1, 2]}}, "compute": {"folds": 1}},
-            r"ridge\.alpha\.search needs at least two folds .* found compute\.folds: 1; use compute: \{folds: 5\}",
+            r"ridge\.alpha\.search needs at least two folds.* found 1 \(compute\.folds: 1\); use compute: \{folds: 5\}",
         ),
         ({"bins": {"T_eff": [3, 2]}}, r"bins: edges of 'T_eff' must be at least two increasing numbers"),
         ({"bins": {"T_eff": [3, 3]}}, "increasing"),
@@ -178,3 +178,79 @@ def test_binnings_take_edges_and_quantiles() -> None:
 def test_binnings__raise_on_what_cannot_be(binnings: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, MINIMAL | {"binnings": binnings})
+
+
+# --- YAML: words mean what version 1.2 says, every key stands once.
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0042", 42),
+        ("0o52", 42),
+        ("0x2A", 42),
+        ("1e5", 1e5),
+        ("yes", "yes"),
+        ("Off", "Off"),
+        ("n", "n"),
+        ("true", True),
+        ("04:30:00", "04:30:00"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("~", None),
+        ("", None),
+        ("'0042'", "0042"),
+    ],
+)
+def test_plain_words_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: Any) -> None:
+    (tmp_path / "one.yaml").write_text(f"key: {text}")
+    found = read_yaml(tmp_path / "one.yaml", "file")["key"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "word", ["0o17", "1e5", "yes", "0042", "1:30", "~", "<<", "=", "2024-01-01", "true", "nan", ""]
+)
+def test_words_are_written_such_that_old_and_new_yaml_read_words(tmp_path: Path, word: str) -> None:
+    text = yaml_text({"key": word, "values": [1, 1e5, 0.1, None, True]})
+    (tmp_path / "one.yaml").write_text(text)
+    assert (
+        read_yaml(tmp_path / "one.yaml", "file")
+        == yaml.safe_load(text)
+        == {
+            "key": word,
+            "values": [1, 1e5, 0.1, None, True],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seeds: [42]\ntarget: log_g\nseeds: [43]", "'seeds' stands twice, in lines 1 and 3"),
+        ("data: {train: a, test: b}\nridge:\n  alpha: 1e5\n  alpha: 1e3", "'alpha' stands twice, in lines 3 and 4"),
+        ("{data: {train: a, test: b}, seeds: yes}", "seeds"),
+        ("{data: {train: a, test: b}, seeds: true}", "seeds: true or false is no value"),
+        ("{data: {train: a, test: b}, noise: {levels: [true]}}", "noise: true or false is no value"),
+        ("{data: {train: a, test: b}, bins: {M_H: [true, 2]}}", "bins: true or false is no value"),
+        ("seeds: " + 5000 * "9", "not valid YAML"),
+        ("seeds: !!int 1:30", "not valid YAML"),
+    ],
+)
+def test_load__raise_on_words_that_mean_something_else(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gate": {}, "bins": {"Teff": [3750, 6000]}}, r"bins: 'Teff'.*did you mean 'T_eff'"),
+        ({"bin_names": {"T_eff": ["=1+1", "b", "c"]}}, "bin_names.T_eff.*may not begin with '='"),
+        ({"bin_names": {"T_eff": ["a", "b", "-c"]}}, "bin_names.T_eff.*may not begin with '-'"),
+        ({"binnings": {"@SUM(A1)": {"snr": {"quantiles": 2}}}}, "binnings.*may not begin with '@'"),
+    ],
+)
+def test_load__raise_on_misleading_names(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, MINIMAL | change)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,8 @@ from shard_factory import make_frame, make_pixels, write_shard
 import pipeline.convert
 import pipeline.convert.convert
 import pipeline.convert.ranges
-from pipeline.convert import cast_rows, convert_shards
-from pipeline.convert.ranges import RangeWriter, RowSource
+from pipeline.convert import cast_rows, convert_shards, inspect_path, verify_store
+from pipeline.convert.ranges import Bounds, RangeWriter, RowSource
 from pipeline.convert.sources import lock_work, remove_work
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.shards import ShardReader, read_shard_info
@@ -478,8 +479,13 @@ def test_convert__scan_is_resumed(
         ("noisy", 39, slice(0, 2), np.nan, "noisy must be finite, found nan at row 39, pixel 0"),
         ("error", 7, slice(None), 0.0, "spectrum 7 must hold 1-sigma errors, but all its errors are zero"),
         ("flux", 7, slice(None), 0.0, "spectrum 7 must hold flux, but all its pixels are zero"),
-        ("flux", 7, 2, 1e39, r"flux at row 7, pixel 2 is 1e\+39, beyond float32"),
-        ("error", 7, 2, 1e300, "error at row 7, pixel 2 is .* beyond float32"),
+        ("flux", 7, 2, 1e39, r"flux must be below .*, found 1e\+39 at row 7, pixel 2"),
+        ("flux", 7, slice(2, 4), -9.97e36, r"flux must be below .*, found -9.97e\+36 at row 7, pixel 2"),
+        ("error", 7, 2, 1e300, r"error must be below .*, found 1e\+300 at row 7, pixel 2"),
+        ("error", 7, 2, 1e10, r"error must be below .*, found 1e\+10 at row 7, pixel 2"),
+        ("noisy", 7, 2, 1e20, r"noisy must be below .*, found 1e\+20 at row 7, pixel 2"),
+        ("flux", 7, slice(None), 3.5, "spectrum 7 must hold flux, but all its pixels are 3.5"),
+        ("noisy", 7, slice(None), 0.0, "spectrum 7 must hold noisy, but all its pixels are zero"),
     ],
 )
 def test_convert__raise_on_faulty_pixel(
@@ -488,18 +494,54 @@ def test_convert__raise_on_faulty_pixel(
     flux, error = make_pixels(40, P)
     arrays = {"flux": flux, "error": error, "noisy": flux.copy()}
     arrays[variable][row, pixel] = value
-    shard = write_shard(tmp_path / "train_3" / "dataset.h5", arrays=arrays)
+    # A mask excuses nothing: the models use every pixel.
+    mask = np.zeros((40, P), np.int64)
+    mask[row, pixel] = 1
+    shard = write_shard(tmp_path / "train_3" / "dataset.h5", arrays=arrays | {"mask": mask})
     with pytest.raises(InputError, match=f"train_3/dataset.h5: {message}") as caught:
         convert_shards([shard], tmp_path / "store", workers=1, **SMALL)
-    if "float32" not in message:
-        assert "'data.nonfinite: drop'" in str(caught.value)
-        assert "'--nonfinite drop'" in str(caught.value)
+    assert "'data.nonfinite: drop'" in str(caught.value)
+    assert "'--nonfinite drop'" in str(caught.value)
     assert not (tmp_path / "store").exists()
-    if "float32" in message:
-        with pytest.raises(InputError, match="beyond float32"):
-            convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL)
-    else:
-        assert convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL).n_spectra == 39
+    (inspected,) = inspect_path(shard)
+    assert re.search(f"1 spectrum, because {message}", inspected.refused or "")
+    store = convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL)
+    assert store.n_spectra == 39
+    assert store.sources[0].dropped_rows == (row,)
+    verify_store(store, [shard], workers=1)
+    assert inspect_path(store.path)[0].refused is None
+
+
+@pytest.mark.parametrize("variable", ["flux", "error"])
+def test_convert__raise_on_contiguous_storage_that_is_half_written(tmp_path: Path, variable: str) -> None:
+    shard = write_shard(tmp_path / "dataset.h5", chunks=None)
+    with h5py.File(shard, "r+") as file:
+        values = file[f"dataset/arrays/{variable}/value"][...]
+        del file[f"dataset/arrays/{variable}/value"]
+        half = file.create_dataset(f"dataset/arrays/{variable}/value", values.shape, values.dtype, fillvalue=2.5)
+        half[:23] = values[:23]
+    with pytest.raises(InputError, match=r"spectrum 23 must hold .* are 2.5, as if"):
+        convert_shards([shard], tmp_path / "store", workers=1)
+    assert "17 spectra" in (inspect_path(shard)[0].refused or "")
+
+
+@pytest.mark.parametrize("power", [-100, 0, 100])
+def test_cast_rows__what_is_absurd_does_not_depend_on_the_unit(power: int) -> None:
+    flux = np.ldexp(1.0 + np.arange(8.0), power)[None]
+    bounds = Bounds.of_flux(float(np.median(flux)))
+    out = np.empty((1, 8), np.float32)
+    assert cast_rows("flux", flux, out, bounds=bounds) == (0, [])
+    flux[0, 3] = 1e6 * np.median(flux)
+    [fault] = cast_rows("flux", flux, out, bounds=bounds)[1]
+    assert (fault.kind, fault.pixel) == ("absurd", 3)
+
+
+@pytest.mark.parametrize("factor", [1e-35, 1e35])
+def test_convert__raise_on_a_unit_beyond_single_precision(tmp_path: Path, factor: float) -> None:
+    flux, error = make_pixels(40, P)
+    shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux * factor, "error": error * factor})
+    with pytest.raises(InputError, match=r"typical flux .* another unit"):
+        convert_shards([shard], tmp_path / "store", workers=1)
 
 
 def test_convert__raise_when_nothing_is_left(tmp_path: Path) -> None:
@@ -509,7 +551,7 @@ def test_convert__raise_when_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_cast_rows__accepts_what_is_odd_but_right() -> None:
-    flux = np.array([[-1.0, 1.0, 0, 0], [3e38, 3e38, 3e38, 3e38], [1e-50, 1, 2, 3]])
+    flux = np.array([[-1.0, 1.0, 0, 0], [3e38, 3e38, 3e38, 1e38], [1e-50, 1, 2, 3]])
     out, sums = np.empty((3, 4), np.float32), np.zeros(4)
     assert cast_rows("flux", flux, out, sums) == (0, [])
     np.testing.assert_array_equal(out, flux.astype(np.float32))
@@ -583,7 +625,7 @@ def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypa
     )
     monkeypatch.setattr(pipeline.convert.ranges, "TILE_BYTES", 3 * 8 * P)
     block = np.empty((40, P))
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         for name, rows in expected.items():
             assert source.tile_rows(name, 20) == (3 if is_plain else 20)
             for start, stop in ((0, 40), (3, 4), (5, 29), (39, 40), (7, 7)):
@@ -595,7 +637,7 @@ def test_row_source__reads_what_hdf5_reads(tmp_path: Path, layout: str, monkeypa
 def test_row_source__leaves_other_numbers_to_hdf5(tmp_path: Path, dtype: str) -> None:
     flux = make_pixels(40, P)[0].astype(dtype)
     shard = write_shard(tmp_path / "dataset.h5", arrays={"flux": flux})
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         np.testing.assert_array_equal(source.read_rows("flux", 2, 9, np.empty((7, P))), flux[2:9].astype(float))
 
 
@@ -607,7 +649,7 @@ def test_row_source__leaves_a_user_block_and_other_files_to_hdf5(tmp_path: Path)
         file["dataset/arrays/flux/value"] = make_pixels(40, P)[0]
         other["error"] = make_pixels(40, P)[1]
         file["dataset/arrays/error/value"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "error")
-    with RowSource(tmp_path / "dataset.h5") as source:
+    with RowSource(ShardReader(tmp_path / "dataset.h5", allow_external=True)) as source:
         for name, expected in zip(("flux", "error"), make_pixels(40, P), strict=True):
             np.testing.assert_array_equal(source.read_rows(name, 2, 9, np.empty((7, P))), expected[2:9])
 
@@ -615,7 +657,7 @@ def test_row_source__leaves_a_user_block_and_other_files_to_hdf5(tmp_path: Path)
 def test_row_source__a_short_read_is_left_to_hdf5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_shard(tmp_path / "dataset.h5")
     monkeypatch.setattr(os, "preadv", lambda *_: 5)
-    with RowSource(shard) as source:
+    with RowSource(ShardReader(shard)) as source:
         np.testing.assert_array_equal(source.read_rows("flux", 0, 40, np.empty((40, P))), make_pixels(40, P)[0])
         assert not source.read_rows("mask", 0, 40, np.empty((40, P))).any()
 

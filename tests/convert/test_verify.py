@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from shard_factory import make_pixels, write_shard
 
+from pipeline.base import seal
 from pipeline.cli import main
 from pipeline.convert import convert_shards, verify_store
 from pipeline.errors import ConfigError, InputError
@@ -47,10 +48,13 @@ def rewrite_row(store: SpectraStore, variable: str, row: int, pixel: int) -> Non
     bits = chunks.view(np.uint8 if variable == "mask" else np.uint32)
     bits[row - start, pixel] ^= 1
     n = -(-(stop - start) // store.chunk_rows)
-    sizes = write_chunks(store.path / variable, store.layout, start, iter(chunks.reshape(-1, store.chunk_rows, P)[:n]))
+    rows = iter(chunks.reshape(-1, store.chunk_rows, P)[:n])
+    sizes, checksums = write_chunks(store.path / variable, store.layout, start, rows)
     path = store.path / "manifest" / "zarr.json"
     manifest = json.loads(path.read_text())
-    manifest["attributes"]["ranges"][start // store.layout.range_rows]["file_bytes"][variable] = sizes
+    part = manifest["attributes"]["ranges"][start // store.layout.range_rows]
+    part["file_bytes"][variable], part["checksums"][variable] = sizes, checksums
+    manifest["attributes"] = seal(manifest["attributes"])
     path.write_text(json.dumps(manifest))
 
 
@@ -177,7 +181,8 @@ def test_verify_store__reads_arrays_in_other_files(tmp_path: Path, kind: str) ->
         else:
             external = [(str(tmp_path / "flux.raw"), 0, flux.nbytes)]
             file.create_dataset(name, data=flux, external=external)
-    verify_store(convert_shards([shard], tmp_path / "store", **SMALL), [shard], workers=1)
+    store = convert_shards([shard], tmp_path / "store", allow_external=True, **SMALL)
+    verify_store(store, [shard], workers=1, allow_external=True)
 
 
 def test_convert_shards__delete_sources_names_its_successor(shards: list[Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from commands import invoke
 import pipeline
 from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate_moments, plan_accumulation
 from pipeline.accumulate.checkpoints import partition_folder
+from pipeline.base import seal
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ComputeConfig, ExperimentConfig
 from pipeline.errors import InputError
@@ -176,8 +177,46 @@ def test_folds_of_other_rows_are_damage(run: Path) -> None:
     facts_file = run / "moments" / NOISE[0].name / "fold-001" / "moments.json"
     facts = json.loads(facts_file.read_text())
     facts["rows"] = [row + 5 for row in facts["rows"]]
-    facts_file.write_text(json.dumps(facts))
+    facts_file.write_text(json.dumps(seal(facts)))
     assert "fold-001: of another computation" in str(open_moments(run).draws[1].folds[1].problem)
+
+
+def test_changed_counts_are_damage(run: Path) -> None:
+    facts_file = run / "moments" / NOISE[0].name / "fold-001" / "moments.json"
+    facts = json.loads(facts_file.read_text())
+    facts["counts"][0] += 2
+    facts["counts"][1] -= 2  # the sum is that of the rows
+    facts_file.write_text(json.dumps(facts))
+    assert "checksum" in str(open_moments(run).draws[1].folds[1].problem)
+
+
+@pytest.mark.parametrize("what", ["sums.npz", "gram-000.npy", "moments.json", "."])
+@pytest.mark.parametrize("other", ["fold-000", f"../{NOISE[1].name}/fold-001"])
+def test_files_of_another_fold_or_noise_are_damage(run: Path, plan: AccumulationPlan, what: str, other: str) -> None:
+    folder = run / "moments" / NOISE[0].name
+    one, two, aside = folder / "fold-001" / what, folder / other / what, run / "aside"
+    two.rename(aside), one.rename(two), aside.rename(one)
+    assert open_moments(run).verify().problems
+    moments = MomentsFolder(folder, NOISE[0], 2, 4, plan.fold_keys)
+    with pytest.raises(InputError, match="fold-00"):
+        [moments.read(fold, 0) for fold in range(2)]
+
+
+def test_folders_that_were_exchanged_are_computed_again(run: Path, made: Path, plan: AccumulationPlan) -> None:
+    one, two = (run / "moments" / noise.name / "fold-001" for noise in NOISE)
+    aside = one.rename(run / "aside")
+    two.rename(one), aside.rename(two)
+    accumulate_moments(plan, NOISE, run / "moments")
+    for noise in NOISE:
+        name = f"moments/{noise.name}/fold-001/sums.npz"
+        assert (run / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["[]", "null", "{}", "[" * 100_000])
+@pytest.mark.parametrize("name", ["key.json", "fold-000/moments.json"])
+def test_json_of_another_kind_is_damage(run: Path, name: str, damage: str) -> None:
+    (run / "moments" / NOISE[0].name / name).write_text(damage)
+    assert len(open_moments(run).problems) == 1
 
 
 def flip_a_byte(run: Path) -> None:
@@ -204,8 +243,8 @@ def test_a_flipped_byte_shows_when_verified(run: Path, capsys: pytest.CaptureFix
         ("sums.npz", b"PK", "sums.npz"),
         ("moments.json", b"{", "damaged"),
         ("moments.json", b'{"format": "headroom-moments", "version": 1}', "version 1"),
-        ("../key.json", b"[]", "key.json: missing or damaged"),
-        ("../key.json", None, "key.json: missing or damaged"),
+        ("../key.json", b"[]", "key.json: missing, or not"),
+        ("../key.json", None, "key.json: missing, or not"),
     ],
 )
 def test_damage_is_listed_beside_what_is_sound(run: Path, name: str, content: bytes | None, words: str) -> None:

@@ -78,7 +78,7 @@ def test_open__raise_on_missing_or_other_version(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputError, match=r"damaged \(gram-002\.npy is missing"):
         SavedMoments.open(tmp_path / "m")
     (tmp_path / "m" / "moments.json").write_text("[]")
-    with pytest.raises(InputError, match="found no facts"):
+    with pytest.raises(InputError, match="JSON object is required"):
         SavedMoments.open(tmp_path / "m")
     monkeypatch.setattr(moments_files, "MOMENTS_VERSION", 99)
     write_moments(tmp_path / "other", cells(), 3, {})
@@ -99,7 +99,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 def test_write__raise_on_a_disk_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str, place: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, "Read-only file system" if number == errno.EROFS else "No space left on device")
 
     if place == "json":

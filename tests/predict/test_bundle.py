@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 import pipeline
 from pipeline import schema
+from pipeline.base import hash_file, seal
 from pipeline.bins import OUTSIDE, spread_rows
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
@@ -285,6 +288,68 @@ def test_any_changed_byte_is_detected_and_its_file_named(bundle: Path, tmp_path:
     assert load_model(copy).fingerprint == load_model(bundle).fingerprint
 
 
+def restate_sums(bundle: Path) -> None:
+    """Let ``SHA256SUMS`` state what the files are now, as if they had been written so."""
+    names = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file())
+    sums = "".join(f"{hash_file(bundle / name)}  {name}\n" for name in names if name != SUMS_FILE)
+    (bundle / SUMS_FILE).write_text(sums, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["weights", "wavelength", "component_vectors", "component_variances", "intercepts"])
+@pytest.mark.parametrize("damage", ["shape", "dtype", "nan", "object"])
+def test_arrays_that_cannot_be_are_refused(bundle: Path, tmp_path: Path, name: str, damage: str) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "model"))
+    values = np.load(copy / "arrays" / f"{name}.npy")
+    if damage == "shape":
+        values = values[:-1]
+    elif damage == "nan":
+        values.flat[0] = np.nan
+    else:
+        values = values.astype(np.float32 if damage == "dtype" else object)
+    np.save(copy / "arrays" / f"{name}.npy", values, allow_pickle=True)
+    restate_sums(copy)
+    with pytest.raises(InputError, match="arrays"):
+        load_model(copy)
+
+
+@pytest.mark.parametrize("value", [None, [], 3, "x", {}, float("nan")])
+@pytest.mark.parametrize(
+    "name", ["labels", "target", "bins", "gate", "features", "route", "unsure", "out_of_domain", "arrays", "version"]
+)
+def test_facts_of_another_kind_are_refused(bundle: Path, tmp_path: Path, name: str, value: object) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "model"))
+    facts = json.loads((copy / MODEL_FILE).read_text(encoding="utf-8"))
+    (copy / MODEL_FILE).write_text(json.dumps(facts | {name: value}), encoding="utf-8")
+    restate_sums(copy)
+    if (name, value) in [("gate", None), ("features", None), ("unsure", 3)]:  # models may be so
+        return
+    with pytest.raises(InputError, match=r"model\.json|model "):
+        load_model(copy)
+
+
+def test_a_gate_that_does_not_fit_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "model"))
+    facts = json.loads((copy / MODEL_FILE).read_text(encoding="utf-8"))
+    for name, value in facts["gate"].items():
+        if isinstance(value, list) and value and not isinstance(value[0], str):
+            changed = facts | {"gate": facts["gate"] | {name: value[:-1]}}
+            (copy / MODEL_FILE).write_text(json.dumps(changed), encoding="utf-8")
+            restate_sums(copy)
+            with pytest.raises(InputError, match="model "):
+                load_model(copy)
+
+
+def test_a_product_that_changed_is_not_exported(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    for path in sorted((copy / "models").iterdir()):
+        content = path.read_bytes()
+        path.write_bytes(content[:-3] + b"   ")
+        if path.name in ("seed-42_noise-1.0.npz",):
+            with pytest.raises(InputError, match=path.name):
+                export_model(copy, tmp_path / "model")
+        path.write_bytes(content)
+
+
 def test_the_digests_are_what_sha256sum_reads_and_list_no_other_path(bundle: Path, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     shutil.copytree(bundle, copy)
@@ -299,13 +364,28 @@ def test_the_digests_are_what_sha256sum_reads_and_list_no_other_path(bundle: Pat
         load_model(copy)
 
 
+def test_the_model_of_a_run_that_may_only_be_read_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run / "model", ignore_errors=True)
+    first, mkdir = model_of_run(run), Path.mkdir
+    shutil.rmtree(run / "model")
+
+    def read_only(path: Path, *given: Any, **options: Any) -> None:
+        if run in path.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *given, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert model_of_run(run).fingerprint == first.fingerprint
+    assert not (run / "model").exists()
+
+
 def test_the_model_of_a_run_is_made_once_and_again_where_the_run_has_changed(run: Path) -> None:
     first = model_of_run(run)
     stamps = {path: path.stat().st_mtime_ns for path in (run / "model").rglob("*")}
     assert model_of_run(run).fingerprint == first.fingerprint
     assert stamps == {path: path.stat().st_mtime_ns for path in (run / "model").rglob("*")}
     metadata = json.loads((run / "metadata.json").read_text(encoding="utf-8"))
-    text = json.dumps(metadata | {"key": "0123456789abcdef"})
+    text = json.dumps(seal(metadata | {"key": "0123456789abcdef"}))
     before = (run / "metadata.json").read_bytes()
     (run / "metadata.json").write_text(text, encoding="utf-8")
     assert model_of_run(run).facts["provenance"]["results"] == "0123456789abcdef"
@@ -370,7 +450,9 @@ def test_export__raise_on_runs_and_folders(run: Path, ungated: Path, bundle: Pat
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("moments"))
     with pytest.raises(InputError, match=r"moments of seed-42_noise-1\.0"):
         export_model(copy, tmp_path / "model")
-    metadata = (copy / "metadata.json").read_text(encoding="utf-8")
+    stated = json.loads((copy / "metadata.json").read_text(encoding="utf-8"))
+    del stated["checksum"]  # an earlier version wrote none
+    metadata = json.dumps(stated)
     (copy / "metadata.json").write_text(metadata.replace("train.zarr", "gone.zarr"), encoding="utf-8")
     with pytest.raises(InputError, match=r"gone\.zarr"):
         export_model(copy, tmp_path / "model")
@@ -404,10 +486,10 @@ def test_a_bundle_of_another_version_is_refused(bundle: Path, tmp_path: Path) ->
 
     copy = tmp_path / "model"
     shutil.copytree(bundle, copy)
-    text = (copy / MODEL_FILE).read_text(encoding="utf-8").replace('"version": 1,', '"version": 2,', 1)
+    text = (copy / MODEL_FILE).read_text(encoding="utf-8").replace('"version": 1,', '"version": 3,', 1)
     (copy / MODEL_FILE).write_text(text, encoding="utf-8")
     old, new = (hashlib.sha256((one / MODEL_FILE).read_bytes()).hexdigest() for one in (bundle, copy))
     sums = (copy / SUMS_FILE).read_text(encoding="utf-8").replace(old, new)
     (copy / SUMS_FILE).write_text(sums, encoding="utf-8")
-    with pytest.raises(InputError, match=r"version 2, .*version 1"):
+    with pytest.raises(InputError, match=r"version 3, .*versions 1 to 2"):
         load_model(copy)

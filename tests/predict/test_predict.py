@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ def test_finished_predictions_stay_unless_they_are_to_be_replaced(
         predict_spectra(model, [test_store.path], out, other)
     predict_spectra(model, [test_store.path], out, PredictOptions(route="hard", noise="stored", overwrite=True))
     assert set(pd.read_parquet(out)["route"]) == {"hard"}
-    notes = tmp_path / "notes.txt"
+    notes = tmp_path / "notes.parquet"
     notes.write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="holds no predictions"):
         predict_spectra(model, [test_store.path], notes, PredictOptions(noise="stored", overwrite=True))
@@ -324,6 +325,27 @@ def test_bad_pixels_are_told_and_stand_for_the_mean(model: MixtureModel, tmp_pat
     np.testing.assert_allclose(found["log_g"][1:4], found["log_g"][0], rtol=1e-6)
     assert summary.reasons["bad pixels"] == 2
     assert [("bad pixels" in reason) for reason in found["reason"][:5]] == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_absurd_pixels_and_errors_are_bad_pixels(model: MixtureModel, tmp_path: Path, resample: bool) -> None:
+    flux = np.tile(model.components.mean, (40, 1))
+    error = np.full(flux.shape, 0.01)
+    arrays = {"flux": flux, "error": error, "mask": None}
+    wavelength = model.wavelength + (1e-3 if resample else 0)
+    shard = write_shard(tmp_path / "clean.h5", 40, 48, arrays=arrays, wavelength=wavelength)
+    noise = NoiseDraw(1.0, 3, schema.STREAM_TEST)
+    predict_spectra(model, [shard], tmp_path / "clean", PredictOptions(noise=noise, resample=resample))
+    flux[1, 5], error[2:22, 5] = 9.97e36, 1e20
+    shard = write_shard(tmp_path / "absurd.h5", 40, 48, arrays=arrays, wavelength=wavelength)
+    predict_spectra(model, [shard], tmp_path / "absurd", PredictOptions(noise=noise, resample=resample))
+    clean, found = (pd.read_parquet(tmp_path / name) for name in ("clean", "absurd"))
+    wrong = np.arange(40)
+    wrong = (wrong > 0) & (wrong < 22)
+    spoiled = found["bad_pixels"] - clean["bad_pixels"]
+    assert (spoiled[wrong] > 0).all(), "whichever way the noise was drawn"
+    np.testing.assert_array_equal(spoiled[~wrong], 0)
+    assert (found["log_g"] - clean["log_g"]).abs().max() < 0.5
 
 
 def test_the_command_predicts_from_a_run_and_prints_r2(
@@ -423,3 +445,29 @@ def test_predict__raise_on_damaged_spectra_and_resume_once_they_are_mended(
         predict_spectra(model, [shard], tmp_path / "p.parquet")
     shard.write_bytes(whole)
     assert predict_spectra(model, [shard], tmp_path / "p.parquet").n_spectra == 400
+
+
+def test_the_ending_of_the_name_chooses_the_format(
+    model: MixtureModel, test_store: SpectraStore, tmp_path: Path
+) -> None:
+    whole = predict_spectra(model, [test_store.path], tmp_path / "p.parquet", STORED)
+    text = predict_spectra(model, [test_store.path], tmp_path / "p.CSV", STORED)
+    assert text.scores == whole.scores
+    found, expected = pd.read_csv(tmp_path / "p.CSV", keep_default_na=False), pd.read_parquet(tmp_path / "p.parquet")
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-6)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["p.CSV", "p.parquet"]
+    with pytest.raises(InputError, match="--overwrite"):
+        predict_spectra(model, [test_store.path], tmp_path / "p.CSV", STORED)
+    predict_spectra(model, [test_store.path], tmp_path / "p.CSV", replace(STORED, overwrite=True))
+    (tmp_path / "notes.csv").write_text("a,b\n")
+    with pytest.raises(InputError, match="holds no predictions"):
+        predict_spectra(model, [test_store.path], tmp_path / "notes.csv", replace(STORED, overwrite=True))
+    for name in ("p", "p.txt", "p.h5"):
+        with pytest.raises(InputError, match=r"\.parquet or \.csv"):
+            predict_spectra(model, [test_store.path], tmp_path / name, STORED)
+
+
+def test_no_cell_of_a_table_is_a_formula(model: MixtureModel, sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "=1+1").symlink_to(sample / "test")
+    predict_spectra(model, [tmp_path / "=1+1" / "dataset.h5"], tmp_path / "p.csv")
+    assert set(pd.read_csv(tmp_path / "p.csv")["shard"]) == {"'=1+1/dataset.h5"}

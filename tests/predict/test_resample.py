@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.predict.sources import Resampling, pixel_edges
+from pipeline.predict.sources import Resampling, pixel_bounds
 
 
 def random_grid(rng: np.random.Generator, low: float, high: float, n: int) -> np.ndarray:
     return np.linspace(low, high, n) + rng.uniform(-0.3, 0.3, n) * (high - low) / n
+
+
+def pixel_edges(wavelength: np.ndarray) -> np.ndarray:
+    """Edges (P + 1,) of pixels that leave no gap."""
+    lower, upper = pixel_bounds(wavelength)
+    np.testing.assert_array_equal(lower[1:], upper[:-1])
+    return np.append(lower, upper[-1])
 
 
 def rebin_plainly(flux: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -95,7 +102,37 @@ def test_pixels_beyond_the_input_are_bad() -> None:
     assert (found[bad] == 0).all()
 
 
+def chips(step: float = 1.0) -> np.ndarray:
+    """Two chips of 40 and 60 pixels, 55 Å apart, and a lone pixel farther on."""
+    return np.concatenate([7000 + step * np.arange(40), 7100 + step * np.arange(60), [7300.0]])
+
+
+def test_pixels_beside_a_gap_do_not_reach_into_it() -> None:
+    lower, upper = pixel_bounds(chips())
+    np.testing.assert_allclose(upper - lower, 1)
+    np.testing.assert_allclose([upper[39], lower[40], lower[-1]], [7039.5, 7099.5, 7299.5])
+
+
+@pytest.mark.parametrize("target", [np.arange(7000.0, 7160), np.arange(7000.25, 7160, 0.5), np.arange(7001.0, 7160, 3)])
+def test_pixels_in_a_gap_are_bad(target: np.ndarray) -> None:
+    """They have no input, whatever stands on both sides of them; grids that change their step have no gap."""
+    found, bad = Resampling(chips()[:-1], target).flux(np.ones((2, 100)))
+    half = (target[1] - target[0]) / 2
+    in_gap = (target + half > 7039.5 + 1e-6) & (target - half < 7099.5 - 1e-6)
+    beyond = (target - half < 6999.5 - 1e-6) | (target + half > 7159.5 + 1e-6)
+    np.testing.assert_array_equal(bad, np.broadcast_to(in_gap | beyond, bad.shape))
+    assert (found[bad] == 0).all()
+    arms = np.concatenate([np.arange(7000, 7040, 0.4), np.arange(7040, 7160, 0.9)])
+    assert Resampling(arms, np.arange(7005.0, 7150, 1.1)).covered.all()
+
+
+def test_one_missing_pixel_is_a_gap() -> None:
+    grid = np.arange(7000.0, 7100)
+    _, bad = Resampling(np.delete(grid, 30), grid).flux(np.ones((1, 99)))
+    assert np.flatnonzero(bad[0]).tolist() == [30]
+
+
 @pytest.mark.parametrize("grid", [[1.0], [2.0, 1.0], [1.0, np.nan], [[1.0, 2.0]]])
 def test_grids__raise_on_what_is_none(grid: list[float]) -> None:
     with pytest.raises(InputError, match="increasing wavelengths"):
-        pixel_edges(grid)
+        pixel_bounds(grid)

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.base import seal
 from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.report import compare_runs, describe_difference, write_page
 from pipeline.scoring import METADATA_FILE, PREDICTIONS_FILE
-from tests.results_factory import FakeRun, make_results
+from tests.results_factory import FakeRun, make_results, restate_hashes
 
 RUN = FakeRun(seeds=(42, 123), n_test=400)
 
@@ -25,13 +26,14 @@ def edit_metadata(folder: Path, change: Callable[[dict], None]) -> None:  # type
     path = folder / METADATA_FILE
     metadata = json.loads(path.read_text())
     change(metadata)
-    path.write_text(json.dumps(metadata))
+    path.write_text(json.dumps(seal(metadata)))
 
 
 def edit_predictions(folder: Path, change: Callable[[pd.DataFrame], None]) -> None:
     frame = pd.read_parquet(folder / PREDICTIONS_FILE)
     change(frame)
     frame.to_parquet(folder / PREDICTIONS_FILE, index=False)
+    restate_hashes(folder)
 
 
 def set_resamples(metadata: dict) -> None:  # type: ignore[type-arg]
@@ -171,6 +173,9 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: P
     other = make_results(tmp_path / "other", RUN)
     summary = other.summary.to_dict() | {"target": "T_eff"}
     (other.folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(InputError, match=r"summary\.json is not what"):
+        compare_runs([runs[0], other.folder])
+    restate_hashes(other.folder)
     with pytest.raises(InputError, match=r"log_g .* and T_eff"):
         compare_runs([runs[0], other.folder])
 

@@ -20,7 +20,7 @@ from pipeline.accumulate.hotloop import CellRows
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ComputeConfig, ExperimentConfig, load_config
 from pipeline.convert import convert_shards
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.moments import open_moments
 from pipeline.noise import NoiseDraw
 from pipeline.run import add_spectra, describe_reuse, plan_experiment, remove_shard, run_experiment
@@ -306,12 +306,11 @@ def grown(finished: Path, shards: list[Path], tmp_path_factory: pytest.TempPathF
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["accumulate", "solve", "score"])
 def test_a_killed_addition_is_finished_by_the_same_command(
-    run: Path, grown: Path, shards: list[Path], phase: str
+    run: Path, finished: Path, grown: Path, shards: list[Path], phase: str
 ) -> None:
     interrupt(phase, "add", str(run), str(shards[2]))
     if phase != "score":
-        with pytest.raises(InputError, match=r"headroom run .*config\.yaml --out"):
-            remove_shard(run, "shard_0")
+        assert (run / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes(), "the old results stand"
         add_spectra(run, [shards[2]])
     else:
         run_experiment(load_config(run / "config.yaml"), run)
@@ -319,8 +318,15 @@ def test_a_killed_addition_is_finished_by_the_same_command(
 
 
 @pytest.mark.slow
+def test_after_a_killed_addition_another_change_is_free(run: Path, shards: list[Path], tmp_path: Path) -> None:
+    interrupt("solve", "add", str(run), str(shards[2]))
+    remove_shard(run, "shard_0")
+    require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["solve", "score"])
-def test_a_killed_removal_is_finished_by_running_the_configuration(
+def test_a_killed_removal_is_finished_by_the_same_command(
     grown: Path, tmp_path: Path, phase: str, read: list[tuple[int, int]]
 ) -> None:
     run = shutil.copytree(grown, tmp_path / "run")
@@ -330,7 +336,9 @@ def test_a_killed_removal_is_finished_by_running_the_configuration(
         before = json.loads((run / "metadata.json").read_text())
         assert before["config"]["data"]["exclude"] == [], "the old results stand"
         assert open_moments(run).problems == []
-    run_experiment(load_config(run / "config.yaml"), run)
+        remove_shard(run, "shard_1")
+    else:
+        run_experiment(load_config(run / "config.yaml"), run)
     assert read == []
     assert not list((run / "moments").rglob("kept-*"))
     remade = tmp_path / "scratch"
@@ -416,17 +424,52 @@ def test_run__raise_on_wrong_exclusions(base: ExperimentConfig, tmp_path: Path, 
         run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "run")
 
 
-def test_an_impossible_change_is_taken_back(base: ExperimentConfig, shards: list[Path], tmp_path: Path) -> None:
-    plain = base.to_dict()
-    plain["ridge"] = {"alpha": {"search": [10, 1000]}, "min_spectra": 20}
+NEED_TWO_FOLDS = {
+    "gate": {"gate": {}},
+    "design": {"design": {"grid": {"T_eff": [3750, 4500, 6000], "M_H": [-2.5, -0.8, 0.75]}, "experts": 2}},
+    "ridge.alpha.search": {"ridge": {"alpha": {"search": [10, 1000]}, "min_spectra": 20}},
+}
+
+
+@pytest.mark.parametrize("name", NEED_TWO_FOLDS)
+def test_the_plan_knows_what_needs_two_folds(base: ExperimentConfig, name: str) -> None:
+    plain = base.to_dict() | NEED_TWO_FOLDS[name]
+    plan_experiment(ExperimentConfig.model_validate(plain))
+    plain["data"]["exclude"] = ["shard_0"]
+    with pytest.raises(ConfigError, match=f"^{name} needs at least two folds.*found 1"):
+        plan_experiment(ExperimentConfig.model_validate(plain))
+
+
+def test_an_impossible_change_changes_nothing(base: ExperimentConfig, shards: list[Path], tmp_path: Path) -> None:
+    """One fold would be left, and a gate needs two; then the commands that the README names work."""
+    plain = base.to_dict() | NEED_TWO_FOLDS["gate"]
     run = run_experiment(ExperimentConfig.model_validate(plain), tmp_path / "run").folder
-    before = load_config(run / "config.yaml")
-    with pytest.raises(InputError, match="search needs at least two folds"):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(InputError, match="gate needs at least two folds"):
         remove_shard(run, "shard_0")
-    assert load_config(run / "config.yaml") == before
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     results = add_spectra(run, [shards[2]])
     assert results.metadata["folds"]["reused"] == [0, 1]
+    remove_shard(run, "shard_0")
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
+
+
+def test_a_command_that_was_killed_after_its_results_is_finished_by_itself(
+    run: Path, shards: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("add", str(run), str(shards[2]), "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run.render_run", interrupt)
+        assert invoke(capsys, *arguments)[0] == 130
+    assert not (run / "report.html").exists()
+    code, out, err = invoke(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "1,800" in out
+    assert (run / "report.html").exists()
+    assert invoke(capsys, *arguments)[0] == 2, "it is finished now, so it would add the spectra twice"
 
 
 def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]) -> None:

@@ -25,6 +25,7 @@ from pipeline import (
     revisit_run,
     run_experiment,
 )
+from pipeline.base import seal
 from pipeline.run import run_demo
 from pipeline.simulate import SampleSpec
 
@@ -162,7 +163,7 @@ def test_revisit__raise_on_missing_moments_and_changed_stores(run: Path, tmp_pat
         revisit_run(copy, alpha=1.0)
     metadata = json.loads((copy / "metadata.json").read_text(encoding="utf-8"))
     metadata["stores"]["test"]["fingerprint"] = "0" * 64
-    (copy / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+    (copy / "metadata.json").write_text(json.dumps(seal(metadata)), encoding="utf-8")
     with pytest.raises(InputError, match="its test spectra are other ones now"):
         revisit_run(copy)
 

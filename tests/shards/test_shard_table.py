@@ -190,3 +190,56 @@ def test_read_columns__raise_on_an_absurd_size(tmp_path: Path) -> None:
         file["dataset/params/table"].resize(10**12, axis=0)
     with pytest.raises(InputError, match="1000000000000 rows"):
         read_shard_info(path)
+
+
+@pytest.mark.parametrize("kind", ["unwritten", "contiguous", "half", "virtual", "zeros"])
+def test_read_shard_info__raise_on_labels_that_were_never_written(tmp_path: Path, kind: str) -> None:
+    path = write_shard(tmp_path / "train_0" / "dataset.h5")
+    with h5py.File(path, "a") as file:
+        table = file["dataset/params/table"]
+        rows, attributes, n = table[()], dict(table.attrs), len(table)
+        del file["dataset/params/table"]
+        if kind == "virtual":
+            layout = h5py.VirtualLayout(rows.shape, rows.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "gone.h5"), "table", rows.shape, rows.dtype)
+            new = file.create_virtual_dataset("dataset/params/table", layout)
+        else:
+            chunks = None if kind in ("contiguous", "zeros") else (n // 2,)
+            new = file.create_dataset("dataset/params/table", rows.shape, rows.dtype, chunks=chunks)
+        if kind == "half":
+            new[: n // 2] = rows[: n // 2]
+        if kind == "zeros":  # some storage is written, the rest reads as zeros
+            new[:5] = rows[:5]
+        for name, value in attributes.items():
+            new.attrs[name] = value
+    with pytest.raises(InputError, match="dataset/params/table"):
+        read_shard_info(path)
+
+
+@pytest.mark.parametrize("data_columns", [None, ["field", "field_name"]])
+def test_categories_are_read_as_the_values_that_they_stand_for(tmp_path: Path, data_columns: list[str] | None) -> None:
+    """The codes of another shard mean other values; pandas writes columns of categories in two ways."""
+    fields = [[30.0, 10.0, 30.0], [20.0, 30.0, None]]
+    for k, values in enumerate(fields):
+        frame = make_frame(3, seed=k)
+        frame["field"] = pd.Categorical(values)
+        frame["field_name"] = pd.Categorical([None if one is None else f"f{one:g}" for one in values])
+        path = write_shard(tmp_path / f"{k}.h5", 3, seed=k, frame=frame, data_columns=data_columns)
+        columns = read_shard_info(path).columns
+        np.testing.assert_array_equal(columns["field"], np.array(values, float))
+        assert columns["field_name"].tolist() == [b"" if one is None else b"f%d" % one for one in values]
+
+
+@pytest.mark.parametrize("damage", ["no list", "short list"])
+def test_categories__raise_on_codes_without_values(tmp_path: Path, damage: str) -> None:
+    frame = make_frame(3)
+    frame["field"] = pd.Categorical([30, 10, 20])
+    path = write_shard(tmp_path / "dataset.h5", 3, frame=frame, data_columns=["field"])
+    with h5py.File(path, "r+") as file:
+        listed = file["dataset/params/meta/field/meta"]
+        first = listed["table"][:1]
+        del listed["table"]
+        if damage == "short list":
+            listed["table"] = first
+    with pytest.raises(InputError, match="categorical column 'field'"):
+        read_shard_info(path)

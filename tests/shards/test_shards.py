@@ -299,3 +299,34 @@ def test_read__damaged_metadata_is_an_input_error(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 20
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (np.linspace(710, 885, 16), "nanometres; multiply them by 10"),
+        (np.linspace(0.71, 0.885, 16), "micrometres; multiply them by 10,000"),
+        (np.linspace(3.85, 3.95, 16), r"log10 of Å.*10\*\*w"),
+        (np.linspace(8.8, 9.1, 16), "natural logarithms"),
+        (np.linspace(7.1e-7, 8.85e-7, 16), "metres; multiply them by 1e10"),
+    ],
+)
+def test_wavelengths_in_other_units_are_noticed(tmp_path: Path, grid: np.ndarray, words: str) -> None:
+    with pytest.raises(InputError, match=f"must be in Å.*{words}"):
+        read_shard_info(write_shard(tmp_path / "dataset.h5", 8, wavelength=grid))
+
+
+def test_wavelengths_that_may_be_nanometres_are_remarked_on(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "dataset.h5", 8, wavelength=np.linspace(1510, 1700, 16))
+    assert any("nanometres" in remark for remark in read_shard_info(path).remarks)
+
+
+def test_shards__raise_on_spectra_of_one_pixel(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least two pixels"):
+        read_shard_info(write_shard(tmp_path / "dataset.h5", 8, 1))
+
+
+def test_files_that_macos_leaves_are_no_shards_and_capitals_do_not_matter(tmp_path: Path) -> None:
+    write_shard(tmp_path / "S.H5", 8)
+    (tmp_path / "._S.H5").write_bytes(b"resource fork")
+    assert find_shards([tmp_path], tmp_path) == (tmp_path / "S.H5",)

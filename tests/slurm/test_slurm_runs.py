@@ -144,7 +144,7 @@ def test_a_worker_that_meets_its_walltime_is_replaced(
     slurm: SlurmSite, config_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     faults = Faults(tmp_path, pieces=2)  # its task would last longer than the job
-    profile = write_profile(tmp_path / "site.yaml", jobs=1, walltime=60)
+    profile = write_profile(tmp_path / "site.yaml", jobs=1, walltime="00:01:00")
     with Run(config_file, tmp_path / "run", "--cluster", str(profile), environment=faults.environment) as run:
         [first] = set(faults.wait_for_pieces(2))
         wait_until(lambda: set(faults.writers()) - {first}, "the worker of another job computes", 100)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_factory import make_frame, make_pixels, write_shard
+from shard_factory import make_first_version, make_frame, make_pixels, write_shard
 
+from pipeline.base import seal
 from pipeline.convert import convert_shards
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.store import SpectraStore, StoreLayout, digest_rows, open_spectra, plan_layout
 
 N, P = 100, 16
@@ -206,13 +210,13 @@ def cut(file: Path) -> None:
         (lambda s: shutil.rmtree(s), "must be a store, found nothing there"),
         (
             lambda s: rewrite(s / "zarr.json", lambda a: a.update(version=99)),
-            "version 99 .* reads version 1; use",
+            "version 99 .* reads version",
         ),
         (lambda s: rewrite(s / "zarr.json", lambda a: a.update(format="x")), "not a store .format 'x'"),
         (lambda s: rewrite(s / "zarr.json", lambda a: a.pop("fingerprint")), "manifest cannot be read"),
         (
             lambda s: rewrite(s / "manifest" / "zarr.json", lambda a: a["ranges"][0]["digests"].update(flux="12")),
-            "digests do not give the store's fingerprint",
+            "does not match its checksum",
         ),
         (lambda s: rewrite(s / "manifest" / "zarr.json", lambda a: a.pop("ranges")), "manifest cannot be read"),
     ],
@@ -237,6 +241,67 @@ def test_open__raise_on_changed_vectors(copy: Path) -> None:
     zarr.open_array(copy / "mean_flux", mode="r+")[3] = 2.5
     with pytest.raises(InputError, match="mean spectrum differ"):
         SpectraStore.open(copy)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give two files each other's names: both are sound, and hold what they should not."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize(("one", "other"), [("log_g", "M_H"), ("flux", "error"), ("error", "noisy")])
+def test_read__raise_on_exchanged_arrays(copy: Path, one: str, other: str, is_old: bool) -> None:
+    if is_old:
+        make_first_version(copy)
+    before = SpectraStore.open(copy)
+    files = [(file, copy / other / file.relative_to(copy / one)) for file in (copy / one / "c").rglob("*")]
+    for mine, theirs in files:
+        if mine.is_file():
+            exchange(mine, theirs)
+    sizes = copy / "manifest" / "zarr.json"
+    content = json.loads(sizes.read_text())
+    for part in content["attributes"]["ranges"]:  # as if both had been compressed as well as each other
+        if one in part["file_bytes"]:
+            bytes_of = part["file_bytes"]
+            bytes_of[one], bytes_of[other] = bytes_of[other], bytes_of[one]
+    content["attributes"] = content["attributes"] if is_old else seal(content["attributes"])
+    sizes.write_text(json.dumps(content))
+    store = SpectraStore.open(copy)
+    for name in (one, other):
+        read = partial(store.read_columns, [name]) if name in store.columns else partial(store.read_rows, name)
+        with pytest.raises(InputError, match=name):
+            read(30, 40)
+    assert before.fingerprint == store.fingerprint
+
+
+def test_read__raise_on_exchanged_chunks_of_one_array(copy: Path) -> None:
+    store = SpectraStore.open(copy)
+    names = [name for name, *_ in store.layout.iter_files(0, N)]
+    if len(names) < 3:
+        pytest.skip("one chunk file")
+    content = {name: (copy / "flux" / name).read_bytes() for name in names[:2]}
+    if len({len(one) for one in content.values()}) > 1:
+        pytest.skip("they differ in size, which shows at once")
+    exchange(*(copy / "flux" / name for name in names[:2]))
+    with pytest.raises(InputError, match=names[0]):
+        SpectraStore.open(copy).read_rows("flux", 0, 4)
+
+
+@pytest.mark.parametrize("damage", ["[]", "null", "3", '{"attributes": []}', "[" * 100_000, '{"a": ' * 100_000])
+@pytest.mark.parametrize("name", ["zarr.json", "manifest/zarr.json", "log_g/zarr.json", "wavelength/zarr.json"])
+def test_open__raise_on_json_of_another_kind(copy: Path, name: str, damage: str) -> None:
+    (copy / name).write_text(damage)
+    with pytest.raises(InputError, match=r"zarr\.json|manifest"):
+        SpectraStore.open(copy)
+
+
+def test_open__first_version_reads_the_same(copy: Path) -> None:
+    store, old = SpectraStore.open(copy), SpectraStore.open(make_first_version(copy))
+    np.testing.assert_array_equal(old.read_rows("flux", 3, 90), store.read_rows("flux", 3, 90))
+    np.testing.assert_array_equal(old.read_columns(["log_g"], 3, 90)["log_g"], store.columns["log_g"][3:90])
 
 
 def test_open_spectra__dataset(path: Path) -> None:
@@ -294,3 +359,42 @@ def test_plan_layout__defaults_and_limits() -> None:
     for chunk_rows, shard_rows in ((0, None), (-1, None), (8, 12), (8, -8)):
         with pytest.raises(ConfigError):
             plan_layout(100, 16, chunk_rows, shard_rows)
+
+
+# --- What is not ours, and what is no regular file.
+
+
+@pytest.mark.parametrize("attributes", [{}, {"title": "mine"}, None])
+def test_open__a_zarr_folder_of_another_program_is_not_damaged(
+    tmp_path: Path, attributes: dict[str, str] | None
+) -> None:
+    path = tmp_path / "mine.zarr"
+    xr.Dataset({"flux": (("star", "pixel"), np.ones((3, 4)))}, attrs=attributes or {}).to_zarr(
+        path, zarr_format=3, consolidated=False
+    )
+    if attributes is None:
+        (path / "zarr.json").write_text("[]")
+    with pytest.raises(InputError, match="headroom convert") as refused:
+        SpectraStore.open(path)
+    assert not any(word in str(refused.value) for word in ("delete", "damaged", "overwrite"))
+
+
+@pytest.mark.parametrize("name", ["manifest/zarr.json", "flux/zarr.json", "wavelength/c/0", "log_g/c/0", "flux/c/0/0"])
+def test_open__never_waits_for_a_pipe(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(InputError, match="damaged"):
+        SpectraStore.open(copy)
+
+
+def test_open__too_many_open_files_are_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = SpectraStore.open(path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(zarr.Group, "__getitem__", fail)
+    with pytest.raises(ResourceError, match="too many open files"):
+        SpectraStore.open(path)
+    with pytest.raises(ResourceError, match="too many open files"):
+        stored.read_columns(["log_g"], 0, 1)

@@ -16,7 +16,7 @@ import zarr
 from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_factory import make_frame, make_pixels, write_shard
+from shard_factory import make_first_version, make_frame, make_pixels, write_shard
 from tracing import trace_peak
 
 from pipeline import schema
@@ -269,6 +269,7 @@ def test_memory_of_reading_columns_does_not_grow_with_the_spectra(tmp_path: Path
 
 def test_stores_with_columns_in_one_chunk_still_open(whole: SpectraStore, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(whole.path, tmp_path / "copy.zarr"))
+    make_first_version(copy)
     root = zarr.open_group(copy, mode="r+")
     for name, values in whole.columns.items():
         with zarr.config.set({"array.write_empty_chunks": True}):
@@ -300,6 +301,8 @@ def test_find_stores__raise_on_mixtures(parts: Path, shards: list[Path], tmp_pat
     with pytest.raises(InputError, match=r"a\.zarr and train_0"):
         find_stores([tmp_path])
     (tmp_path / "train_0").rename(tmp_path / "b.zarr.partial")
+    assert find_stores([tmp_path / "b.zarr"]) == ()  # nothing says that it is a conversion's
+    (tmp_path / "b.zarr.partial" / "plan.json").write_text("{}")
     for pattern in (tmp_path, tmp_path / "*", tmp_path / "b.zarr"):
         with pytest.raises(InputError, match=r"b\.zarr\.partial"):
             find_stores([pattern])

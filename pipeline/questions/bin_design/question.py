@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import remove_leftovers, replacing
+from pipeline.base import is_sealed, parse_object, read_file, remove_leftovers, replacing, seal
 from pipeline.bins import OUTSIDE, count_in_folds
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig, RidgeConfig, content_hash
 from pipeline.errors import InputError
@@ -274,7 +274,8 @@ def _answer_parts(facts: Facts, parts: Sequence[_Part], fine: FineGrid) -> list[
             k, job = jobs[place]
             answers[k][job.name] = errors
             with replacing(facts.folder / parts[k].errors_file) as temporary:
-                temporary.write_text(json.dumps({"key": parts[k].key, "parts": answers[k]}), encoding="utf-8")
+                content = seal({"key": parts[k].key, "parts": answers[k]})
+                temporary.write_text(json.dumps(content), encoding="utf-8")
     return answers
 
 
@@ -282,7 +283,8 @@ def _read_answers(facts: Facts, part: _Part) -> dict[str, HeldOutErrors]:
     """Return what an earlier run has found, all or some of it; nothing where it was made of something else."""
     path = facts.folder / part.errors_file
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_object(read_file(path))
+        is_sealed(content)  # earlier versions wrote no checksum
         found: dict[str, HeldOutErrors] = content["parts"] if content["key"] == part.key else {}
         return found
     except FileNotFoundError:

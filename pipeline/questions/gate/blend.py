@@ -33,7 +33,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from pipeline.base import Progress, SilentProgress, Task, name_group, read_json, replacing, run_tasks
+from pipeline.base import Progress, SilentProgress, Task, name_group, parse_array, read_json, replacing, run_tasks
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import content_hash
 from pipeline.errors import InputError
@@ -182,7 +182,10 @@ class Blend:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Blend:
         """Return the blend that :meth:`to_dict` was called on."""
-        arrays = {name: np.asarray(plain[name], dtype=np.float64) for name in ("slopes", "centre", "scale")}
+        n_labels = len(plain["centre"])
+        n_inputs = 1 + n_labels + n_labels * (n_labels + 1) // 2
+        shapes = {"slopes": (len(plain["slopes"]), n_inputs), "centre": (n_labels,), "scale": (n_labels,)}
+        arrays = {name: parse_array(plain, name, shape) for name, shape in shapes.items()}
         errors = {scope: HeldOutErrors(**one) for scope, one in plain["errors"].items()}
         return cls(tau=plain["tau"], strength=plain["strength"], errors=errors, **arrays)
 

@@ -163,6 +163,7 @@ class _Piece:
     job: FeatureJob
     stores: tuple[str, ...]
     fingerprint: str
+    exponent: int
     labels: tuple[str, ...]
     precision: str
     partition: Partition
@@ -264,6 +265,7 @@ def _plan_pieces(plan: AccumulationPlan, job: FeatureJob) -> list[_Piece]:
             job=job,
             stores=plan.stores,
             fingerprint=plan.fingerprint,
+            exponent=plan.exponent,
             labels=plan.labels,
             precision=plan.precision,
             partition=part,
@@ -279,7 +281,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
     """Compute and write the rows of one partition. The body of a Dask task."""
     if Path(piece.target).exists():
         return  # a worker that takes over from a lost one
-    store = open_stores(piece.stores)
+    store = open_stores(piece.stores).scaled(piece.exponent)
     if store.fingerprint != piece.fingerprint:
         raise InputError(f"store {', '.join(piece.stores)} changed since the plan was made; run again")
     columns, parts, done = _Columns.read(piece), [], 0

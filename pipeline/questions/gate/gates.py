@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, owens_t
 
+from pipeline.base import parse_array
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.moments import PredictionSums
@@ -112,8 +113,9 @@ class RidgeGate:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], grid: BinGrid) -> RidgeGate:
         """Return the gate that :meth:`to_dict` was called on, over these bins."""
-        numbers = (np.asarray(plain[name], dtype=np.float64) for name in ("slope", "intercept", "covariance"))
-        return cls(grid, tuple(plain["labels"]), *numbers)
+        n_columns, labels = len(grid.columns), tuple(map(str, plain["labels"]))
+        shapes = {"slope": (n_columns, len(labels)), "intercept": (n_columns,), "covariance": (n_columns, n_columns)}
+        return cls(grid, labels, *(parse_array(plain, name, shape) for name, shape in shapes.items()))
 
     def expected_columns(self, predicted: ArrayLike) -> FloatArray:
         """Return the expected bin columns, shape (N, D), of predictions of all labels (N, Q)."""

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
+from pipeline.base import parse_array
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.errors import ConfigError, InputError
 from pipeline.questions.gate.features import require_no_leak
@@ -84,16 +85,17 @@ class LogisticGate:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], grid: BinGrid) -> LogisticGate:
         """Return the gate that :meth:`to_dict` was called on, over these bins."""
-        numbers = {
-            name: np.asarray(plain[name], dtype=np.float64) for name in ("centre", "scale", "weights", "intercepts")
-        }
+        features, cells, n_multiplied = tuple(plain["features"]), tuple(plain["cells"]), int(plain["multiplied"])
+        n_inputs = len(features) + n_multiplied * (n_multiplied + 1) // 2
+        shapes = {"weights": (len(cells), n_inputs), "intercepts": (len(cells),)}
+        shapes |= dict.fromkeys(("centre", "scale"), (len(features),))
         return cls(
             grid=grid,
-            feature_names=tuple(plain["features"]),
-            cells=tuple(plain["cells"]),
+            feature_names=features,
+            cells=cells,
             penalty=float(plain["penalty"]),
-            n_multiplied=int(plain["multiplied"]),
-            **numbers,
+            n_multiplied=n_multiplied,
+            **{name: parse_array(plain, name, shape) for name, shape in shapes.items()},
         )
 
     def probabilities(self, predicted: ArrayLike, features: ArrayLike | None = None) -> FloatArray:

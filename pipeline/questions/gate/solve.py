@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import Progress, SilentProgress, Task, name_group, replacing, run_tasks
+from pipeline.base import Progress, SilentProgress, Task, name_group, open_regular, replacing, run_tasks
 from pipeline.bins import BinGrid
 from pipeline.config import RidgeConfig
 from pipeline.errors import InputError
@@ -160,6 +160,7 @@ def read_held_out(path: Path) -> np.ndarray:
         If the file is missing or damaged.
     """
     try:
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
+        with open(path, "rb", opener=open_regular) as stream:
+            return np.asarray(np.load(stream, allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"gate {path}: cannot be read ({error}); delete the file and run again") from None

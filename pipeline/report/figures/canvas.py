@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
@@ -47,6 +48,7 @@ __all__ = [
     "format_count",
     "format_counts",
     "format_value",
+    "house_style",
     "label_counts",
     "new_figure",
     "save_figure",
@@ -77,6 +79,17 @@ class ShownFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw with matplotlib's own settings in this block, whatever a user's ``matplotlibrc`` says.
+
+    Figures look the same everywhere then, and need no LaTeX (``text.usetex``).
+    """
+    with rc_context():
+        rcdefaults()
+        yield
 
 
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:

@@ -26,6 +26,7 @@ from pipeline.report.figures.canvas import (
     few_ticks,
     format_counts,
     format_value,
+    house_style,
     label_counts,
     new_figure,
     save_figure,
@@ -240,6 +241,7 @@ def render_figures(results: RunResults, pictures: Sequence[Picture] = PICTURES) 
         if not picture.is_there(results):
             path.unlink(missing_ok=True)
             continue
-        save_figure(picture.draw(results), path)
+        with house_style():
+            save_figure(picture.draw(results), path)
         written.append((picture, path))
     return written
