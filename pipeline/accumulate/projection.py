@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader
 from pipeline.base import Workspace
-from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments
+from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors
 from pipeline.noise import Noise, Scatter
 
 __all__ = ["project_parts", "projection_memory"]
@@ -63,6 +63,7 @@ def project_parts(
     keep: Callable[[int, int, int, FactoredMoments], None],
     advance: Callable[[int], None] | None = None,
     workspace: Workspace | None = None,
+    exponent: int = 0,
 ) -> None:
     """Accumulate the factored moments of several parts of the rows, in one read for all noises.
 
@@ -76,11 +77,13 @@ def project_parts(
         Of the moments.
     keep
         Called with the numbers of a part, a noise and a cell, and with the finished moments.
+    exponent
+        Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
     loop = _Loop(reader, n_cells, noises, basis, settings, workspace or Workspace())
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(settings.threads, "project") as executor:
         for number, rows in enumerate(parts):
-            sums = [[_CellSum(basis, rows, settings) for _ in range(n_cells)] for _ in noises]
+            sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for _ in noises]
             pending: deque[Future[_Block]] = deque()
             for begin, end in loop.plan_blocks(rows):
                 pending.append(executor.submit(loop.work, rows, begin, end))
@@ -231,13 +234,14 @@ class _Loop:
 class _CellSum:
     """The moments of one noise and cell, as they grow."""
 
-    def __init__(self, basis: Basis, rows: CellRows, settings: LoopSettings) -> None:
-        self._moments = FactoredMoments.zeros(basis, rows.y_origin, rows.labels, float(np.finfo(settings.dtype).eps))
-        self._inner, self._noise = np.zeros_like(self._moments.inner), np.zeros(len(basis.variance))
-        self._residual, self._worst = np.zeros_like(self._noise), self._moments.worst
+    def __init__(self, basis: Basis, rows: CellRows, settings: LoopSettings, exponent: int) -> None:
+        self._basis, self._rows, self._exponent = basis, rows, exponent
+        self._epsilon, self._run_rows = float(np.finfo(settings.dtype).eps), settings.run_rows
+        zero = Factors.zeros(basis, len(rows.labels))
+        self._inner, self._noise, self._residual, self._worst = zero.inner, zero.noise, zero.residual, zero.worst
         self._n_check = 0
         self._waiting: list[FloatArray] = []
-        self._n_waiting, self._run_rows = 0, settings.run_rows
+        self._n_waiting = 0
 
     def add(
         self, own: FloatArray, noise: FloatArray, residual: FloatArray, rows: NDArray[np.int64], energies: FloatArray
@@ -262,14 +266,9 @@ class _CellSum:
         """Return the moments."""
         if self._n_waiting:
             self._multiply(np.concatenate(self._waiting))
-        return replace(
-            self._moments,
-            inner=self._inner,
-            noise=self._noise,
-            residual=self._residual,
-            n_check=self._n_check,
-            worst=self._worst,
-        )
+        factors = Factors(self._inner, self._noise, self._residual, self._n_check, self._worst)
+        rows = self._rows
+        return FactoredMoments.build(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
 
     def _multiply(self, rows: FloatArray) -> None:
         self._inner += rows.T @ rows

@@ -1,4 +1,3 @@
-from .algebra import AnyMoments as AnyMoments
 from .algebra import PredictionSums as PredictionSums
 from .algebra import PrincipalComponents as PrincipalComponents
 from .algebra import find_components as find_components
@@ -16,6 +15,7 @@ from .factored import CHECK_EVERY as CHECK_EVERY
 from .factored import WORST as WORST
 from .factored import Basis as Basis
 from .factored import FactoredMoments as FactoredMoments
+from .factored import Factors as Factors
 from .factored import Sample as Sample
 from .factored import choose_basis as choose_basis
 from .factored import extend_basis as extend_basis

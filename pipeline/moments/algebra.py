@@ -26,8 +26,6 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
-#: Both representations: what is not about tiles takes either.
-AnyMoments = Moments | FactoredMoments
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ class PrincipalComponents:
         return np.asarray(np.sqrt((np.asarray(scores)[:, varies] ** 2 / self.variances[varies]).sum(axis=1)))
 
 
-def find_components(whole: AnyMoments, n: int, out: FloatArray | None = None) -> PrincipalComponents:
+def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> PrincipalComponents:
     """Return the first ``n`` principal components of the spectra that moments were summed over.
 
     They are the eigenvectors of the covariance ``(S − ssᵀ/n)/n`` of the noisy spectra. The sign of an eigenvector has
@@ -231,7 +229,7 @@ class PredictionSums:
         return PredictionSums(*(sum(getattr(part, name) for part in parts) for name in PredictionSums.__annotations__))
 
 
-def sum_predictions(moments: AnyMoments, weights: ArrayLike, intercepts: ArrayLike) -> PredictionSums:
+def sum_predictions(moments: Moments, weights: ArrayLike, intercepts: ArrayLike) -> PredictionSums:
     """Return the joint sums of labels and predictions ``f = b + xᵀw``, from the moments alone.
 
     All moments are relative to the origins, so with ``b' = b + oᵀw − c``::

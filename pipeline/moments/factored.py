@@ -32,9 +32,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
-from pipeline.moments.moments import PixelSums, require_spectra
+from pipeline.moments.moments import Moments, PixelSums, require_spectra
 
-__all__ = ["CHECK_EVERY", "WORST", "Basis", "FactoredMoments", "Sample", "choose_basis", "extend_basis"]
+__all__ = ["CHECK_EVERY", "WORST", "Basis", "FactoredMoments", "Factors", "Sample", "choose_basis", "extend_basis"]
 
 FloatArray = NDArray[np.float64]
 #: Every row of a store whose number is a multiple of this is a check row.
@@ -96,10 +96,46 @@ class Basis:
 
 
 @dataclass(frozen=True, eq=False)
-class FactoredMoments:
+class Factors:
+    """What factored moments are made of; see :class:`FactoredMoments`."""
+
+    inner: FloatArray
+    noise: FloatArray
+    residual: FloatArray
+    n_check: int
+    worst: FloatArray
+
+    @classmethod
+    def zeros(cls, basis: Basis, n_labels: int) -> Factors:
+        """Return the factors of no spectra."""
+        size, n_pixels = basis.rank + 1 + n_labels, len(basis.variance)
+        return cls(np.zeros((size, size)), np.zeros(n_pixels), np.zeros(n_pixels), 0, np.tile([-1.0, 0.0], (WORST, 1)))
+
+    def __add__(self, other: Factors) -> Factors:
+        rows = np.concatenate([self.worst, other.worst])
+        return Factors(
+            self.inner + other.inner,
+            self.noise + other.noise,
+            self.residual + other.residual,
+            self.n_check + other.n_check,
+            rows[np.argsort(-rows[:, 1], kind="stable")][:WORST],
+        )
+
+    def __sub__(self, other: Factors) -> Factors:
+        return Factors(
+            self.inner - other.inner,
+            self.noise - other.noise,
+            self.residual - other.residual,
+            self.n_check - other.n_check,
+            self.worst,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FactoredMoments(Moments):
     """Moments of spectra whose noise was integrated out, for P pixels, Q labels and rank r; see this module.
 
-    It answers what :class:`pipeline.moments.Moments` answers.
+    Their sums over pixels and labels are those of dense moments. They have no tiles.
 
     Attributes
     ----------
@@ -113,103 +149,62 @@ class FactoredMoments:
         Σ e² over check rows, shape (P,), flux².
     n_check
         Check rows.
-    y_origin
-        c, shape (Q,).
-    labels
-        Names of the labels.
-    epsilon
-        Machine epsilon of the type in which rows were projected.
     worst
         Rows with the largest residuals: numbers and whitened energies ``Σ_p e_p²/v̄_p``, shape (WORST, 2); −1 and 0
         where there are fewer.
     """
+
+    is_tiled = False
 
     basis: Basis
     inner: FloatArray
     noise: FloatArray
     residual: FloatArray
     n_check: int
-    y_origin: FloatArray
-    labels: tuple[str, ...]
-    epsilon: float
     worst: FloatArray
 
     @classmethod
-    def zeros(cls, basis: Basis, y_origin: ArrayLike, labels: Sequence[str], epsilon: float) -> FactoredMoments:
-        """Return the moments of no spectra: the identity of addition."""
-        c, n_pixels = np.asarray(y_origin, dtype=np.float64), len(basis.x_origin)
-        size = basis.rank + 1 + c.size
+    def build(
+        cls,
+        basis: Basis,
+        factors: Factors,
+        y_origin: ArrayLike,
+        labels: Sequence[str],
+        epsilon: float,
+        exponent: int = 0,
+    ) -> FactoredMoments:
+        """Return the moments that some factors stand for.
+
+        ``epsilon`` is the machine epsilon of the type in which rows were projected; ``exponent`` as of dense moments.
+        """
+        r, inner = basis.rank, factors.inner
         return cls(
-            basis=basis,
-            inner=np.zeros((size, size)),
-            noise=np.zeros(n_pixels),
-            residual=np.zeros(n_pixels),
-            n_check=0,
-            y_origin=c,
+            count=int(inner[r, r]),
+            x_sum=basis.vectors @ inner[:r, r],
+            gram=np.empty(0),
+            y_sum=inner[r, r + 1 :],
+            cross=basis.vectors @ inner[:r, r + 1 :],
+            y_gram=inner[r + 1 :, r + 1 :],
+            x_origin=basis.x_origin,
+            y_origin=np.asarray(y_origin, dtype=np.float64),
             labels=tuple(labels),
             epsilon=epsilon,
-            worst=np.tile([-1.0, 0.0], (WORST, 1)),
+            exponent=exponent,
+            basis=basis,
+            **vars(factors),
         )
 
-    # --- What dense moments also know.
-
     @property
-    def count(self) -> int:
-        """n, the number of spectra."""
-        return int(self.inner[self.basis.rank, self.basis.rank])
-
-    @property
-    def n_pixels(self) -> int:
-        """P."""
-        return len(self.noise)
-
-    @property
-    def x_origin(self) -> FloatArray:
-        """o, shape (P,)."""
-        return self.basis.x_origin
-
-    @property
-    def x_sum(self) -> FloatArray:
-        """s, shape (P,)."""
-        return np.asarray(self.basis.vectors @ self._z_sum)
-
-    @property
-    def y_sum(self) -> FloatArray:
-        """t, shape (Q,)."""
-        return self.inner[self.basis.rank, self.basis.rank + 1 :]
-
-    @property
-    def cross(self) -> FloatArray:
-        """U, shape (P, Q)."""
-        return np.asarray(self.basis.vectors @ self._z_cross)
-
-    @property
-    def y_gram(self) -> FloatArray:
-        """V, shape (Q, Q)."""
-        return self.inner[self.basis.rank + 1 :, self.basis.rank + 1 :]
+    def factors(self) -> Factors:
+        """What the moments are made of."""
+        return Factors(self.inner, self.noise, self.residual, self.n_check, self.worst)
 
     @property
     def pixel_sums(self) -> PixelSums:
         """What is known of every pixel by itself."""
         vectors = self.basis.vectors
         squares = np.einsum("pr,pr->p", vectors @ self._z_gram, vectors) + self.noise
-        return PixelSums(self.count, self.x_sum, squares, self.x_origin, self.epsilon)
-
-    @property
-    def x_mean(self) -> FloatArray:
-        """Mean pixels, shape (P,), origin included."""
-        return self.pixel_sums.x_mean
-
-    @property
-    def y_mean(self) -> FloatArray:
-        """Mean labels, shape (Q,), origin included."""
-        require_spectra(self.count)
-        return np.asarray(self.y_origin + self.y_sum / self.count)
-
-    @property
-    def x_variance(self) -> FloatArray:
-        """Population variance of every pixel, shape (P,), never negative."""
-        return self.pixel_sums.x_variance
+        return PixelSums(self.count, self.x_sum, squares, self.x_origin, self.epsilon, self.exponent)
 
     def multiply(self, columns: FloatArray) -> FloatArray:
         """Return ``S @ columns``, shape (P, M)."""
@@ -298,31 +293,17 @@ class FactoredMoments:
     def leading(self, rank: int) -> FactoredMoments:
         """Return the moments in the first ``rank`` directions alone; what they lose is not known."""
         own = [*range(rank), *range(self.basis.rank, len(self.inner))]
-        return replace(
-            self,
-            basis=self.basis.leading(rank),
-            inner=self.inner[np.ix_(own, own)],
-            residual=np.zeros(self.n_pixels),
-            n_check=0,
-        )
+        factors = Factors(self.inner[np.ix_(own, own)], self.noise, np.zeros(self.n_pixels), 0, self.worst)
+        return self._build(factors, self.basis.leading(rank))
 
     # --- Addition.
 
-    def __add__(self, other: FactoredMoments) -> FactoredMoments:
+    def __add__(self, other: Moments) -> FactoredMoments:
         """Moments of the union of two disjoint sets."""
-        self.require_same_frame(other)
-        rows = np.concatenate([self.worst, other.worst])
-        return replace(
-            self,
-            inner=self.inner + other.inner,
-            noise=self.noise + other.noise,
-            residual=self.residual + other.residual,
-            n_check=self.n_check + other.n_check,
-            epsilon=max(self.epsilon, other.epsilon),
-            worst=rows[np.argsort(-rows[:, 1], kind="stable")][:WORST],
-        )
+        whole = self.factors + self._require_factors(other)
+        return replace(self._build(whole), epsilon=max(self.epsilon, other.epsilon))
 
-    def remove(self, other: FactoredMoments) -> FactoredMoments:
+    def remove(self, other: Moments) -> FactoredMoments:
         """Return the moments without a subset that they contain.
 
         The worst rows stay as they are: which of them belong to the subset is not known.
@@ -332,47 +313,45 @@ class FactoredMoments:
         InputError
             If bases, pixels or labels differ, or the subset is larger than the whole.
         """
-        self.require_same_frame(other)
+        part = self._require_factors(other)
         if other.count > self.count:
             raise InputError(f"cannot remove {other.count} spectra from moments of {self.count}")
-        return replace(
-            self,
-            inner=self.inner - other.inner,
-            noise=self.noise - other.noise,
-            residual=self.residual - other.residual,
-            n_check=self.n_check - other.n_check,
-        )
+        return self._build(self.factors - part)
 
-    def identical(self, other: FactoredMoments) -> bool:
+    def identical(self, other: Moments) -> bool:
         """Return whether all numbers are equal, bit for bit in value."""
         return (
-            self.basis.digest == other.basis.digest
-            and self.labels == other.labels
-            and self.n_check == other.n_check
+            isinstance(other, FactoredMoments)
+            and (self.basis.digest, self.labels, self.n_check) == (other.basis.digest, other.labels, other.n_check)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
                 for name in ("inner", "noise", "residual", "y_origin")
             )
         )
 
-    def require_same_frame(self, other: FactoredMoments) -> None:
-        """Refuse moments that have no common sum.
+    def _build(self, factors: Factors, basis: Basis | None = None) -> FactoredMoments:
+        return FactoredMoments.build(
+            basis or self.basis, factors, self.y_origin, self.labels, self.epsilon, self.exponent
+        )
+
+    def _require_factors(self, other: Moments) -> Factors:
+        """Return the factors of moments that have a common sum with these.
 
         Raises
         ------
         InputError
-            If labels, their origins, or bases differ.
+            If they are dense, or labels, origins or bases differ.
         """
-        if self.labels != other.labels:
-            raise InputError(f"cannot merge moments of labels {self.labels} and {other.labels}; use the same labels")
-        if not np.array_equal(self.y_origin, other.y_origin):
-            raise InputError("cannot merge moments with different label origins; accumulate both from one store")
+        self._require_same_frame(other)
+        if not isinstance(other, FactoredMoments):
+            raise InputError("cannot merge factored moments with dense ones; accumulate both with one compute.moments")
         if self.basis.digest != other.basis.digest:
             raise InputError(
                 f"cannot merge factored moments of two bases ({self.basis.digest[:12]}, rank {self.basis.rank}, and "
                 f"{other.basis.digest[:12]}, rank {other.basis.rank}); accumulate both with the same data.train, with "
                 "data.exclude for what each leaves out: a run's basis comes from all stores that it names"
             )
+        return other.factors
 
     @property
     def _z_sum(self) -> FloatArray:

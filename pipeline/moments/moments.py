@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -117,6 +117,9 @@ class Moments:
     exponent
         The flux unit here is 2^−exponent of the data's: pixels were multiplied by 2^exponent before they were summed.
     """
+
+    #: Whether the Gram matrix is kept as tiles.
+    is_tiled: ClassVar[bool] = True
 
     count: int
     x_sum: FloatArray
@@ -405,6 +408,9 @@ class MomentsSum:
         InputError
             If origins, pixels or labels differ; the message says where.
         """
+        if not part.is_tiled:  # it is small and needs no memory of ours
+            self._moments = part if self._moments is None else self._moments + part
+            return
         if self._moments is None:
             if self._gram is None:
                 self._gram = np.empty(part.gram.shape)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.config import AlphaSearch, PerSpectrum
 from pipeline.errors import InputError
-from pipeline.moments import AnyMoments, Moments, sum_predictions
+from pipeline.moments import Moments, sum_predictions
 from pipeline.ridge.ridge import RidgePath, pixel_scale, solve_ridge_path
 
 __all__ = [
@@ -105,7 +105,7 @@ class CrossValidation:
         return float(r2[best] - r2[1 if best == 0 else best - 1])
 
 
-def held_out_errors(moments: AnyMoments, path: RidgePath) -> FloatArray:
+def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
     """Return Σ(y − ŷ)² of the models along a path, on spectra of which only the moments are known.
 
     The sums are clipped at 0. One pass over the Gram matrix serves all penalties and labels; see

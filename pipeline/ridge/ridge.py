@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
 from pipeline.errors import InputError, SingularGramError
-from pipeline.moments import AnyMoments, FactoredMoments, PixelSums, factorise_and_solve
+from pipeline.moments import FactoredMoments, Moments, PixelSums, factorise_and_solve
 from pipeline.ridge.krylov import solve_shifted
 
 __all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
@@ -60,7 +60,7 @@ class RidgePath:
         return replace(self, alphas=self.alphas[one], weights=self.weights[one], intercepts=self.intercepts[one])
 
 
-def pixel_scale(moments: AnyMoments | PixelSums) -> FloatArray:
+def pixel_scale(moments: Moments | PixelSums) -> FloatArray:
     """Return the population standard deviation of every pixel, 1 where a pixel is constant.
 
     This is the ``scale_`` of scikit-learn's ``StandardScaler`` fitted on the same spectra. A pixel counts as
@@ -89,7 +89,7 @@ def pixel_scale(moments: AnyMoments | PixelSums) -> FloatArray:
 
 
 def solve_ridge_path(
-    moments: AnyMoments, alphas: ArrayLike, scale: ArrayLike | None = None, memory: FloatArray | None = None
+    moments: Moments, alphas: ArrayLike, scale: ArrayLike | None = None, memory: FloatArray | None = None
 ) -> RidgePath:
     """Solve ridge regression for several penalties from sufficient statistics.
 
@@ -154,7 +154,7 @@ def solve_ridge_path(
     return _with_intercepts(moments, path, weights)
 
 
-def _with_intercepts(moments: AnyMoments, path: FloatArray, weights: FloatArray) -> RidgePath:
+def _with_intercepts(moments: Moments, path: FloatArray, weights: FloatArray) -> RidgePath:
     intercepts = moments.y_mean - np.einsum("p,apq->aq", moments.x_mean, weights)
     return RidgePath(path, weights, intercepts, moments.labels, moments.count)
 
@@ -172,7 +172,7 @@ def _solve_one(system: FloatArray, target: FloatArray, alpha: float) -> FloatArr
     return solution
 
 
-def _singular_message(moments: AnyMoments, scale: FloatArray, alpha: float) -> str:
+def _singular_message(moments: Moments, scale: FloatArray, alpha: float) -> str:
     """Name the smallest penalty that lifts every eigenvalue above rounding error."""
     system, _ = moments.covariance_sums(scale)
     n_pixels = len(system)
