@@ -32,6 +32,7 @@ from pipeline.accumulate.checkpoints import (
 )
 from pipeline.accumulate.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
 from pipeline.accumulate.plan import AccumulationPlan
+from pipeline.accumulate.projection import project_parts
 from pipeline.base import (
     Progress,
     SilentProgress,
@@ -44,7 +45,7 @@ from pipeline.base import (
 )
 from pipeline.bins import BinGrid, CellGrid, Partition
 from pipeline.errors import InputError, ResourceError
-from pipeline.moments import Moments, MomentsWriter, SavedMoments
+from pipeline.moments import Moments, MomentsWriter, SavedMoments, read_basis
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store, open_stores
 
@@ -164,6 +165,7 @@ class _TaskPieces:
     y_origin: tuple[float, ...]
     precision: str
     run_rows: int
+    basis: str
     pieces: tuple[_Piece, ...]
 
     @property
@@ -211,6 +213,7 @@ def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int)
                 y_origin=plan.y_origin,
                 precision=plan.precision,
                 run_rows=plan.run_rows,
+                basis=plan.basis,
                 pieces=tuple(taken),
             )
 
@@ -270,7 +273,17 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
 
     with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells, task.exponent) as checkpoints:
         parts = (read_partition(task, store, grid, piece.partition) for piece in pieces)
-        accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
+        if task.basis:
+            basis = read_basis(Path(pieces[0].folders[0]).parent)
+            if basis.digest != task.basis:
+                raise InputError(
+                    f"{pieces[0].folders[0]}: the basis beside it changed since the plan was made; run again"
+                )
+            project_parts(
+                store, parts, grid.n_cells, draws, basis, settings, checkpoints.write, advance, workspace, task.exponent
+            )
+        else:
+            accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
 
 
 def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:

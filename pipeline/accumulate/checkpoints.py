@@ -56,6 +56,11 @@ class MomentsFolder:
     n_cells: int
     fold_keys: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Identifies everything that decides the bits of all folds, besides the noise."""
+        return content_hash(list(self.fold_keys))
+
     @classmethod
     def of_run(cls, run: Path, draw: Noise, key: str) -> MomentsFolder:
         """Find the moments of one noise draw of a finished run.
@@ -254,7 +259,7 @@ def merge_fold(plan: AccumulationPlan, folder: Path, fold: int) -> None:
 
 def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
     """Yield the sum over all parts, cell by cell. Each sum overwrites the one before."""
-    layout = TileLayout(parts[0].pixel_sums()[0].x_sum.size)
+    layout = TileLayout(parts[0].tiled_pixels)
     memory, content = np.empty(layout.shape), aligned_buffer(layout.nbytes(np.float64))
     for cell in range(parts[0].n_cells):
         total = MomentsSum(memory)

@@ -45,6 +45,8 @@ class AccumulationPlan:
     exponent
         The pass sees all flux and errors times 2^exponent, and so do the origins; see
         :func:`pipeline.store.joined.flux_exponent`.
+    basis
+        Digest of the basis that moments are factored by; empty for dense moments.
     folds
         Row ranges of the folds; what shards that are left out have within them belongs to none.
     partitions
@@ -64,6 +66,7 @@ class AccumulationPlan:
     exponent: int
     folds: tuple[tuple[int, int], ...]
     partitions: tuple[Partition, ...]
+    basis: str = ""
 
     @cached_property
     def cells(self) -> CellGrid:
@@ -93,6 +96,7 @@ class AccumulationPlan:
             "run_rows": self.run_rows,
             "folds": self.cuts[0],
             "partition_rows": self.cuts[1],
+            **({"basis": self.basis} if self.basis else {}),
         }
 
     @cached_property

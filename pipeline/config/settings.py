@@ -404,6 +404,10 @@ class ComputeConfig(Section):
     run_rows: Annotated[int, Field(ge=64)] = 1024
     #: Noise draws share one reading of the spectra while a worker needs at most this memory. It changes no bits.
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
+    #: How moments are kept: ``factored`` ones, for marginal noise, are small and quick; ``auto`` takes them where they
+    #: lose at most ``rank_tolerance`` of R².
+    moments: Literal["auto", "dense", "factored"] = "auto"
+    rank_tolerance: Annotated[float, Field(gt=0, lt=0.1)] = 1e-4
 
 
 class ExperimentConfig(Section):

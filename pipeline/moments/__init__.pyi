@@ -19,9 +19,13 @@ from .factored import Factors as Factors
 from .factored import Sample as Sample
 from .factored import choose_basis as choose_basis
 from .factored import extend_basis as extend_basis
+from .files import BASIS_FILE as BASIS_FILE
 from .files import KEY_FILE as KEY_FILE
 from .files import MomentsWriter as MomentsWriter
 from .files import SavedMoments as SavedMoments
+from .files import find_basis as find_basis
+from .files import read_basis as read_basis
+from .files import write_basis as write_basis
 from .files import write_moments as write_moments
 from .moments import Moments as Moments
 from .moments import MomentsSum as MomentsSum

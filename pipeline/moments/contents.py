@@ -279,7 +279,7 @@ def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]], noise
             rows=(int(start), int(stop)),
             left_out=tuple((int(a), int(b)) for a, b in saved.header.get("left_out", ())),
             counts=tuple(saved.counts),
-            n_pixels=int(saved.pixel_sums()[0].x_sum.size),
+            n_pixels=saved.n_pixels,
             precision=np.dtype(str(saved.header["gram_dtype"])).name,
             labels=tuple(map(str, saved.header["labels"])),
             nbytes=nbytes,

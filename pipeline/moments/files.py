@@ -6,6 +6,9 @@
 ``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
 =================  =====================================================================================
 
+Factored moments have no tiles. Their ``sums.npz`` holds what they are made of (:class:`pipeline.moments.Factors`), and
+``basis.npz`` beside all folders of one noise holds the basis, whose digest the facts state.
+
 Nothing is pickled. Every Gram matrix has a file of its own, so that several can be written at once and each can be read
 by itself. Files are not flushed to the disk immediately. If the machine loses power, the checksums show what is
 damaged.
@@ -19,7 +22,7 @@ import struct
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +46,35 @@ from pipeline.base import (
     save_npz,
     seal,
     write_file,
+    write_npz,
 )
 from pipeline.errors import InputError
+from pipeline.moments.factored import Basis, FactoredMoments, Factors
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
-from pipeline.schema import MOMENTS_VERSION
+from pipeline.schema import BASIS_VERSION, MOMENTS_VERSION
 
-__all__ = ["KEY_FILE", "MomentsWriter", "SavedMoments", "write_moments"]
+__all__ = [
+    "BASIS_FILE",
+    "KEY_FILE",
+    "MomentsWriter",
+    "SavedMoments",
+    "find_basis",
+    "read_basis",
+    "write_basis",
+    "write_moments",
+]
 
 FORMAT = "headroom-moments"
+BASIS_FORMAT = "headroom-basis"
 #: The file beside the folders of one noise draw that says how they were computed.
 KEY_FILE = "key.json"
 _FACTS_FILE, _SUMS_FILE = "moments.json", "sums.npz"
 _SUMS = ("x_sum", "y_sum", "cross", "y_gram")
+#: The same of factored moments.
+_FACTORS = ("inner", "noise", "residual", "n_check", "worst")
+#: Beside the folders of one noise: the basis of their moments.
+BASIS_FILE = "basis.npz"
 
 
 class MomentsWriter:
@@ -89,11 +108,11 @@ class MomentsWriter:
     def write(self, cell: int, moments: Moments) -> None:
         """Write one cell. The last cell completes the folder. The moments are not needed after the call."""
         checksum = None
-        if moments.count:  # cells without spectra are many where binnings are
+        if moments.count and moments.is_tiled:  # cells without spectra are many where binnings are
             with disk_errors_told(self._folder):
                 checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
         small = replace(moments, gram=moments.gram[:0])
-        written = _WrittenCell(small, moments.pixel_sums.x_squares, checksum)
+        written = _WrittenCell(small, moments.pixel_sums.x_squares if moments.is_tiled else None, checksum)
         with self._lock:
             self._cells[cell] = written
             cells = [one for one in self._cells if one is not None]
@@ -111,11 +130,15 @@ class MomentsWriter:
         """Write what is small and let the folder appear; the last cell's :meth:`write` calls it."""
         some = cells[0].moments
         with disk_errors_told(self._folder):
-            sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
-            sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
-            origins = {"x_origin": some.x_origin, "y_origin": some.y_origin}
+            names = _SUMS if some.is_tiled else _FACTORS
+            sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in names}
+            if some.is_tiled:
+                sums["x_squares"] = np.stack(
+                    [cell.moments.pixel_sums.x_squares if cell.x_squares is None else cell.x_squares for cell in cells]
+                )
+                sums["x_origin"] = some.x_origin
             with open(self._temporary / _SUMS_FILE, "wb") as stream:
-                save_npz(stream, sums | origins)
+                save_npz(stream, sums | {"y_origin": some.y_origin})
             facts = {
                 **self._header,
                 "format": FORMAT,
@@ -123,9 +146,10 @@ class MomentsWriter:
                 "labels": list(some.labels),
                 "counts": [cell.moments.count for cell in cells],
                 "epsilon": max(cell.moments.epsilon for cell in cells),
-                "gram_dtype": cells[0].moments.gram.dtype.str,
+                "gram_dtype": some.gram.dtype.str,
                 "gram_crc32c": [cell.checksum for cell in cells],
                 "sums_sha256": hash_file(self._temporary / _SUMS_FILE),
+                **({"basis": some.basis.digest} if isinstance(some, FactoredMoments) else {}),
             }
             (self._temporary / _FACTS_FILE).write_text(json.dumps(seal(facts)), encoding="utf-8")
         self._is_closed = True
@@ -137,7 +161,7 @@ class _WrittenCell:
     """The small sums of a cell whose Gram matrix is already on disk."""
 
     moments: Moments
-    x_squares: NDArray[np.float64]
+    x_squares: NDArray[np.float64] | None
     checksum: int | None
 
 
@@ -197,7 +221,7 @@ class SavedMoments:
         except ValueError as error:
             raise _damaged(folder, f"{_FACTS_FILE}: {error}") from None
         saved = cls(folder, facts)
-        grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count)
+        grams = (_gram_file(folder, cell) for cell, count in enumerate(saved.counts) if count and saved.is_tiled)
         for file in [folder / _SUMS_FILE, *grams]:
             if not file.is_file():
                 raise _damaged(folder, f"{file.name} is missing")
@@ -222,12 +246,29 @@ class SavedMoments:
         return int(self.header.get("flux_exponent", 0))
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether the moments are dense; else they are factored."""
+        return "basis" not in self.header
+
+    @property
     def n_cells(self) -> int:
         """K + 1: the bins and the outside."""
         return len(self.header["counts"])
 
+    @property
+    def n_pixels(self) -> int:
+        """P."""
+        return int((self._sums["x_origin"] if self.is_tiled else self._sums["noise"][0]).size)
+
+    @property
+    def tiled_pixels(self) -> int:
+        """The pixels that memory for tiles must have room for: none where moments are factored."""
+        return self.n_pixels if self.is_tiled else 0
+
     def pixel_sums(self) -> list[PixelSums]:
         """Return the sums for each cell's single pixels. No Gram matrix is read."""
+        if not self.is_tiled:
+            return [self.read(cell).pixel_sums for cell in range(self.n_cells)]
         sums = self._sums
         x_sums, x_squares, x_origin = sums["x_sum"], sums["x_squares"], sums["x_origin"]
         epsilon = float(self.header["epsilon"])
@@ -238,6 +279,9 @@ class SavedMoments:
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
+        if not self.is_tiled:
+            cells = [self.read(cell) for cell in range(self.n_cells)]
+            return self.counts, np.stack([one.y_sum for one in cells]), np.stack([np.diag(one.y_gram) for one in cells])
         return self.counts, self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
 
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
@@ -255,6 +299,8 @@ class SavedMoments:
         InputError
             If a file is missing or damaged: every byte is checked.
         """
+        if not self.is_tiled:
+            return self._read_factored(cell)
         gram = self._read_gram(cell, out)
         sums = self._sums
         arrays = {name: sums[name][cell] for name in _SUMS}
@@ -270,6 +316,25 @@ class SavedMoments:
             exponent=self.exponent,
         )
 
+    def _read_factored(self, cell: int) -> FactoredMoments:
+        basis = read_basis(self.folder.parent)
+        if basis.digest != self.header["basis"]:
+            raise InputError(
+                f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
+            )
+        own = {name: self._sums[name][cell] for name in _FACTORS}
+        factors = Factors(**own | {"n_check": int(own["n_check"])})
+        if int(factors.inner[basis.rank, basis.rank]) != self.counts[cell]:
+            raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
+        return FactoredMoments.build(
+            basis,
+            factors,
+            self._sums["y_origin"],
+            self.header["labels"],
+            float(self.header["epsilon"]),
+            self.exponent,
+        )
+
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:
         """The small sums, which are read once."""
@@ -283,7 +348,8 @@ class SavedMoments:
         except OSError as error:
             raise refuse(error) from None
         with open_npz(self.folder / _SUMS_FILE, refuse) as (_, arrays):
-            return {name: arrays[name] for name in (*_SUMS, "x_squares", "x_origin", "y_origin")}
+            names = (*_SUMS, "x_squares", "x_origin") if self.is_tiled else _FACTORS
+            return {name: arrays[name] for name in (*names, "y_origin")}
 
     def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         path = _gram_file(self.folder, cell)
@@ -316,6 +382,48 @@ class SavedMoments:
         gram: NDArray[Any] = (np.empty(size, np.uint8) if out is None else out[:size]).view(dtype).reshape(layout.shape)
         gram[:] = 0
         return gram
+
+
+def write_basis(folder: Path, basis: Basis, facts: dict[str, Any]) -> None:
+    """Write the basis of one noise's moments beside their folders, atomically."""
+    arrays = {"x_origin": basis.x_origin, "variance": basis.variance, "directions": basis.directions}
+    head = {"format": BASIS_FORMAT, "version": BASIS_VERSION, "digest": basis.digest}
+    write_npz(folder / BASIS_FILE, arrays, facts | head)
+
+
+def read_basis(folder: Path) -> Basis:
+    """Read the basis of one noise's moments; see :func:`find_basis`.
+
+    Raises
+    ------
+    InputError
+        If it is missing, damaged or of another version.
+    """
+    stamp = (folder / BASIS_FILE).stat() if (folder / BASIS_FILE).is_file() else None
+    return _read_basis(folder, None if stamp is None else (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))[0]
+
+
+@lru_cache(maxsize=8)
+def _read_basis(folder: Path, _: tuple[int, int, int] | None) -> tuple[Basis, dict[str, Any]]:
+    """Read a basis, once for as long as its file is the same."""
+    path = folder / BASIS_FILE
+
+    def refuse(reason: object) -> InputError:
+        return InputError(f"basis {path}: cannot be read ({reason}); delete the folder {folder} and run again")
+
+    with open_npz(path, refuse, (BASIS_FORMAT, BASIS_VERSION)) as (facts, arrays):
+        basis = Basis(arrays["x_origin"], arrays["variance"], arrays["directions"])
+        if basis.digest != facts.get("digest"):
+            raise ValueError("it does not match its digest")
+        return basis, facts
+
+
+def find_basis(folder: Path) -> tuple[Basis, dict[str, Any]] | None:
+    """Return a basis with the facts beside it; None where there is none that can be used."""
+    try:
+        return read_basis(folder), _read_basis.__wrapped__(folder, None)[1]
+    except InputError:
+        return None
 
 
 def _require_npy_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

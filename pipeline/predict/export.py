@@ -327,7 +327,9 @@ class _Source:
 
     def read_moments(self) -> Moments:
         """Read the moments of all training spectra, inside the bins and outside."""
-        saved = MomentsFolder.of_run(self.results.folder, self.noise, self.results.metadata.get("moments", ""))
+        saved = MomentsFolder.of_run(
+            self.results.folder, self.noise, self.results.metadata.get("moments", {}).get(self.noise.name, "")
+        )
         return Moments.merge(saved.read(fold, cell) for fold in range(saved.n_folds) for cell in range(saved.n_cells))
 
     def build(self) -> MixtureModel:

@@ -161,7 +161,7 @@ def solve_fold_job(job: FoldModelsJob, report: Callable[[int], None]) -> FoldMod
             report(done)
         return paths
 
-    with solving_threads(len(scales[0]), 1, held_folds=1) as run:
+    with solving_threads(folds[0].tiled_pixels, 1, held_folds=1) as run:
         of_global, *experts = run(solve, models, job.alphas)
     parts = [
         (

@@ -391,7 +391,7 @@ def solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels
 
     if not isinstance(job.ridge.alpha, AlphaSearch):
         resolved = [np.array([resolve_alpha(job.ridge.alpha, prefix.count)]) for prefix in prefixes]
-        with solving_threads(prefixes[0].scale.size, job.threads) as run:
+        with solving_threads(folds[0].tiled_pixels, job.threads) as run:
             solved = run(solve, models, [resolved] * len(models))
         return _join_prefixes(job, solved)
 
@@ -406,7 +406,7 @@ def solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels
         return curve
 
     label, held_folds = LABELS.index(job.target), len(folds) if job.holds_folds else 1
-    with solving_threads(prefixes[0].scale.size, job.threads, held_folds) as run:
+    with solving_threads(folds[0].tiled_pixels, job.threads, held_folds) as run:
         if job.known_global is not None:
             found = [curve.alphas[curve.best(label)] for curve in run(validate, models)]
             return _join_prefixes(job, run(solve, models, [[np.array([alpha])] * len(prefixes) for alpha in found]))

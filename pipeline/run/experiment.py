@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.accumulate import (
+    AccumulationPlan,
     MomentsFolder,
     accumulate_moments,
+    accumulate_noises,
     available_threads,
+    decide_factoring,
     delete_unwanted,
-    find_saved_folds,
+    describe_factoring,
     plan_accumulation,
 )
 from pipeline.base import (
@@ -33,7 +36,7 @@ from pipeline.base import (
 )
 from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
-from pipeline.noise import training_noises
+from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
@@ -210,18 +213,22 @@ def _gather_facts(run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Cli
 def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFolder]:
     """Return the moments of every training noise; the pass computes those folds that are not there."""
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
-    folder, n_folds = run.folder / "moments", len(facts.plan.folds)
-    saved = set(range(n_folds)).intersection(*(find_saved_folds(facts.plan, folder / noise.name) for noise in noises))
-    run.reused_folds, run.n_folds, run.moments_key = tuple(sorted(saved)), n_folds, facts.plan.key
-    moments = accumulate_moments(
-        facts.plan,
-        noises,
-        folder,
-        client=facts.client,
-        draws_per_pass=plan.draws_per_pass,
-        progress=run.progress,
+    folder, compute = run.folder / "moments", run.config.compute
+    factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute)
+    saved = factoring.find_saved_folds(facts.plan, noises, folder)
+    run.reused_folds, run.n_folds = tuple(sorted(saved)), len(facts.plan.folds)
+
+    def make_pass(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
+        # All levels of factored moments are cheap beside reading the spectra.
+        shared = len(of) if one.basis else plan.draws_per_pass
+        return accumulate_moments(one, of, folder, client=facts.client, draws_per_pass=shared, progress=run.progress)
+
+    moments, factoring = accumulate_noises(
+        facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note
     )
-    run.finish_step("accumulate", skipped=len(saved) == n_folds)
+    run.moments_keys = {one.draw.name: one.key for one in moments}
+    run.factoring = describe_factoring(factoring, moments)
+    run.finish_step("accumulate", skipped=len(saved) == run.n_folds)
     return moments
 
 
@@ -268,7 +275,8 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
         "peak_memory_bytes": peak_memory() + run.worker_peak,
         "worker_peak_memory_bytes": run.worker_peak or None,  # a thread of this process has no memory of its own
         "folds": {"total": run.n_folds, "reused": list(run.reused_folds)},
-        "moments": run.moments_key,
+        "moments": run.moments_keys,
+        "factoring": run.factoring,
         "plan": {
             "memory_per_worker_bytes": plan.worker_memory,
             "driver_memory_bytes": plan.driver_memory,

@@ -36,7 +36,8 @@ class Run:
     begun: datetime = field(default_factory=lambda: datetime.now(UTC))
     worker_peak: int = 0
     n_folds: int = 0
-    moments_key: str = ""
+    moments_keys: dict[str, str] = field(default_factory=dict)
+    factoring: dict[str, Any] = field(default_factory=dict)
     reused_folds: tuple[int, ...] = ()
     _clock: float = field(default_factory=time.perf_counter)
     _made: dict[str, str] = field(default_factory=dict)

@@ -112,7 +112,7 @@ def solve_models(facts: Facts, moments: Sequence[MomentsFolder], cost: Experimen
         "threads": cost.solve_threads,
         "holds_folds": cost.solve_holds_folds,
     }
-    keys = {one: content_hash([RIDGE_ALGORITHM, facts.plan.key, vars(one.draw), ridge, prefixes]) for one in moments}
+    keys = {one: content_hash([RIDGE_ALGORITHM, one.key, vars(one.draw), ridge, prefixes]) for one in moments}
     missing = [one for one in moments if not facts.products.is_made(models_file(one.draw), keys[one])]
     jobs = [SolveJob(one, facts.binnings[0], settings.ridge, **common, prefixes=prefixes) for one in missing]
     for place, solved in _solve(facts, jobs):

@@ -234,7 +234,7 @@ def revisit_run(
     sets = _open_sets(results, config)
     grid = BinGrid(config.bins, config.bin_names) if bins is None else BinGrid(bins)
     cells, binnings, _ = resolve_binnings(config, sets)
-    moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", ""))
+    moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", {}).get(noise.name, ""))
     if moments.n_cells != cells.n_cells:
         raise InputError(
             f"run folder {results.folder}: the moments of {noise.name} cannot be used (they have other cells); run "
@@ -322,7 +322,7 @@ def _solve(
     known_global: Path | None,
 ) -> ExpertModels:
     held = 1 if isinstance(ridge.alpha, AlphaSearch) else 0
-    of_one = solve_memory(moments.open(0).pixel_sums()[0].x_sum.size, 1, held)
+    of_one = solve_memory(moments.open(0).tiled_pixels, 1, held)
     threads = max(1, min(available_threads(), int(available_memory() * MEMORY_SHARE) // of_one))
     whole = (moments.n_folds,)
     job = SolveJob(

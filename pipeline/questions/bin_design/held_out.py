@@ -158,7 +158,7 @@ def _hold_out_job(job: HeldOutJob, report: Callable[[int], None]) -> HeldOutErro
             done += count
             report(done)
 
-    n_pixels = trial.folds[0].pixel_sums()[0].x_sum.size
+    n_pixels = trial.folds[0].tiled_pixels
     if not job.bands:
         with solving_threads(n_pixels, job.threads) as run:
             of_folds = run(

@@ -241,7 +241,15 @@ def _plan_part(facts: Facts, trained: Trained) -> _Part:
         ridge = ridge.model_copy(update={"alpha": trained.whole.global_alpha})
     trained_on = trained_cells(ridge, trained.moments.n_cells, facts.binnings[0].covered)
     versions = [BIN_DESIGN_ALGORITHM, RIDGE_ALGORITHM]
-    key = content_hash([versions, facts.plan.key, vars(trained.noise), ridge.model_dump(mode="json"), target])
+    key = content_hash(
+        [
+            versions,
+            trained.moments.key,
+            vars(trained.noise),
+            ridge.model_dump(mode="json"),
+            target,
+        ]
+    )
     return _Part(trained.moments, ridge, trained_on, target, facts.folder / trained.file, key)
 
 

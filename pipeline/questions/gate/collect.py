@@ -373,8 +373,8 @@ def write_recipes(facts: Facts, trained: Sequence[Trained]) -> None:
         )
     if others:
         facts.warnings.append(f"the gate has no features of {', '.join(others)}: {span}")
-    shared = [schema.RECIPE_ALGORITHM, settings.model_dump(mode="json", exclude={"products"}), facts.plan.key]
-    keys = [content_hash([*shared, vars(one.noise)]) for one in trained]
+    shared = [schema.RECIPE_ALGORITHM, settings.model_dump(mode="json", exclude={"products"})]
+    keys = [content_hash([*shared, one.moments.key, vars(one.noise)]) for one in trained]
     missing = [k for k, one in enumerate(trained) if not facts.products.is_made(recipe_file(one.noise), keys[k])]
 
     def write(k: int, components: PrincipalComponents | None) -> None:

@@ -336,7 +336,7 @@ def _find(job: ComponentsJob, report: Callable[[int], None]) -> PrincipalCompone
                     total.add(saved.read(cell, memory.content))
         return find_components(total.moments, n, memory.system)
 
-    with solving_threads(folds[0].pixel_sums()[0].x_sum.size, 1) as run:
+    with solving_threads(folds[0].tiled_pixels, 1) as run:
         found: list[PrincipalComponents] = run(find, [job.n])
     report(1)
     return found[0]

@@ -96,7 +96,7 @@ def _predict_folds(job: GateJob, report: Callable[[int], None]) -> PredictionSum
             report(len(parts))
         return PredictionSums.merge(parts)
 
-    with solving_threads(len(scales[0]), 1, held_folds=1) as run:
+    with solving_threads(folds[0].tiled_pixels, 1, held_folds=1) as run:
         predicted: list[PredictionSums] = run(predict, [model])
     return predicted[0]
 

@@ -1,0 +1,289 @@
+"""The moments of every training noise of a run: dense where noise is drawn, factored where it was integrated out.
+
+A basis is chosen before the pass, from a sample that is spread over all stores and all noise levels. The pass judges it
+on check rows that it did not see. Where it fails, it is extended by the rows that it says least about, and the pass is
+made again; where no small basis will do, moments are dense.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.accumulate.checkpoints import MomentsFolder, find_saved_folds
+from pipeline.accumulate.plan import AccumulationPlan
+from pipeline.bins import shard_ranges, spread_rows
+from pipeline.config import ComputeConfig, content_hash
+from pipeline.errors import InputError
+from pipeline.moments import (
+    BASIS_FILE,
+    Basis,
+    FactoredMoments,
+    Moments,
+    Sample,
+    choose_basis,
+    extend_basis,
+    find_basis,
+    write_basis,
+)
+from pipeline.noise import Noise
+from pipeline.store import AnyStore, first_store
+
+__all__ = ["Factoring", "accumulate_noises", "decide_factoring", "describe_factoring"]
+
+#: Sampled spectra for the choice of a basis, over all noise levels; and how many of them follow each other.
+_SAMPLE, _RUN_ROWS = 2048, 64
+#: With fewer pixels a dense matrix is small anyway.
+_FEWEST_PIXELS = 640
+#: Times that a basis is extended before moments are dense.
+_MOST_ROUNDS = 3
+#: What a basis that failed is enlarged by, besides the rows that it says least about.
+_GROWTH = 1.25
+
+
+@dataclass(frozen=True, eq=False)
+class Factoring:
+    """How the moments of a run's noises are kept.
+
+    Attributes
+    ----------
+    basis
+        Of the factored ones; None if there are none.
+    noises
+        The noises whose moments are factored.
+    reasons
+        Why others that could have been factored are not.
+    """
+
+    basis: Basis | None = None
+    noises: tuple[Noise, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def plan_for(self, plan: AccumulationPlan, noise: Noise) -> AccumulationPlan:
+        """Return the plan of one noise's pass."""
+        return plan if self.basis is None or noise not in self.noises else replace(plan, basis=self.basis.digest)
+
+    def find_saved_folds(self, plan: AccumulationPlan, noises: Sequence[Noise], folder: Path) -> set[int]:
+        """Return the folds whose moments are on disk for all noises."""
+        saved = (find_saved_folds(self.plan_for(plan, noise), folder / noise.name) for noise in noises)
+        return set(range(len(plan.folds))).intersection(*saved)
+
+
+def decide_factoring(
+    plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise], folder: Path, compute: ComputeConfig
+) -> Factoring:
+    """Decide which moments are factored, and choose their basis, or take the one that an earlier pass has left.
+
+    Parameters
+    ----------
+    plan
+        Of the pass.
+    store
+        The training spectra. Shards that are left out are sampled, too: runs that share the work then share the basis.
+    noises
+        Of the training.
+    folder
+        Of all moments.
+    compute
+        ``moments`` and ``rank_tolerance``.
+
+    Raises
+    ------
+    InputError
+        If factored moments are asked for and there is no noise that was integrated out.
+    """
+    marginal = [noise for noise in noises if not noise.is_single]
+    if compute.moments == "factored" and not marginal:
+        raise InputError(
+            "compute.moments: factored needs noise.mode: marginal or both, found drawn noise alone, whose Gram matrix "
+            "has full rank; use compute.moments: auto"
+        )
+    if compute.moments == "dense" or not marginal:
+        return Factoring()
+    if compute.moments == "auto" and store.n_pixels < _FEWEST_PIXELS:
+        return Factoring()
+    if compute.moments == "auto" and any(find_saved_folds(plan, folder / noise.name) for noise in marginal):
+        return Factoring(reasons=("dense moments are there already: dense",))
+    noisy = tuple(noise for noise in marginal if noise.level > 0)
+    reasons = ["without noise there is nothing that a basis may leave out: dense"] if len(noisy) < len(marginal) else []
+    while noisy:
+        made_for = content_hash([plan.settings, [noise.name for noise in noisy], compute.rank_tolerance])
+        for noise in noisy:
+            found = find_basis(folder / noise.name)
+            if found is not None and found[1].get("made_for") == made_for:
+                return Factoring(found[0], noisy, tuple(reasons))
+        largest = store.n_pixels if compute.moments == "factored" else store.n_pixels // 4
+        sample = _read_sample(plan, store, noisy)
+        basis, lost = choose_basis(sample, first_store(store).mean_flux, compute.rank_tolerance, largest)
+        if lost <= compute.rank_tolerance or compute.moments == "factored":
+            for noise in noisy:
+                _leave_basis(folder / noise.name, basis, made_for)
+            return Factoring(basis, noisy, tuple(reasons))
+        least = min(noisy, key=lambda noise: noise.level)
+        reasons.append(
+            f"at noise level {least.level:g} a basis of rank {basis.rank} would lose up to {lost:.1e} of R², more than "
+            f"compute.rank_tolerance ({compute.rank_tolerance:g}): dense"
+        )
+        noisy = tuple(noise for noise in noisy if noise is not least)
+    return Factoring(reasons=tuple(reasons))
+
+
+def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
+    """Write a basis beside the moments of a noise. Those of another basis go: nothing can be added to them."""
+    found = find_basis(folder)
+    if (folder / BASIS_FILE).exists() and (found is None or found[0].digest != basis.digest):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_basis(folder, basis, {"made_for": made_for})
+
+
+def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise]) -> Sample:
+    """Read spectra that are spread over all shards, under every noise; each noise and cell is a group."""
+    spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
+    runs = spread_rows(spans, max(_RUN_ROWS, _SAMPLE // len(noises)), _RUN_ROWS)
+    origin, cells = first_store(store).mean_flux, plan.cells
+    means, variances, groups = [], [], []
+    for start, stop in runs:
+        own = cells.cells(store.read_columns(list(cells.columns), start, stop))
+        for k, noise in enumerate(noises):
+            rows, spread = noise.read(store, start, stop, "float64")
+            assert spread is not None
+            means.append(rows - origin)
+            variances.append(spread)
+            groups.append(own + k * cells.n_cells)
+    return Sample(np.concatenate(means), np.concatenate(variances), np.concatenate(groups))
+
+
+def accumulate_noises(
+    plan: AccumulationPlan,
+    factoring: Factoring,
+    store: AnyStore,
+    noises: Sequence[Noise],
+    folder: Path,
+    compute: ComputeConfig,
+    run: Callable[[AccumulationPlan, Sequence[Noise]], list[MomentsFolder]],
+    note: Callable[[str], None],
+) -> tuple[list[MomentsFolder], Factoring]:
+    """Make the passes of all noises, and extend the basis until check rows agree with it.
+
+    Parameters
+    ----------
+    plan, store, noises, folder, compute
+        See :func:`decide_factoring`.
+    factoring
+        What it decided.
+    run
+        Makes the pass of some noises by a plan.
+    note
+        Told when a basis is extended or given up.
+
+    Returns
+    -------
+    list of MomentsFolder
+        One for each noise, in order.
+    Factoring
+        What was decided in the end.
+    """
+    found: dict[Noise, MomentsFolder] = {}
+    for rounds in range(_MOST_ROUNDS + 1):
+        basis = factoring.basis
+        if basis is None or not factoring.noises:
+            break
+        made = run(factoring.plan_for(plan, factoring.noises[0]), factoring.noises)
+        failed = list(_find_failures(made, compute.rank_tolerance))
+        if not failed:
+            found |= dict(zip(factoring.noises, made, strict=True))
+            break
+        worst = max(failed, key=lambda failure: failure.lost)
+        where = f"noise level {worst.noise.level:g}, cell {worst.cell}"
+        if rounds == _MOST_ROUNDS or (compute.moments == "auto" and basis.rank > store.n_pixels // 4):
+            reason = f"a basis of rank {basis.rank} loses up to {worst.lost:.1e} of R² ({where}): dense"
+            note(reason)
+            for noise in factoring.noises:
+                shutil.rmtree(folder / noise.name)
+            factoring = Factoring(reasons=(*factoring.reasons, reason))
+            break
+        note(f"a basis of rank {basis.rank} loses up to {worst.lost:.1e} of R² ({where}): it is extended, once more")
+        extended = _extend(basis, plan, store, factoring.noises, failed, compute)
+        made_for = content_hash([plan.settings, [noise.name for noise in factoring.noises], compute.rank_tolerance])
+        for noise in factoring.noises:
+            _leave_basis(folder / noise.name, extended, made_for)
+        factoring = replace(factoring, basis=extended)
+    rest = [noise for noise in noises if noise not in found]
+    if rest:
+        found |= dict(zip(rest, run(plan, rest), strict=True))
+    return [found[noise] for noise in noises], factoring
+
+
+def describe_factoring(factoring: Factoring, made: Sequence[MomentsFolder]) -> dict[str, Any]:
+    """Return what a run records: rank, bound and check rows of every factored noise, and why others are dense."""
+    noises = {}
+    for one in made:
+        if one.draw not in factoring.noises:
+            continue
+        cells = [own for own in map(one.total, range(one.n_cells)) if isinstance(own, FactoredMoments) and own.count]
+        whole = Moments.merge(cells)
+        assert isinstance(whole, FactoredMoments)
+        lost = [own.lost for own in cells if own.n_check]
+        noises[one.draw.name] = {
+            "rank": whole.basis.rank,
+            "basis": whole.basis.digest,
+            "lost_r2_at_most": max(lost, default=whole.lost),
+            "check_rows": whole.n_check,
+        }
+    return {"noises": noises, "dense_because": list(factoring.reasons)}
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A cell in which a basis loses too much, and the rows that it says least about."""
+
+    noise: Noise
+    cell: int
+    lost: float
+    rows: tuple[int, ...]
+
+
+def _find_failures(made: Sequence[MomentsFolder], tolerance: float) -> Iterator[_Failure]:
+    """Yield the cells in which check rows, or a single row, lose more than the tolerance.
+
+    A cell without check rows takes the value of all cells together.
+    """
+    for one in made:
+        cells = [one.total(cell) for cell in range(one.n_cells)]
+        whole = Moments.merge(cells)
+        for cell, own in enumerate(cells):
+            if not own.count or not isinstance(own, FactoredMoments) or not isinstance(whole, FactoredMoments):
+                continue
+            lost = own.lost if own.n_check else whole.lost
+            rows, energies = own.worst.T
+            # A single row's residual, held against the noise of all rows of its cell.
+            single = float(energies[0]) / own.count
+            if not max(lost, single) <= tolerance:
+                kept = energies > max(0.0, 0.01 * float(energies[0]))
+                yield _Failure(one.draw, cell, max(lost, single), tuple(rows[kept].astype(int).tolist()))
+
+
+def _extend(
+    basis: Basis,
+    plan: AccumulationPlan,
+    store: AnyStore,
+    noises: Sequence[Noise],
+    failed: Sequence[_Failure],
+    compute: ComputeConfig,
+) -> Basis:
+    """Return a larger basis of the sample that also spans the rows of the failures."""
+    origin = first_store(store).mean_flux
+    rank = math.ceil(_GROWTH * basis.rank / 16) * 16
+    sample = _read_sample(plan, store, noises)
+    larger, _ = choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)
+    wanted = sorted({(failure.noise.level, row) for failure in failed for row in failure.rows if row >= 0})
+    by_level = {noise.level: noise for noise in noises}
+    rows = [by_level[level].read(store, row, row + 1, "float64")[0][0] - origin for level, row in wanted]
+    return extend_basis(larger, np.array(rows)) if rows else larger
