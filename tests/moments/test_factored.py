@@ -1,0 +1,231 @@
+"""Factored moments answer what dense moments of the same spectra answer, and bound what they lose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.moments import (
+    CHECK_EVERY,
+    WORST,
+    Basis,
+    FactoredMoments,
+    Factors,
+    Moments,
+    Sample,
+    SavedMoments,
+    choose_basis,
+    extend_basis,
+    find_components,
+    sum_predictions,
+    write_basis,
+    write_moments,
+)
+from pipeline.ridge.ridge import SingularGramError, pixel_scale, solve_ridge_path
+
+FloatArray = NDArray[np.float64]
+N, P, Q = 2000, 60, 2
+NAMES = ("a", "b")
+
+
+def make_spectra(seed: int = 0, roughness: float = 0.05) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return means, variances and labels of spectra that are smooth functions of four labels."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.uniform(-1, 1, (N, 4))
+    places = np.linspace(0, 1, P)
+    means = np.ones((N, P))
+    for k, (centre, width) in enumerate([(0.2, 0.03), (0.4, 0.1), (0.6, 0.05), (0.8, 0.2)]):
+        depth = 0.3 * np.exp(hidden[:, k] + 0.5 * hidden[:, (k + 1) % 4] ** 2)
+        means -= depth[:, None] * np.exp(-(((places - centre - roughness * hidden[:, [k]]) / width) ** 2))
+    variances = (0.2 * rng.uniform(0.5, 2, (N, 1)) * np.sqrt(np.abs(means) + 0.1)) ** 2
+    return means, variances, hidden[:, :Q] @ np.array([[1.0, 0.2], [0.3, 1.0]])
+
+
+def factor(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> FactoredMoments:
+    z = (x - basis.x_origin) @ basis.projection
+    left = x - basis.x_origin - z @ basis.vectors.T
+    beside = np.column_stack([z, np.ones(len(x)), y])
+    checked = np.arange(0, len(x), CHECK_EVERY)
+    worst = np.tile([-1.0, 0.0], (WORST, 1))
+    factors = Factors(beside.T @ beside, v.sum(axis=0), (left[checked] ** 2).sum(axis=0), len(checked), worst)
+    return FactoredMoments.build(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
+
+
+def make_dense(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Moments:
+    moments = Moments.from_samples(x, y, NAMES, x_origin=basis.x_origin)
+    gram = moments.gram.copy()
+    moments.layout.add_to_diagonal(gram, v.sum(axis=0))
+    return replace(moments, gram=gram)
+
+
+def whole_basis(x: FloatArray, v: FloatArray) -> Basis:
+    return choose_basis(Sample(x - x[0], v, np.zeros(len(x), np.int64)), x[0], 1e-4, P, rank=P)[0]
+
+
+def test_at_full_rank_every_answer_is_the_dense_one() -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v)
+    assert basis.rank > 30, "all that is no rounding"
+    np.testing.assert_allclose(basis.directions.T @ basis.directions, np.eye(P), atol=1e-12)
+    ours, dense = factor(basis, x, v, y), make_dense(basis, x, v, y)
+    assert (ours.count, ours.n_pixels, ours.labels) == (dense.count, P, NAMES)
+    for name in ("x_sum", "cross", "y_sum", "y_gram", "x_mean", "y_mean", "x_variance"):
+        expected = getattr(dense, name)
+        np.testing.assert_allclose(getattr(ours, name), expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
+    scale = pixel_scale(dense)
+    np.testing.assert_allclose(pixel_scale(ours), scale, rtol=1e-12)
+    for left, right in zip(ours.covariance_sums(scale), dense.covariance_sums(scale), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-9 * np.abs(right).max())
+    alphas = [0.0, 1e-3, 1.0, 1e3]
+    found, expected = solve_ridge_path(ours, alphas, scale), solve_ridge_path(dense, alphas, scale)
+    np.testing.assert_allclose(found.weights, expected.weights, atol=1e-10 * np.abs(expected.weights).max())
+    np.testing.assert_allclose(found.intercepts, expected.intercepts, rtol=1e-9)
+    sums = [sum_predictions(one, expected.weights, expected.intercepts).squared_errors for one in (ours, dense)]
+    np.testing.assert_allclose(*sums, rtol=1e-10)
+    for n in (5, P - 1):
+        mine, theirs = find_components(ours, n), find_components(dense, n)
+        np.testing.assert_allclose(mine.variances, theirs.variances, rtol=1e-8)
+        np.testing.assert_allclose(mine.scores(x[:9])[:, :5], theirs.scores(x[:9])[:, :5], atol=1e-6)
+
+
+def test_what_is_lost_stays_below_the_bound() -> None:
+    """Against brute force: R² of training spectra, of the best model without a penalty, whatever the rank."""
+    x, v, y = make_spectra(roughness=0.15)
+    basis = whole_basis(x, v)
+    dense = make_dense(basis, x, v, y)
+    total = N * y.var(axis=0)
+
+    def r2(weights: FloatArray, intercepts: FloatArray) -> FloatArray:
+        return 1 - sum_predictions(dense, weights, intercepts).squared_errors[0] / total
+
+    best = solve_ridge_path(dense, [0.0])
+    bounds, losses = [], []
+    for rank in (4, 8, 12, 16, 24):
+        ours = factor(basis.leading(rank), x, v, y)
+        # Every spectrum is a check row here, so the bound is no estimate.
+        left = x - basis.x_origin - (x - basis.x_origin) @ ours.basis.projection @ ours.basis.vectors.T
+        ours = replace(ours, residual=(left**2).sum(axis=0), n_check=N)
+        found = solve_ridge_path(ours, [0.0])
+        losses.append((r2(best.weights, best.intercepts) - r2(found.weights, found.intercepts)).max())
+        bounds.append(ours.lost)
+    assert (np.diff(bounds) < 0).all()
+    assert losses[0] > 1e-3, "something is lost"
+    assert all(-1e-12 <= loss <= bound for loss, bound in zip(losses, bounds, strict=True)), (losses, bounds)
+
+
+def test_check_rows_estimate_the_bound_of_all_rows() -> None:
+    x, v, y = make_spectra(roughness=0.15)
+    ours = factor(whole_basis(x, v).leading(12), x, v, y)
+    left = x - ours.x_origin - (x - ours.x_origin) @ ours.basis.projection @ ours.basis.vectors.T
+    exact = ((left**2).sum(axis=0) / v.sum(axis=0)).sum()
+    assert 0.5 < ours.lost / exact < 2
+
+
+def test_the_smallest_rank_that_keeps_the_tolerance_is_chosen() -> None:
+    x, v, _ = make_spectra(roughness=0.15)
+    sample = Sample(x - x[0], v, np.arange(N) % 7)
+    found = {tolerance: choose_basis(sample, x[0], tolerance, P) for tolerance in (1e-2, 1e-4, 1e-7)}
+    ranks = [basis.rank for basis, _ in found.values()]
+    assert ranks == sorted(ranks)
+    assert ranks[0] < ranks[-1]
+    for tolerance, (basis, lost) in found.items():
+        assert lost <= tolerance / 2
+        smaller = basis.leading(max(1, basis.rank - 16))
+        left = x - x[0] - (x - x[0]) @ smaller.projection @ smaller.vectors.T
+        groups = [np.arange(N) % 7 == k for k in range(7)]
+        assert max(((left[k] ** 2).sum(axis=0) / v[k].sum(axis=0)).sum() for k in groups) > tolerance / 2
+    largest, lost = choose_basis(sample, x[0], 1e-12, 16)
+    assert largest.rank == 16
+    assert lost > 1e-12
+
+
+def test_addition_is_exact_on_whole_numbers() -> None:
+    rng = np.random.default_rng(1)
+    basis = Basis(np.zeros(P), np.ones(P), np.eye(P)[:, :5])
+    x, v, y = rng.integers(-5, 6, (90, P)) * 1.0, rng.integers(0, 9, (90, P)) * 1.0, rng.integers(-5, 6, (90, Q)) * 1.0
+    parts = [factor(basis, x[a:b], v[a:b], y[a:b]) for a, b in ((0, 32), (32, 32), (32, 64), (64, 90))]
+    whole = Moments.merge(parts)
+    assert isinstance(whole, FactoredMoments)
+    expected = factor(basis, x, v, y)
+    np.testing.assert_array_equal(whole.inner, expected.inner)
+    np.testing.assert_array_equal(whole.noise, expected.noise)
+    assert whole.remove(parts[0]).remove(parts[3]).identical(parts[2] + parts[1])
+    assert Moments.merge(parts[::-1]).identical(whole)
+    assert whole.count == 90
+    with pytest.raises(InputError, match="90"):
+        parts[0].remove(whole)
+
+
+def test_rows_that_say_something_new_extend_a_basis() -> None:
+    x, v, _ = make_spectra()
+    basis = whole_basis(x, v).leading(10)
+    spike = np.zeros(P)
+    spike[17] = 50.0
+    larger = extend_basis(basis, np.stack([spike, basis.vectors[:, 3], 2 * spike]))
+    assert larger.rank == 11
+    np.testing.assert_array_equal(larger.directions[:, :10], basis.directions)
+    np.testing.assert_allclose(larger.directions.T @ larger.directions, np.eye(11), atol=1e-12)
+    np.testing.assert_allclose(spike @ larger.projection @ larger.vectors.T, spike, atol=1e-9)
+
+
+def test_solve__raise_without_noise_and_without_penalty() -> None:
+    x, v, y = make_spectra()
+    ours = factor(whole_basis(x, v).leading(10), x, 0 * v, y)
+    assert ours.lost == np.inf
+    with pytest.raises(SingularGramError, match="alpha = 0"):
+        solve_ridge_path(ours, [0.0])
+    assert np.isfinite(solve_ridge_path(ours, [1.0]).weights).all()
+
+
+def test_choose__raise_on_spectra_that_no_basis_fits() -> None:
+    x, v, _ = make_spectra()
+    with pytest.raises(InputError, match="dense"):
+        choose_basis(Sample(0 * x, v, np.zeros(N, np.int64)), x[0], 1e-4, P)
+    with pytest.raises(InputError, match="dense"):
+        choose_basis(Sample(x - x[0], 0 * v, np.zeros(N, np.int64)), x[0], 1e-4, P)
+    one, _ = choose_basis(Sample(x[1:2] - x[0], v[1:2], np.zeros(1, np.int64)), x[0], 1e-4, P)
+    assert one.rank == 1
+
+
+def test_merge__raise_on_another_basis_or_dense_moments() -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v)
+    ours = factor(basis.leading(10), x, v, y)
+    with pytest.raises(InputError, match="two bases"):
+        _ = ours + factor(basis.leading(11), x, v, y)
+    with pytest.raises(InputError, match="dense"):
+        _ = ours + make_dense(basis, x, v, y)
+
+
+def test_files_hold_them_exactly_and_say_what_is_wrong(tmp_path: Path) -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v).leading(12)
+    cells = [factor(basis, x[:900], v[:900], y[:900]), factor(basis, x[:0], v[:0], y[:0]), factor(basis, x, v, y)]
+    write_basis(tmp_path, basis, {})
+    write_moments(tmp_path / "fold-000", cells, 3, {"key": "k"})
+    saved = SavedMoments.open(tmp_path / "fold-000")
+    assert (saved.counts, saved.is_tiled, saved.n_pixels, saved.tiled_pixels) == ([900, 0, N], False, P, 0)
+    for k, cell in enumerate(cells):
+        assert saved.read(k).identical(cell)
+        np.testing.assert_array_equal(saved.pixel_sums()[k].x_squares, cell.pixel_sums.x_squares)
+    _, y_sums, y_squares = saved.label_sums()
+    np.testing.assert_array_equal(y_sums[0], cells[0].y_sum)
+    np.testing.assert_array_equal(y_squares[2], np.diag(cells[2].y_gram))
+    assert sorted(path.name for path in (tmp_path / "fold-000").iterdir()) == ["moments.json", "sums.npz"]
+
+    write_basis(tmp_path, basis.leading(11), {})
+    with pytest.raises(InputError, match=r"another basis.*basis\.npz"):
+        SavedMoments.open(tmp_path / "fold-000").read(0)
+    content = bytearray((tmp_path / "basis.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "basis.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"basis\.npz: cannot be read"):
+        SavedMoments.open(tmp_path / "fold-000").read(0)
+    (tmp_path / "basis.npz").unlink()
+    with pytest.raises(InputError, match=r"basis\.npz: cannot be read"):
+        SavedMoments.open(tmp_path / "fold-000").read(0)
