@@ -35,10 +35,10 @@ from pipeline.moments import (
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store
 
-__all__ = ["Factoring", "accumulate_noises", "decide_factoring", "describe_factoring"]
+__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "describe_factoring"]
 
 #: Sampled spectra for the choice of a basis, over all noise levels; and how many of them follow each other.
-_SAMPLE, _RUN_ROWS = 2048, 64
+SAMPLE_SPECTRA, _RUN_ROWS = 2048, 64
 #: With fewer pixels a dense matrix is small anyway.
 _FEWEST_PIXELS = 640
 #: Times that a basis is extended before moments are dense.
@@ -146,7 +146,7 @@ def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
 def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise]) -> Sample:
     """Read spectra that are spread over all shards, under every noise; each noise and cell is a group."""
     spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
-    runs = spread_rows(spans, max(_RUN_ROWS, _SAMPLE // len(noises)), _RUN_ROWS)
+    runs = spread_rows(spans, max(_RUN_ROWS, SAMPLE_SPECTRA // len(noises)), _RUN_ROWS)
     origin, cells = first_store(store).mean_flux, plan.cells
     means, variances, groups = [], [], []
     for start, stop in runs:

@@ -42,7 +42,7 @@ def projection_memory(
     rows = _block_rows(chunk_rows, settings.run_rows)
     item = settings.dtype.itemsize
     of_cells = 2 * n_noises * n_cells * n_pixels * 8
-    block = rows * n_pixels * 8 + settings.run_rows * n_pixels * item + of_cells
+    block = rows * n_pixels * 8 + settings.run_rows * n_pixels * item + of_cells * (rows // settings.run_rows)
     block += n_noises * rows * (rank + 1) * 8 + 2 * chunk_rows * n_pixels * 4
     sums = n_noises * n_cells * ((rank + 1 + n_labels) ** 2 * 8 + settings.run_rows * (rank + 1 + n_labels) * 8)
     return (settings.threads + _WAITING) * block + sums + of_cells + 3 * n_pixels * rank * 8
@@ -100,8 +100,9 @@ def project_parts(
 class _Block:
     """Memory for a block of rows, and what is found in it, for all noises.
 
-    ``coordinates`` are z, shape (noises, rows, r); ``noise`` and ``residual`` the sums of v and of e² of each cell,
-    (noises, cells, P); ``energies`` the residual energy of each row, 0 where it is not remarkable, (noises, rows).
+    ``coordinates`` are z, shape (noises, rows, r); ``noise`` and ``residual`` the sums of v and of e² of each cell, run
+    by run, (runs, noises, cells, P); ``energies`` the residual energy of each row, 0 where it is not remarkable,
+    (noises, rows).
     """
 
     flux: NDArray[Any]
@@ -139,8 +140,8 @@ class _Loop:
             ((self._rows, n_pixels), np.float32),
             ((1, settings.run_rows, n_pixels), settings.dtype),
             ((len(noises), self._rows, basis.rank), np.float64),
-            ((len(noises), n_cells, n_pixels), np.float64),
-            ((len(noises), n_cells, n_pixels), np.float64),
+            ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
+            ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
             ((len(noises), self._rows), np.float64),
         ]
         n_blocks = settings.threads + _WAITING
@@ -167,19 +168,23 @@ class _Loop:
             self._reader.read_rows("flux", a, b, block.flux[place])
             self._reader.read_rows("error", a, b, block.error[place])
         origin = rows.x_origin.astype(self._settings.dtype)
-        for start in range(begin, end, self._settings.run_rows):
-            run = slice(start - begin, min(start + self._settings.run_rows, end) - begin)
+        for number, run in enumerate(self._runs(block)):
             for k in range(len(self._kernels)):
-                self._project(k, block, run, rows, origin)
+                self._project(k, block, number, run, rows, origin)
         return block
 
-    def _project(self, k: int, block: _Block, run: slice, rows: CellRows, origin: NDArray[Any]) -> None:
+    def _runs(self, block: _Block) -> Iterator[slice]:
+        """Yield the runs of a block, as places in it."""
+        n, size = block.end - block.begin, self._settings.run_rows
+        return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+    def _project(self, k: int, block: _Block, number: int, run: slice, rows: CellRows, origin: NDArray[Any]) -> None:
         """Project one run of rows under one noise."""
         n, first = run.stop - run.start, rows.start + block.begin + run.start
         cells = rows.cells[block.begin + run.start : block.begin + run.stop]
         scatter = Scatter(
             block.flux[run], block.error[run], first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
-            block.noise[k], cells,
+            block.noise[number, k], cells,
         )  # fmt: skip
         for part in self._kernels[k].split(scatter, 1):
             part()
@@ -197,7 +202,7 @@ class _Loop:
         energies[checked] = np.einsum("np,np->n", left * self._shrink, left * self._shrink)
         np.square(left, out=left)
         for cell in np.unique(cells[checked]):
-            block.residual[k, cell] += left[cells[checked] == cell].sum(axis=0, dtype=np.float64)
+            block.residual[number, k, cell] += left[cells[checked] == cell].sum(axis=0, dtype=np.float64)
 
     def add(
         self,
@@ -207,28 +212,25 @@ class _Loop:
         advance: Callable[[int], None] | None,
     ) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
-        part = slice(block.begin, block.end)
-        n, rank = block.end - block.begin, self._basis.rank
-        cells, y = rows.cells[part], rows.y[part] - rows.y_origin
-        for cell in np.unique(cells):
-            members = np.flatnonzero(cells == cell)
-            for k, of_noise in enumerate(sums):
-                own = np.empty((len(members), rank + 1 + y.shape[1]))
-                np.take(block.coordinates[k], members, axis=0, out=own[:, :rank], mode="clip")
-                own[:, rank] = 1
-                own[:, rank + 1 :] = y[members]
-                of_noise[cell].add(
-                    own,
-                    block.noise[k, cell],
-                    block.residual[k, cell],
-                    rows.start + block.begin + members,
-                    block.energies[k, members],
-                )
-                block.noise[k, cell] = 0
-                block.residual[k, cell] = 0
+        rank = self._basis.rank
+        for number, run in enumerate(self._runs(block)):
+            first = block.begin + run.start
+            part = slice(first, block.begin + run.stop)
+            cells, y = rows.cells[part], rows.y[part] - rows.y_origin
+            for cell in np.unique(cells):
+                members = np.flatnonzero(cells == cell)
+                for k, of_noise in enumerate(sums):
+                    own = np.empty((len(members), rank + 1 + y.shape[1]))
+                    np.take(block.coordinates[k, run], members, axis=0, out=own[:, :rank], mode="clip")
+                    own[:, rank] = 1
+                    own[:, rank + 1 :] = y[members]
+                    noise, residual = block.noise[number, k, cell], block.residual[number, k, cell]
+                    energies = block.energies[k, run][members]
+                    of_noise[cell].add(own, noise, residual, rows.start + first + members, energies)
+                    noise[:], residual[:] = 0, 0
         self._free.put(block)
         if advance is not None:
-            advance(n)
+            advance(block.end - block.begin)
 
 
 class _CellSum:

@@ -1,0 +1,165 @@
+"""The hot loop of factored moments against plain sums over the same rows, and the choice of a basis for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from loop_rows import SETTINGS, rows_of
+
+from pipeline.accumulate import (
+    AccumulationPlan,
+    LoopSettings,
+    MomentsFolder,
+    accumulate_moments,
+    accumulate_noises,
+    decide_factoring,
+    plan_accumulation,
+)
+from pipeline.accumulate.projection import project_parts
+from pipeline.bins import BinGrid, CellGrid
+from pipeline.config import REFERENCE_EDGES, ComputeConfig
+from pipeline.convert import convert_shards
+from pipeline.errors import InputError
+from pipeline.moments import CHECK_EVERY, Basis, FactoredMoments, Sample, choose_basis
+from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.schema import STREAM_TRAIN
+from pipeline.shards import find_shards
+from pipeline.store import SpectraStore
+
+NOISES = [MarginalNoise(1.0), MarginalNoise(0.2)]
+CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
+
+
+@pytest.fixture(scope="module")
+def basis(train_store: SpectraStore) -> Basis:
+    means, variances = NOISES[0].read(train_store, 0, 400)
+    sample = Sample(means - train_store.mean_flux, variances, np.zeros(400, np.int64))
+    return choose_basis(sample, train_store.mean_flux, 1e-4, 48, rank=20)[0]
+
+
+def project(
+    store: SpectraStore, parts: Sequence[Any], basis: Basis, settings: LoopSettings, noises: Sequence[Noise] = NOISES
+) -> dict[tuple[int, int, int], FactoredMoments]:
+    found: dict[tuple[int, int, int], FactoredMoments] = {}
+    project_parts(
+        store,
+        parts,
+        parts[0].n_cells,
+        noises,
+        basis,
+        settings,
+        lambda number, draw, cell, moments: found.__setitem__((number, draw, cell), moments),
+    )
+    return found
+
+
+def test_sums_are_those_of_the_rows(train_store: SpectraStore, basis: Basis) -> None:
+    start, stop = 37, 1501
+    rows = rows_of(train_store, start, stop)
+    found = project(train_store, [rows], basis, replace(SETTINGS, precision="float64"))
+    for k, noise in enumerate(NOISES):
+        means, variances = noise.read(train_store, start, stop)
+        z = (means - basis.x_origin) @ basis.projection
+        beside = np.column_stack([z, np.ones(len(z)), rows.y - rows.y_origin])
+        left = means - basis.x_origin - z @ basis.vectors.T
+        is_checked = np.arange(start, stop) % CHECK_EVERY == 0
+        for cell in range(rows.n_cells):
+            own, members = found[0, k, cell], rows.cells == cell
+            assert own.count == members.sum()
+            assert own.n_check == (members & is_checked).sum()
+            expected = beside[members].T @ beside[members]
+            np.testing.assert_allclose(own.inner, expected, atol=1e-9 * np.abs(expected).max())
+            np.testing.assert_allclose(own.noise, variances[members].sum(axis=0), rtol=1e-9)
+            squares = (left[members & is_checked] ** 2).sum(axis=0)
+            np.testing.assert_allclose(own.residual, squares, atol=1e-12 + 1e-6 * squares.max())
+
+
+def test_bits_depend_on_neither_threads_nor_chunks_nor_company(
+    train_store: SpectraStore, sample: Path, tmp_path: Path, basis: Basis
+) -> None:
+    shards = find_shards([sample / "train"], sample)
+    others = [convert_shards(shards, tmp_path / f"{n}.zarr", workers=1, chunk_rows=n) for n in (96, 512)]
+    cuts = [0, 3, 700, 701, train_store.n_spectra]
+    parts = [rows_of(train_store, a, b) for a, b in pairwise(cuts)]
+    expected = project(train_store, parts, basis, SETTINGS)
+    for threads in (1, 3):
+        found = project(train_store, parts, basis, replace(SETTINGS, threads=threads))
+        assert all(found[key].identical(own) for key, own in expected.items())
+    for store in others:
+        found = project(store, parts, basis, SETTINGS)
+        assert all(found[key].identical(own) for key, own in expected.items())
+    alone = project(train_store, parts[1:2], basis, SETTINGS, NOISES[1:])
+    assert all(own.identical(expected[1, 1, cell]) for (_, _, cell), own in alone.items())
+
+
+def accumulate(store: SpectraStore, folder: Path, compute: ComputeConfig, noises: Sequence[Noise] = NOISES) -> Any:
+    plan, notes = plan_accumulation(store, CELLS, compute, "float64"), list[str]()
+    factoring = decide_factoring(plan, store, noises, folder, compute)
+
+    def run(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
+        return accumulate_moments(one, of, folder, draws_per_pass=len(of))
+
+    return *accumulate_noises(plan, factoring, store, noises, folder, compute, run, notes.append), notes
+
+
+FORCED = ComputeConfig(moments="factored", folds=2, partition_rows=500, run_rows=128, rank_tolerance=1e-3)
+
+
+def test_few_pixels_are_dense_unless_asked(train_store: SpectraStore, tmp_path: Path) -> None:
+    auto = FORCED.model_copy(update={"moments": "auto"})
+    made, factoring, _ = accumulate(train_store, tmp_path / "auto", auto)
+    assert all(one.open(0).is_tiled for one in made)
+    assert factoring.noises == ()
+    made, factoring, notes = accumulate(train_store, tmp_path / "forced", FORCED, [*NOISES, MarginalNoise(0.0)])
+    assert [one.open(0).is_tiled for one in made] == [False, False, True]
+    assert [one.draw for one in made] == [*NOISES, MarginalNoise(0.0)]
+    assert "without noise" in factoring.reasons[0]
+    assert not notes
+    for one in made[:2]:
+        assert all(one.total(cell).lost <= 1e-3 for cell in range(9) if one.total(cell).n_check)  # type: ignore[attr-defined]
+
+
+def test_a_spike_that_the_sample_never_saw_extends_the_basis(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.accumulate.factoring.SAMPLE_SPECTRA", 512)  # rows 256 to 399 are not in it
+    shards = find_shards([sample / "train"], sample)
+    for row in (320, 321):  # a check row, and one that is none
+        copies = [tmp_path / f"{row}" / path.parent.name / path.name for path in shards]
+        for path, copy in zip(shards, copies, strict=True):
+            copy.parent.mkdir(parents=True)
+            copy.write_bytes(path.read_bytes())
+        with h5py.File(copies[0], "r+") as file:
+            file["dataset/arrays/flux/value"][row, 17] += 40.0
+        store = convert_shards(copies, tmp_path / f"{row}.zarr", workers=1, chunk_rows=128)
+        made, factoring, notes = accumulate(store, tmp_path / f"moments-{row}", FORCED, NOISES[:1])
+        assert notes
+        assert all("extended" in note for note in notes)
+        means, _ = NOISES[0].read(store, row, row + 1)
+        centred = means - factoring.basis.x_origin
+        np.testing.assert_allclose(
+            centred @ factoring.basis.projection @ factoring.basis.vectors.T, centred, atol=1e-6 * centred.max()
+        )
+        assert sum(one.counts[cell] for one in map(made[0].open, range(2)) for cell in range(10)) == store.n_spectra
+
+
+def test_a_basis_is_kept_until_the_settings_change(train_store: SpectraStore, tmp_path: Path) -> None:
+    first = accumulate(train_store, tmp_path, FORCED)[1]
+    stamp = (tmp_path / NOISES[0].name / "fold-000" / "sums.npz").stat().st_mtime_ns
+    again = accumulate(train_store, tmp_path, FORCED)[1]
+    assert again.basis.digest == first.basis.digest
+    assert (tmp_path / NOISES[0].name / "fold-000" / "sums.npz").stat().st_mtime_ns == stamp
+    finer = accumulate(train_store, tmp_path, FORCED.model_copy(update={"rank_tolerance": 1e-6}))[1]
+    assert finer.basis.rank > first.basis.rank
+
+
+def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"compute\.moments"):
+        accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
