@@ -386,7 +386,7 @@ def test_remove__raise_on_wrong_names(run: Path, tmp_path: Path) -> None:
     remove_shard(run, "shard_0")
     with pytest.raises(InputError, match="'shard_0' was taken out already; its shards are shard_1/"):
         remove_shard(run, "shard_0")
-    with pytest.raises(InputError, match="'shard_1'.*only"):
+    with pytest.raises(InputError, match=r"'shard_1'.*only"):
         remove_shard(run, "shard_1")
     with pytest.raises(InputError, match="no such folder"):
         remove_shard(tmp_path / "nothing", "shard_1")
