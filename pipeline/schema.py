@@ -102,7 +102,7 @@ ACCUMULATION_ALGORITHM: Final = 4
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.
-RESULTS_ALGORITHM: Final = 4
+RESULTS_ALGORITHM: Final = 5
 #: Errors and divisions of a bin design, from moments.
 BIN_DESIGN_ALGORITHM: Final = 1
 #: A gate's recipe from moments, its rows from spectra, the gate from both, the gate over SNR, and the learned blend.

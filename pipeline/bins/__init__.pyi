@@ -10,6 +10,7 @@ from .folds import count_in_folds as count_in_folds
 from .folds import plan_folds as plan_folds
 from .folds import plan_partitions as plan_partitions
 from .folds import shard_ranges as shard_ranges
+from .folds import spread_rows as spread_rows
 from .grid import OUTSIDE as OUTSIDE
 from .grid import BinGrid as BinGrid
 from .grid import NamedBins as NamedBins

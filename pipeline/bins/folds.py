@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
-__all__ = ["Partition", "choose_prefixes", "count_in_folds", "plan_folds", "plan_partitions", "shard_ranges"]
+__all__ = [
+    "Partition",
+    "choose_prefixes",
+    "count_in_folds",
+    "plan_folds",
+    "plan_partitions",
+    "shard_ranges",
+    "spread_rows",
+]
 
 
 def plan_folds(
@@ -178,3 +186,31 @@ def plan_partitions(
             for a, b in itertools.pairwise(first + length * k // max(count, 1) for k in range(count + 1)):
                 partitions.append(Partition(len(partitions), fold, a, b))
     return tuple(partitions)
+
+
+def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) -> list[tuple[int, int]]:
+    """Choose runs of consecutive rows that are evenly spread over ranges of rows.
+
+    Parameters
+    ----------
+    spans
+        Ranges (first, end) that do not overlap, in order.
+    wanted
+        How many rows to choose, at most. If there are fewer, all are chosen.
+    run_rows
+        Rows in a run. Runs at the end of a range may be shorter.
+    """
+    starts = np.cumsum([0, *(end - first for first, end in spans)])
+    total = int(starts[-1])
+    n_runs = max(1, min(wanted, total) // run_rows) if total > wanted else -(-total // run_rows)
+    runs = []
+    for k in range(n_runs):
+        place = k * total // n_runs if total > wanted else k * run_rows
+        rows = min(run_rows, wanted) if total > wanted else min(run_rows, total - place)
+        span = int(np.searchsorted(starts, place, side="right")) - 1
+        while rows > 0 and span < len(spans):
+            first = spans[span][0] + place - int(starts[span])
+            end = min(first + rows, spans[span][1])
+            runs.append((first, end))
+            rows, place, span = rows - (end - first), place + end - first, span + 1
+    return runs

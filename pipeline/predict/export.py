@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from pipeline import schema
 from pipeline.accumulate import MomentsFolder
 from pipeline.base import Progress, SilentProgress, describe_environment, read_json
-from pipeline.bins import BinGrid, shard_ranges
+from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import Moments, find_components
@@ -43,7 +43,7 @@ from pipeline.questions.gate import (
 )
 from pipeline.ridge import ExpertModels, read_models
 from pipeline.scoring import METADATA_FILE, RunResults, read_noisy_rows, read_results
-from pipeline.store import AnyStore, find_left_out, match_shards, open_stores, select_shards
+from pipeline.store import AnyStore, match_shards, open_stores, sample_rows, select_shards
 
 __all__ = [
     "COMPONENTS",
@@ -55,7 +55,6 @@ __all__ = [
     "measure_sample",
     "model_of_run",
     "render_card",
-    "spread_rows",
 ]
 
 # --- The model card of a bundle: what the model is, what it was trained on, how good it is, and where not to use it.
@@ -506,9 +505,7 @@ def measure_sample(
     model: MixtureModel, store: AnyStore, noise: Noise, precision: str, progress: Progress
 ) -> TrainingSample:
     """Ask the model about an evenly spread sample of the training spectra, with their training noise."""
-    left_out = find_left_out(store)
-    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
-    runs = spread_rows(spans, SAMPLE_SPECTRA, _RUN_ROWS)
+    runs = sample_rows(store, SAMPLE_SPECTRA, _RUN_ROWS)
     distances, outside = [], []
     with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
         for start, stop in runs:
@@ -519,34 +516,6 @@ def measure_sample(
                 outside.append(found.probabilities[:, -1])
             advance(stop - start)
     return TrainingSample(np.concatenate(distances), np.concatenate(outside) if outside else None)
-
-
-def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) -> list[tuple[int, int]]:
-    """Choose runs of consecutive rows that are evenly spread over ranges of rows.
-
-    Parameters
-    ----------
-    spans
-        Ranges (first, end) that do not overlap, in order.
-    wanted
-        How many rows to choose, at most. If there are fewer, all are chosen.
-    run_rows
-        Rows in a run. Runs at the end of a range may be shorter.
-    """
-    starts = np.cumsum([0, *(end - first for first, end in spans)])
-    total = int(starts[-1])
-    n_runs = max(1, min(wanted, total) // run_rows) if total > wanted else -(-total // run_rows)
-    runs = []
-    for k in range(n_runs):
-        place = k * total // n_runs if total > wanted else k * run_rows
-        rows = min(run_rows, wanted) if total > wanted else min(run_rows, total - place)
-        span = int(np.searchsorted(starts, place, side="right")) - 1
-        while rows > 0 and span < len(spans):
-            first = spans[span][0] + place - int(starts[span])
-            end = min(first + rows, spans[span][1])
-            runs.append((first, end))
-            rows, place, span = rows - (end - first), place + end - first, span + 1
-    return runs
 
 
 def find_ranges(store: AnyStore, labels: Sequence[str]) -> dict[str, tuple[float, float]]:

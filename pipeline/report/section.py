@@ -198,7 +198,8 @@ class Subject:
 
 def list_hypotheses(level: Level) -> Table:
     """Return the hypotheses of a noise level, each with PASS or FAIL."""
-    rows = tuple((h.name, h.statement, h.found, "PASS" if h.passed else "FAIL") for h in level.hypotheses)
+    words = {True: "PASS", False: "FAIL", None: "WITHHELD"}
+    rows = tuple((h.name, h.statement, h.found, words[h.passed]) for h in level.hypotheses)
     return Table(f"Hypotheses, noise level {level.noise_level:g}", ("", "Hypothesis", "Found", "Result"), rows)
 
 

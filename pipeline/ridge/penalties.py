@@ -94,6 +94,16 @@ class CrossValidation:
         """Whether the best penalty is the smallest or largest tried: a better one may lie beyond."""
         return self.best(label_index) in (0, len(self.alphas) - 1)
 
+    def gain_at_edge(self, label_index: int) -> float:
+        """Return what R² gained by the last step of the grid to the best penalty; 0 if the best is not at an edge.
+
+        A curve that is flat there would gain little beyond the grid. A grid of one penalty is no search: 0.
+        """
+        if len(self.alphas) == 1 or not self.at_edge(label_index) or not self.tss[label_index] > 0:
+            return 0.0
+        best, r2 = self.best(label_index), self.r2[:, label_index]
+        return float(r2[best] - r2[1 if best == 0 else best - 1])
+
 
 def held_out_errors(moments: Moments, path: RidgePath) -> FloatArray:
     """Return Σ(y − ŷ)² of the models along a path, on spectra of which only the moments are known.

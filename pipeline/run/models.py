@@ -35,9 +35,11 @@ from pipeline.schema import LABELS, RIDGE_ALGORITHM
 from pipeline.scoring import (
     PREDICTIONS_FILE,
     Columns,
+    Comparison,
     ScoredBinning,
     ScoredDraw,
     Stacked,
+    measure_training,
     predict_stacked,
     score_binning,
     score_experts,
@@ -209,8 +211,12 @@ def read_test_spectra(facts: Facts, questions: Sequence[Question[Any]]) -> list[
     scored: list[ScoredDraw] = []
     frames: list[pd.DataFrame] = []
     with facts.progress.step("predict", len(pairs) * facts.test.n_spectra) as advance:
+        compared: set[float] = set()
         for trained, test_noise in pairs:
-            reading = _read(facts, questions, trained, test_noise, advance)
+            # One draw of every level tells whether the test spectra are like the training spectra.
+            compare = not trained.is_compared and trained.noise.level not in compared
+            compared |= {trained.noise.level} if compare else set()
+            reading = _read(facts, questions, trained, test_noise, advance, compare=compare)
             if not trained.is_compared:
                 scored.append(reading.draw)
                 frames.append(_tabulate(facts, reading))
@@ -243,8 +249,10 @@ def _read(
     trained: Trained,
     test_noise: Noise,
     advance: Callable[[int], None],
+    *,
+    compare: bool,
 ) -> Reading:
-    """Read the test spectra under one noise, and score them."""
+    """Read the test spectra under one noise, score them, and perhaps compare them with the training spectra."""
     target = facts.settings.target
     asked = _Asked(
         main=[Columns.of_models(one, target) for one in trained.models],
@@ -252,9 +260,16 @@ def _read(
         others=[Columns.of_models(join_experts(trained.others), target)] if trained.others else [],
         of_questions=[question.columns(trained, test_noise) for question in questions],
     )
-    stacked = predict_stacked(facts.test, asked.columns, test_noise, facts.settings.precision, advance)
+    precision = facts.settings.precision
+    comparison = None
+    if compare:
+        comparison = Comparison(measure_training(facts.train, _as_tested(facts, trained, test_noise), precision))
+    watch = comparison.add if comparison is not None else None
+    stacked = predict_stacked(facts.test, asked.columns, test_noise, precision, advance, watch)
     n = len(asked.main)
     reading = _score(facts, trained, test_noise, stacked[:n])
+    if comparison is not None:
+        reading.draw = replace(reading.draw, likeness=comparison.finish())
     if trained.others:
         reading.binnings = _score_binnings(facts, reading, stacked[n])
     begin = n + len(asked.others)
@@ -262,6 +277,13 @@ def _read(
         question.hear(reading, stacked[begin : begin + len(own)])
         begin += len(own)
     return reading
+
+
+def _as_tested(facts: Facts, trained: Trained, test_noise: Noise) -> Noise:
+    """Return the noise that training spectra are compared under: means with means, single spectra with single ones."""
+    if trained.noise.is_single == test_noise.is_single:
+        return trained.noise
+    return trained.noise.drawn(facts.settings.seeds[0]) if test_noise.is_single else test_noise
 
 
 def _score(facts: Facts, trained: Trained, test_noise: Noise, found: Sequence[Stacked]) -> Reading:

@@ -27,11 +27,13 @@ from pipeline.scoring import (
     PREDICTIONS_FILE,
     SAMPLE_FILE,
     SUMMARY_FILE,
+    WITHHELD,
     Level,
     ScoredDraw,
     Summary,
     decide,
     evaluate_hypotheses,
+    find_doubts,
     summarise_curve,
     summarise_draw,
     summarise_parts,
@@ -69,7 +71,7 @@ def write_results(
     answers = {question.name: answer for question in questions if (answer := question.answer()) is not None}
     summary = summarise(facts, draws, {name: answer.to_dict() for name, answer in answers.items()})
     written = write_tables(facts.folder, summary, facts.settings, {SAMPLE_FILE: tabulate_sample(sets, facts.grid)})
-    warnings = _warn_of_penalties(summary, draws)
+    warnings = _warn_of_losses(summary, draws)
     warnings += [warning for question in questions for warning in question.warnings]
     hashes = {name: hash_file(facts.folder / name) for name in [*written, PREDICTIONS_FILE]}
     content = _describe(facts, sets) | record
@@ -143,38 +145,44 @@ def _summarise_level(facts: Facts, draws: Sequence[ScoredDraw]) -> Level:
     settings, grid, confidence = facts.settings, facts.grid, facts.bootstrap.confidence
     whole = summarise_parts([one.scores[-1] for one in draws], [one.models[-1] for one in draws], grid, confidence)
     covered = whole.covered
+    doubts = find_doubts(
+        whole,
+        draws[0].noise,
+        [one.models[-1] for one in draws],
+        draws[0].likeness,
+        is_standardized=settings.ridge.standardize != "none",
+    )
     hypotheses = evaluate_hypotheses(
         covered.r2_oracle,
         covered.delta_r2,
         {one.bin: one.r2_oracle.mean for one in whole.bins if math.isfinite(one.r2_oracle.mean)},
         settings.stated_hypotheses,
         [grid.describe(k) for k in range(grid.n_bins)],
+        doubts,
     )
     return Level(
         **dict(whole),
         noise_level=draws[0].level,
         test_noise=draws[0].test_noise.kind,
-        decision=decide(covered.delta_r2, settings.decision, confidence),
+        decision=decide(covered.delta_r2, settings.decision, confidence, doubts),
         hypotheses=tuple(hypotheses),
         curve=summarise_curve([one.scores for one in draws], draws[0].models, confidence),
         draws=tuple(summarise_draw((one.seed, one.level), one.scores, one.models, grid, confidence) for one in draws),
     )
 
 
-def _warn_of_penalties(summary: Summary, draws: Sequence[ScoredDraw]) -> list[str]:
-    """Warn where experts do worse than the global model, which too large a penalty does, or one for other models."""
-    models = draws[0].models[-1]
+def _warn_of_losses(summary: Summary, draws: Sequence[ScoredDraw]) -> list[str]:
+    """Warn where experts do worse than the global model though nothing speaks against the numbers."""
+    search = draws[0].models[-1].search
     advice = {
-        None: "a penalty that is too large for the training set does this (α is "
-        f"{models.global_alpha / models.global_count:.3g} per training spectrum, the reference run's is 0.1); lower "
-        "ridge.alpha before you believe the verdict",
+        None: "set ridge.alpha to a search with by: per_expert, so that every expert has the penalty that suits it",
         "global": "their penalty is the global model's choice and need not suit them; set ridge.alpha.by: per_expert",
         "per_expert": "each chose its own penalty, so they may have too few training spectra",
-    }[models.search.by if models.search is not None else None]
+    }[search.by if search is not None else None]
     return [
         f"at noise level {level.noise_level:g} the experts do worse than the global model: {advice}"
         for level in summary.levels
-        if level.covered.delta_r2.mean < 0
+        if level.covered.delta_r2.mean < 0 and level.decision.verdict != WITHHELD.words
     ]
 
 

@@ -2,10 +2,15 @@ from .decision import BUILD as BUILD
 from .decision import NOT_WORTH_IT as NOT_WORTH_IT
 from .decision import UNDECIDED as UNDECIDED
 from .decision import VERDICTS as VERDICTS
+from .decision import WITHHELD as WITHHELD
 from .decision import Verdict as Verdict
 from .decision import decide as decide
 from .decision import evaluate_hypotheses as evaluate_hypotheses
+from .decision import find_doubts as find_doubts
 from .decision import find_verdict as find_verdict
+from .likeness import Comparison as Comparison
+from .likeness import Likeness as Likeness
+from .likeness import measure_training as measure_training
 from .predictions import Columns as Columns
 from .predictions import Stacked as Stacked
 from .predictions import predict_marginal as predict_marginal

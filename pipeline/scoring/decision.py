@@ -1,25 +1,31 @@
 """From figures of merit to words: the decision by stated thresholds, and the hypotheses.
 
-To build experts needs evidence, not a point estimate: the lower end of the interval must clear the threshold.
+To build experts needs evidence, not a point estimate: the lower end of the interval must clear the threshold. And a
+verdict needs ground to stand on: where the numbers cannot be what they seem, it is withheld.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import DecisionConfig, HypothesesConfig
-from pipeline.scoring.summary import Decision, Estimate, Hypothesis
+from pipeline.noise import Noise
+from pipeline.ridge import ExpertModels, format_alpha
+from pipeline.scoring.likeness import Likeness
+from pipeline.scoring.summary import R2_GLOBAL, R2_ORACLE, Decision, Estimate, Hypothesis, Part, Scope
 
 __all__ = [
     "BUILD",
     "NOT_WORTH_IT",
     "UNDECIDED",
     "VERDICTS",
+    "WITHHELD",
     "Verdict",
     "decide",
     "evaluate_hypotheses",
+    "find_doubts",
     "find_verdict",
 ]
 
@@ -35,8 +41,9 @@ class Verdict:
 BUILD = Verdict("build experts", "build")
 UNDECIDED = Verdict("undecided", "undecided")
 NOT_WORTH_IT = Verdict("not worth it", "leave")
-#: All outcomes, from the least gain to the largest.
-VERDICTS = (NOT_WORTH_IT, UNDECIDED, BUILD)
+WITHHELD = Verdict("withheld", "withheld")
+#: All outcomes: from the least gain to the largest, and none.
+VERDICTS = (NOT_WORTH_IT, UNDECIDED, BUILD, WITHHELD)
 
 
 def find_verdict(words: str) -> Verdict:
@@ -44,13 +51,16 @@ def find_verdict(words: str) -> Verdict:
     return next(one for one in VERDICTS if one.words == words)
 
 
-def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float) -> Decision:
+def decide(delta: Estimate, thresholds: DecisionConfig, confidence: float, doubts: Sequence[str] = ()) -> Decision:
     """Decide on a mixture of experts from ΔR² and its interval.
 
     The verdict is *build experts* where the lower end of the interval reaches ``decision.continue``, and *not worth it*
     where its upper end stays below ``decision.stop``. Anything else is *undecided*, and the sentence says where the
-    point estimate lies and what the interval straddles.
+    point estimate lies and what the interval straddles. If there are ``doubts`` (:func:`find_doubts`), the verdict is
+    *withheld*, and they are the sentence.
     """
+    if doubts:
+        return _decide(WITHHELD, "Withheld: " + " Also: ".join(doubts))
     if not (math.isfinite(delta.mean) and math.isfinite(delta.low) and math.isfinite(delta.high)):
         return _decide(UNDECIDED, "Undecided: ΔR² is undefined on these test spectra; more of them must lie in bins.")
     go, halt = thresholds.continue_, thresholds.stop
@@ -80,14 +90,121 @@ def _decide(verdict: Verdict, sentence: str) -> Decision:
     return Decision(verdict=verdict.words, sentence=sentence)
 
 
+#: α per training spectrum, with standardised pixels: from less the penalty does nothing against drawn noise, to more it
+#: shrinks everything. The reference run has 0.1. Marginal noise regularises by itself and needs far less.
+_FIT_DRAWN, _FIT_MARGINAL = (0.01, 1.0), (1e-4, 0.1)
+#: Noise levels below this one leave so little noise that a small penalty is right.
+_NOISY_LEVEL = 0.5
+#: An edge of the grid counts if the last step to it still gained so much R² on held-out folds.
+_GAIN_AT_EDGE = 0.001
+_SHOWN = 5
+
+
+def find_doubts(
+    found: Part,
+    noise: Noise,
+    models: Sequence[ExpertModels],
+    likeness: Likeness | None,
+    *,
+    is_standardized: bool,
+) -> list[str]:
+    """Return why no verdict may be given, one sentence for each reason; none if there is nothing to say.
+
+    Parameters
+    ----------
+    found
+        The scores that the verdict would be about.
+    noise
+        Of the training spectra.
+    models
+        The models of all training spectra, of every draw.
+    likeness
+        What the comparison of the test spectra with the training spectra found, if it was made.
+    is_standardized
+        Whether pixels were divided by their standard deviation, so that α per spectrum has a scale.
+    """
+    every = found.scopes["all"]
+    doubts = [*_doubt_scores(found.covered), *_doubt_spectra(likeness)]
+    if every.n_train < every.n_test:
+        doubts.append(
+            f"there are fewer training spectra ({every.n_train:,}) than test spectra ({every.n_test:,}); "
+            "data.train and data.test may be exchanged."
+        )
+    return [*doubts, *_doubt_penalties(noise, models, is_standardized)]
+
+
+def _doubt_scores(covered: Scope) -> Iterator[str]:
+    below = [
+        f"{merit.symbol} is {merit.format(covered.merit(merit).mean)}"
+        for merit in (R2_GLOBAL, R2_ORACLE)
+        if covered.merit(merit).mean < 0
+    ]
+    if below:
+        yield (
+            f"{' and '.join(below)}, so the mean label would be a better guess than the model and a difference of such "
+            "numbers means nothing. Check that test and training spectra have one unit and one calibration, and that "
+            "the penalty fits the number of spectra."
+        )
+
+
+def _doubt_spectra(likeness: Likeness | None) -> Iterator[str]:
+    if likeness is None or likeness.is_alike:
+        return
+    unlike = []
+    if likeness.rows:
+        unlike.append(
+            f"{len(likeness.rows):,} of {likeness.n_test:,} test spectra (rows {_list(likeness.rows)}) lie far "
+            "outside the training spectra"
+        )
+    if likeness.pixels:
+        unlike.append(
+            f"in {len(likeness.pixels):,} of {likeness.n_pixels:,} pixels (pixels {_list(likeness.pixels)}) the "
+            "test spectra have another mean or variance than the training spectra"
+        )
+    yield f"the test spectra are unlike the training spectra: {', and '.join(unlike)}. Look at these first."
+
+
+def _doubt_penalties(noise: Noise, models: Sequence[ExpertModels], is_standardized: bool) -> Iterator[str]:
+    low, high = _FIT_DRAWN if noise.is_single else _FIT_MARGINAL
+    per_spectrum = models[0].global_alpha / models[0].global_count
+    is_judged = is_standardized and (noise.level >= _NOISY_LEVEL or not noise.is_single)
+    if is_judged and models[0].search is None and not low <= per_spectrum * (1 + 1e-9) <= high * (1 + 2e-9):
+        yield (
+            f"ridge.alpha is {format_alpha(models[0].global_alpha)}, which is {per_spectrum:.3g} for each of "
+            f"{models[0].global_count:,} training spectra. Between {low:g} and {high:g} fits {noise.kind} noise: set "
+            f"ridge.alpha to {{per_spectrum: {0.1 if noise.is_single else 0.01:g}}} or to a search."
+        )
+    edges = {}
+    for one in models:
+        if one.search is None:
+            continue
+        label = one.labels.index(one.search.target)
+        for k in range(1 if one.search.by == "global" else 1 + one.n_experts):
+            curve = one.search.curve(k)
+            if curve.gain_at_edge(label) >= _GAIN_AT_EDGE:
+                edges["the global model" if k == 0 else f"the expert of bin {k - 1}"] = curve.alphas[curve.best(label)]
+    if edges:
+        chosen = ", ".join(f"{format_alpha(alpha)} for {model}" for model, alpha in edges.items())
+        yield (
+            f"the penalty search stopped at an edge of its grid where R² still rises: α = {chosen}. Widen the grid of "
+            "ridge.alpha.search."
+        )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:_SHOWN]))
+    return f"{shown}, …" if len(numbers) > _SHOWN else shown
+
+
 def evaluate_hypotheses(
     r2_oracle: Estimate,
     delta: Estimate,
     r2_oracle_by_bin: Mapping[int, float],
     stated: HypothesesConfig,
     describe: Sequence[str],
+    doubts: Sequence[str] = (),
 ) -> list[Hypothesis]:
-    """Evaluate the stated hypotheses on covered spectra, by their point estimates.
+    """Evaluate the stated hypotheses on covered spectra, by their point estimates; with ``doubts`` none is judged.
 
     Parameters
     ----------
@@ -116,6 +233,6 @@ def evaluate_hypotheses(
             )
         )
     return [
-        Hypothesis(name=name, statement=statement, found=words, passed=passed)
+        Hypothesis(name=name, statement=statement, found=words, passed=None if doubts else bool(passed))
         for name, statement, words, passed in found
     ]

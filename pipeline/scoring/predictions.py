@@ -132,6 +132,7 @@ def predict_stacked(
     noise: Noise,
     precision: str = "float32",
     advance: Callable[[int], None] | None = None,
+    watch: Callable[[NDArray[np.floating], FloatArray | None], None] | None = None,
 ) -> list[Stacked]:
     """Predict all that anybody asks of the spectra of a store, in one read.
 
@@ -150,6 +151,8 @@ def predict_stacked(
         Of the spectra, see :meth:`pipeline.noise.Noise.read`.
     advance
         Called with the number of finished spectra.
+    watch
+        Called with every block of spectra as they were read, see :meth:`pipeline.noise.Noise.read`.
 
     Returns
     -------
@@ -167,6 +170,8 @@ def predict_stacked(
             values[start:stop] = rows.astype(np.float64) @ joined.weights + joined.intercepts
             if variances is not None and spread is not None:
                 variances[start:stop] = spread @ joined.weights**2
+            if watch is not None:
+                watch(rows, spread)
             if advance is not None:
                 advance(stop - start)
     ends = np.cumsum([one.size for one in asked])[:-1]

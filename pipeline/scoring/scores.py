@@ -20,6 +20,7 @@ from pipeline.bins import Binning
 from pipeline.errors import InputError
 from pipeline.noise import NO_SEED, Noise
 from pipeline.ridge import ExpertModels
+from pipeline.scoring.likeness import Likeness
 
 __all__ = [
     "SCOPES",
@@ -347,12 +348,16 @@ def _merits(n: int, sums: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class ScoredDraw:
-    """Models of one training noise and their scores under one test noise, for growing training sets."""
+    """Models of one training noise and their scores under one test noise, for growing training sets.
+
+    ``likeness`` compares the test spectra with the training spectra, for the first draw of every level.
+    """
 
     noise: Noise
     test_noise: Noise
     models: Sequence[ExpertModels]
     scores: Sequence[HeadroomScore]
+    likeness: Likeness | None = None
 
     @property
     def seed(self) -> int:

@@ -222,12 +222,12 @@ class Decision(Plain):
 
 
 class Hypothesis(Plain):
-    """One line of the hypotheses table."""
+    """One line of the hypotheses table; ``passed`` is None where the verdict is withheld."""
 
     name: str
     statement: str
     found: str
-    passed: bool
+    passed: bool | None
 
 
 class Level(Part):

@@ -9,6 +9,7 @@ from .joined import list_parts as list_parts
 from .joined import match_shards as match_shards
 from .joined import open_spectra as open_spectra
 from .joined import open_stores as open_stores
+from .joined import sample_rows as sample_rows
 from .joined import select_shards as select_shards
 from .layout import COMPRESSION_LEVEL as COMPRESSION_LEVEL
 from .layout import MANIFEST_GROUP as MANIFEST_GROUP

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline import schema
-from pipeline.bins import shard_ranges
+from pipeline.bins import shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
 from pipeline.store.layout import SourceRecord
@@ -37,6 +37,7 @@ __all__ = [
     "match_shards",
     "open_spectra",
     "open_stores",
+    "sample_rows",
     "select_shards",
 ]
 
@@ -436,6 +437,16 @@ def count_selected(store: AnyStore) -> int:
     """Return the spectra that a selection keeps."""
     left_out = find_left_out(store)
     return sum(length for k, length in enumerate(store.shard_lengths) if k not in left_out)
+
+
+def sample_rows(store: AnyStore, wanted: int, run_rows: int) -> list[tuple[int, int]]:
+    """Choose ranges of rows that are evenly spread over all shards of a selection.
+
+    See :func:`pipeline.bins.spread_rows`.
+    """
+    left_out = find_left_out(store)
+    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
+    return spread_rows(spans, wanted, run_rows)
 
 
 def first_store(store: AnyStore) -> SpectraStore:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import REFERENCE_EDGES, AlphaSearch, ExperimentConfig, Quantiles, content_hash, load_config
+from pipeline.config import (
+    REFERENCE_EDGES,
+    AlphaSearch,
+    ExperimentConfig,
+    PerSpectrum,
+    Quantiles,
+    content_hash,
+    load_config,
+)
 from pipeline.config.files import packaged_configs, read_yaml, yaml_text
 from pipeline.errors import ConfigError
 
@@ -26,7 +34,7 @@ def test_the_packaged_reference_is_the_reference_experiment(monkeypatch: pytest.
     assert config.bins == {"T_eff": (3750, 4500, 5250, 6000), "M_H": (-2, -1, 0, 0.5)}
     assert config.noise.levels == (1.0,)
     assert config.noise.test == "stored"
-    assert config.ridge.alpha == 1e5
+    assert config.ridge.alpha == PerSpectrum(per_spectrum=0.1), "1e5 for a million spectra"
     assert (config.ridge.standardize, config.ridge.train_on) == ("global", "all")
     assert config.seeds == (42, 123, 456, 789, 2024)
     assert config.target == "log_g"

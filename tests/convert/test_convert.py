@@ -292,7 +292,7 @@ def test_convert__other_work_folder_is_refused(
         with pytest.raises(KeyboardInterrupt):
             convert_shards(shards, tmp_path / "store", workers=1, **SMALL)
     for other in ({"shards": shards[:2], **SMALL}, {"shards": shards, "chunk_rows": 16}):
-        with pytest.raises(InputError, match="unfinished.*--overwrite"):
+        with pytest.raises(InputError, match=r"unfinished.*--overwrite"):
             convert_shards(store=tmp_path / "store", workers=1, **other)
     store = convert_shards(shards[:2], tmp_path / "store", workers=1, overwrite=True)
     assert store.n_spectra == 61

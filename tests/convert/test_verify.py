@@ -127,7 +127,7 @@ def test_verify_store__raise_on_other_labels_in_the_store(
         return columns
 
     monkeypatch.setattr(SpectraStore, "read_columns", read_wrongly)
-    with pytest.raises(InputError, match="log_g of row 4 .*row 44"):
+    with pytest.raises(InputError, match=r"log_g of row 4 .*row 44"):
         verify_store(store, shards, workers=1)
 
 

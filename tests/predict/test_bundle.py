@@ -13,12 +13,12 @@ import pytest
 
 import pipeline
 from pipeline import schema
-from pipeline.bins import OUTSIDE
+from pipeline.bins import OUTSIDE, spread_rows
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.predict import MODEL_FILE, SUMS_FILE, MixtureModel, export, export_model, load_model, model_of_run
-from pipeline.predict.export import render_card, spread_rows
+from pipeline.predict.export import render_card
 from pipeline.predict.files import CARD_FILE, save_model
 from pipeline.questions.gate import BLEND, ROUTES, Blend, Evidence, Route, mix_predictions
 from pipeline.questions.gate.blend import HeldOutErrors

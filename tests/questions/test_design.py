@@ -291,7 +291,7 @@ def test_config__raise_on_one_fold() -> None:
     settings = {"data": {"train": "a", "test": "b"}, "compute": {"folds": 1}}
     design = {"grid": {"T_eff": {"quantiles": 3}, "M_H": FINE_EDGES}}
     assert ExperimentConfig.model_validate(settings).design is None
-    with pytest.raises(ValidationError, match="compute.folds: 1"):
+    with pytest.raises(ValidationError, match=r"compute\.folds: 1"):
         ExperimentConfig.model_validate(settings | {"design": design})
 
 

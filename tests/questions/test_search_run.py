@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.questions.penalty import Penalty
 from pipeline.run import render_run, run_experiment
-from pipeline.scoring import RunResults, read_noisy_rows
+from pipeline.scoring import RunResults, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
 SEARCH_FILE = "alpha_search.csv"
@@ -237,9 +237,9 @@ def test_a_choice_at_the_edge_of_the_grid_is_told(small_config: ExperimentConfig
     assert len(found) == 10
     assert f"α = 2e-3 for bin 3 (Mid, Poor) is the largest of the grid, so a {beyond}" in found
     assert "smallest of the grid, so a smaller one" in warnings("high", [1e7, 2e7], "global")[0]
-    # Too small a penalty, and experts follow the noise.
-    [worse] = warnings("low", [1e-3, 2e-3], "global", "do worse than the global model")
-    assert worse.endswith("is the global model's choice and need not suit them; set ridge.alpha.by: per_expert")
+    # Too small a penalty, and experts follow the noise: the verdict says so, and no warning beside it.
+    assert read_results(tmp_path / "low").summary.headline.decision.verdict == "withheld"
+    assert warnings("low", [1e-3, 2e-3], "global", "do worse than the global model") == []
     assert warnings("wide", [1e-3, *ALPHAS, 1e8], "global") == []
 
 

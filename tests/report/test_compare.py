@@ -171,7 +171,7 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: P
     other = make_results(tmp_path / "other", RUN)
     summary = other.summary.to_dict() | {"target": "T_eff"}
     (other.folder / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(InputError, match="log_g .* and T_eff"):
+    with pytest.raises(InputError, match=r"log_g .* and T_eff"):
         compare_runs([runs[0], other.folder])
 
 

@@ -450,7 +450,8 @@ def test_report__hypotheses_pass_or_fail(full: tuple[RunResults, str, _Page]) ->
     for level in results.summary["levels"]:
         rows = page.tables[f"Hypotheses, noise level {level['noise_level']:g}"][1:]
         stated = [
-            [h["name"], h["statement"], h["found"], "PASS" if h["passed"] else "FAIL"] for h in level["hypotheses"]
+            [h["name"], h["statement"], h["found"], {True: "PASS", False: "FAIL", None: "WITHHELD"}[h["passed"]]]
+            for h in level["hypotheses"]
         ]
         assert rows == stated
 

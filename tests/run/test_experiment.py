@@ -27,7 +27,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError, ResourceError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
-from pipeline.run import plan_experiment, run_experiment
+from pipeline.run import plan_experiment, render_run, run_experiment
 from pipeline.scoring import OVERALL_COLUMNS, RunResults, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
@@ -142,6 +142,17 @@ def test_workers_do_not_change_the_results(
     run_experiment(config, tmp_path, client=request.getfixturevalue(workers))
     for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv", "summary.json"):
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_a_verdict_without_ground_is_withheld(small_config: ExperimentConfig, tmp_path: Path) -> None:
+    heavy = ExperimentConfig.model_validate(small_config.to_dict() | {"ridge": {"alpha": 1e5}, "seeds": [42]})
+    results = run_experiment(heavy, tmp_path)
+    decision = results.summary.headline.decision
+    assert decision.verdict == "withheld"
+    assert "1e5" in decision.sentence
+    assert all(one.passed is None for one in results.summary.headline.hypotheses)
+    markdown, _ = render_run(tmp_path)
+    assert decision.sentence in markdown.read_text(encoding="utf-8")
 
 
 def test_a_finished_run_is_left_as_it_is(config: ExperimentConfig, finished: RunResults) -> None:

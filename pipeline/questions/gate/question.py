@@ -354,10 +354,10 @@ def _summarise_route(
 
 
 def _judge(kept: Estimate, keep: float) -> str:
-    """Say PASS where enough is kept, UNDECIDED where there is no headroom to keep."""
-    if not np.isfinite(kept.mean):
+    """Say PASS or FAIL where the whole interval lies on one side; UNDECIDED elsewhere, or with no headroom to keep."""
+    if not np.isfinite([kept.mean, kept.low, kept.high]).all():
         return "UNDECIDED"
-    return "PASS" if kept.mean >= keep else "FAIL"
+    return "PASS" if kept.low >= keep else "FAIL" if kept.high < keep else "UNDECIDED"
 
 
 def _pool_reliability(qualities: Sequence[GateQuality]) -> Reliability:
