@@ -26,21 +26,19 @@ from typing import Any, Final
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # a process with threads should not fork
 
-import h5py  # noqa: E402
-import pandas as pd  # noqa: E402
-import yaml  # noqa: E402
+import h5py
+import pandas as pd
+import yaml
 
-import pipeline.cli  # noqa: E402
-import pipeline.report  # noqa: E402
-from pipeline import load_config, run_experiment  # noqa: E402
-from pipeline.convert import convert_shards  # noqa: E402
-from pipeline.errors import HeadroomError  # noqa: E402
-from pipeline.moments import open_moments  # noqa: E402
-from pipeline.predict import export_model, load_model, predict_spectra  # noqa: E402
-from pipeline.run import revisit_run  # noqa: E402
-from pipeline.report import compare_runs  # noqa: E402
-from pipeline.scoring import read_results  # noqa: E402
-from pipeline.simulate import SampleSpec, write_sample  # noqa: E402
+from pipeline import load_config, run_experiment
+from pipeline.convert import convert_shards
+from pipeline.errors import HeadroomError
+from pipeline.moments import open_moments
+from pipeline.predict import export_model, load_model, predict_spectra
+from pipeline.report import compare_runs
+from pipeline.run import revisit_run
+from pipeline.scoring import read_results
+from pipeline.simulate import SampleSpec, write_sample
 
 OUTCOMES: Final = ("identical", "named", "traceback", "wrong", "hang")
 TABLES: Final = ("results.csv", "per_bin_results.csv", "summary.json")
@@ -64,7 +62,9 @@ def make_scene(scene: Path) -> None:
         _add_checksums(shard)
     train, test = scene / "spectra" / "train", scene / "spectra" / "test"
     for number in range(2):
-        convert_shards([train / f"shard_{number}" / "dataset.h5"], scene / f"train_{number}.zarr", workers=1, chunk_rows=64)
+        convert_shards(
+            [train / f"shard_{number}" / "dataset.h5"], scene / f"train_{number}.zarr", workers=1, chunk_rows=64
+        )
     convert_shards([test / "dataset.h5"], scene / "test.zarr", workers=1, chunk_rows=16, shard_rows=0)
     stores = {"train": ["train_0.zarr", "train_1.zarr"], "test": ["test.zarr"]}
     (scene / "stores.yaml").write_text(yaml.safe_dump({"data": stores, **CONFIG}))
@@ -87,7 +87,9 @@ def _add_checksums(shard: Path) -> None:
 
         def copy(name: str, one: h5py.Dataset | h5py.Group) -> None:
             if isinstance(one, h5py.Dataset):
-                made = target.create_dataset(name, data=one[()], chunks=True if one.shape else None, fletcher32=bool(one.shape))
+                made = target.create_dataset(
+                    name, data=one[()], chunks=True if one.shape else None, fletcher32=bool(one.shape)
+                )
             else:
                 made = target.require_group(name)
             for key, value in one.attrs.items():
@@ -122,7 +124,7 @@ def answer_solved_again(scene: Path) -> bytes:
 def answer_reading(scene: Path) -> bytes:
     """Read, compare and revisit the finished run."""
     results = read_results(scene / "run")
-    compared = compare_runs([scene / "run", scene / "run"]).to_dict()
+    compared = compare_runs(["run", "run"]).to_dict()
     tables = [frame.to_csv() for frame in (results.overall, results.per_bin, results.labels, results.predictions)]
     scored = revisit_run(scene / "run").models.global_weights
     return json.dumps([results.summary.to_dict(), compared["differences"], tables, scored.tolist()]).encode()
@@ -190,8 +192,12 @@ TARGETS: Final = (
         ("run",),
         30,
     ),
-    Target("predicted store", ("test.zarr", "model"), tuple(f"test.zarr/{one}" for one in _STORE_FILES), ("predict",), 10),
-    Target("moments", ("run",), ("run/moments/*/*/*", "run/moments/*/*.json"), ("again", "solved_again", "moments"), 16),
+    Target(
+        "predicted store", ("test.zarr", "model"), tuple(f"test.zarr/{one}" for one in _STORE_FILES), ("predict",), 10
+    ),
+    Target(
+        "moments", ("run",), ("run/moments/*/*/*", "run/moments/*/*.json"), ("again", "solved_again", "moments"), 16
+    ),
     Target(
         "run folder",
         ("run",),
@@ -327,7 +333,7 @@ class Case:
     def _meet(self, scene: Path, seed: int, expected: Mapping[str, bytes]) -> int:
         draw = random.Random(f"{seed} {self.number}")
         self.folder.mkdir(parents=True)
-        with open(self.folder.with_suffix(".log"), "w") as log:  # noqa: SIM117
+        with open(self.folder.with_suffix(".log"), "w") as log:
             os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
             faulthandler.enable()
             work = self.folder / "scene"
@@ -340,7 +346,9 @@ class Case:
             # Every kind of file as often as the others: there are many more chunks than manifests.
             kinds = sorted({(path.parent.parent.name if path.name == "0" else "", path.suffix) for path in files})
             kind = draw.choice(kinds)
-            path = draw.choice([one for one in files if (one.parent.parent.name if one.name == "0" else "", one.suffix) == kind])
+            path = draw.choice(
+                [one for one in files if (one.parent.parent.name if one.name == "0" else "", one.suffix) == kind]
+            )
             answer = draw.choice(self.target.answers)
             how = damage(path, files, draw)
             print(f"{self.target.name}: {path.relative_to(work)}: {how}; {answer}", flush=True)
@@ -399,7 +407,10 @@ def main() -> int:
 def _run_all(options: argparse.Namespace, base: Path, scene: Path) -> int:
     expected = _expect(base, scene)
     deck = [target for target in TARGETS for _ in range(target.share)]
-    todo = [Case(k, base / f"{k:05d}", deck[k * 37 % len(deck)]) for k in range(options.first, options.first + options.count)]
+    todo = [
+        Case(k, base / f"{k:05d}", deck[k * 37 % len(deck)])
+        for k in range(options.first, options.first + options.count)
+    ]
     counts: dict[str, Counter[str]] = {target.name: Counter() for target in TARGETS}
     running: list[Case] = []
     begun = time.monotonic()
@@ -415,7 +426,8 @@ def _run_all(options: argparse.Namespace, base: Path, scene: Path) -> int:
             log = case.folder.with_suffix(".log")
             if outcome in ("traceback", "wrong", "hang"):
                 lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-                print(f"{outcome}: mutation {case.number} ({log}): {lines[0] if lines else ''}\n    {lines[-1] if lines else ''}")
+                first, last = (lines[0], lines[-1]) if lines else ("", "")
+                print(f"{outcome}: mutation {case.number} ({log}): {first}\n    {last}")
             else:
                 shutil.rmtree(case.folder, ignore_errors=True)
         time.sleep(0.01)
