@@ -9,7 +9,7 @@ READY  := $(VENV)/.installed
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebooks test test-slow test-slurm bench format lint types check lock clean
+.PHONY: help install demo notebooks test test-slow test-slurm fuzz bench format lint types check lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test-slow: $(READY)  ## Run the slow tests, as CI does.
 
 test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 4 to 5 minutes.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
+
+fuzz: $(READY)  ## Damage files at random, 1200 times, and see that no result changes unnoticed: 5 to 15 minutes.
+	PYTHONPATH=. $(BIN)/python tests/hostile/fuzz.py
 
 bench: $(READY)  ## Run all benchmarks into one table: about 15 minutes on 2 cores, after 15 GB of spectra are simulated.
 	$(BIN)/python benchmarks/run.py
