@@ -76,13 +76,11 @@ def terminations_raised() -> Iterator[None]:
             if time.monotonic() - waiting_since < _SECONDS_OF_IMPORTS and _raise_again(number):
                 return
         waiting_since = None
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        is_ending = True
+        is_ending = is_ending or number != signal.SIGINT
         if _DEFERRING[0]:
             _WAITING.append(number)
         else:
-            raise Terminated(number)
+            raise _interruption(number)
 
     def raise_dropped(unraisable: sys.UnraisableHookArgs) -> None:
         nonlocal is_ending
@@ -105,6 +103,10 @@ def terminations_raised() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _WAITING.clear()
+
+
+def _interruption(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -144,4 +146,4 @@ def terminations_deferred() -> Iterator[None]:
     finally:
         _DEFERRING[0] -= 1
     if _WAITING and not _DEFERRING[0]:
-        raise Terminated(_WAITING.pop())
+        raise _interruption(_WAITING.pop())
