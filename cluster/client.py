@@ -167,15 +167,16 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     environment = {"HEADROOM_THREADS": str(chosen.resolved_threads())}
     with dask.config.set(SETTINGS), ExitStack() as stack:
         # A cluster that is half started could not be stopped in order.
-        with terminations_deferred(), _interrupts_left_to_the_parent(), _start_up_told(chosen.has_processes):
+        with terminations_deferred(), _start_up_told(chosen.has_processes):
             if chosen.has_processes:
-                cluster = LocalCluster(
-                    **facts,
-                    host="127.0.0.1",
-                    protocol="tls://",
-                    security=make_certificates().security(),
-                    env=environment,
-                )
+                with _interrupts_left_to_the_parent():
+                    cluster = LocalCluster(
+                        **facts,
+                        host="127.0.0.1",
+                        protocol="tls://",
+                        security=make_certificates().security(),
+                        env=environment,
+                    )
             else:
                 stack.enter_context(_variables_set(environment))
                 stack.callback(release_workspace)  # this process has other things to do than the next task

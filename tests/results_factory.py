@@ -479,7 +479,7 @@ class _Maker:
             "peak_memory_bytes": 6_871_947_674,
             "worker_peak_memory_bytes": 5_368_709_120,
             "plan": {"memory_per_worker_bytes": 8_053_063_680, "driver_memory_bytes": 2_147_483_648, "partitions": 16},
-            "hashes": dict.fromkeys([SUMMARY_FILE, PREDICTIONS_FILE, OVERALL_FILE, PER_BIN_FILE], ""),
+            "hashes": dict.fromkeys([OVERALL_FILE, PER_BIN_FILE, SUMMARY_FILE, PREDICTIONS_FILE], ""),
             "warnings": list(self.run.warnings),
             "command": "headroom run oracle_noise1.yaml --out runs/reference",
         }

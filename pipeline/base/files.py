@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Final, TypeVar
 
 import numpy as np
@@ -483,6 +484,7 @@ _NPZ_DAMAGE: Final = (
     EOFError,
     MemoryError,
     SyntaxError,
+    TokenError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,

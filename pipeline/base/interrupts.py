@@ -12,19 +12,20 @@ Here such an interruption is raised again.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 __all__ = ["Terminated", "terminations_deferred", "terminations_raised"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Until a dropped interruption is raised again: what dropped it has ended then, or it is dropped and raised once more.
+#: Between two attempts to raise an interruption that was dropped, or that waits for an import.
 _SECONDS_UNTIL_AGAIN: Final = 0.01
 #: How long an interruption waits for an import; the longest one takes about a second.
 _SECONDS_OF_IMPORTS: Final = 10.0
@@ -64,25 +65,22 @@ def terminations_raised() -> Iterator[None]:
         yield
         return
     before: dict[int, Any] = {}
+    again = _Again()
     is_ending = False
-    waiting_since: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal is_ending, waiting_since
+        nonlocal is_ending
         if is_ending and number != signal.SIGINT:
             return  # not SIG_IGN: processes started from now on would inherit that
-        if _is_importing(frame):
-            waiting_since = waiting_since or time.monotonic()
-            if time.monotonic() - waiting_since < _SECONDS_OF_IMPORTS and _raise_again(number):
-                return
-        waiting_since = None
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        is_ending = True
+        if _drops(frame, raise_dropped.__code__) and again.send(number):
+            return
+        if again.is_late(number):
+            return
+        is_ending = is_ending or number != signal.SIGINT
         if _DEFERRING[0]:
             _WAITING.append(number)
         else:
-            raise Terminated(number)
+            raise _interruption(number)
 
     def raise_dropped(unraisable: sys.UnraisableHookArgs) -> None:
         nonlocal is_ending
@@ -92,7 +90,7 @@ def terminations_raised() -> Iterator[None]:
         error, number = unraisable.exc_value, int(signal.SIGINT)
         if isinstance(error, Terminated):
             number, is_ending = error.number, False
-        _raise_again(number)
+        again.send(number)
 
     hook_before, sys.unraisablehook = sys.unraisablehook, raise_dropped
     for one in _SIGNALS:
@@ -105,28 +103,65 @@ def terminations_raised() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _WAITING.clear()
+        again.leave_to_the_next()
 
 
-def _is_importing(frame: FrameType | None) -> bool:
+def _interruption(number: int) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+def _drops(frame: FrameType | None, hook: CodeType) -> bool:
+    """Whether what is raised in a frame may be dropped: an import, or the hook that is told of what was dropped."""
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if frame.f_code.co_filename == _IMPORTING or frame.f_code is hook:
             return True
         frame = frame.f_back
     return False
 
 
-def _raise_again(number: int) -> bool:
-    """Send a signal to the main thread in a moment; False where no thread can be started for it.
+class _Again:
+    """Sends a signal to the main thread again and again until it may be raised there.
 
-    A real signal: it ends what the main thread waits for by then.
+    A real signal: it ends what the main thread waits for by then. There are no locks here, because a handler may
+    interrupt itself.
     """
-    again = threading.Timer(_SECONDS_UNTIL_AGAIN, signal.pthread_kill, [threading.main_thread().ident, number])
-    again.daemon = True
-    try:
-        again.start()
-    except RuntimeError:
-        return False
-    return True
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._raised = -math.inf
+
+    def send(self, number: int) -> bool:
+        """Send a signal again in a moment; False where that is no use any more, or no thread can be started."""
+        since = self._since.get(number)
+        if since is not None:
+            return time.monotonic() - since < _SECONDS_OF_IMPORTS
+        self._since[number] = time.monotonic()
+        try:
+            threading.Thread(target=self._send, args=(number,), name="signals", daemon=True).start()
+        except RuntimeError:
+            self._since.pop(number, None)
+            return False
+        return True
+
+    def is_late(self, number: int) -> bool:
+        """Take note that a signal is raised now; whether it is only the last of those that were sent again."""
+        if self._since.pop(number, None) is not None:
+            self._raised = time.monotonic()
+            return False
+        return time.monotonic() - self._raised < 2 * _SECONDS_UNTIL_AGAIN
+
+    def leave_to_the_next(self) -> None:
+        """Give what still waits to the handlers that follow."""
+        waiting, self._since = list(self._since), {}
+        for number in waiting:
+            signal.raise_signal(number)
+
+    def _send(self, number: int) -> None:
+        main = threading.main_thread().ident
+        while number in self._since:
+            time.sleep(_SECONDS_UNTIL_AGAIN)
+            if number in self._since and main is not None:
+                signal.pthread_kill(main, number)
 
 
 @contextmanager
@@ -144,4 +179,4 @@ def terminations_deferred() -> Iterator[None]:
     finally:
         _DEFERRING[0] -= 1
     if _WAITING and not _DEFERRING[0]:
-        raise Terminated(_WAITING.pop())
+        raise _interruption(_WAITING.pop())

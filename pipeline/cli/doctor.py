@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Final, Literal
 
 import click
+import numpy as np
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from threadpoolctl import threadpool_info
@@ -30,6 +31,8 @@ Verdict = Literal["ok", "note", "broken"]
 _GIB: Final = 2**30
 #: Bytes below which a run of a million spectra may not fit; a small run may.
 _LITTLE_MEMORY, _LITTLE_DISK, _LITTLE_TEMPORARY = 4 * _GIB, 20 * _GIB, 1 * _GIB
+#: Those that read settings of the machine's own while they are imported.
+_LIBRARIES: Final = ("numpy", "pandas", "numba", "h5py", "zarr", "distributed", "matplotlib", "pyarrow", "xarray")
 #: Flop/s in float32 that a core reaches at least, if the BLAS is built for its processor.
 _SLOW_BLAS = 10e9
 
@@ -66,6 +69,8 @@ def check_machine(folder: Path) -> Iterator[Check]:
     """
     yield guarded(check_python, "Python")
     yield guarded(check_packages, "libraries")
+    yield guarded(check_imports, "imports")
+    yield guarded(check_compiler, "compiler")
     yield guarded(check_extras, "optional extras")
     yield guarded(check_blas, "BLAS")
     yield guarded(check_memory, "memory")
@@ -80,8 +85,9 @@ def guarded(check: Callable[[], Check], name: str) -> Check:
     """Make a check. If the check itself fails, its result is ``broken``, and the other checks still run."""
     try:
         return check()
-    except (HeadroomError, OSError, ImportError, ValueError) as error:
-        return Check(name, "broken", f"{type(error).__name__}: {error}", "see the message, and check again")
+    except Exception as error:  # of whatever the machine does to a library
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        return Check(name, "broken", found, "see the message, and check again")
 
 
 def check_python() -> Check:
@@ -99,6 +105,28 @@ def check_packages() -> Check:
     if not wrong:
         return Check("libraries", "ok", f"all {n} are there, headroom {metadata.version('headroom')}")
     return Check("libraries", "broken", "; ".join(wrong), "`pip install -r requirements.lock`, or `make install`")
+
+
+def check_imports() -> Check:
+    """Check whether the libraries can be imported: settings of this machine can keep them from it."""
+    for name in _LIBRARIES:
+        try:
+            import_module(name)
+        except Exception as error:
+            found = " ".join(f"{name} cannot be imported ({type(error).__name__}: {error})".split())
+            return Check("imports", "broken", found, "mend its settings (variables, ~/.config), or install it again")
+    return Check("imports", "ok", f"{', '.join(_LIBRARIES)}")
+
+
+def check_compiler() -> Check:
+    """Check whether the kernels are compiled, and whether the next process finds them compiled."""
+    from pipeline.noise import fill_normals
+
+    fill_normals(0, (np.uint32(0), np.uint32(0)), np.empty((1, 4), np.float32))
+    if folder := fill_normals.stats.cache_path:
+        return Check("compiler", "ok", f"machine code is kept in {folder}")
+    found = "numba finds no folder for machine code, so every process compiles for some seconds"
+    return Check("compiler", "note", found, "set TMPDIR or NUMBA_CACHE_DIR to a folder that you can write")
 
 
 def check_extras() -> Check:

@@ -138,7 +138,7 @@ def convert(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert HDF5 shards to one Zarr store, a folder, whose name comes last.
+    """Convert HDF5 shards to one Zarr store (its name comes last).
 
     After an interruption, run the same command again; it resumes.
 

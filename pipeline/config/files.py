@@ -92,7 +92,11 @@ def read_yaml(path: Path, what: str) -> Any:
         If the file cannot be read, is not YAML, or is nested too deeply.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error}); give a YAML text file") from None
     except RecursionError:

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import google_crc32c
@@ -429,8 +430,11 @@ def find_basis(folder: Path) -> tuple[Basis, dict[str, Any]] | None:
 def _require_npy_header(stream: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if npy.read_magic(stream) != (1, 0):
         raise ValueError("it is no .npy file of version 1.0")
-    with HEADER_LOCK:
-        found = npy.read_array_header_1_0(stream)
+    try:
+        with HEADER_LOCK:
+            found = npy.read_array_header_1_0(stream)
+    except (SyntaxError, TokenError) as error:  # NumPy reads it as if it were Python
+        raise ValueError(f"its header is damaged ({error})") from None
     if found != (shape, False, dtype):
         raise ValueError(f"row-major {dtype} of shape {shape} is required, found {found}")
 

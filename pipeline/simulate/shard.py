@@ -334,7 +334,9 @@ def _fill_rows(blocks: Sequence[Sequence[str]], names: Sequence[str], columns: M
 
 def _describe_frame(frame: h5py.Group, columns: list[str], names: list[str]) -> None:
     """Write the frame's attributes: which column is the index, which blocks hold values, the columns' order."""
-    _set_text(frame, pandas_type="frame_table", table_type="appendable_frame", encoding="UTF-8", errors="strict")
+    # pandas 2 wrote the version of this layout, and reads a frame without one as if it were from before 0.10.1.
+    _set_text(frame, pandas_type="frame_table", pandas_version="0.15.2")
+    _set_text(frame, table_type="appendable_frame", encoding="UTF-8", errors="strict")
     frame.attrs["levels"] = np.int64(1)
     # "nan_rep" is the pickle of None; info maps axis 1 and every block to what pandas keeps about it.
     info: dict[Any, Any] = {1: {"names": [None], "type": "Index"}, "index": {}, **{name: {} for name in names}}

@@ -576,9 +576,18 @@ except KeyboardInterrupt as error:
 """
 
 
+#: As on a busy machine: the signal comes again while Python still tells that it dropped the first one.
+SLOW = """
+import threading, time
+start = threading.Thread.start
+threading.Thread.start = lambda thread: (start(thread), time.sleep(0.1))
+"""
+
+
+@pytest.mark.parametrize("slowly", ["", SLOW], ids=["at once", "slowly"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_that_python_drops_is_raised_again(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", SWALLOWING, str(int(number))]
+def test_a_signal_that_python_drops_is_raised_again(number: signal.Signals, slowly: str) -> None:
+    command = [sys.executable, "-c", slowly + SWALLOWING, str(int(number))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=15, preexec_fn=hear_interrupts)
     assert (ended.returncode, ended.stderr) == (128 + number, "")
     assert ended.stdout.split("\n")[:2] == ["dropped", "cleaned up"]

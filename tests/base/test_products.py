@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.base import Products
+from pipeline.base import Products, is_sealed, parse_object, read_json, seal
+from pipeline.errors import InputError
 
 
 @pytest.fixture
@@ -82,3 +84,45 @@ def test_a_damaged_record_is_said_and_everything_is_made_again(
     make(again, "a", "1")
     assert Products(products.folder, notes.append).is_made("a", "1")
     assert len(notes) == 1
+
+
+def test_a_product_of_other_bytes_is_not_made(products: Products) -> None:
+    make(products, "a", "1")
+    assert products.require("a") == products.folder / "a"
+    (products.folder / "a").write_text("2")
+    assert not products.is_made("a", "1")
+    with pytest.raises(InputError, match="not the file"):
+        products.require("a")
+    (products.folder / "a").unlink()
+    with pytest.raises(InputError, match="missing"):
+        products.require("a")
+
+
+KINDS = ["[]", "null", "3", "{", "", "[" * 100_000, '{"a": ' * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("content", [*KINDS, '{"a": "1"}', '{"version": 2, "products": {"a": {"key": "1"}}}'])
+def test_a_record_that_cannot_be_used_is_told(products: Products, notes: list[str], content: str) -> None:
+    make(products, "a", "1")
+    (products.folder / "products.json").write_text(content, encoding="latin-1")
+    assert "a" not in Products(products.folder, notes.append)
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("content", KINDS)
+def test_json_of_another_kind_is_an_input_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "gate.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"gate\.json"):
+        read_json(path, lambda facts: facts["kind"])
+
+
+def test_a_seal_covers_every_value() -> None:
+    facts = {"counts": [1, 2.5], "name": "å", "more": {"x": None}}
+    sealed = parse_object(json.dumps(seal(facts)))
+    assert is_sealed(sealed)
+    assert seal(sealed) == sealed
+    assert not is_sealed(facts)
+    for name, value in [("counts", [1, 2]), ("name", "a"), ("more", {}), ("new", 1)]:
+        with pytest.raises(ValueError, match="checksum"):
+            is_sealed(sealed | {name: value})

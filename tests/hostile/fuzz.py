@@ -26,19 +26,19 @@ from typing import Any, Final
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # a process with threads should not fork
 
-import h5py  # noqa: E402
-import pandas as pd  # noqa: E402
-import yaml  # noqa: E402
+import h5py
+import pandas as pd
+import yaml
 
-from pipeline import load_config, run_experiment  # noqa: E402
-from pipeline.convert import convert_shards  # noqa: E402
-from pipeline.errors import HeadroomError  # noqa: E402
-from pipeline.moments import open_moments  # noqa: E402
-from pipeline.predict import export_model, load_model, predict_spectra  # noqa: E402
-from pipeline.report import compare_runs  # noqa: E402
-from pipeline.run import revisit_run  # noqa: E402
-from pipeline.scoring import read_results  # noqa: E402
-from pipeline.simulate import SampleSpec, write_sample  # noqa: E402
+from pipeline import load_config, run_experiment
+from pipeline.convert import convert_shards
+from pipeline.errors import HeadroomError
+from pipeline.moments import open_moments
+from pipeline.predict import export_model, load_model, predict_spectra
+from pipeline.report import compare_runs
+from pipeline.run import revisit_run
+from pipeline.scoring import read_results
+from pipeline.simulate import SampleSpec, write_sample
 
 OUTCOMES: Final = ("identical", "named", "traceback", "wrong", "hang")
 TABLES: Final = ("results.csv", "per_bin_results.csv", "summary.json")
@@ -124,7 +124,7 @@ def answer_solved_again(scene: Path) -> bytes:
 def answer_reading(scene: Path) -> bytes:
     """Read, compare and revisit the finished run."""
     results = read_results(scene / "run")
-    compared = compare_runs([scene / "run", scene / "run"]).to_dict()
+    compared = compare_runs(["run", "run"]).to_dict()
     tables = [frame.to_csv() for frame in (results.overall, results.per_bin, results.labels, results.predictions)]
     scored = revisit_run(scene / "run").models.global_weights
     return json.dumps([results.summary.to_dict(), compared["differences"], tables, scored.tolist()]).encode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,18 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "m" / "gram-000.npy", np.array([{"an": "object"}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="damaged"):
         SavedMoments.open(tmp_path / "m").read(0)
+
+
+def test_read__raise_on_any_damage_to_a_header(tmp_path: Path) -> None:
+    write_moments(tmp_path / "m", cells(), 3, {})
+    path = tmp_path / "m" / "gram-000.npy"
+    content = path.read_bytes()
+    ending = content.index(b"}") + 1
+    for place in [*range(ending), 3773]:
+        for bit in (0, 3, 5):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with suppress(InputError):  # a blank more or less changes nothing
+                assert SavedMoments.open(tmp_path / "m").read(0).identical(cells()[0])
 
 
 @pytest.mark.parametrize("place", ["_write_gram", "json"])

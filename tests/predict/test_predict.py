@@ -335,11 +335,11 @@ def test_absurd_pixels_and_errors_are_bad_pixels(model: MixtureModel, tmp_path: 
     wavelength = model.wavelength + (1e-3 if resample else 0)
     shard = write_shard(tmp_path / "clean.h5", 40, 48, arrays=arrays, wavelength=wavelength)
     noise = NoiseDraw(1.0, 3, schema.STREAM_TEST)
-    predict_spectra(model, [shard], tmp_path / "clean", PredictOptions(noise=noise, resample=resample))
+    predict_spectra(model, [shard], tmp_path / "clean.parquet", PredictOptions(noise=noise, resample=resample))
     flux[1, 5], error[2:22, 5] = 9.97e36, 1e20
     shard = write_shard(tmp_path / "absurd.h5", 40, 48, arrays=arrays, wavelength=wavelength)
-    predict_spectra(model, [shard], tmp_path / "absurd", PredictOptions(noise=noise, resample=resample))
-    clean, found = (pd.read_parquet(tmp_path / name) for name in ("clean", "absurd"))
+    predict_spectra(model, [shard], tmp_path / "absurd.parquet", PredictOptions(noise=noise, resample=resample))
+    clean, found = (pd.read_parquet(tmp_path / name) for name in ("clean.parquet", "absurd.parquet"))
     wrong = np.arange(40)
     wrong = (wrong > 0) & (wrong < 22)
     spoiled = found["bad_pixels"] - clean["bad_pixels"]

@@ -76,14 +76,32 @@ def test_environment_yml_agrees_with_pyproject() -> None:
     assert set(listed) - {"pip"} == expected
 
 
-def test_the_lock_pins_every_dependency_with_hashes() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    pinned = set(re.findall(r"^([a-z0-9-]+)==", lock, flags=re.MULTILINE))
+def pins_of(lock: str) -> dict[str, str]:
+    """The version of each package that a lock file pins; the first one where Pythons differ."""
+    found = re.findall(r"^([a-z0-9-]+)(?:\[[a-z0-9, ]+\])?==([\w.]+)", lock, flags=re.MULTILINE)
+    return dict(reversed(found))
+
+
+def all_requirements() -> list[str]:
     optional = PROJECT["project"]["optional-dependencies"]
-    wanted = names_of([*PROJECT["project"]["dependencies"], *(one for group in optional.values() for one in group)])
-    assert wanted <= pinned
+    return [*PROJECT["project"]["dependencies"], *(one for group in optional.values() for one in group)]
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-lowest.lock"])
+def test_the_lock_pins_every_dependency_with_hashes(name: str) -> None:
+    lock = (ROOT / name).read_text()
+    pinned = pins_of(lock)
+    assert names_of(all_requirements()) <= pinned.keys()
     assert lock.count("--hash=sha256:") >= len(pinned)
     assert "://" not in lock, "the lock names no server"
+
+
+def test_the_lowest_lock_holds_the_bounds_of_pyproject() -> None:
+    """A bound of ``>=2025.4`` is tested with 2025.4.x; `make lock` writes the file anew after a change."""
+    pinned = pins_of((ROOT / "requirements-lowest.lock").read_text())
+    for requirement in all_requirements():
+        name, bound = requirement.lower().split(">=")
+        assert f"{pinned[name]}.".startswith(f"{bound}."), f"{name} {pinned[name]} is tested, {bound} is allowed"
 
 
 def test_imports_are_declared() -> None:

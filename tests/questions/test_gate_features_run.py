@@ -368,22 +368,19 @@ def test_both_reports_name_the_blend_and_the_features_that_matter(finished: RunR
 
 @pytest.mark.parametrize("file", ["{name}.json", "{name}_blend.json", "quality_0.json"])
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "logistic"}'])
-def test_gates__raise_on_damaged_files(
+def test_gates__damaged_files_are_made_again(
     finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, file: str, content: str
 ) -> None:
-    """Another run of the folder, and an export of its models, name the file; once it is gone, it is made again."""
+    """An export of a run's models names the file; another run of the folder makes it again."""
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
     path = folder / "gates" / file.format(name=name_of(small_config.seeds[0]))
     whole = path.read_bytes()
     path.write_text(content)
-    again = gated(small_config, decision={"continue": 0.04})  # the gates stay, what is said of them does not
-    with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged \(.*\); delete the file, and run again"):
-        run_experiment(again, folder)
     if not file.startswith("quality"):  # no model has one of these
-        with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged"):
+        with pytest.raises(InputError, match=re.escape(str(path))):
             export_model(folder, tmp_path / "model")
         assert not (tmp_path / "model").exists()
-    path.unlink()
-    run_experiment(gated(small_config), folder)
+    again = gated(small_config, decision={"continue": 0.04})  # the gates stay, what is said of them does not
+    run_experiment(again, folder)
     assert path.read_bytes() == whole

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from results_factory import render_page
+from results_factory import render_page, restate_hashes
 
 from pipeline.config import ExperimentConfig
 from pipeline.questions.labels import Labels
@@ -70,5 +70,6 @@ def test_labels_that_bins_are_cut_by_have_no_oracle(small_run: RunResults, tmp_p
 def test_runs_of_earlier_versions_open_without_labels(small_run: RunResults, tmp_path: Path) -> None:
     run = shutil.copytree(small_run.folder, tmp_path / "run")
     (run / "other_labels.csv").unlink()
+    restate_hashes(run)
     assert isinstance(read_results(run).labels, pd.DataFrame)
     assert read_results(run).labels.empty

@@ -180,6 +180,13 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: P
         compare_runs([runs[0], other.folder])
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "[" * 100_000, '{"hashes": []}', '{"stores": {"train": 3}}'])
+def test_metadata_of_another_kind_is_refused(runs: tuple[Path, Path], content: str) -> None:
+    (runs[1] / METADATA_FILE).write_text(content)
+    with pytest.raises(InputError, match=r"metadata\.json"):
+        compare_runs(runs)
+
+
 def test_the_page_opens_anywhere_and_escapes_names(runs: tuple[Path, Path], tmp_path: Path) -> None:
     odd = runs[1].rename(tmp_path / "<i>odd & [red]")
     comparison = compare_runs([runs[0], odd])

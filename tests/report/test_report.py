@@ -646,7 +646,7 @@ def test_report__commands_work_as_written(tmp_path: Path) -> None:
     assert [command for command in commands if command][-3:] == [
         ["headroom", "run", str(folder.resolve() / "config.yaml"), "--out", again],
         ["cd", again],
-        ["sha256sum", "results.csv", "per_bin_results.csv"],
+        ["sha256sum", "results.csv", "per_bin_results.csv", "summary.json", "predictions.parquet"],
     ]
 
 
