@@ -406,7 +406,7 @@ class ComputeConfig(Section):
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
     #: How moments are kept: ``factored`` ones, for marginal noise, are small and quick; ``auto`` takes them where they
     #: lose at most ``rank_tolerance`` of R².
-    moments: Literal["auto", "dense", "factored"] = "auto"
+    moments: Literal["dense", "auto", "factored"] = "dense"
     rank_tolerance: Annotated[float, Field(gt=0, lt=0.1)] = 1e-4
 
 
