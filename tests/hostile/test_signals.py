@@ -14,6 +14,8 @@ from commands import hear_interrupts
 
 import pipeline
 
+pytestmark = pytest.mark.faults  # each starts the real command
+
 ROOT = Path(pipeline.__file__).parents[1]
 PRELOAD = Path(__file__).with_name("preload")
 #: Imports of a run, after the first of headroom's own, are about 2,800; the last hundreds of them draw figures.

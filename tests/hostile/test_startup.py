@@ -12,6 +12,8 @@ import pytest
 
 import pipeline
 
+pytestmark = pytest.mark.faults  # each starts the real command, some dozens in all
+
 ROOT = Path(pipeline.__file__).parents[1]
 #: Starts the command, see ``conftest.py``.
 Command = Callable[..., Any]
