@@ -418,7 +418,7 @@ def choose_basis(
     largest
         The largest rank to be considered.
     rank
-        A rank to use instead.
+        A rank to use instead, at most P.
 
     Returns
     -------
@@ -445,7 +445,9 @@ def choose_basis(
         kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1]
         if not kept.size or not values[-1] > 0:
             raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
-        directions, _ = np.linalg.qr(white.T @ (own[:, kept] / np.sqrt(values[kept])))
+        found = white.T @ (own[:, kept] / np.sqrt(values[kept]))
+        # A rank that is asked for may need directions in which the sample does not differ: any will do.
+        directions, _ = np.linalg.qr(found, mode="reduced" if rank is None or rank <= kept.size else "complete")
         whole = Basis(np.asarray(x_origin, dtype=np.float64), variance, np.ascontiguousarray(directions))
         coordinates = white @ whole.directions
         ranks = [rank] if rank is not None else [*range(_STEP, whole.rank, _STEP), whole.rank]

@@ -323,7 +323,7 @@ def _solve(
 ) -> ExpertModels:
     held = 1 if isinstance(ridge.alpha, AlphaSearch) else 0
     of_one = solve_memory(moments.open(0).tiled_pixels, 1, held)
-    threads = max(1, min(available_threads(), int(available_memory() * MEMORY_SHARE) // of_one))
+    threads = max(1, min(available_threads(), int(available_memory() * MEMORY_SHARE) // max(1, of_one)))
     whole = (moments.n_folds,)
     job = SolveJob(
         moments,
