@@ -11,7 +11,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.base import available_cores, available_memory
 from pipeline.config import Section, describe_findings, read_yaml
@@ -88,7 +96,12 @@ def _require_walltime(value: int) -> int:
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[int, BeforeValidator(parse_seconds), Field(gt=0)]
 Walltime = Annotated[
-    int, BeforeValidator(parse_seconds), BeforeValidator(_refuse_number), AfterValidator(_require_walltime)
+    int,
+    BeforeValidator(parse_seconds),
+    BeforeValidator(_refuse_number),
+    AfterValidator(_require_walltime),
+    # As JSON it is what may be written down, so a profile reads back what it gives.
+    PlainSerializer(format_walltime, return_type=str, when_used="json"),
 ]
 #: A word that SLURM takes as it is: nothing that ends a line or an argument.
 Word = Annotated[str, Field(pattern=r"^[\w.,:@%+=/-]+$")]

@@ -398,3 +398,11 @@ def test_a_finished_run_is_not_done_again_on_another_cluster(
     run_experiment(small_config.model_copy(update={"cluster": "slurm"}), run)
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_profile_reads_back_what_it_gives_as_json() -> None:
+    profile = SlurmProfile.model_validate(
+        {"kind": "slurm", "jobs": 2, "cores": 4, "memory": "16GB", "walltime": "1-02:30:00"}
+    )
+    assert profile.walltime == 95_400
+    assert SlurmProfile.model_validate_json(profile.model_dump_json()) == profile
