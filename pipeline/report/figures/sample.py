@@ -113,7 +113,7 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
     # The training set sets the scale: a small test set's few crowded cells would wash it out.
     most = float(maps[0].to_numpy().max()) or 1.0
     for axes, share, (part, title) in zip(panels, maps, _PARTS, strict=True):
-        filled = np.ma.masked_equal(share, 0)
+        filled = np.ma.masked_equal(share.to_numpy(), 0)
         mesh = axes.pcolormesh(cuts[rightward], cuts[upward], filled, cmap=BLUES, vmin=0, vmax=most)
         _draw_edges(axes, edges[rightward], edges[upward], number=len(edges) == 2)
         style_axes(axes, title=title + _outside(results, part), x=quantity(rightward), grid="")
