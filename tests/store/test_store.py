@@ -369,9 +369,8 @@ def test_open__a_zarr_folder_of_another_program_is_not_damaged(
     tmp_path: Path, attributes: dict[str, str] | None
 ) -> None:
     path = tmp_path / "mine.zarr"
-    xr.Dataset({"flux": (("star", "pixel"), np.ones((3, 4)))}, attrs=attributes or {}).to_zarr(
-        path, zarr_format=3, consolidated=False
-    )
+    group = zarr.open_group(path, mode="w", zarr_format=3, attributes=attributes or {})
+    group.create_array("flux", data=np.ones((3, 4)), dimension_names=("star", "pixel"))
     if attributes is None:
         (path / "zarr.json").write_text("[]")
     with pytest.raises(InputError, match="headroom convert") as refused:
