@@ -84,10 +84,11 @@ class MomentsFolder:
             why = "none are there"
         elif not found.complete:
             why = "; ".join(found.problems) or str(found.missing)
-        elif key and content_hash(list(found.fold_keys)) != key:
-            why = "the results were not made from them"
         else:
-            return cls(found.folder, draw, len(found.folds), len(found.counts), found.fold_keys)
+            folder = cls(found.folder, draw, len(found.folds), len(found.counts), found.fold_keys)
+            if not key or folder.key == key:
+                return folder
+            why = "the results were not made from them"
         raise InputError(
             f"run folder {run}: the moments of {draw.name} cannot be used ({why}); run again with the same --out"
         )

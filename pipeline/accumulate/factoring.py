@@ -113,7 +113,7 @@ def decide_factoring(
     noisy = tuple(noise for noise in marginal if noise.level > 0)
     reasons = ["without noise there is nothing that a basis may leave out: dense"] if len(noisy) < len(marginal) else []
     while noisy:
-        made_for = content_hash([plan.settings, [noise.name for noise in noisy], compute.rank_tolerance])
+        made_for = _state_purpose(plan, noisy, compute)
         for noise in noisy:
             found = find_basis(folder / noise.name)
             if found is not None and found[1].get("made_for") == made_for:
@@ -132,6 +132,11 @@ def decide_factoring(
         )
         noisy = tuple(noise for noise in noisy if noise is not least)
     return Factoring(reasons=tuple(reasons))
+
+
+def _state_purpose(plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig) -> str:
+    """Return what a basis is made for: a later pass with the same settings takes it as it is."""
+    return content_hash([plan.settings, [noise.name for noise in noises], compute.rank_tolerance])
 
 
 def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
@@ -211,7 +216,7 @@ def accumulate_noises(
             break
         note(f"a basis of rank {basis.rank} loses up to {worst.lost:.1e} of R² ({where}): it is extended, once more")
         extended = _extend(basis, plan, store, factoring.noises, failed, compute)
-        made_for = content_hash([plan.settings, [noise.name for noise in factoring.noises], compute.rank_tolerance])
+        made_for = _state_purpose(plan, factoring.noises, compute)
         for noise in factoring.noises:
             _leave_basis(folder / noise.name, extended, made_for)
         factoring = replace(factoring, basis=extended)

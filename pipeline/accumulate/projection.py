@@ -25,27 +25,13 @@ from pipeline.base import Workspace
 from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors
 from pipeline.noise import Noise, Scatter
 
-__all__ = ["project_parts", "projection_memory"]
+__all__ = ["project_parts"]
 
 FloatArray = NDArray[np.float64]
 #: Blocks that wait to be added up, besides those that are worked on.
 _WAITING = 1
 #: Residual energy, as a share of a row's, from which a row is remembered: well above rounding in single precision.
 _GROSS = 1e-4
-
-
-def projection_memory(
-    n_pixels: int, n_labels: int, n_cells: int, n_noises: int, chunk_rows: int, settings: LoopSettings
-) -> int:
-    """Return the bytes that :func:`project_parts` allocates at most, for any number of spectra and any rank."""
-    rank = n_pixels // 4
-    rows = _block_rows(chunk_rows, settings.run_rows)
-    item = settings.dtype.itemsize
-    of_cells = 2 * n_noises * n_cells * n_pixels * 8
-    block = rows * n_pixels * 8 + settings.run_rows * n_pixels * item + of_cells * (rows // settings.run_rows)
-    block += n_noises * rows * (rank + 1) * 8 + 2 * chunk_rows * n_pixels * 4
-    sums = n_noises * n_cells * ((rank + 1 + n_labels) ** 2 * 8 + settings.run_rows * (rank + 1 + n_labels) * 8)
-    return (settings.threads + _WAITING) * block + sums + of_cells + 3 * n_pixels * rank * 8
 
 
 def _block_rows(chunk_rows: int, run_rows: int) -> int:

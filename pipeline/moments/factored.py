@@ -290,12 +290,6 @@ class FactoredMoments(Moments):
         with np.errstate(divide="ignore"):
             return float(self.count / self.n_check * (self.residual[left] / self.noise[left]).sum())
 
-    def leading(self, rank: int) -> FactoredMoments:
-        """Return the moments in the first ``rank`` directions alone; what they lose is not known."""
-        own = [*range(rank), *range(self.basis.rank, len(self.inner))]
-        factors = Factors(self.inner[np.ix_(own, own)], self.noise, np.zeros(self.n_pixels), 0, self.worst)
-        return self._build(factors, self.basis.leading(rank))
-
     # --- Addition.
 
     def __add__(self, other: Moments) -> FactoredMoments:
@@ -329,10 +323,8 @@ class FactoredMoments(Moments):
             )
         )
 
-    def _build(self, factors: Factors, basis: Basis | None = None) -> FactoredMoments:
-        return FactoredMoments.build(
-            basis or self.basis, factors, self.y_origin, self.labels, self.epsilon, self.exponent
-        )
+    def _build(self, factors: Factors) -> FactoredMoments:
+        return FactoredMoments.build(self.basis, factors, self.y_origin, self.labels, self.epsilon, self.exponent)
 
     def _require_factors(self, other: Moments) -> Factors:
         """Return the factors of moments that have a common sum with these.
@@ -451,7 +443,6 @@ def choose_basis(
         whole = Basis(np.asarray(x_origin, dtype=np.float64), variance, np.ascontiguousarray(directions))
         coordinates = white @ whole.directions
         ranks = [rank] if rank is not None else [*range(_STEP, whole.rank, _STEP), whole.rank]
-        lost = float("inf")
         groups = _merge_small(sample.groups)
         low, high = 0, len(ranks) - 1
         # What is lost falls with the rank, so the smallest rank is found by bisection.

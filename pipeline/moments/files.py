@@ -113,7 +113,8 @@ class MomentsWriter:
             with disk_errors_told(self._folder):
                 checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
         small = replace(moments, gram=moments.gram[:0])
-        written = _WrittenCell(small, moments.pixel_sums.x_squares if moments.is_tiled else None, checksum)
+        x_squares = moments.pixel_sums.x_squares if moments.is_tiled else np.empty(0)
+        written = _WrittenCell(small, x_squares, checksum)
         with self._lock:
             self._cells[cell] = written
             cells = [one for one in self._cells if one is not None]
@@ -134,9 +135,7 @@ class MomentsWriter:
             names = _SUMS if some.is_tiled else _FACTORS
             sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in names}
             if some.is_tiled:
-                sums["x_squares"] = np.stack(
-                    [cell.moments.pixel_sums.x_squares if cell.x_squares is None else cell.x_squares for cell in cells]
-                )
+                sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
                 sums["x_origin"] = some.x_origin
             with open(self._temporary / _SUMS_FILE, "wb") as stream:
                 save_npz(stream, sums | {"y_origin": some.y_origin})
@@ -162,7 +161,7 @@ class _WrittenCell:
     """The small sums of a cell whose Gram matrix is already on disk."""
 
     moments: Moments
-    x_squares: NDArray[np.float64] | None
+    x_squares: NDArray[np.float64]
     checksum: int | None
 
 
@@ -400,8 +399,12 @@ def read_basis(folder: Path) -> Basis:
     InputError
         If it is missing, damaged or of another version.
     """
+    return _read_stated_basis(folder)[0]
+
+
+def _read_stated_basis(folder: Path) -> tuple[Basis, dict[str, Any]]:
     stamp = (folder / BASIS_FILE).stat() if (folder / BASIS_FILE).is_file() else None
-    return _read_basis(folder, None if stamp is None else (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))[0]
+    return _read_basis(folder, None if stamp is None else (stamp.st_mtime_ns, stamp.st_size, stamp.st_ino))
 
 
 @lru_cache(maxsize=8)
@@ -422,7 +425,7 @@ def _read_basis(folder: Path, _: tuple[int, int, int] | None) -> tuple[Basis, di
 def find_basis(folder: Path) -> tuple[Basis, dict[str, Any]] | None:
     """Return a basis with the facts beside it; None where there is none that can be used."""
     try:
-        return read_basis(folder), _read_basis.__wrapped__(folder, None)[1]
+        return _read_stated_basis(folder)
     except InputError:
         return None
 

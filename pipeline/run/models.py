@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
 from pipeline.base import replacing
@@ -179,9 +178,6 @@ def settle_global(ridge: RidgeConfig, main: ExpertModels) -> RidgeConfig:
 def _write(facts: Facts, name: str, key: str, models: Sequence[ExpertModels]) -> None:
     write_models(Path(facts.folder / name), models, {"key": key})
     facts.products.record(name, key)
-
-
-FloatArray = NDArray[np.float64]
 
 
 def read_truth(facts: Facts) -> Truth:
