@@ -3,6 +3,7 @@ from .direct_io import BlockFile as BlockFile
 from .direct_io import BlockWriter as BlockWriter
 from .direct_io import aligned_buffer as aligned_buffer
 from .direct_io import write_file as write_file
+from .files import DAMAGE as DAMAGE
 from .files import HEADER_LOCK as HEADER_LOCK
 from .files import Products as Products
 from .files import disk_errors_told as disk_errors_told

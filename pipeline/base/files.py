@@ -31,6 +31,7 @@ from pipeline.errors import InputError, ResourceError
 from pipeline.schema import PRODUCTS_VERSION
 
 __all__ = [
+    "DAMAGE",
     "HEADER_LOCK",
     "TEMPORARY_SUFFIX",
     "Products",
@@ -184,6 +185,17 @@ def read_file(path: Path) -> bytes:
         return stream.read()
 
 
+#: What libraries raise on damaged files, depending on which byte is wrong; MemoryError where a shape is absurd.
+DAMAGE: Final = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+)
 #: What the system says when it cannot read now. It says nothing of what is in a file.
 _ENVIRONMENT: Final = {
     errno.EMFILE: "too many open files; allow more with `ulimit -n 4096`",
@@ -472,23 +484,8 @@ def is_same_file(opened: IO[Any], path: Path) -> bool:
 #: Python 3.11 may parse headers of arrays wrongly where several threads do so at once (CPython issue 106905).
 HEADER_LOCK = threading.Lock()
 _HEADER: Final = "header"
-#: What a damaged archive raises, depending on which byte is wrong; MemoryError where it states an absurd shape.
-_NPZ_DAMAGE: Final = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    SyntaxError,
-    TokenError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-)
+#: What a damaged archive raises, depending on which byte is wrong.
+_NPZ_DAMAGE: Final = (*DAMAGE, EOFError, SyntaxError, TokenError, struct.error, zlib.error, zipfile.BadZipFile)
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:

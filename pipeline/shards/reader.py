@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from pipeline import schema
-from pipeline.base import refuse_environment
+from pipeline.base import DAMAGE, refuse_environment
 from pipeline.errors import HeadroomError, InputError, ResourceError
 from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.shards.layout import (
@@ -176,17 +176,7 @@ def _read_index(index: Path) -> list[Path]:
 #: HDF5 allows no larger chunk; a damaged file may state one.
 _LARGEST_CACHE: Final = 1 << 32
 #: What h5py raises on damaged metadata, depending on which byte is wrong.
-_DAMAGE: Final = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    MemoryError,
-    SystemError,
-)
+_DAMAGE: Final = (*DAMAGE, SystemError)
 #: A fingerprint reads the table, the wavelengths and this many whole spectra, not the whole file.
 _FINGERPRINT_ROWS: Final = 5
 #: With flux smaller than this, errors of a thousandth of it would lose digits in float32.

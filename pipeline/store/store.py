@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline import schema
-from pipeline.base import hash_file, parse_object, read_file, refuse_environment
+from pipeline.base import DAMAGE, hash_file, parse_object, read_file, refuse_environment
 from pipeline.errors import InputError, did_you_mean, enumerate_words
 from pipeline.store.chunks import ChunkError, read_chunk_rows
 from pipeline.store.layout import (
@@ -40,17 +40,6 @@ __all__ = [
 
 #: Relative difference of wavelengths that is rounding, not another grid.
 _SAME_WAVELENGTH: Final = 1e-9
-#: What zarr raises on damaged metadata, depending on what is wrong.
-_DAMAGE: Final = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-)
 
 
 class StoredSpectra:
@@ -262,7 +251,7 @@ class SpectraStore(StoredSpectra):
             layouts = [_describe_array(group, variable) for variable in manifest.variables]
             column_rows = _count_chunk_rows(group, "row")
             store = cls(path, manifest, wavelength, mean_flux, column_rows)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             refuse_environment(path, error)
             raise _damaged(path, f"its arrays cannot be read ({error})") from error
         if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
@@ -478,7 +467,7 @@ class SpectraStore(StoredSpectra):
                     raise ValueError(f"its chunk c/{number} is missing")
                 first, end = max(start, number * rows), min(stop, (number + 1) * rows)
                 values[first - start : end - start] = array[first:end]
-        except _DAMAGE as error:
+        except DAMAGE as error:
             refuse_environment(self.path, error)
             raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
         values.flags.writeable = False
