@@ -5,7 +5,6 @@ from .checkpoints import find_saved_folds as find_saved_folds
 from .factoring import Factoring as Factoring
 from .factoring import accumulate_noises as accumulate_noises
 from .factoring import decide_factoring as decide_factoring
-from .factoring import describe_factoring as describe_factoring
 from .hotloop import LoopSettings as LoopSettings
 from .hotloop import available_threads as available_threads
 from .hotloop import loop_memory as loop_memory

@@ -256,7 +256,7 @@ class _CellSum:
             self._multiply(np.concatenate(self._waiting))
         factors = Factors(self._inner, self._noise, self._residual, self._n_check, self._worst)
         rows = self._rows
-        return FactoredMoments.build(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
+        return FactoredMoments(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
 
     def _multiply(self, rows: FloatArray) -> None:
         self._inner += rows.T @ rows

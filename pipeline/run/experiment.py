@@ -18,7 +18,6 @@ from pipeline.accumulate import (
     available_threads,
     decide_factoring,
     delete_unwanted,
-    describe_factoring,
     plan_accumulation,
 )
 from pipeline.base import (
@@ -227,7 +226,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
         facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note
     )
     run.moments_keys = {one.draw.name: one.key for one in moments}
-    run.factoring = describe_factoring(factoring, moments)
+    run.factoring = factoring.describe()
     run.finish_step("accumulate", skipped=len(saved) == run.n_folds)
     return moments
 

@@ -53,7 +53,7 @@ def factor(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Factore
     checked = np.arange(0, len(x), CHECK_EVERY)
     worst = np.tile([-1.0, 0.0], (WORST, 1))
     factors = Factors(beside.T @ beside, v.sum(axis=0), (left[checked] ** 2).sum(axis=0), len(checked), worst)
-    return FactoredMoments.build(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
+    return FactoredMoments(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
 
 
 def make_dense(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Moments:
@@ -109,7 +109,8 @@ def test_what_is_lost_stays_below_the_bound() -> None:
         ours = factor(basis.leading(rank), x, v, y)
         # Every spectrum is a check row here, so the bound is no estimate.
         left = x - basis.x_origin - (x - basis.x_origin) @ ours.basis.projection @ ours.basis.vectors.T
-        ours = replace(ours, residual=(left**2).sum(axis=0), n_check=N)
+        factors = replace(ours.factors, residual=(left**2).sum(axis=0), n_check=N)
+        ours = FactoredMoments(ours.basis, factors, ours.y_origin, ours.labels, ours.epsilon)
         found = solve_ridge_path(ours, [0.0])
         losses.append((r2(best.weights, best.intercepts) - r2(found.weights, found.intercepts)).max())
         bounds.append(ours.lost)
