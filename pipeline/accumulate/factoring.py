@@ -226,7 +226,7 @@ def accumulate_noises(
     noises: Sequence[Noise],
     folder: Path,
     compute: ComputeConfig,
-    run: Callable[[AccumulationPlan, Sequence[Noise]], list[MomentsFolder]],
+    run: Callable[[Sequence[Noise], Mapping[Noise, str]], list[MomentsFolder]],
     note: Callable[[str], None],
 ) -> tuple[list[MomentsFolder], Factoring]:
     """Make the passes of all noises, and extend the basis until check rows agree with it.
@@ -238,7 +238,7 @@ def accumulate_noises(
     factoring
         What it decided.
     run
-        Makes the pass of some noises by a plan.
+        Makes the pass of some noises; it is told the digest of the basis of those whose moments are factored.
     note
         Told when a basis is extended or given up.
 
@@ -254,11 +254,12 @@ def accumulate_noises(
         basis = factoring.basis
         if basis is None or not factoring.noises:
             break
-        made = run(factoring.plan_for(plan, factoring.noises[0]), factoring.noises)
-        checks = {one.draw.name: _check(one, basis) for one in made}
+        # The first pass serves all noises. Later ones are for those whose basis has changed.
+        missing = [noise for noise in noises if noise not in found or noise in factoring.noises]
+        found |= dict(zip(missing, run(missing, dict.fromkeys(factoring.noises, basis.digest)), strict=True))
+        checks = {noise.name: _check(found[noise], basis) for noise in factoring.noises}
         failed = [(check.noise, cell) for check in checks.values() for cell in check.failures(compute.rank_tolerance)]
         if not failed:
-            found |= dict(zip(factoring.noises, made, strict=True))
             factoring = replace(factoring, checks=checks)
             break
         noise, worst = max(failed, key=lambda failure: max(failure[1].lost, failure[1].single))
@@ -269,6 +270,7 @@ def accumulate_noises(
             note(reason)
             for noise in factoring.noises:
                 shutil.rmtree(folder / noise.name)
+                del found[noise]
             factoring = Factoring(reasons=(*factoring.reasons, reason))
             break
         note(f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): it is extended, once more")
@@ -279,7 +281,7 @@ def accumulate_noises(
         factoring = replace(factoring, basis=extended)
     rest = [noise for noise in noises if noise not in found]
     if rest:
-        found |= dict(zip(rest, run(plan, rest), strict=True))
+        found |= dict(zip(rest, run(rest, {}), strict=True))
     return [found[noise] for noise in noises], factoring
 
 

@@ -6,12 +6,11 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.accumulate import (
-    AccumulationPlan,
     MomentsFolder,
     accumulate_moments,
     accumulate_noises,
@@ -217,10 +216,16 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
     run.reused_folds, run.n_folds = tuple(sorted(saved)), len(facts.plan.folds)
 
-    def make_pass(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
-        # All levels of factored moments are cheap beside reading the spectra.
-        shared = len(of) if one.basis else plan.draws_per_pass
-        return accumulate_moments(one, of, folder, client=facts.client, draws_per_pass=shared, progress=run.progress)
+    def make_pass(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
+        return accumulate_moments(
+            facts.plan,
+            of,
+            folder,
+            bases=bases,
+            client=facts.client,
+            draws_per_pass=plan.draws_per_pass,
+            progress=run.progress,
+        )
 
     moments, factoring = accumulate_noises(
         facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ import pytest
 from loop_rows import SETTINGS, rows_of
 
 from pipeline.accumulate import (
-    AccumulationPlan,
     LoopSettings,
     MomentsFolder,
     accumulate_moments,
@@ -103,8 +102,8 @@ def accumulate(store: SpectraStore, folder: Path, compute: ComputeConfig, noises
     plan, notes = plan_accumulation(store, CELLS, compute, "float64"), list[str]()
     factoring = decide_factoring(plan, store, noises, folder, compute)
 
-    def run(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
-        return accumulate_moments(one, of, folder, draws_per_pass=len(of))
+    def run(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
+        return accumulate_moments(plan, of, folder, bases=bases)
 
     return *accumulate_noises(plan, factoring, store, noises, folder, compute, run, notes.append), notes
 
