@@ -154,7 +154,7 @@ def _merge_all(targets: Sequence[Target]) -> None:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A piece of work: a partition, its store, and the draws that it still lacks.
 
     ``keys``, ``folders`` and ``bases`` are those of the checkpoints of every draw; an empty basis means dense moments.
@@ -185,7 +185,7 @@ class _TaskPieces:
     y_origin: tuple[float, ...]
     precision: str
     run_rows: int
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
@@ -193,7 +193,7 @@ class _TaskPieces:
         return sum(piece.size for piece in self.pieces)
 
 
-def plan_pieces(plan: AccumulationPlan, targets: Sequence[Target], draws_per_pass: int) -> Iterator[_Piece]:
+def plan_pieces(plan: AccumulationPlan, targets: Sequence[Target], draws_per_pass: int) -> Iterator[Piece]:
     """Yield the pieces that are not on disk yet, partition by partition. Draws that share a read are one piece."""
     done = {one.folder: find_finished(one.plan, one.folder) for one in targets}
     dense, factored = ([one for one in targets if bool(one.plan.basis) is kind] for kind in (False, True))
@@ -203,7 +203,7 @@ def plan_pieces(plan: AccumulationPlan, targets: Sequence[Target], draws_per_pas
         for partition in plan.partitions:
             missing = [one for one in group if partition.index not in done[one.folder]]
             if missing:
-                yield _Piece(
+                yield Piece(
                     partition,
                     plan.store_of(partition.start, partition.stop),
                     draws=tuple(one.draw for one in missing),
@@ -213,7 +213,7 @@ def plan_pieces(plan: AccumulationPlan, targets: Sequence[Target], draws_per_pas
                 )
 
 
-def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_TaskPieces]:
+def plan_tasks(plan: AccumulationPlan, pieces: Sequence[Piece], n_workers: int) -> Iterator[_TaskPieces]:
     """Yield tasks of consecutive pieces with the same draws: one for a single worker, else shorter and shorter ones.
 
     The division into tasks changes no bits, and every piece is a checkpoint in any task. A task ends with a fold of
@@ -327,7 +327,7 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
             )
 
 
-def _read_planned_basis(piece: _Piece, draw: int) -> Basis:
+def _read_planned_basis(piece: Piece, draw: int) -> Basis:
     basis = read_basis(Path(piece.folders[draw]).parent)
     if basis.digest != piece.bases[draw]:
         raise InputError(f"{piece.folders[draw]}: the basis beside it changed since the plan was made; run again")
@@ -351,7 +351,7 @@ def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Par
 class _Checkpoints:
     """The folders of a task's pieces. Each appears when its last cell is written. A context manager."""
 
-    def __init__(self, pieces: Sequence[_Piece], n_cells: int, exponent: int) -> None:
+    def __init__(self, pieces: Sequence[Piece], n_cells: int, exponent: int) -> None:
         self._pieces, self._n_cells, self._exponent = pieces, n_cells, exponent
         self._writers: dict[tuple[int, int], MomentsWriter] = {}
         self._lock = threading.Lock()

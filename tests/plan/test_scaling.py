@@ -203,7 +203,7 @@ def test_no_worker_waits_longer_than_a_piece_takes(
     parts = tuple(replace(part, index=k, fold=k * n_folds // n_pieces, start=k, stop=k + 1) for k in range(n_pieces))
     folds = tuple((k, k + 1) for k in range(n_folds))  # how many there are is all that counts
     draw = NoiseDraw(1.0, 1, STREAM_TRAIN)
-    pieces = [accumulate._Piece(one, "key", "store", (draw,), (str(tmp_path),)) for one in parts]
+    pieces = [accumulate.Piece(one, "store", (draw,), ("key",), (str(tmp_path),), ("",)) for one in parts]
     tasks = list(accumulate.plan_tasks(replace(plan, partitions=parts, folds=folds), pieces, workers))
     assert [piece for task in tasks for piece in task.pieces] == pieces
     best = -(-n_pieces // workers)
