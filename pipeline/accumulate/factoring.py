@@ -35,7 +35,7 @@ from pipeline.moments import (
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store
 
-__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring"]
+__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "expect_factored"]
 
 #: Sampled spectra for the choice of a basis, over all noise levels; and how many of them follow each other.
 SAMPLE_SPECTRA, _RUN_ROWS = 3072, 64
@@ -129,6 +129,17 @@ class CellCheck:
     rows: tuple[int, ...]
 
 
+def expect_factored(noises: Sequence[Noise], n_pixels: int, compute: ComputeConfig) -> list[Noise]:
+    """Return the noises whose moments will be factored, if a small basis will do."""
+    if not _may_factor(n_pixels, compute):
+        return []
+    return [noise for noise in noises if not noise.is_single and noise.level > 0]
+
+
+def _may_factor(n_pixels: int, compute: ComputeConfig) -> bool:
+    return compute.moments == "factored" or (compute.moments == "auto" and n_pixels >= _FEWEST_PIXELS)
+
+
 def decide_factoring(
     plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise], folder: Path, compute: ComputeConfig
 ) -> Factoring:
@@ -158,14 +169,11 @@ def decide_factoring(
             "compute.moments: factored needs noise.mode: marginal or both, found drawn noise alone, whose Gram matrix "
             "has full rank; use compute.moments: auto"
         )
-    if compute.moments == "dense" or not marginal:
-        return Factoring()
-    if compute.moments == "auto" and store.n_pixels < _FEWEST_PIXELS:
-        return Factoring()
-    if compute.moments == "auto" and any(find_saved_folds(plan, folder / noise.name) for noise in marginal):
+    noisy = tuple(expect_factored(noises, store.n_pixels, compute))
+    if noisy and compute.moments == "auto" and any(find_saved_folds(plan, folder / noise.name) for noise in noisy):
         return Factoring(reasons=("dense moments are there already: dense",))
-    noisy = tuple(noise for noise in marginal if noise.level > 0)
-    reasons = ["without noise there is nothing that a basis may leave out: dense"] if len(noisy) < len(marginal) else []
+    has_silent = _may_factor(store.n_pixels, compute) and len(noisy) < len(marginal)
+    reasons = ["without noise there is nothing that a basis may leave out: dense"] if has_silent else []
     while noisy:
         made_for = _state_purpose(plan, noisy, compute)
         for noise in noisy:

@@ -18,12 +18,17 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate.hotloop import SpectraReader, StoppedError
 
-__all__ = ["SharedReading", "read_together"]
+__all__ = ["SharedReading", "read_together", "sharing_memory"]
 
 Pixels = NDArray[np.float32]
 #: Blocks that are kept. Two suffice; with three the loops wait less for each other.
 _SLOTS = 3
 _VARIABLES = ("flux", "error")
+
+
+def sharing_memory(n_pixels: int, chunk_rows: int) -> int:
+    """Return the bytes of the blocks that are kept."""
+    return _SLOTS * len(_VARIABLES) * chunk_rows * n_pixels * 4
 
 
 def read_together(

@@ -35,15 +35,27 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import InputError
 from pipeline.moments.moments import Moments, PixelSums, require_spectra
 
-__all__ = ["CHECK_EVERY", "WORST", "Basis", "FactoredMoments", "Factors", "Sample", "choose_basis", "extend_basis"]
+__all__ = [
+    "CHECK_EVERY",
+    "MOST_DIRECTIONS",
+    "WORST",
+    "Basis",
+    "FactoredMoments",
+    "Factors",
+    "Sample",
+    "choose_basis",
+    "extend_basis",
+]
 
 FloatArray = NDArray[np.float64]
 #: Every row of a store whose number is a multiple of this is a check row.
 CHECK_EVERY = 16
 #: Rows of a cell, farthest from what the basis can say, that are remembered.
 WORST = 4
-#: Ranks are multiples of this, which products like; a basis that is chosen has no larger rank than the second number.
-_STEP, _MOST = 16, 512
+#: Ranks are multiples of this, which products like.
+_STEP = 16
+#: A basis that is chosen has no larger rank.
+MOST_DIRECTIONS = 512
 #: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
 _ROUNDING = 1e-15
 
@@ -121,6 +133,11 @@ class Factors:
             self.n_check + other.n_check,
             rows[np.argsort(-rows[:, 1], kind="stable")][:WORST],
         )
+
+    @staticmethod
+    def nbytes(n_pixels: int, n_labels: int, rank: int) -> int:
+        """Return the bytes of one cell's factors."""
+        return 8 * ((rank + 1 + n_labels) ** 2 + 2 * n_pixels + 1 + 2 * WORST)
 
     def __sub__(self, other: Factors) -> Factors:
         return Factors(
@@ -496,7 +513,7 @@ def choose_basis(
     judges = np.arange(len(sample.means)) % _JUDGE_EVERY == _JUDGE_EVERY - 1
     white = sample.means[~judges] / np.sqrt(variance)
     with threadpool_limits(1, user_api="blas"):
-        n = min(largest, _MOST, *white.shape)
+        n = min(largest, MOST_DIRECTIONS, *white.shape)
         products = dsyrk(1.0, white.T, trans=1, lower=1)
         values, own = eigh(products, lower=True, overwrite_a=True, subset_by_index=(len(white) - n, len(white) - 1))
         kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1]

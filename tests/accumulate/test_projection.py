@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,14 +22,14 @@ from pipeline.accumulate import (
     decide_factoring,
     plan_accumulation,
 )
-from pipeline.accumulate.projection import project_parts
+from pipeline.accumulate.projection import project_parts, projection_memory
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError
 from pipeline.moments import CHECK_EVERY, Basis, FactoredMoments, Sample, choose_basis
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
-from pipeline.schema import STREAM_TRAIN
+from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
 
@@ -164,3 +165,18 @@ def test_a_basis_is_kept_until_the_settings_change(train_store: SpectraStore, tm
 def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"compute\.moments"):
         accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
+
+
+@pytest.mark.parametrize("n_cells", [10, 60])
+def test_memory_stays_below_what_is_planned(train_store: SpectraStore, basis: Basis, n_cells: int) -> None:
+    rows = replace(rows_of(train_store), n_cells=n_cells)
+    project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
+    tracemalloc.start()
+    project_parts(train_store, [rows], n_cells, NOISES, basis, SETTINGS, lambda *_: None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    planned = projection_memory(
+        train_store.n_pixels, len(LABELS), n_cells, len(NOISES), basis.rank, train_store.chunk_rows, SETTINGS
+    )
+    assert peak <= planned
+    assert n_cells > 10 or planned <= 4 * peak
