@@ -289,6 +289,14 @@ class FactoredMoments(Moments):
             found.append(own / (diagonal * scale)[:, None])
         return found
 
+    def leading(self, rank: int) -> FactoredMoments:
+        """Return the moments that a basis of the first ``rank`` directions would have given."""
+        kept = [*range(rank), *range(self.basis.rank, len(self.inner))]
+        factors = replace(self.factors, inner=self.inner[np.ix_(kept, kept)])
+        return FactoredMoments(
+            self.basis.leading(rank), factors, self.y_origin, self.labels, self.epsilon, self.exponent
+        )
+
     def find_components(self, n: int) -> tuple[FloatArray, FloatArray]:
         """Return the ``n`` largest eigenvalues of the covariance sums, in rising order, and their vectors (P, n)."""
         gram, _ = self._centred

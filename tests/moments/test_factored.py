@@ -93,6 +93,16 @@ def test_at_full_rank_every_answer_is_the_dense_one() -> None:
         np.testing.assert_allclose(mine.scores(x[:9])[:, :5], theirs.scores(x[:9])[:, :5], atol=1e-6)
 
 
+def test_leading_blocks_are_the_moments_of_a_smaller_basis() -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v)
+    for rank in (1, 7, P):
+        smaller, expected = factor(basis, x, v, y).leading(rank), factor(basis.leading(rank), x, v, y)
+        assert smaller.basis.digest == expected.basis.digest
+        np.testing.assert_allclose(smaller.inner, expected.inner, rtol=1e-12, atol=1e-9)
+        np.testing.assert_array_equal(smaller.noise, expected.noise)
+
+
 def test_what_is_lost_stays_below_the_bound() -> None:
     """Against brute force: R² of training spectra, of the best model without a penalty, whatever the rank."""
     x, v, y = make_spectra(roughness=0.15)
