@@ -163,6 +163,8 @@ def _mend_environment() -> None:
             os.environ[name] = count
         else:
             os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("ZARR_")]:
+        del os.environ[name]  # they would change what stores are made of, or make a sound one unreadable
     logging.getLogger().addHandler(logging.NullHandler())
     threading.excepthook = lambda told: _put_aside(told.exc_value)
     sys.unraisablehook = lambda told: _put_aside(told.exc_value)
