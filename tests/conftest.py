@@ -79,6 +79,12 @@ def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     return rates
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, for tests of something else: drawing them takes longer than the rest of a small run."""
+    monkeypatch.setattr("pipeline.report.figures.render_figures", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def one_worker() -> Iterator[Client]:
     """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""

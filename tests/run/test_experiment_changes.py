@@ -454,6 +454,7 @@ def test_an_impossible_change_changes_nothing(base: ExperimentConfig, shards: li
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_command_that_was_killed_after_its_results_is_finished_by_itself(
     run: Path, shards: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +481,7 @@ def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_the_commands_add_and_remove(
     run: Path, grown: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
