@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,19 @@ from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of the longest tests, then of the most, so that no worker is left alone with one in the end.
+
+    The longest tests are those with the longest timeout. xdist itself would only count (``--no-loadscope-reorder``).
+    """
+    counts, longest = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
+    for item in items:
+        if (timeout := item.get_closest_marker("timeout")) is not None:
+            longest[item.path] = max(longest[item.path], timeout.args[0])
+    items.sort(key=lambda item: (-longest[item.path], -counts[item.path], str(item.path)))
 
 
 @pytest.fixture(scope="session")

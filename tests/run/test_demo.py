@@ -71,7 +71,8 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
     folder, _ = demo
     config = ExperimentConfig.model_validate(read_results(folder).metadata["config"])
     if precision == "float64":
-        plain = {"precision": "float64", "binnings": {}, "ablation": False}
+        # One seed: all five have the same code, and their arithmetic is tested in the precision of the demonstration.
+        plain = {"precision": "float64", "binnings": {}, "ablation": False, "seeds": config.seeds[:1]}
         config = config.model_copy(update=plain | {"noise": config.noise.model_copy(update={"mode": "drawn"})})
         results = run_experiment(config, tmp_path)
     else:
