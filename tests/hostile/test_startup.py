@@ -132,7 +132,17 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(headroom: Command) -> None
     assert not ended.err
 
 
-@pytest.mark.parametrize("mib", [100, 600, 1000, 2000])
+def test_blas_never_ends_the_process_by_itself(headroom: Command, finished: Path, tmp_path: Path) -> None:
+    for mib in (1100, 1200):  # enough for every import, and too little for drawing
+        headroom(
+            "report",
+            finished,
+            before=lambda mib=mib: resource.setrlimit(resource.RLIMIT_AS, (mib * 2**20,) * 2),
+            TMPDIR=str(tmp_path),
+        ).require(3, "ulimit -v")
+
+
+@pytest.mark.parametrize("mib", [100, 600, 2000])
 def test_a_limit_on_addresses_is_told_and_never_waited_for(rerun: Command, tmp_path: Path, mib: int) -> None:
     rerun(before=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib * 2**20,) * 2), TMPDIR=str(tmp_path)).require(
         3, "ulimit -v"
