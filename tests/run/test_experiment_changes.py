@@ -132,6 +132,7 @@ def test_added_shards_alone_are_read_and_the_results_are_those_of_a_run_from_scr
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
 
 
+@pytest.mark.slow  # three whole runs; adding once has the same test
 def test_adding_twice_equals_adding_both_in_turn(run: Path, shards: list[Path], tmp_path: Path) -> None:
     add_spectra(run, [shards[2]])
     results = add_spectra(run, [shards[3]])
