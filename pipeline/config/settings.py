@@ -261,6 +261,11 @@ class DataConfig(Section):
     nonfinite: Literal["refuse", "drop"] = "refuse"
     allow_overlap: bool = False
 
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Where spectra lie, or will, by the setting that says so."""
+        return {"data.stores": (self.stores,), "data.train": self.train, "data.test": self.test}
+
     @field_validator("train", "test", "exclude", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
