@@ -85,14 +85,8 @@ class Origins:
         clipped = np.flatnonzero((spectra == 0).any(axis=0))
         first = cls(level, origin, scale, zeros, zeros, zeros[clipped], zeros, zeros, clipped)
         seen, stars = observe(spectra, first), describe_stars(flux, error, first)
-        return cls(
-            level,
-            origin,
-            scale,
-            *(np.mean(one, axis=0, dtype=np.float64) for one in (stars.inverse_variance, stars.slope, stars.clipping)),
-            *(np.mean(one, axis=0, dtype=np.float64) for one in (seen.square, seen.deviation)),
-            clipped=clipped,
-        )
+        of_stars, of_spectra = [_mean(one) for one in stars.factors], [_mean(one) for one in seen.factors]
+        return cls(level, origin, scale, of_stars[0], of_stars[1], of_stars[2], of_spectra[0], of_spectra[1], clipped)
 
     def to_arrays(self) -> dict[str, Any]:
         """Return arrays for a file; :meth:`from_arrays` gives back the same numbers."""
@@ -103,6 +97,10 @@ class Origins:
         """Return what :meth:`to_arrays` was called on."""
         found = {name: arrays[f"origins_{name}"] for name in cls.__dataclass_fields__}
         return cls(**found | {"level": float(found["level"])})
+
+
+def _mean(factor: NDArray[np.float32]) -> FloatArray:
+    return np.asarray(np.mean(factor, axis=0, dtype=np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +241,8 @@ def measure_pairs(observed: Observed, stars: Star) -> FloatArray:
 class Projection:
     """Directions in which the stars of a library differ, for each of the three factors.
 
-    A factor of a star, weighted by how much spectra vary in each pixel, lies close to a space of few dimensions, spanned
-    by the principal directions of a sample of stars. The products are formed there.
+    A factor of a star, weighted by how much spectra vary in each pixel, lies close to a space of few dimensions. The
+    principal directions of a sample of stars span it, and the products are formed there.
 
     Attributes
     ----------
@@ -278,6 +276,18 @@ class Projection:
             inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
             to_spectra.append((inverse[:, None] * directions).astype(np.float32))
         return cls(tuple(to_stars), tuple(to_spectra))
+
+    def to_arrays(self) -> dict[str, Any]:
+        """Return arrays for a file; :meth:`from_arrays` gives back the same numbers."""
+        sides = {"stars": self.to_stars, "spectra": self.to_spectra}
+        return {f"to_{side}_{k}": one for side, own in sides.items() for k, one in enumerate(own)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Any) -> Projection | None:
+        """Return what :meth:`to_arrays` was called on; None where there was no projection."""
+        if "to_stars_0" not in arrays:
+            return None
+        return cls(*(tuple(arrays[f"to_{side}_{k}"] for k in range(3)) for side in ("stars", "spectra")))
 
     @property
     def rank(self) -> int:

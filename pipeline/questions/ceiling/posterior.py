@@ -1,7 +1,7 @@
 """What a library says of spectra: posterior means of labels, probabilities of cells, and how far to trust them.
 
-With the stars of a library as prior, the weight of star i for a spectrum is ``w = p(x|i)^(1/τ)``. At τ = 1 the weights are
-those of Bayes' theorem. A temperature τ > 1 flattens them. The posterior mean of a label is ``Σ w y / Σ w``, the
+With the stars of a library as prior, the weight of star i for a spectrum is ``w = p(x|i)^(1/τ)``. At τ = 1 the weights
+are those of Bayes' theorem. A temperature τ > 1 flattens them. The posterior mean of a label is ``Σ w y / Σ w``, the
 probability of a cell ``Σ w 1[cell] / Σ w``, and the effective size of the library is ``(Σ w)² / Σ w²``.
 
 All of these are sums over stars, so they are kept as sums for each spectrum (:class:`Sums`), beside the largest ln p so
@@ -24,17 +24,17 @@ from pipeline.noise import compiled
 __all__ = ["GROUPS", "KINDS", "TEMPERATURES", "Posterior", "Sums", "absorb", "group_of", "infer"]
 
 FloatArray = NDArray[np.float64]
-#: Exponents of exp(ln p / 8) for each temperature 8/k: all weights come from one exponential by multiplication.
-_POWERS = (8, 6, 4, 3, 2, 1)
+#: Exponents of exp(ln p / 4) for each temperature 4/k: all weights come from one exponential by multiplication.
+_POWERS = (4, 3, 2, 1)
 #: The temperatures that are tried; the first is Bayes' theorem.
-TEMPERATURES = tuple(8 / power for power in _POWERS)
+TEMPERATURES = tuple(_POWERS[0] / power for power in _POWERS)
 #: Parts of a library that are kept apart: the first is a quarter of it, with the second a half, with the third all.
 GROUPS = 3
 #: Kinds of cells, from the view of a spectrum: its own cell, the other bins, the outside (if it is not its own).
 OWN, OTHER, OUTSIDE = range(3)
 KINDS = 3
-#: A star whose ln p / τ lies so far below the largest adds less than rounding, even a million times.
-_NEGLIGIBLE = 36.0
+#: A star whose ln p / τ lies so far below the largest is left out: a million of them add less than 1e-7.
+_NEGLIGIBLE = 30.0
 
 
 def group_of(position: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -146,18 +146,17 @@ def absorb(
         The cell of every spectrum, shape (N,).
     """
     _absorb(
-        found, cells, groups, labels, own, np.asarray(_POWERS), sums.largest, sums.weight, sums.labels, sums.square,
+        found, cells, groups, labels, own, _POWERS[0], sums.largest, sums.weight, sums.labels, sums.square,
         sums.count, sums.likeliest, sums.cells,
     )  # fmt: skip
 
 
 @compiled(error_model="numpy")
 def _absorb(
-    found: Any, cells: Any, groups: Any, labels: Any, own: Any, powers: Any, largest: Any, weight: Any, first: Any,
+    found: Any, cells: Any, groups: Any, labels: Any, own: Any, flattest: Any, largest: Any, weight: Any, first: Any,
     square: Any, count: Any, likeliest: Any, mass: Any,
 ) -> None:  # fmt: skip
-    flattest = powers[0] / powers[-1]
-    n_bins, n_powers, n_labels = mass.shape[1] - 1, powers.shape[0], labels.shape[1]
+    n_bins, n_labels = mass.shape[1] - 1, labels.shape[1]
     for n in range(found.shape[0]):
         for i in range(found.shape[1]):
             value, cell, g = found[n, i], cells[i], groups[i]
@@ -165,32 +164,32 @@ def _absorb(
             count[n, g, kind] += 1
             # Rescale what is there where this star is likelier than all before it.
             if value > largest[n, g, kind]:
-                lower = np.exp((largest[n, g, kind] - value) / powers[0])
-                for j in range(n_powers):
-                    factor = lower ** powers[j]
+                base = np.exp((largest[n, g, kind] - value) / flattest)
+                factor = 1.0
+                for j in range(flattest - 1, -1, -1):
+                    factor *= base
                     weight[n, g, kind, j] *= factor
                     for q in range(n_labels):
                         first[n, g, kind, j, q] *= factor
-                square[n, g, kind] *= lower ** (2 * powers[0])
+                square[n, g, kind] *= factor * factor
                 largest[n, g, kind] = value
             if value > likeliest[n]:
-                lower = np.exp(likeliest[n] - value)
+                factor = np.exp(likeliest[n] - value)
                 for k in range(n_bins + 1):
-                    mass[n, k] *= lower
+                    mass[n, k] *= factor
                 likeliest[n] = value
             below = value - largest[n, g, kind]
             if below < -_NEGLIGIBLE * flattest:
                 continue
-            base = np.exp(below / powers[0])
-            for j in range(n_powers):
-                w = base ** powers[j]
+            base = np.exp(below / flattest)
+            w = 1.0
+            for j in range(flattest - 1, -1, -1):
+                w *= base
                 weight[n, g, kind, j] += w
                 for q in range(n_labels):
                     first[n, g, kind, j, q] += w * labels[i, q]
-            square[n, g, kind] += base ** (2 * powers[0])
-            below = value - likeliest[n]
-            if below > -_NEGLIGIBLE:
-                mass[n, cell] += np.exp(below)
+            square[n, g, kind] += w * w
+            mass[n, cell] += w * np.exp(largest[n, g, kind] - likeliest[n])
 
 
 @dataclass(frozen=True, eq=False)
