@@ -1,8 +1,8 @@
 """The pass over the library: what every star of it says of every spectrum, partition by partition.
 
 One Dask task gets paths and a row range. It reads its stars block by block, measures how probable each spectrum is
-under each of them, and leaves the sums (:class:`pipeline.questions.ceiling.posterior.Sums`) on disk under a key. What is
-there is skipped on resume. Which stars make the library, how they are cut into blocks, and in which order sums are
+under each of them, and leaves the sums (:class:`pipeline.questions.ceiling.posterior.Sums`) on disk under a key. What
+is there is skipped on resume. Which stars make the library, how they are cut into blocks, and in which order sums are
 merged depends on the plan alone, so the bits do not depend on workers or threads.
 """
 
@@ -111,6 +111,8 @@ class Spectra:
         What likelihoods are measured from.
     projection, coefficients
         The directions, and the spectra in them, shape (N, rank); None where products are formed pixel by pixel.
+    precision
+        Of these products, ``float32`` or ``float64``.
     """
 
     spectra: NDArray[np.float32]
@@ -118,11 +120,12 @@ class Spectra:
     origins: Origins
     projection: Projection | None
     coefficients: FloatArray
+    precision: str
 
     def write(self, path: Path) -> None:
         """Write to one file, atomically."""
         of_projection = self.projection.to_arrays() if self.projection else {}
-        known = {"spectra": self.spectra, "cells": self.cells, "coefficients": self.coefficients}
+        known = {name: getattr(self, name) for name in ("spectra", "cells", "coefficients", "precision")}
         write_npz(path, known | self.origins.to_arrays() | of_projection)
 
     @classmethod
@@ -141,6 +144,7 @@ class Spectra:
                 Origins.from_arrays(arrays),
                 Projection.from_arrays(arrays),
                 arrays["coefficients"],
+                str(arrays["precision"]),
             )
 
 
@@ -379,7 +383,9 @@ class _Measure:
                     axis=1,
                 )
             else:
-                found = np.concatenate([measure_dense(self._observed[number], star) for star in stars], axis=1)
+                found = np.concatenate(
+                    [measure_dense(self._observed[number], star, known.precision) for star in stars], axis=1
+                )
             absorb(self.sums.rows(own), found, block.cells, groups, labels, known.cells[own])
 
         list(pool.map(hold, range(len(self._blocks))))

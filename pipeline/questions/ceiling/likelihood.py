@@ -33,11 +33,23 @@ from scipy.special import erfcx
 
 from pipeline.noise import compiled
 
-__all__ = ["Observed", "Origins", "Projection", "Star", "describe_stars", "measure_dense", "measure_pairs", "observe"]
+__all__ = [
+    "Observed",
+    "Origins",
+    "Projection",
+    "Star",
+    "describe_stars",
+    "measure_dense",
+    "measure_pairs",
+    "observe",
+    "product_error",
+]
 
 FloatArray = NDArray[np.float64]
 #: Pixels that a float32 product sums up before float64 goes on.
-_STRIP = 1024
+_STRIP = 256
+#: Rows whose residual is so many times the tolerance get directions of their own, in so many rounds.
+_WORST, _EXTENSIONS = 2.0, 3
 #: An error of zero counts as this share of the typical error of its pixel: a pixel cannot be infinitely sure.
 _LEAST_ERROR = 1e-3
 
@@ -119,6 +131,10 @@ class Observed:
         """All three."""
         return self.square, self.deviation, self.clipped
 
+    def rows(self, chosen: slice) -> Observed:
+        """Return the factors of some spectra."""
+        return Observed(*(one[chosen] for one in self.factors))
+
 
 def observe(spectra: NDArray[Any], origins: Origins) -> Observed:
     """Return the factors of noisy spectra (N, P)."""
@@ -151,6 +167,10 @@ class Star:
     def factors(self) -> tuple[NDArray[np.float32], ...]:
         """All three."""
         return self.inverse_variance, self.slope, self.clipping
+
+    def rows(self, chosen: slice) -> Star:
+        """Return some of the stars."""
+        return Star(self.inverse_variance[chosen], self.slope[chosen], self.clipping[chosen], self.own[chosen])
 
 
 def describe_stars(flux: NDArray[Any], error: NDArray[Any], origins: Origins) -> Star:
@@ -220,13 +240,40 @@ def _fill_factors(
         own[i] = total
 
 
-def measure_dense(observed: Observed, stars: Star) -> FloatArray:
-    """Return ln p of every spectrum under every star, shape (N, M), each row up to a number of its own."""
+def measure_dense(observed: Observed, stars: Star, precision: str = "float32") -> FloatArray:
+    """Return ln p of every spectrum under every star, shape (N, M), each row up to a number of its own.
+
+    Products in ``float32`` are added up in float64, strip by strip. Where spectra have little noise their terms are
+    large, and ``float64`` is needed throughout (:func:`product_error`).
+    """
     found = np.broadcast_to(stars.own, (len(observed.square), len(stars.own))).copy()
     for of_spectra, of_stars in zip(observed.factors, stars.factors, strict=True):
-        for start in range(0, of_spectra.shape[1], _STRIP):
-            found += of_spectra[:, start : start + _STRIP] @ of_stars[:, start : start + _STRIP].T
+        _add_product(found, of_spectra, of_stars.T, precision)
     return found
+
+
+def _add_product(found: FloatArray, left: NDArray[Any], right: NDArray[Any], precision: str) -> None:
+    for start in range(0, left.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        found += left[:, strip].astype(precision, copy=False) @ right[strip].astype(precision, copy=False)
+
+
+def product_error(observed: Observed, stars: Star, exact: FloatArray) -> float:
+    """Return the largest error of ln p that float32 makes for spectra and stars of their own.
+
+    Parameters
+    ----------
+    observed, stars
+        N of each; spectrum n comes from star n.
+    exact
+        What :func:`measure_pairs` says of them.
+    """
+    largest = 0.0
+    for start in range(0, len(exact), _STRIP):
+        own = slice(start, start + _STRIP)
+        found = np.diagonal(measure_dense(observed.rows(own), stars.rows(own)))
+        largest = max(largest, float(np.abs(found - exact[own]).max()))
+    return largest
 
 
 def measure_pairs(observed: Observed, stars: Star) -> FloatArray:
@@ -306,24 +353,37 @@ class Projection:
 def _project(factors: Sequence[NDArray[np.float32]], matrices: Sequence[NDArray[np.float32]]) -> FloatArray:
     found = [np.zeros((len(factor), matrix.shape[1])) for factor, matrix in zip(factors, matrices, strict=True)]
     for own, factor, matrix in zip(found, factors, matrices, strict=True):
-        for start in range(0, factor.shape[1], _STRIP):
-            own += factor[:, start : start + _STRIP] @ matrix[start : start + _STRIP]
+        _add_product(own, factor, matrix, "float32")
     return np.concatenate(found, axis=1)
 
 
 def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
-    """Return orthonormal directions (P, r) that leave a mean square of at most ``tolerance``² of rows (M, P)."""
+    """Return orthonormal directions (P, r) of rows (M, P).
+
+    They leave a mean square of at most ``tolerance``², and of no single row much more: the residuals of the worst rows
+    are made directions of their own, until none is left.
+    """
     if not rows.shape[1]:
         return np.zeros((0, 0))
-    if len(rows) < rows.shape[1]:
-        energies, vectors = np.linalg.eigh(rows @ rows.T)
-    else:
-        energies, vectors = np.linalg.eigh(rows.T @ rows)
+    chosen = _leading_directions(rows, tolerance * np.sqrt(len(rows)))
+    for _ in range(_EXTENSIONS):
+        left = rows - (rows @ chosen) @ chosen.T
+        sizes = np.sqrt(np.einsum("np,np->n", left, left))
+        worst = left[sizes > _WORST * tolerance]
+        if not len(worst) or chosen.shape[1] + 1 >= min(rows.shape):
+            break
+        chosen = np.linalg.qr(np.concatenate([chosen, _leading_directions(worst, _WORST * tolerance)], axis=1))[0]
+    return np.ascontiguousarray(chosen)
+
+
+def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:
+    """Return the principal directions (P, r) of rows (M, P) that leave residuals of ``limit`` in all, or less."""
+    is_wide = len(rows) < rows.shape[1]
+    energies, vectors = np.linalg.eigh(rows @ rows.T if is_wide else rows.T @ rows)
     energies, vectors = energies[::-1], vectors[:, ::-1]
-    left = np.cumsum(np.maximum(energies, 0)[::-1])[::-1] / len(rows)
+    left = np.cumsum(np.maximum(energies, 0)[::-1])[::-1]
     # Below this, eigenvalues are rounding.
-    rank = min(int((left > tolerance**2).sum()), int((energies > 1e-13 * energies[0]).sum()))
-    chosen = vectors[:, :rank]
-    if len(rows) < rows.shape[1]:
-        chosen = rows.T @ chosen / np.sqrt(energies[:rank])
-    return np.ascontiguousarray(np.linalg.qr(chosen)[0])
+    rank = max(1, min(int((left > limit**2).sum()), int((energies > 1e-13 * energies[0]).sum())))
+    if not is_wide:
+        return np.asarray(vectors[:, :rank])
+    return np.asarray(np.linalg.qr(rows.T @ vectors[:, :rank] / np.sqrt(energies[:rank]))[0])

@@ -38,6 +38,7 @@ from pipeline.questions.ceiling.likelihood import (
     describe_stars,
     measure_pairs,
     observe,
+    product_error,
 )
 from pipeline.questions.ceiling.posterior import Sums
 from pipeline.questions.question import Facts
@@ -48,7 +49,7 @@ __all__ = ["Measured", "choose_test_noise", "measure_levels"]
 FloatArray = NDArray[np.float64]
 #: Stars that origins and directions come from.
 _SAMPLE = 4096
-#: Largest error of ln p that directions may make, for any spectrum and its own star.
+#: Largest error of ln p that products may make, for any spectrum and its own star.
 TOLERANCE = 0.01
 #: Standard deviations of ln p that are tried for the directions that are left out.
 _TRIED = (1e-3, 3e-4)
@@ -79,7 +80,7 @@ class Measured:
     rank
         Directions in which likelihoods were formed; 0 where all pixels were.
     error
-        The largest error of ln p that these have made for a spectrum and its own star.
+        The largest error of ln p that products have made for a spectrum and its own star.
     """
 
     rows: NDArray[np.int64]
@@ -232,12 +233,17 @@ class _Preparation:
             exact = measure_pairs(observed, stars)
             sample = describe_stars(*self._sample, origins)
             projection, error = choose_projection(observed, stars, sample, exact)
+            precision = "float32"
+            if projection is None:
+                error = product_error(observed, stars, exact)
+                if error > TOLERANCE:
+                    precision, error = "float64", 0.0
             coefficients = np.zeros((len(spectra), 0))
             if projection is not None:
                 coefficients = projection.project_spectra(observed)
                 exact = np.einsum("nk,nk->n", coefficients, projection.project_stars(stars)) + stars.own
                 spectra = spectra[:, :0]
-        Spectra(spectra, self._cells, origins, projection, coefficients).write(path)
+        Spectra(spectra, self._cells, origins, projection, coefficients, precision).write(path)
         return {
             "rows": self._rows,
             "own": exact,

@@ -352,11 +352,9 @@ def _explain(level: CeilingLevel) -> str:
         if level.is_redrawn
         else ""
     )
-    how = (
-        f"Likelihoods were formed in {level.rank} directions, with an error of at most {level.likelihood_error:.4f}."
-        if level.rank
-        else "Likelihoods were formed from all pixels."
-    )
+    where = f"in {level.rank} directions" if level.rank else "from all pixels"
+    off = f"{level.likelihood_error:.1g}"
+    how = f"Likelihoods were formed {where}. For a spectrum and its own star, ln p is off by at most {off}."
     return (
         "The noise is known, so no model can beat the mean of a label given the spectrum. The library of training "
         "stars stands for the prior. Its posterior mean without the spectrum's own star is a model that anybody could "
