@@ -330,7 +330,9 @@ def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
             f"{part.effective_size:.1f}", (count, part.lower.mean), (0, -16), textcoords="offset points",
             ha="center", fontsize=SMALL, color=INK,
         )  # fmt: skip
-    style_axes(axes, title="How the bracket closes (numbers: effective size)", x="stars in the library", grid="y")
+    style_axes(axes, title="How it closes (numbers: effective size)", x="stars in the library", grid="y")
     axes.margins(x=0.12, y=0.2)
     label_counts(axes, counts)
-    axes.legend(loc="upper right", fontsize=SMALL, frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # the legend stands above the data
+    axes.legend(loc="upper right", fontsize=SMALL, frameon=False, ncols=2)

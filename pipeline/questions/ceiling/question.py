@@ -163,9 +163,9 @@ class Ceiling(Question[CeilingAnswer]):
 
     @classmethod
     def tables(cls, answer: CeilingAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:
-        """Return a row per noise level, label, scope, bin and library; and the exact gate if there is no other."""
+        """Return a row per noise level, label, scope, bin and library; and what the exact gate keeps."""
         tables = {_FILE: pd.DataFrame([row for level in answer.levels for row in _list_rows(level)])}
-        if settings.gate is None and any(level.posterior for level in answer.levels):
+        if any(level.posterior for level in answer.levels):
             tables[_ROUTING_FILE] = pd.DataFrame(
                 [
                     {"noise_level": level.noise_level, "target": settings.target, "scope": scope, **score.columns()}
