@@ -13,8 +13,8 @@ __all__ = ["LibraryPlan", "plan_library"]
 _FEWEST_STARS = 20_000
 #: Most training stars that are left out of the library, to choose its temperature on.
 LEFT_OUT = 1000
-#: Directions that likelihoods and factored moments take, about.
-_DIRECTIONS, _RANK = 500, 160
+#: Directions that likelihoods and factored moments take, about; likelihoods, of so many pixels and more.
+_DIRECTIONS, _RANK, _MANY_PIXELS = 1000, 160, 2000
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def plan_library(config: ExperimentConfig, n_train: int, n_test: int, n_pixels: 
         return None
     left_out = min(LEFT_OUT, n_train // 10)
     spectra = min(config.ceiling.test, n_test) + left_out
-    # A factor of a star is projected on its directions, and a spectrum is multiplied with the star there, in float64.
-    of_star = 2.0 * _DIRECTIONS * n_pixels + spectra * min(4.0 * n_pixels, 4.0 * _DIRECTIONS)
+    of_star = 4.0 * n_pixels * spectra
+    if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
+        of_star = 2.0 * _DIRECTIONS * (n_pixels + spectra)
     wanted = config.ceiling.library
     if wanted == "auto":
         noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)

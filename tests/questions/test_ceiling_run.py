@@ -22,7 +22,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_library
-from pipeline.questions.ceiling import Ceiling
+from pipeline.questions.ceiling import Ceiling, measure
 from pipeline.questions.ceiling import library as library_module
 from pipeline.questions.ceiling.answer import CeilingPart
 from pipeline.questions.ceiling.library import choose_stars
@@ -313,3 +313,19 @@ def test_answers_survive_json(finished: RunResults) -> None:
         answer.to_dict()
     )
     assert isinstance(Sums.empty(2, 3, 1).merge(Sums.empty(2, 3, 1)), Sums)
+
+
+def test_directions_give_the_table_of_the_pixels(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample has few pixels, so directions are forced here; workers read them back from their file."""
+    monkeypatch.setattr(measure, "_FEWEST_FACTORS", 0)
+    monkeypatch.setattr(measure, "_WORTH", np.inf)
+    results = run_experiment(config, tmp_path / "run")
+    level = Ceiling.at_headline(results)
+    assert level is not None
+    assert level.rank > 20
+    assert 0 < level.likelihood_error < 0.05
+    found, expected = read_table(results), read_table(finished)
+    for name in ("r2_lower", "r2_upper"):
+        np.testing.assert_allclose(found[name], expected[name], atol=5e-3)

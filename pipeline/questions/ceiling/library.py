@@ -25,7 +25,15 @@ from pipeline.accumulate import AccumulationPlan, available_threads
 from pipeline.base import Progress, SilentProgress, Task, name_group, open_npz, run_tasks, write_npz
 from pipeline.bins import OUTSIDE, BinGrid, Partition
 from pipeline.errors import InputError
-from pipeline.questions.ceiling.likelihood import Observed, Origins, Projection, describe_stars, measure_dense, observe
+from pipeline.questions.ceiling.likelihood import (
+    Coefficients,
+    Observed,
+    Origins,
+    Projection,
+    describe_stars,
+    measure_dense,
+    observe,
+)
 from pipeline.questions.ceiling.posterior import Sums, absorb, group_of
 from pipeline.store import AnyStore, open_stores
 
@@ -110,7 +118,7 @@ class Spectra:
     origins
         What likelihoods are measured from.
     projection, coefficients
-        The directions, and the spectra in them, shape (N, rank); None where products are formed pixel by pixel.
+        The directions, and the spectra in them; None where products are formed pixel by pixel.
     precision
         Of these products, ``float32`` or ``float64``.
     """
@@ -119,14 +127,17 @@ class Spectra:
     cells: NDArray[np.int64]
     origins: Origins
     projection: Projection | None
-    coefficients: FloatArray
+    coefficients: Coefficients | None
     precision: str
 
     def write(self, path: Path) -> None:
         """Write to one file, atomically."""
         of_projection = self.projection.to_arrays() if self.projection else {}
-        known = {name: getattr(self, name) for name in ("spectra", "cells", "coefficients", "precision")}
-        write_npz(path, known | self.origins.to_arrays() | of_projection)
+        known = {name: getattr(self, name) for name in ("spectra", "cells", "precision")}
+        write_npz(
+            path,
+            known | self.origins.to_arrays() | of_projection | (vars(self.coefficients) if self.coefficients else {}),
+        )
 
     @classmethod
     def read(cls, path: Path) -> Spectra:
@@ -143,7 +154,7 @@ class Spectra:
                 arrays["cells"],
                 Origins.from_arrays(arrays),
                 Projection.from_arrays(arrays),
-                arrays["coefficients"],
+                Coefficients(arrays["large"], arrays["small"]) if "large" in arrays else None,
                 str(arrays["precision"]),
             )
 
@@ -371,15 +382,18 @@ class _Measure:
         known = self._known
         cuts = [slice(a, a + _DESCRIBED) for a in range(0, len(block.flux), _DESCRIBED)]
         stars = list(pool.map(lambda own: describe_stars(block.flux[own], block.error[own], known.origins), cuts))
-        projected: list[FloatArray] = []
+        projected: list[Coefficients] = []
         if known.projection is not None:
             projected = list(pool.map(known.projection.project_stars, stars))
 
         def hold(number: int) -> None:
             own = self._blocks[number]
-            if projected:
+            if known.coefficients is not None:
                 found = np.concatenate(
-                    [known.coefficients[own] @ one.T + star.own for one, star in zip(projected, stars, strict=True)],
+                    [
+                        known.coefficients.rows(own).multiply(one) + star.own
+                        for one, star in zip(projected, stars, strict=True)
+                    ],
                     axis=1,
                 )
             else:

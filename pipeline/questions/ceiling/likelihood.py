@@ -33,6 +33,7 @@ from scipy.special import erfcx
 from pipeline.noise import compiled
 
 __all__ = [
+    "Coefficients",
     "Observed",
     "Origins",
     "Projection",
@@ -47,8 +48,8 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 #: Pixels that a float32 product sums up before float64 goes on.
 _STRIP = 128
-#: Most directions of a factor that are sought.
-_MOST = 640
+#: Most directions of a factor that are sought, and how many are multiplied in double precision.
+_MOST, _LEADING = 640, 64
 #: Rows whose residual is so many times the tolerance get directions of their own, in so many rounds.
 _WORST, _EXTENSIONS = 2.0, 3
 #: An error of zero counts as this share of the typical error of its pixel: a pixel cannot be infinitely sure.
@@ -340,20 +341,53 @@ class Projection:
         """Directions of all factors together."""
         return sum(one.shape[1] for one in self.to_stars)
 
-    def project_spectra(self, observed: Observed) -> FloatArray:
-        """Return the coefficients of spectra, shape (N, rank)."""
-        return _project(observed.factors, self.to_spectra)
+    def project_spectra(self, observed: Observed) -> Coefficients:
+        """Return the coefficients of N spectra."""
+        return self._cut(_project(observed.factors, self.to_spectra))
 
-    def project_stars(self, stars: Star) -> FloatArray:
-        """Return the coefficients of stars, shape (M, rank)."""
-        return _project(stars.factors, self.to_stars)
+    def project_stars(self, stars: Star) -> Coefficients:
+        """Return the coefficients of M stars."""
+        return self._cut(_project(stars.factors, self.to_stars))
+
+    def _cut(self, found: Sequence[FloatArray]) -> Coefficients:
+        large, small = ([one[:, part] for one in found] for part in (slice(_LEADING), slice(_LEADING, None)))
+        return Coefficients(np.concatenate(large, axis=1), np.concatenate(small, axis=1).astype(np.float32))
 
 
-def _project(factors: Sequence[NDArray[np.float32]], matrices: Sequence[NDArray[np.float32]]) -> FloatArray:
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """Spectra or stars in the directions of a projection.
+
+    Attributes
+    ----------
+    large
+        In the first directions of every factor, where they are large and need double precision, shape (N, L).
+    small
+        In the others, shape (N, rank − L), float32.
+    """
+
+    large: FloatArray
+    small: NDArray[np.float32]
+
+    def rows(self, chosen: slice) -> Coefficients:
+        """Return some of them."""
+        return Coefficients(self.large[chosen], self.small[chosen])
+
+    def multiply(self, others: Coefficients) -> FloatArray:
+        """Return the scalar products of all with all others, shape (N, M)."""
+        return np.asarray(self.large @ others.large.T + self.small @ others.small.T)
+
+    def multiply_pairs(self, others: Coefficients) -> FloatArray:
+        """Return the scalar product of each with its own other, shape (N,)."""
+        small = np.einsum("nk,nk->n", self.small, others.small, dtype=np.float64)
+        return np.asarray(np.einsum("nk,nk->n", self.large, others.large) + small)
+
+
+def _project(factors: Sequence[NDArray[np.float32]], matrices: Sequence[NDArray[np.float32]]) -> list[FloatArray]:
     found = [np.zeros((len(factor), matrix.shape[1])) for factor, matrix in zip(factors, matrices, strict=True)]
     for own, factor, matrix in zip(found, factors, matrices, strict=True):
         _add_product(own, factor, matrix, "float32")
-    return np.concatenate(found, axis=1)
+    return found
 
 
 def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:

@@ -240,10 +240,10 @@ class _Preparation:
                 error = product_error(observed, stars, exact)
                 if error > TOLERANCE:
                     precision, error = "float64", 0.0
-            coefficients = np.zeros((len(spectra), 0))
+            coefficients = None
             if projection is not None:
                 coefficients = projection.project_spectra(observed)
-                exact = np.einsum("nk,nk->n", coefficients, projection.project_stars(stars)) + stars.own
+                exact = coefficients.multiply_pairs(projection.project_stars(stars)) + stars.own
                 spectra = spectra[:, :0]
         Spectra(spectra, self._cells, origins, projection, coefficients, precision).write(path)
         return {
@@ -270,11 +270,10 @@ def choose_projection(
         return None, 0.0
     for tolerance in _TRIED:
         projection = Projection.find(observed, sample, tolerance)
-        # Directions take double precision, and pixels single.
-        if 2 * projection.rank > _WORTH * n_factors:
+        if projection.rank > _WORTH * n_factors:
             break
-        found = np.einsum("nk,nk->n", projection.project_spectra(observed), projection.project_stars(stars)) + stars.own
-        errors = np.abs(found - exact)
+        found = projection.project_spectra(observed).multiply_pairs(projection.project_stars(stars))
+        errors = np.abs(found + stars.own - exact)
         if np.quantile(errors, _SHARE) <= TOLERANCE:
             return projection, float(errors.max())
     return None, 0.0
