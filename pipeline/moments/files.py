@@ -112,7 +112,7 @@ class MomentsWriter:
         if moments.count and moments.is_tiled:  # cells without spectra are many where binnings are
             with disk_errors_told(self._folder):
                 checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
-        small = replace(moments, gram=moments.gram[:0])
+        small = replace(moments, gram=moments.gram[:0]) if moments.is_tiled else moments
         x_squares = moments.pixel_sums.x_squares if moments.is_tiled else np.empty(0)
         written = _WrittenCell(small, x_squares, checksum)
         with self._lock:
@@ -300,7 +300,7 @@ class SavedMoments:
             If a file is missing or damaged: every byte is checked.
         """
         if not self.is_tiled:
-            return self._read_factored(cell)
+            return self._factored[cell]
         gram = self._read_gram(cell, out)
         sums = self._sums
         arrays = {name: sums[name][cell] for name in _SUMS}
@@ -316,24 +316,23 @@ class SavedMoments:
             exponent=self.exponent,
         )
 
-    def _read_factored(self, cell: int) -> FactoredMoments:
+    @cached_property
+    def _factored(self) -> list[FactoredMoments]:
+        """Factored moments of all cells: they are small, and read once."""
         basis = read_basis(self.folder.parent)
         if basis.digest != self.header["basis"]:
             raise InputError(
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
-        own = {name: self._sums[name][cell] for name in _FACTORS}
-        factors = Factors(**own | {"n_check": int(own["n_check"])})
-        if int(factors.inner[basis.rank, basis.rank]) != self.counts[cell]:
-            raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
-        return FactoredMoments.build(
-            basis,
-            factors,
-            self._sums["y_origin"],
-            self.header["labels"],
-            float(self.header["epsilon"]),
-            self.exponent,
-        )
+        y_origin, labels, epsilon = self._sums["y_origin"], self.header["labels"], float(self.header["epsilon"])
+        found = []
+        for cell, count in enumerate(self.counts):
+            own = {name: self._sums[name][cell] for name in _FACTORS}
+            factors = Factors(**own | {"n_check": int(own["n_check"])})
+            if int(factors.inner[basis.rank, basis.rank]) != count:
+                raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
+            found.append(FactoredMoments(basis, factors, y_origin, labels, epsilon, self.exponent))
+        return found
 
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:
