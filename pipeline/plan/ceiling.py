@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from pipeline.accumulate import expect_factored
 from pipeline.config import ExperimentConfig
 from pipeline.noise import training_noises
+from pipeline.schema import LABELS
 
-__all__ = ["LibraryPlan", "plan_library"]
+__all__ = ["LARGE_SAMPLE", "MANY_PIXELS", "SAMPLE", "LibraryPlan", "plan_library"]
 
 #: ``ceiling.library: auto`` takes at least so many stars, or all.
 _FEWEST_STARS = 20_000
+#: Stars that origins of likelihoods come from; and directions, which are only sought for so many pixels and more.
+SAMPLE, LARGE_SAMPLE, MANY_PIXELS = 2048, 8192, 2000
+#: Stars of one product.
+_BLOCK = 1024
 #: Most training stars that are left out of the library, to choose its temperature on.
 LEFT_OUT = 1000
-#: Directions that likelihoods and factored moments take, about; likelihoods, of so many pixels and more.
-_DIRECTIONS, _RANK, _MANY_PIXELS = 1000, 160, 2000
+#: Directions that likelihoods and factored moments take, about.
+_DIRECTIONS, _RANK = 1000, 160
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,25 @@ class LibraryPlan:
         Spectra that are held against it: test spectra, and the stars left out.
     flops
         Of all products, at one noise level, counted as in float32.
+    worker_memory, driver_memory
+        Bytes that a worker allocates for it, and the process that prepares the spectra.
     """
 
     stars: int
     left_out: int
     spectra: int
     flops: float
+    worker_memory: int
+    driver_memory: int
+
+    def describe(self) -> str:
+        """Return the products in words."""
+        return f"{self.stars:,} stars × {self.spectra:,} spectra, {self.flops / 1e12:,.2f} Tflop for each noise level"
 
 
-def plan_library(config: ExperimentConfig, n_train: int, n_test: int, n_pixels: int) -> LibraryPlan | None:
+def plan_library(
+    config: ExperimentConfig, n_train: int, n_test: int, n_pixels: int, *, chunk_rows: int = 1024
+) -> LibraryPlan | None:
     """Return the library of an experiment; None where it does not ask for its ceiling.
 
     Parameters
@@ -50,19 +67,28 @@ def plan_library(config: ExperimentConfig, n_train: int, n_test: int, n_pixels: 
         Spectra.
     n_pixels
         P.
+    chunk_rows
+        Spectra that the store decodes together.
     """
     if config.ceiling is None:
         return None
+    n_bins = math.prod(len(edges) - 1 for edges in config.bins.values())
     left_out = min(LEFT_OUT, n_train // 10)
     spectra = min(config.ceiling.test, n_test) + left_out
     of_star = 4.0 * n_pixels * spectra
-    if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
+    if n_pixels >= MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
         of_star = 2.0 * _DIRECTIONS * (n_pixels + spectra)
     wanted = config.ceiling.library
     if wanted == "auto":
         noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-        factored = 0 if config.compute.moments == "dense" else sum(not noise.is_single for noise in noises)
+        factored = len(expect_factored(noises, n_pixels, config.compute))
         of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
         wanted = max(_FEWEST_STARS, int(of_pass / (of_star * len(config.noise.levels))))
     stars = n_train - left_out if wanted == "all" else min(int(wanted), n_train - left_out)
-    return LibraryPlan(stars, left_out, spectra, stars * of_star)
+    # Of a spectrum: its factors or its noisy pixels, and its sums. Of a star: pixels and factors, of two blocks.
+    pixels = 4 * n_pixels
+    of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 3)
+    worker = len(config.noise.levels) * spectra * (3 * pixels + of_sums) + (4 * chunk_rows + 5 * _BLOCK) * pixels
+    sample = LARGE_SAMPLE if n_pixels >= MANY_PIXELS else SAMPLE
+    driver = (6 * spectra + 10 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
+    return LibraryPlan(stars, left_out, spectra, stars * of_star, worker, driver)

@@ -319,7 +319,7 @@ def test_directions_give_the_table_of_the_pixels(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sample has few pixels, so directions are forced here; workers read them back from their file."""
-    monkeypatch.setattr(measure, "_FEWEST_FACTORS", 0)
+    monkeypatch.setattr(measure, "MANY_PIXELS", 0)
     monkeypatch.setattr(measure, "_WORTH", np.inf)
     results = run_experiment(config, tmp_path / "run")
     level = Ceiling.at_headline(results)

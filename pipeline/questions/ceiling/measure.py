@@ -17,7 +17,7 @@ from pipeline.base import open_npz, write_npz
 from pipeline.bins import BinGrid
 from pipeline.config import content_hash
 from pipeline.noise import Noise, NoiseDraw, test_noises
-from pipeline.plan import LibraryPlan, plan_library
+from pipeline.plan import LARGE_SAMPLE, MANY_PIXELS, SAMPLE, LibraryPlan, plan_library
 from pipeline.questions.ceiling.library import (
     Choice,
     LibraryJob,
@@ -47,15 +47,12 @@ from pipeline.store import AnyStore, sample_rows
 __all__ = ["Measured", "choose_test_noise", "measure_levels"]
 
 FloatArray = NDArray[np.float64]
-#: Stars that origins come from, and directions, which need more.
-_SAMPLE, _LARGE_SAMPLE = 2048, 8192
 #: Largest error of ln p that products may make for a spectrum and its own star; directions may exceed it for a few.
 TOLERANCE, _SHARE = 0.01, 0.999
 #: Standard deviations of ln p that are tried for the directions that are left out.
 _TRIED = (1e-3, 3e-4)
-#: Directions are worth their price where they save so much of the product. Several hundred are needed for any number of
-#: pixels, so below so many factors of a star none are sought.
-_WORTH, _FEWEST_FACTORS = 0.7, 4000
+#: Directions are worth their price where they save so much of the product.
+_WORTH = 0.7
 #: Rows of the sample that follow each other.
 _SAMPLE_RUN = 256
 
@@ -157,7 +154,15 @@ def measure_levels(facts: Facts, noises: Mapping[float, Noise]) -> dict[float, s
     keys = {
         level: content_hash(
             [
-                *(schema.CEILING_ALGORITHM, facts.plan.key, facts.test.fingerprint, items, vars(size)),
+                *(
+                    schema.CEILING_ALGORITHM,
+                    facts.plan.key,
+                    facts.test.fingerprint,
+                    items,
+                    size.stars,
+                    size.left_out,
+                    size.spectra,
+                ),
                 *(noise.identity for noise in (choose_test_noise(facts, one), one.drawn(settings.seeds[0]))),
             ]
         )
@@ -196,7 +201,7 @@ class _Preparation:
         self._rows = np.arange(n_chosen) * n // n_chosen
         choice: Choice = choose_stars(facts.plan.partitions, size.stars, size.left_out)
         self._left_out = choice.left_out
-        wanted = _LARGE_SAMPLE if 2 * facts.train.n_pixels >= _FEWEST_FACTORS else _SAMPLE
+        wanted = LARGE_SAMPLE if facts.train.n_pixels >= MANY_PIXELS else SAMPLE
         runs = sample_rows(facts.train, wanted, _SAMPLE_RUN)
         sampled = np.concatenate([np.arange(*run) for run in runs])
         self._sample = _read_clean(facts.train, sampled)
@@ -266,7 +271,7 @@ def choose_projection(
     have not seen: the tolerance holds for 999 of 1000, and the error returned is the largest of all.
     """
     n_factors = sum(one.shape[1] for one in observed.factors)
-    if n_factors < _FEWEST_FACTORS:
+    if observed.square.shape[1] < MANY_PIXELS:  # a thousand directions are needed for any number of pixels
         return None, 0.0
     for tolerance in _TRIED:
         projection = Projection.find(observed, sample, tolerance)
