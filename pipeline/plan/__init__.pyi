@@ -1,6 +1,3 @@
-from .ceiling import LARGE_SAMPLE as LARGE_SAMPLE
-from .ceiling import MANY_PIXELS as MANY_PIXELS
-from .ceiling import SAMPLE as SAMPLE
 from .ceiling import LibraryPlan as LibraryPlan
 from .ceiling import plan_library as plan_library
 from .cost import MEMORY_SHARE as MEMORY_SHARE

@@ -10,12 +10,14 @@ from pipeline.config import ExperimentConfig
 from pipeline.noise import training_noises
 from pipeline.schema import LABELS
 
-__all__ = ["LARGE_SAMPLE", "MANY_PIXELS", "SAMPLE", "LibraryPlan", "plan_library"]
+__all__ = ["LibraryPlan", "plan_library"]
 
 #: ``ceiling.library: auto`` takes at least so many stars, or all.
 _FEWEST_STARS = 20_000
-#: Stars that origins of likelihoods come from; and directions, which are only sought for so many pixels and more.
-SAMPLE, LARGE_SAMPLE, MANY_PIXELS = 2048, 8192, 2000
+#: Stars that the origins of likelihoods come from, and the directions that these are formed in.
+_SAMPLE, _LARGE_SAMPLE = 2048, 8192
+#: Fewer pixels or stars are not worth the search for directions.
+_MANY_PIXELS, _MANY_STARS = 2000, 50_000
 #: Stars of one product.
 _BLOCK = 1024
 #: Most training stars that are left out of the library, to choose its temperature on.
@@ -36,6 +38,10 @@ class LibraryPlan:
         Training stars that are left out of it.
     spectra
         Spectra that are held against it: test spectra, and the stars left out.
+    sample
+        Training stars that origins come from, at most, and directions.
+    seeks_directions
+        Whether likelihoods may be formed in the directions in which stars differ.
     flops
         Of all products, at one noise level, counted as in float32.
     worker_memory, driver_memory
@@ -45,6 +51,8 @@ class LibraryPlan:
     stars: int
     left_out: int
     spectra: int
+    sample: int
+    seeks_directions: bool
     flops: float
     worker_memory: int
     driver_memory: int
@@ -76,7 +84,7 @@ def plan_library(
     left_out = min(LEFT_OUT, n_train // 10)
     spectra = min(config.ceiling.test, n_test) + left_out
     of_star = 4.0 * n_pixels * spectra
-    if n_pixels >= MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
+    if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
         of_star = 2.0 * _DIRECTIONS * (n_pixels + spectra)
     wanted = config.ceiling.library
     if wanted == "auto":
@@ -89,6 +97,7 @@ def plan_library(
     pixels = 4 * n_pixels
     of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 3)
     worker = len(config.noise.levels) * spectra * (3 * pixels + of_sums) + (4 * chunk_rows + 5 * _BLOCK) * pixels
-    sample = LARGE_SAMPLE if n_pixels >= MANY_PIXELS else SAMPLE
-    driver = (6 * spectra + 10 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
-    return LibraryPlan(stars, left_out, spectra, stars * of_star, worker, driver)
+    seeks = n_pixels >= _MANY_PIXELS and stars >= _MANY_STARS
+    sample = _LARGE_SAMPLE if seeks else _SAMPLE
+    driver = (6 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
+    return LibraryPlan(stars, left_out, spectra, sample, seeks, stars * of_star, worker, driver)

@@ -21,6 +21,7 @@ from pipeline.bins import BinGrid, Partition
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError, InputError
 from pipeline.noise import NoiseDraw
+from pipeline.plan import ceiling as ceiling_plan
 from pipeline.plan import plan_library
 from pipeline.questions.ceiling import Ceiling, measure
 from pipeline.questions.ceiling import library as library_module
@@ -319,7 +320,8 @@ def test_directions_give_the_table_of_the_pixels(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sample has few pixels, so directions are forced here; workers read them back from their file."""
-    monkeypatch.setattr(measure, "MANY_PIXELS", 0)
+    monkeypatch.setattr(ceiling_plan, "_MANY_PIXELS", 0)
+    monkeypatch.setattr(ceiling_plan, "_MANY_STARS", 0)
     monkeypatch.setattr(measure, "_WORTH", np.inf)
     results = run_experiment(config, tmp_path / "run")
     level = Ceiling.at_headline(results)

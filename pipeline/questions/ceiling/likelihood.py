@@ -421,7 +421,7 @@ def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:
         image = np.linalg.qr(matrix @ image)[0]
     _, sizes, directions = np.linalg.svd(image.T @ rows, full_matrices=False)
     energies = sizes**2
-    left = max(float(np.sum(rows**2) - energies.sum()), 0.0) + np.cumsum(energies[::-1])[::-1]
+    left = max(float(np.vdot(rows, rows) - energies.sum()), 0.0) + np.cumsum(energies[::-1])[::-1]
     # Below this, sizes are rounding: the factors have seven digits.
     rank = max(1, min(int((left > limit**2).sum()), int((sizes > 1e-8 * sizes[0]).sum())))
     return np.asarray(directions[:rank].T)

@@ -17,7 +17,7 @@ from pipeline.base import open_npz, write_npz
 from pipeline.bins import BinGrid
 from pipeline.config import content_hash
 from pipeline.noise import Noise, NoiseDraw, test_noises
-from pipeline.plan import LARGE_SAMPLE, MANY_PIXELS, SAMPLE, LibraryPlan, plan_library
+from pipeline.plan import LibraryPlan, plan_library
 from pipeline.questions.ceiling.library import (
     Choice,
     LibraryJob,
@@ -162,6 +162,7 @@ def measure_levels(facts: Facts, noises: Mapping[float, Noise]) -> dict[float, s
                     size.stars,
                     size.left_out,
                     size.spectra,
+                    size.sample,
                 ),
                 *(noise.identity for noise in (choose_test_noise(facts, one), one.drawn(settings.seeds[0]))),
             ]
@@ -196,13 +197,12 @@ class _Preparation:
     """The spectra of every level, with what is known of them: read once, as far as noise plays no part."""
 
     def __init__(self, facts: Facts, size: LibraryPlan) -> None:
-        self._facts = facts
+        self._facts, self._seeks_directions = facts, size.seeks_directions
         n, n_chosen = facts.test.n_spectra, size.spectra - size.left_out
         self._rows = np.arange(n_chosen) * n // n_chosen
         choice: Choice = choose_stars(facts.plan.partitions, size.stars, size.left_out)
         self._left_out = choice.left_out
-        wanted = LARGE_SAMPLE if facts.train.n_pixels >= MANY_PIXELS else SAMPLE
-        runs = sample_rows(facts.train, wanted, _SAMPLE_RUN)
+        runs = sample_rows(facts.train, size.sample, _SAMPLE_RUN)
         sampled = np.concatenate([np.arange(*run) for run in runs])
         self._sample = _read_clean(facts.train, sampled)
         # The own stars: of the test spectra, then of the training stars that are left out.
@@ -238,9 +238,9 @@ class _Preparation:
         observed, stars = observe(spectra, origins), describe_stars(own[0], own[1], origins)
         with threadpool_limits(1, user_api="blas"):
             exact = measure_pairs(observed, stars)
-            sample = describe_stars(*self._sample, origins)
-            projection, error = choose_projection(observed, stars, sample, exact)
-            precision = "float32"
+            projection, error, precision = None, 0.0, "float32"
+            if self._seeks_directions:
+                projection, error = choose_projection(observed, stars, describe_stars(*self._sample, origins), exact)
             if projection is None:
                 error = product_error(observed, stars, exact)
                 if error > TOLERANCE:
@@ -271,8 +271,6 @@ def choose_projection(
     have not seen: the tolerance holds for 999 of 1000, and the error returned is the largest of all.
     """
     n_factors = sum(one.shape[1] for one in observed.factors)
-    if observed.square.shape[1] < MANY_PIXELS:  # a thousand directions are needed for any number of pixels
-        return None, 0.0
     for tolerance in _TRIED:
         projection = Projection.find(observed, sample, tolerance)
         if projection.rank > _WORTH * n_factors:
