@@ -31,7 +31,7 @@ from pipeline.questions.ceiling.measure import Measured
 from pipeline.questions.ceiling.posterior import Sums
 from pipeline.questions.gate import Gates
 from pipeline.run import list_remarks, run_experiment
-from pipeline.schema import LABELS, STREAM_TEST
+from pipeline.schema import LABELS, STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import RunResults, read_noisy_rows
 from pipeline.store import SpectraStore
 
@@ -57,12 +57,19 @@ def read_table(run: RunResults) -> pd.DataFrame:
     return pd.read_csv(run.folder / "ceiling.csv", dtype={"bin": str}).fillna({"bin": ""})
 
 
-def weigh(level: float, train: SpectraStore, test: SpectraStore, stars: FloatArray, rows: FloatArray) -> FloatArray:
+def weigh(
+    level: float,
+    train: SpectraStore,
+    test: SpectraStore,
+    stars: FloatArray,
+    rows: FloatArray,
+    stream: int = STREAM_TEST,
+) -> FloatArray:
     """Return ln p of test spectra under library stars and, in the last column, under their own, as the formula is."""
     read = {name: store.read_rows for name, store in (("train", train), ("test", test))}
     flux, error = (read["train"](name, 0, train.n_spectra)[stars].astype(float) for name in ("flux", "error"))
     own_flux, own_error = (read["test"](name, 0, test.n_spectra)[rows].astype(float) for name in ("flux", "error"))
-    noisy = read_noisy_rows(test, 0, test.n_spectra, NoiseDraw(level, 42, STREAM_TEST), "float32")[rows]
+    noisy = read_noisy_rows(test, 0, test.n_spectra, NoiseDraw(level, 42, stream), "float32")[rows]
 
     def one(x: FloatArray, f: FloatArray, s: FloatArray) -> FloatArray:
         f = np.maximum(f, 0)
@@ -133,6 +140,35 @@ def pick(table: pd.DataFrame, level: float, label: str, scope: str, number: str,
     chosen = table.query("noise_level == @level and target == @label and scope == @scope and bin == @number")
     [place] = np.flatnonzero(chosen["n_library"] == library) if len(chosen) > 1 else [0]
     return chosen.iloc[place]
+
+
+def test_the_temperature_is_the_best_on_stars_that_were_left_out(
+    finished: RunResults, config: ExperimentConfig, train_store: SpectraStore
+) -> None:
+    """By their mean squared error, under the noise that models are trained on; the test spectra play no part."""
+    choice = choose_stars([Partition(0, 0, 0, train_store.n_spectra)], 1440, 160)
+    found = weigh(1.0, train_store, train_store, choice.library, choice.left_out, STREAM_TRAIN)[:, :-1]
+    bins = BinGrid(config.bins).assign(train_store.columns)
+    level = Ceiling.at_headline(finished)
+    assert level is not None
+    assert level.n_left_out == 160
+    for label, own in level.labels.items():
+        y = np.asarray(train_store.columns[label], float)
+        for scope, parts in own.growth.items():
+            judged = bins[choice.left_out] >= (0 if scope == "covered" else -1)
+            inside = bins[choice.library] >= (0 if scope == "covered" else -1)
+            for part, share in zip(parts, (4, 2, 1), strict=True):
+                members = inside & (np.arange(1440) % share == 0)
+                errors = {
+                    t: np.mean(
+                        (softmax(found[:, members] / t, axis=1) @ y[choice.library][members] - y[choice.left_out])[
+                            judged
+                        ]
+                        ** 2
+                    )
+                    for t in (1, 4 / 3, 2, 4)
+                }
+                assert errors[part.temperature] <= 1.001 * min(errors.values()), (label, scope, share)
 
 
 def test_columns_of_the_table(finished: RunResults) -> None:
