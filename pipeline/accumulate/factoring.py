@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.accumulate.checkpoints import MomentsFolder, find_saved_folds
+from pipeline.accumulate.hotloop import available_threads
 from pipeline.accumulate.plan import AccumulationPlan
 from pipeline.bins import shard_ranges, spread_rows
 from pipeline.config import ComputeConfig, content_hash
@@ -215,16 +217,24 @@ def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise
     spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
     runs = spread_rows(spans, max(_RUN_ROWS, SAMPLE_SPECTRA // len(noises)), _RUN_ROWS)
     origin, cells = first_store(store).mean_flux, plan.cells
-    means, variances, groups = [], [], []
-    for start, stop in runs:
-        own = cells.cells(store.read_columns(list(cells.columns), start, stop))
+
+    lengths = [len(noises) * (stop - start) for start, stop in runs]
+    shape = (sum(lengths), store.n_pixels)
+    # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
+    sample = Sample(np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape[0], np.int64))
+
+    def read(run: tuple[int, int], begin: int) -> None:
+        own = cells.cells(store.read_columns(list(cells.columns), *run))
         for k, noise in enumerate(noises):
-            rows, spread = noise.read(store, start, stop, "float64")
-            assert spread is not None
-            means.append(rows - origin)
-            variances.append(spread)
-            groups.append(own + k * cells.n_cells)
-    return Sample(np.concatenate(means), np.concatenate(variances), np.concatenate(groups))
+            place = slice(begin + k * len(own), begin + (k + 1) * len(own))
+            rows, spread = noise.read(store, *run, "float64")
+            sample.means[place], sample.variances[place] = rows - origin, spread
+            sample.groups[place] = own + k * cells.n_cells
+
+    # Most of the time goes into chunks of which a few rows are wanted; threads decode them side by side.
+    with ThreadPoolExecutor(available_threads(), "sample") as threads:
+        list(threads.map(read, runs, np.cumsum([0, *lengths[:-1]]).tolist()))
+    return sample
 
 
 def accumulate_noises(

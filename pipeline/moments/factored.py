@@ -24,6 +24,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -456,17 +457,17 @@ class Sample:
     Attributes
     ----------
     means
-        ``m − o``, shape (N, P), flux units.
+        ``m − o``, shape (N, P), flux units, float32 or float64.
     variances
-        v, shape (N, P), flux².
+        v, shape (N, P), flux², of the same type.
     groups
         A number for each spectrum, shape (N,): what is lost is bounded in every group.
 
     Every third spectrum judges a basis that the others have chosen.
     """
 
-    means: FloatArray
-    variances: FloatArray
+    means: NDArray[Any]
+    variances: NDArray[Any]
     groups: NDArray[np.int64]
 
 
@@ -512,7 +513,7 @@ def choose_basis(
     InputError
         If there are no spectra, or they do not differ.
     """
-    variance = sample.variances.mean(axis=0)
+    variance = sample.variances.mean(axis=0, dtype=np.float64)
     # A pixel without noise must be kept whole: it gets a weight beyond all others.
     positive = variance[variance > 0]
     if not positive.size:
@@ -548,14 +549,14 @@ class _Judge:
 
     means: FloatArray
     coordinates: FloatArray
-    variances: FloatArray
+    variances: NDArray[Any]
     groups: NDArray[np.int64]
     basis: Basis
 
     @classmethod
     def of(cls, sample: Sample, judges: NDArray[np.bool_], basis: Basis) -> _Judge:
         chosen = judges if judges.any() else ~judges  # of one or two spectra
-        means, groups = sample.means[chosen], sample.groups[chosen]
+        means, groups = sample.means[chosen].astype(np.float64), sample.groups[chosen]
         found, counts = np.unique(groups, return_counts=True)
         merged = np.where(np.isin(groups, found[counts < _FEWEST_IN_GROUP]), -1, groups)
         return cls(means, means @ basis.projection, sample.variances[chosen], merged, basis)
@@ -566,7 +567,12 @@ class _Judge:
         np.square(left, out=left)
         with np.errstate(divide="ignore", invalid="ignore"):
             bounds = [
-                float(np.nansum(left[self.groups == k].sum(axis=0) / self.variances[self.groups == k].sum(axis=0)))
+                float(
+                    np.nansum(
+                        left[self.groups == k].sum(axis=0)
+                        / self.variances[self.groups == k].sum(axis=0, dtype=np.float64)
+                    )
+                )
                 for k in np.unique(self.groups)
             ]
         return max(bounds)

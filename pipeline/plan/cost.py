@@ -47,7 +47,7 @@ _ROW_BYTES = 80 + 8 * len(LABELS)
 #: The rank of a basis that time is projected for; simulated spectra of five labels take 128 to 256. Memory and disk are
 #: projected for the largest one.
 TYPICAL_RANK = 192
-#: Memory of the sample that a basis is chosen from, in arrays of its size. Measured: 4.
+#: Memory of the choice of a basis, in float64 arrays of the sample's size. Measured: 4.
 _SAMPLE_ARRAYS = 5
 #: Draws share a read as long as the workers are busy for at least this share of the time.
 _EFFICIENT_SHARE = 0.9
