@@ -9,7 +9,6 @@ merged depends on the plan alone, so the bits do not depend on workers or thread
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,10 +99,6 @@ class Scale:
         """Return labels (…, Q) in this unit."""
         return (labels - self.mean) / self.width
 
-    def undo(self, labels: FloatArray) -> FloatArray:
-        """Return labels (…, Q) in their own units."""
-        return labels * self.width + self.mean
-
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
@@ -173,7 +168,7 @@ class LibraryJob:
     spectra
         A file of :class:`Spectra` for every level.
     folder
-        Where the sums of each partition go; no other key's results may lie there.
+        Where the sums of each partition go and stay; no other key's results may lie there.
     wanted, left_out
         See :func:`choose_stars`.
     grid
@@ -248,7 +243,6 @@ def accumulate_library(
             pass
     os.listdir(folder)  # has NFS look again
     found = [_read_sums(Path(one.target), len(job.spectra)) for one, size in zip(pieces, sizes, strict=True) if size]
-    shutil.rmtree(folder, ignore_errors=True)
     return [reduce(Sums.merge, of_level) for of_level in zip(*found, strict=True)]
 
 
@@ -287,7 +281,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
         for block in _read_ahead(store, rows, cells, labels):
             groups = group_of(np.arange(first + done, first + done + len(block.flux)))
             for measure in measures:
-                measure.add(block, groups, block.labels, pool)
+                measure.add(block, groups, pool)
             done += len(block.flux)
             report(done)
     write_npz(
@@ -377,9 +371,9 @@ class _Measure:
             self._observed = [observe(known.spectra[own], known.origins) for own in self._blocks]
         self.sums = Sums.empty(n, n_bins, n_labels)
 
-    def add(self, block: _Block, groups: NDArray[np.int64], labels: FloatArray, pool: Executor) -> None:
+    def add(self, block: _Block, groups: NDArray[np.int64], pool: Executor) -> None:
         """Add the stars of a block to the sums; threads share the spectra."""
-        known = self._known
+        known, observed = self._known, self._observed
         cuts = [slice(a, a + _DESCRIBED) for a in range(0, len(block.flux), _DESCRIBED)]
         stars = list(pool.map(lambda own: describe_stars(block.flux[own], block.error[own], known.origins), cuts))
         projected: list[Coefficients] = []
@@ -389,17 +383,11 @@ class _Measure:
         def hold(number: int) -> None:
             own = self._blocks[number]
             if known.coefficients is not None:
-                found = np.concatenate(
-                    [
-                        known.coefficients.rows(own).multiply(one) + star.own
-                        for one, star in zip(projected, stars, strict=True)
-                    ],
-                    axis=1,
-                )
+                seen = known.coefficients.rows(own)
+                parts = [seen.multiply(one) + star.own for one, star in zip(projected, stars, strict=True)]
             else:
-                found = np.concatenate(
-                    [measure_dense(self._observed[number], star, known.precision) for star in stars], axis=1
-                )
-            absorb(self.sums.rows(own), found, block.cells, groups, labels, known.cells[own])
+                parts = [measure_dense(observed[number], star, known.precision) for star in stars]
+            found = np.concatenate(parts, axis=1)
+            absorb(self.sums.rows(own), found, block.cells, groups, block.labels, known.cells[own])
 
         list(pool.map(hold, range(len(self._blocks))))

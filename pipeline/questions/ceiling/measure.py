@@ -151,21 +151,11 @@ def measure_levels(facts: Facts, noises: Mapping[float, Noise]) -> dict[float, s
     assert size is not None
     names = {level: f"ceiling/noise-{level!r}.npz" for level in noises}
     items = tuple((column, tuple(map(float, edges))) for column, edges in facts.grid.edges.items())
+    of_size = size.stars, size.left_out, size.spectra, size.sample, size.seeks_directions
+    shared = schema.CEILING_ALGORITHM, facts.plan.key, facts.test.fingerprint, items, of_size
     keys = {
         level: content_hash(
-            [
-                *(
-                    schema.CEILING_ALGORITHM,
-                    facts.plan.key,
-                    facts.test.fingerprint,
-                    items,
-                    size.stars,
-                    size.left_out,
-                    size.spectra,
-                    size.sample,
-                ),
-                *(noise.identity for noise in (choose_test_noise(facts, one), one.drawn(settings.seeds[0]))),
-            ]
+            [*shared, *(noise.identity for noise in (choose_test_noise(facts, one), one.drawn(settings.seeds[0])))]
         )
         for level, one in noises.items()
     }
@@ -190,6 +180,7 @@ def measure_levels(facts: Facts, noises: Mapping[float, Noise]) -> dict[float, s
         for level, known, sums in zip(missing, measured, found, strict=True):
             Measured(**known, sums=sums).write(facts.folder / names[level])
             facts.products.record(names[level], keys[level])
+        shutil.rmtree(folder, ignore_errors=True)
     return names
 
 
