@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -177,29 +176,22 @@ def describe_experts(
     return " ".join(sentences)
 
 
-@dataclass(frozen=True)
-class _Straddle:
-    """A bracket that lies on both sides of a threshold, as a library grows."""
+def _needed_library(growth: Sequence[CeilingPart], threshold: float, margin: float) -> float:
+    """Return the library size at which the bracket would lie on one side of a threshold; infinity if none can be told.
 
-    growth: Sequence[CeilingPart]
-    threshold: float
-
-    def needed(self) -> float:
-        """Return the library size at which the bracket would lie on one side; infinity where none can be told.
-
-        The width of the bracket is taken to fall on as a power of the size as it did from half the library to all, and
-        its middle to stay.
-        """
-        half, whole = self.growth[-2:]
-        widths = [one.upper.mean - one.lower.mean for one in (half, whole)]
-        if not (min(widths) > 0 and whole.n_library > half.n_library):
-            return math.inf
-        power = math.log(widths[0] / widths[1]) / math.log(whole.n_library / half.n_library)
-        distance = abs((whole.upper.mean + whole.lower.mean) / 2 - self.threshold)
-        if power < _SLOWEST or distance <= 0:
-            return math.inf
-        exponent = math.log(max(widths[1] / (2 * distance), 1.0)) / power
-        return whole.n_library * math.exp(exponent) if exponent < math.log(_LARGEST) else math.inf
+    The width of the bracket is taken to fall on as a power of the size as it did from half the library to all, and its
+    middle to stay. The nearer end must clear the threshold by the margin, which is that of its interval.
+    """
+    half, whole = growth[-2:]
+    widths = [one.upper.mean - one.lower.mean for one in (half, whole)]
+    distance = abs((whole.upper.mean + whole.lower.mean) / 2 - threshold) - margin
+    if not (min(widths) > 0 and whole.n_library > half.n_library and distance > 0):
+        return math.inf
+    power = math.log(widths[0] / widths[1]) / math.log(whole.n_library / half.n_library)
+    if power < _SLOWEST:
+        return math.inf
+    exponent = math.log(max(widths[1] / (2 * distance), 1.0)) / power
+    return whole.n_library * math.exp(exponent) if exponent < math.log(_LARGEST) else math.inf
 
 
 def judge_nonlinear(
@@ -222,7 +214,6 @@ def judge_nonlinear(
     confidence
         Of the intervals.
     """
-    whole = growth[-1]
     least = f"{at_least.mean:+.3f} ({confidence:.0%} interval from {at_least.low:+.3f})".replace("-", "−")
     most = f"{at_most.mean:+.3f} ({confidence:.0%} interval up to {at_most.high:+.3f})".replace("-", "−")
 
@@ -249,23 +240,27 @@ def judge_nonlinear(
         UNDECIDED,
         "Whether a nonlinear model is worth trying is undecided: it can gain between "
         f"{least} and {most} of R² over the experts, on both sides of {threshold:g}. "
-        + _tell_remedy(growth, at_least.mean >= threshold or at_most.mean < threshold, whole.r2_oracle + threshold),
+        + _tell_remedy(growth, at_least, at_most, threshold),
     )
 
 
-def _tell_remedy(growth: Sequence[CeilingPart], is_sampling: bool, threshold: float) -> str:
+def _tell_remedy(growth: Sequence[CeilingPart], at_least: Estimate, at_most: Estimate, threshold: float) -> str:
     """Say what would tell: more test spectra where the interval alone straddles, else a larger library."""
     whole = growth[-1]
-    state = "" if whole.is_converged else (
-        f"The bracket has not converged (effective size {whole.effective_size:.1f}, {ENOUGH:g} are asked for). "
-    )  # fmt: skip
-    if is_sampling:
+    size = f"effective size {whole.effective_size:.1f}, {ENOUGH:g} are asked for"
+    state = "" if whole.is_converged else f"The bracket has not converged ({size}). "
+    if at_least.mean >= threshold or at_most.mean < threshold:
         return f"{state}More test spectra would tell (ceiling.test)."
-    needed = _Straddle(growth, threshold).needed()
-    if not math.isfinite(needed):
-        return f"{state}No library within reach would tell, as far as the bracket's closing shows."
-    digits = 1 - math.floor(math.log10(needed))
-    return f"{state}A library of about {round(needed, digits):,.0f} stars would tell; this one has {whole.n_library:,}."
+    is_above = at_least.mean + at_most.mean > 2 * threshold
+    margin = at_least.mean - at_least.low if is_above else at_most.high - at_most.mean
+    line = whole.r2_oracle + threshold
+    needed = _needed_library(growth, line, margin)
+    if math.isfinite(needed):
+        stars = f"{round(needed, 1 - math.floor(math.log10(needed))):,.0f}"
+        return f"{state}A library of about {stars} stars would tell; this one has {whole.n_library:,}."
+    if math.isfinite(_needed_library(growth, line, 0.0)):
+        return f"{state}A larger library and more test spectra would tell (ceiling.library, ceiling.test)."
+    return f"{state}No library within reach would tell, as far as the bracket's closing shows."
 
 
 # --- The figure.
