@@ -22,6 +22,7 @@ __all__ = [
     "QUALITY_COLUMN",
     "AlphaSearch",
     "BootstrapConfig",
+    "CeilingConfig",
     "ComputeConfig",
     "Cut",
     "DataConfig",
@@ -235,6 +236,20 @@ class GateConfig(Section):
             )
 
 
+class CeilingConfig(Section):
+    """The best R² that any model could reach, from the known noise and the training spectra as a library.
+
+    ``library`` is how many training stars the test spectra are held against: a number, ``all``, or ``auto``. The last
+    takes as many as cost no more than the pass, at least 20,000. ``test`` is how many test spectra are, evenly spread.
+    """
+
+    library: Annotated[
+        Annotated[int, Field(ge=100), Tag("number")] | Annotated[Literal["auto", "all"], Tag("word")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
+    ] = "auto"
+    test: Annotated[int, Field(ge=100)] = 4000
+
+
 REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
     "T_eff": (3750.0, 4500.0, 5250.0, 6000.0),
     "M_H": (-2.0, -1.0, 0.0, 0.5),
@@ -362,11 +377,13 @@ class DecisionConfig(Section):
     """Thresholds on ΔR².
 
     The verdict is *build experts* if the lower end of ΔR²'s interval is at least ``continue``. It is *not worth it* if
-    the upper end is below ``stop``. Otherwise it is *undecided*.
+    the upper end is below ``stop``. Otherwise it is *undecided*. Where the ceiling is measured, a nonlinear model is
+    *worth trying* if it can gain at least ``nonlinear`` of R² over the experts.
     """
 
     continue_: float = Field(default=0.05, alias="continue")
     stop: float = 0.02
+    nonlinear: Annotated[float, Field(gt=0)] = 0.05
 
     @model_validator(mode="after")
     def _ordered(self) -> DecisionConfig:
@@ -431,6 +448,8 @@ class ExperimentConfig(Section):
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
     gate: GateConfig | None = None
+    #: The ceiling: what no model can beat, from the same spectra.
+    ceiling: CeilingConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)

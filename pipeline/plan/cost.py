@@ -28,6 +28,7 @@ from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import MOST_DIRECTIONS, Factors, TileLayout
 from pipeline.noise import Noise, training_noises, verdict_noises
+from pipeline.plan.ceiling import LibraryPlan, plan_library
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
@@ -88,6 +89,8 @@ class ExperimentPlan:
         Bytes of moments that the run folder will hold, including the partitions of the largest fold.
     store_disk
         Bytes of stores that are still to be converted, as if they did not compress.
+    library
+        What the ceiling costs; None where it is not asked for.
     flops
         Floating-point operations of the products: N·P² for each draw with dense moments, 2·N·P·r with factored ones.
     """
@@ -112,6 +115,7 @@ class ExperimentPlan:
     design_threads: int = 0
     design_models: int = 0
     n_factored: int = 0
+    library: LibraryPlan | None = None
 
     @property
     def n_dense(self) -> int:
@@ -190,6 +194,8 @@ class ExperimentPlan:
         ]
         if self.design_models:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
+        if self.library is not None:
+            lines.append(f"ceiling              {self.library.describe()}")
         return "\n".join(lines)
 
     def _name_draws(self) -> str:
@@ -252,6 +258,8 @@ def plan_run(
     draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits)) if n_dense else 1
     of_pass = of_draws[draws_per_pass - 1] if n_dense else 0
     solving = _plan_solving(config, n_pixels if n_dense else 0, len(folds), of_pass, allowed - fixed, cores)
+    n_test = config.ceiling.test if config.ceiling else 0  # at most
+    library = plan_library(config, n_spectra, n_test, n_pixels, chunk_rows=chunk_rows)
     in_folds = [part.fold for part in partitions]
     disk = _MomentsDisk.plan(in_folds, TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
@@ -263,7 +271,7 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + max(of_pass, solving.memory),
+        worker_memory=fixed + max(of_pass, solving.memory, library.worker_memory if library else 0),
         solve_threads=solving.threads,
         solve_holds_folds=solving.held_folds > 1,
         worker_limit=limit,
@@ -273,6 +281,7 @@ def plan_run(
             _COLUMN_BYTES * n_spectra + (disk.merging if n_dense else 0),
             _CONVERT_BYTES * n_spectra if store_disk else 0,
             factored.sample,
+            library.driver_memory if library else 0,
         ),
         moments_disk=n_cells * (n_dense * disk.of_folds + draws_per_pass * min(n_dense, 1) * disk.of_parts)
         + factored.measure_disk(in_folds),
@@ -280,6 +289,7 @@ def plan_run(
         design_threads=solving.design_threads,
         design_models=_count_tries(config, len(folds)),
         n_factored=factored.n_noises,
+        library=library,
         flops=float(n_spectra) * n_pixels * (n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
 

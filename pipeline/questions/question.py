@@ -196,6 +196,9 @@ class Reading:
         The experts of every binning, scored, the main one first; none where there is no other binning.
     routed
         Predictions that questions have added, by name, shape (N,): further columns of the predictions.
+    exact
+        What soft routing by the exact probabilities of the cells keeps, by scope or bin, if a question has found it:
+        what later questions may hold their gates against.
     """
 
     trained: Trained
@@ -205,6 +208,7 @@ class Reading:
     variance: FloatArray | None
     binnings: Sequence[ScoredBinning] = ()
     routed: dict[str, FloatArray] = field(default_factory=dict)
+    exact: Mapping[str, Plain] = field(default_factory=dict)
 
 
 class Question(Generic[AnswerT]):
