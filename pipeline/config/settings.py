@@ -29,6 +29,7 @@ __all__ = [
     "DesignConfig",
     "ExperimentConfig",
     "FeatureConfig",
+    "ForecastConfig",
     "GateConfig",
     "HypothesesConfig",
     "LineWindow",
@@ -369,6 +370,33 @@ class DecisionConfig(Section):
         return self
 
 
+class ForecastConfig(Section):
+    """A forecast of what runs on drawn noise would say: with ``sizes`` training spectra besides a fixed range of them.
+
+    It needs factored moments of marginal noise.
+    """
+
+    sizes: tuple[Annotated[int, Field(ge=100, le=10**12)], ...] = ()
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [_whole(one) for one in (value if isinstance(value, list | tuple) else [value])]
+
+    @field_validator("sizes")
+    @classmethod
+    def _growing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(_require_distinct(value, "forecast sizes")))
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole number that was written as ``1e6``, which YAML takes for a float or for a word."""
+    try:
+        return int(float(value)) if isinstance(value, str | float) and float(value).is_integer() else value
+    except ValueError:
+        return value
+
+
 class HypothesesConfig(Section):
     """The hypotheses that the report marks PASS or FAIL. ``lowest_r2_bins: null`` leaves the third one out."""
 
@@ -425,6 +453,8 @@ class ExperimentConfig(Section):
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
     gate: GateConfig | None = None
+    #: What runs on drawn noise of other sizes would say, from factored moments of marginal noise.
+    forecast: ForecastConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)

@@ -38,7 +38,7 @@ from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth
+from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
@@ -214,7 +214,8 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
     """Return the moments of every training noise; the pass computes those folds that are not there."""
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
     folder, compute = run.folder / "moments", run.config.compute
-    factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute)
+    classes = list_needs(run.config).noise_classes
+    factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute, classes)
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
     run.reused_folds, run.n_folds = tuple(sorted(saved)), len(facts.plan.folds)
 
@@ -224,7 +225,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
         return accumulate_moments(one, of, folder, client=facts.client, draws_per_pass=shared, progress=run.progress)
 
     moments, factoring = accumulate_noises(
-        facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note
+        facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note, classes
     )
     run.moments_keys = {one.draw.name: one.key for one in moments}
     run.factoring = describe_factoring(factoring, moments)
