@@ -143,9 +143,7 @@ def decide_factoring(
     return Factoring(reasons=tuple(reasons))
 
 
-def _state_purpose(
-    plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig, noise_classes: int
-) -> str:
+def _state_purpose(plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig, noise_classes: int) -> str:
     """Return what a basis is made for: a later pass with the same settings takes it as it is."""
     return content_hash([plan.settings, [noise.name for noise in noises], compute.rank_tolerance, noise_classes])
 

@@ -413,7 +413,12 @@ def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int)
 
 def write_basis(folder: Path, basis: Basis, facts: dict[str, Any]) -> None:
     """Write the basis of one noise's moments beside their folders, atomically."""
-    arrays = {"x_origin": basis.x_origin, "variance": basis.variance, "directions": basis.directions, "edges": basis.edges}
+    arrays = {
+        "x_origin": basis.x_origin,
+        "variance": basis.variance,
+        "directions": basis.directions,
+        "edges": basis.edges,
+    }
     head = {"format": BASIS_FORMAT, "version": BASIS_VERSION, "digest": basis.digest}
     write_npz(folder / BASIS_FILE, arrays, facts | head)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pipeline.questions.forecast import Population, solve_drawn_ridge
 
 J, P, R = 3, 24, 4
@@ -53,7 +54,9 @@ def solve_dense(population, n, alpha):
         delta = np.array([np.trace(one @ q) for one in sigma])
     w = q @ sum(weight * one for weight, one in zip(rows / (1 + delta), cross, strict=True))
     squared = rows / (1 + delta) ** 2
-    psi = np.array([[squared[k] * np.trace(sigma[j] @ q @ sigma[k] @ q) for k in range(len(rows))] for j in range(len(rows))])
+    psi = np.array(
+        [[squared[k] * np.trace(sigma[j] @ q @ sigma[k] @ q) for k in range(len(rows))] for j in range(len(rows))]
+    )
     bias = [population.label_squares[k] - 2 * w @ cross[k] + w @ sigma[k] @ w for k in range(len(rows))]
     errors = np.linalg.solve(np.eye(len(rows)) - psi, bias)
     m = sum(squared[k] * errors[k] * q @ sigma[k] @ q for k in range(len(rows)))

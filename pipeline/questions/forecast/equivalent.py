@@ -24,7 +24,7 @@ a step of the fixed point costs O(Pr²).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,10 @@ from pipeline.moments import FactoredMoments
 __all__ = ["DrawnRidge", "Population", "solve_drawn_ridge"]
 
 FloatArray = NDArray[np.float64]
-#: Relative change of the traces at which the fixed point is found, and the steps after which it is given up.
+#: Change of log(1 + δ) at which the fixed point is found, and the steps after which it is given up.
 _CLOSE, _MOST_STEPS = 1e-9, 500
+#: What is added to the noise of pixels that may have none, where a division needs it.
+_ROUNDING = 1e-9
 #: Earlier steps that Anderson's acceleration looks back at.
 _MEMORY = 5
 
@@ -111,19 +113,28 @@ class Population:
         return self.counts / self.counts.sum()
 
     def leading(self, rank: int) -> Population:
-        """Return what the first directions of the basis say: quicker, and good enough to find a penalty."""
-        return Population(
-            np.ascontiguousarray(self.vectors[:, :rank]),
-            self.scale,
-            self.y_origin,
-            self.counts,
-            self.means[:, :rank],
-            np.ascontiguousarray(self.grams[:, :rank, :rank]),
-            self.labels,
-            self.label_squares,
-            self.cross[:, :rank],
-            self.noise,
+        """Return what the first directions of the basis say."""
+        return replace(
+            self,
+            vectors=np.ascontiguousarray(self.vectors[:, :rank]),
+            means=self.means[:, :rank],
+            grams=np.ascontiguousarray(self.grams[:, :rank, :rank]),
+            cross=self.cross[:, :rank],
         )
+
+    def explained(self, ranks: Sequence[int]) -> FloatArray:
+        """Return the share of the label's variance that endless training would explain with so many directions."""
+        f = self.shares
+        mean, label = f @ self.means, float(f @ self.labels)
+        grams, cross, squares = (np.tensordot(f, own, 1) for own in self.about(mean, label))
+        # A pixel without noise would be divided by 0; scaled variances are near 1.
+        white = self.vectors / np.sqrt(f @ self.noise + _ROUNDING)[:, None]
+        inside = white.T @ white
+        found = []
+        for r in ranks:
+            seen, spread = inside[:r, :r], grams[:r, :r]
+            found.append(cross[:r] @ seen @ np.linalg.solve(np.eye(r) + spread @ seen, cross[:r]))
+        return np.array(found) / max(float(squares), np.finfo(np.float64).tiny)
 
     def about(self, mean: FloatArray, label: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the means of zzᵀ, zy and y² about other means of z and y: (J, r, r), (J, r), (J,)."""
@@ -183,7 +194,7 @@ def _find_fixed_point(step: Callable[[FloatArray], FloatArray], start: FloatArra
     for _ in range(_MOST_STEPS):
         there = np.log1p(step(np.expm1(here)))
         residual = there - here
-        if np.abs(residual).max() <= _CLOSE * max(1e-3, float(np.abs(there).max())):
+        if np.abs(residual).max() <= _CLOSE:
             return np.asarray(np.expm1(there))
         points, residuals = [*points[-_MEMORY:], there], [*residuals[-_MEMORY:], residual]
         here = there
@@ -246,21 +257,19 @@ class DrawnRidge:
         off = z - self.mean
         return np.asarray(np.einsum("nr,nr->n", off @ self.quadratic + self.linear, off) + self.constant)
 
-    def squares(self, moments: FactoredMoments, label: str) -> float:
-        """Return Σ E[(y − ŷ)²] over the spectra of some moments, with all their noise, label units²."""
-        r = moments.basis.rank
-        place = r + 1 + moments.labels.index(label)
-        inner, n = moments.inner, moments.count
-        # z about the mean, and the residual of the label as one more coordinate.
-        shift = np.eye(len(inner))
-        shift[:r, r] = -self.mean
-        gram = shift @ inner @ shift.T
-        own = np.zeros(len(inner))
-        own[place], own[:r] = 1.0, -self.slope
-        own[r] = float(moments.y_origin[place - r - 1]) - self.intercept
-        of_mean = own @ gram @ own
-        of_draw = np.einsum("rs,rs->", self.quadratic, gram[:r, :r]) + self.linear @ gram[:r, r] + self.constant * n
-        return float(of_mean + of_draw + self.pixel_noise @ moments.noise)
+    def squares(self, inner: FloatArray, noise: FloatArray) -> float:
+        """Return Σ E[(y − ŷ)²] over spectra of which only sums are known, with all their noise, label units².
+
+        ``inner`` is the sum of products of (z, 1, y), shape (r + 2, r + 2), y in label units; ``noise`` that of the
+        pixels' noise variances, (P,), flux².
+        """
+        r = len(self.mean)
+        shift = np.eye(r + 1)
+        shift[:-1, r] = -self.mean
+        gram = shift @ inner[: r + 1, : r + 1] @ shift.T  # of z about the mean, and 1
+        own = np.concatenate([-self.slope, [self.mean @ self.slope - self.intercept, 1.0]])
+        of_draw = np.einsum("rs,rs->", self.quadratic, gram[:r, :r]) + self.linear @ gram[:r, r]
+        return float(own @ inner @ own + of_draw + self.constant * inner[r, r] + self.pixel_noise @ noise)
 
 
 def solve_drawn_ridge(
@@ -294,9 +303,7 @@ def solve_drawn_ridge(
     return _describe(population, _evaluate(population, weights, alpha), rows, delta, alpha)
 
 
-def _describe(
-    population: Population, at: _Point, rows: FloatArray, delta: FloatArray, alpha: float
-) -> DrawnRidge:
+def _describe(population: Population, at: _Point, rows: FloatArray, delta: FloatArray, alpha: float) -> DrawnRidge:
     """Return mean weights and errors at the fixed point; ``rows`` are n f_j."""
     weights, squared = rows / (1 + delta), rows / (1 + delta) ** 2
     grams, cross, label_squares = population.about(at.mean, at.label)
