@@ -353,15 +353,30 @@ class RidgeConfig(Section):
     min_spectra: Annotated[int, Field(ge=2)] = 50
 
 
+def _whole(value: Any) -> Any:
+    """Return a whole number that was written as ``1e6``, which YAML takes for a float or for a word."""
+    try:
+        return int(float(value)) if isinstance(value, str | float) and float(value).is_integer() else value
+    except ValueError:
+        return value
+
+
 class DecisionConfig(Section):
     """Thresholds on ΔR².
 
     The verdict is *build experts* if the lower end of ΔR²'s interval is at least ``continue``. It is *not worth it* if
-    the upper end is below ``stop``. Otherwise it is *undecided*.
+    the upper end is below ``stop``. Otherwise it is *undecided*. ``at`` is a number of training spectra that is
+    planned: a forecast then says what the verdict would be there.
     """
 
     continue_: float = Field(default=0.05, alias="continue")
     stop: float = 0.02
+    at: Annotated[int, Field(ge=100, le=10**12)] | None = None
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        return _whole(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> DecisionConfig:
@@ -387,14 +402,6 @@ class ForecastConfig(Section):
     @classmethod
     def _growing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(_require_distinct(value, "forecast sizes")))
-
-
-def _whole(value: Any) -> Any:
-    """Return a whole number that was written as ``1e6``, which YAML takes for a float or for a word."""
-    try:
-        return int(float(value)) if isinstance(value, str | float) and float(value).is_integer() else value
-    except ValueError:
-        return value
 
 
 class HypothesesConfig(Section):
@@ -544,6 +551,14 @@ class ExperimentConfig(Section):
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
+        if self.forecast is not None and (self.noise.mode == "drawn" or self.compute.moments == "dense"):
+            raise ValueError(
+                "forecast needs factored moments of noise that is integrated out, found "
+                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: marginal or "
+                "both with compute.moments: auto, or leave forecast out"
+            )
+        if self.decision.at is not None and self.forecast is None:
+            raise ValueError("decision.at needs a forecast; add the section `forecast: {}`, or leave decision.at out")
         if self.compute.folds == 1 and (lack := self.describe_lack_of_folds(1)):
             raise ValueError(lack)
         n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())

@@ -78,7 +78,8 @@ class Basis:
     directions
         B̃, orthonormal columns, the most important first, shape (P, r), no unit.
     edges
-        What divides spectra into J classes by the whitened energy of their errors (:func:`sum_squares`), increasing, shape (J − 1,).
+        What divides spectra into J classes by the whitened energy of their errors (:func:`find_class_edges`),
+        increasing, shape (J − 1,).
     """
 
     x_origin: FloatArray

@@ -17,8 +17,8 @@ With one class this is known: ``n = Σ λ/(λ+κ) + α/κ`` over the eigenvalues
 arXiv:2110.03922; Wei, Hu and Steinhardt, arXiv:2203.06176). The classes are ours: stars differ in magnitude, so their
 noise differs by more than one class can say.
 
-Here Σ_j = B_s C_j B_sᵀ + D_j is a low rank and a diagonal. So Q is ``E⁻¹ − E⁻¹B_s G B_sᵀE⁻¹`` by Woodbury's identity, and
-a step of the fixed point costs O(Pr²).
+Here Σ_j = B_s C_j B_sᵀ + D_j is a low rank and a diagonal. So Q is ``E⁻¹ − E⁻¹B_s G B_sᵀE⁻¹`` by Woodbury's identity,
+and a step of the fixed point costs O(Pr²).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Population:
     @property
     def shares(self) -> FloatArray:
         """f_j, shape (J,)."""
-        return self.counts / self.counts.sum()
+        return np.asarray(self.counts / self.counts.sum())
 
     def leading(self, rank: int) -> Population:
         """Return what the first directions of the basis say."""
@@ -257,11 +257,11 @@ class DrawnRidge:
         off = z - self.mean
         return np.asarray(np.einsum("nr,nr->n", off @ self.quadratic + self.linear, off) + self.constant)
 
-    def squares(self, inner: FloatArray, noise: FloatArray) -> float:
-        """Return Σ E[(y − ŷ)²] over spectra of which only sums are known, with all their noise, label units².
+    def squares(self, inner: FloatArray) -> float:
+        """Return Σ E[(y − ŷ)²] over noise-free spectra of which only sums are known, label units².
 
-        ``inner`` is the sum of products of (z, 1, y), shape (r + 2, r + 2), y in label units; ``noise`` that of the
-        pixels' noise variances, (P,), flux².
+        ``inner`` is the sum of products of (z, 1, y), shape (r + 2, r + 2), y in label units. With noise there is
+        ``pixel_noise`` times the sum of its variances besides.
         """
         r = len(self.mean)
         shift = np.eye(r + 1)
@@ -269,7 +269,7 @@ class DrawnRidge:
         gram = shift @ inner[: r + 1, : r + 1] @ shift.T  # of z about the mean, and 1
         own = np.concatenate([-self.slope, [self.mean @ self.slope - self.intercept, 1.0]])
         of_draw = np.einsum("rs,rs->", self.quadratic, gram[:r, :r]) + self.linear @ gram[:r, r]
-        return float(own @ inner @ own + of_draw + self.constant * inner[r, r] + self.pixel_noise @ noise)
+        return float(own @ inner @ own + of_draw + self.constant * inner[r, r])
 
 
 def solve_drawn_ridge(

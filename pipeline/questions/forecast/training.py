@@ -74,7 +74,7 @@ class Training:
     @property
     def shares(self) -> FloatArray:
         """The spectra of each model, for one of the global model, (1 + K,)."""
-        return self.counts / self.counts[0]
+        return np.asarray(self.counts / self.counts[0])
 
 
 def _merge(cells: Sequence[FactoredMoments], members: Sequence[int]) -> FactoredMoments:
@@ -155,7 +155,7 @@ def _solve_model(
         elif isinstance(rule, Sequence):
             found.append(tried.at(float(rule[place][k])))
         else:
-            found.append(tried.at(resolve_alpha(rule, sizes[place])))
+            found.append(tried.at(resolve_alpha(rule, round(sizes[place]))))
     return found[::-1]
 
 
