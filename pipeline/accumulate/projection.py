@@ -1,9 +1,10 @@
 """The hot loop of factored moments: read, integrate the noise out, project. No product of all pixels with all pixels.
 
 A block of rows is read and the kernel of the noise writes its means in the order of the rows. One thin product projects
-them. Only then are rows told apart by cell and noise class, r numbers each, so many cells cost what one does. Blocks are
-worked on side by side, and one thread adds up what they give, in the order of the rows. Products see exactly ``run_rows`` rows,
-counted from the first row of a partition, so the bits do not depend on chunks, threads, or other partitions.
+them. Only then are rows told apart by cell and noise class, r numbers each, so many cells cost what one does. Blocks
+are worked on side by side, and one thread adds up what they give, in the order of the rows. Products see exactly
+``run_rows`` rows, counted from the first row of a partition, so the bits do not depend on chunks, threads, or other
+partitions.
 """
 
 from __future__ import annotations

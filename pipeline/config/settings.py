@@ -554,8 +554,8 @@ class ExperimentConfig(Section):
         if self.forecast is not None and (self.noise.mode == "drawn" or self.compute.moments == "dense"):
             raise ValueError(
                 "forecast needs factored moments of noise that is integrated out, found "
-                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: marginal or "
-                "both with compute.moments: auto, or leave forecast out"
+                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: marginal "
+                "or both with compute.moments: auto, or leave forecast out"
             )
         if self.decision.at is not None and self.forecast is None:
             raise ValueError("decision.at needs a forecast; add the section `forecast: {}`, or leave decision.at out")

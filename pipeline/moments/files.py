@@ -255,6 +255,11 @@ class SavedMoments:
         return "basis" not in self.header
 
     @property
+    def n_classes(self) -> int:
+        """Classes of like noise that a cell's factored moments are divided into; 1 where they are not."""
+        return 1 if self.is_tiled else int(self._sums["noise"].shape[1])
+
+    @property
     def n_cells(self) -> int:
         """K + 1: the bins and the outside."""
         return len(self.header["counts"])

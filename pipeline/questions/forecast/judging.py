@@ -133,10 +133,10 @@ def scatter_over_folds(
                     own, whole = models[m].models[place], forecast.models[place]
                     ratio = (own.pixel_noise @ noise[k]) / (whole.pixel_noise @ noise[k])
                     errors[k, which] = own.squares(inner) + known[k][place] * ratio
-            for scope, parts in enumerate([range(n_bins), range(n_bins + 1), *([k] for k in range(n_bins))]):
-                n, t, v = sum(np.array([one[-2, -2], one[-2, -1], one[-1, -1]]) for one in (sums[k] for k in parts))
+            for scope, parts in enumerate([range(n_bins), range(n_bins + 1), *((k,) for k in range(n_bins))]):
+                n, t, v = np.sum([sums[k][[-2, -2, -1], [-2, -1, -1]] for k in parts], axis=0)
                 total = v - t * t / n if n > 1 else np.nan
-                oracle, single = 1 - sum(errors[k] for k in parts) / total
+                oracle, single = 1 - errors[list(parts)].sum(axis=0) / total
                 merits[f, m, scope] = oracle, single, oracle - single
     off = merits - merits.mean(axis=0)
     return np.asarray(np.sqrt((n_folds - 1) / n_folds * (off**2).sum(axis=0)))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +194,7 @@ class Forecaster:
         )
         own = forecast.models[model]
         return Outlook(
-            n_train=math.nan if forecast.count >= ENDLESS else own.count,
+            n_train=math.nan if forecast.count >= ENDLESS else round(own.count),
             n_test=score.n_test,
             alpha=own.alpha,
             r2_oracle=oracle,
@@ -232,13 +233,13 @@ class Forecaster:
         return [np.sum([one.noise for one in own], axis=0) / sum(one.count for one in own) for own in merged]
 
 
-def list_rows(points: Sequence[OutlookPoint], noise_level: float) -> list[dict[str, object]]:
+def list_rows(points: Sequence[OutlookPoint], noise_level: float) -> list[dict[str, Any]]:
     """Return the rows of ``forecast.csv``: one for each forecast and scope, bins by their numbers."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for point in points:
         n = math.inf if math.isnan(point.n) else int(point.n)
         for scope, one in [*point.scopes.items(), *((str(k), own) for k, own in enumerate(point.bins))]:
-            row: dict[str, object] = {"n": n, "penalty": point.penalty, "alpha": one.alpha, "noise_level": noise_level}
+            row: dict[str, Any] = {"n": n, "penalty": point.penalty, "alpha": one.alpha, "noise_level": noise_level}
             row |= {"scope": scope, "n_train": one.n_train, "n_test": one.n_test}
             for name in ("r2_global", "r2_oracle", "delta_r2"):
                 estimate: Estimate = getattr(one, name)

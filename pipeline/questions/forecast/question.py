@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.config import ExperimentConfig
@@ -14,7 +15,7 @@ from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
 from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
-from pipeline.report import Picture, Section, Show, Table, thresholds
+from pipeline.report import Block, Picture, Section, Show, Table, thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -46,8 +47,8 @@ from pipeline.scoring import (
     Stacked,
     decide,
     predict_stacked,
+    summarise_curve,
 )
-from pipeline.scoring.decision import Verdict
 
 __all__ = ["NOISE_CLASSES", "SIZES", "Forecast", "ForecastAnswer", "ForecastLevel", "draw_forecast", "find_needed"]
 
@@ -65,9 +66,9 @@ class ForecastLevel(Plain):
     """The forecast at one noise level.
 
     ``n_known`` are the training spectra that it is made from. ``needed`` says, for each choice of the penalty, how many
-    training spectra ΔR² needs until the lower end of its interval reaches ``decision.continue``; null if it never does.
-    ``drawn`` is what the run's own drawn noise gave with its training spectra, where it trained on both. ``decision`` is
-    that for ``decision.at`` training spectra, with the configured penalty.
+    training spectra ΔR² needs until the lower end of its interval reaches ``decision.continue``; null if it never
+    does. ``drawn`` is what the run's own drawn noise gave with its training spectra, where it trained on both.
+    ``decision`` is that for ``decision.at`` training spectra, with the configured penalty.
     """
 
     noise_level: float
@@ -108,7 +109,7 @@ class Forecast(Question[ForecastAnswer]):
         Picture(
             _PICTURE,
             "What drawn runs of other sizes would say",
-            "The lines are computed from the moments of noise that was integrated out; filled points are drawn runs that "
+            "The lines are computed from the moments of noise that was integrated out. Diamonds are drawn runs that "
             "were made. Where the lines are flat, more spectra bring nothing more. Open points lie outside the range in "
             "which forecasts were checked.",
             lambda results: draw_forecast(results),
@@ -208,8 +209,6 @@ class Forecast(Question[ForecastAnswer]):
 
     def _summarise_drawn(self, level: float) -> Scope | None:
         """Return what drawn noise gave with all training spectra, over seeds."""
-        from pipeline.scoring import summarise_curve
-
         own = self._drawn.get(level, [])
         if not own:
             return None
@@ -271,10 +270,10 @@ class Forecast(Question[ForecastAnswer]):
             return None
         level = _headline(results, answer)
         about = (
-            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says what models "
-            "trained on one noise draw for each spectrum would give, with any number of spectra. "
+            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says what "
+            "models trained on one noise draw for each spectrum would give, with any number of spectra. "
         )
-        blocks = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
+        blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
         if level.drawn is not None:
             blocks.insert(1, _list_side_by_side(level))
         return Section("forecast", "What more spectra would give", "Forecast", tuple(blocks))
@@ -358,7 +357,7 @@ def _list_side_by_side(level: ForecastLevel) -> Table:
 
 
 def draw_forecast(results: RunResults) -> Figure:
-    """Draw forecast curves against the number of training spectra, drawn runs as points, and what endless training gives."""
+    """Draw forecasts against the number of training spectra, drawn runs as points, and what endless training gives."""
     answer = Forecast.read(results)
     assert answer is not None
     level = _headline(results, answer)
@@ -368,9 +367,8 @@ def draw_forecast(results: RunResults) -> Figure:
         _draw_curves(left, level, merit, color, name)
     _draw_curves(right, level, DELTA_R2, INK, "ΔR²")
     limit = thresholds(results).continue_
-    verdict: Verdict = BUILD
     right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(limit, color=VERDICT_COLORS[verdict], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
+    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
     style_axes(left, title="R² of both models", y="R²", grid="y")
     style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
     counts = [point.n for point in level.along(CONFIGURED)]
@@ -385,13 +383,13 @@ def draw_forecast(results: RunResults) -> Figure:
         figure,
         "What drawn runs of other sizes would say",
         f"From {level.n_known:,} training spectra; covered test spectra, noise level {level.noise_level:g}; bars: "
-        f"{results.summary.confidence:.0%} interval; points: drawn runs.",
+        f"{results.summary.confidence:.0%} interval{'; diamonds: drawn runs' if level.drawn is not None else ''}.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
 
 
-def _draw_curves(axes, level: ForecastLevel, merit: Merit, color: str, name: str) -> None:  # type: ignore[no-untyped-def]
+def _draw_curves(axes: Axes, level: ForecastLevel, merit: Merit, color: str, name: str) -> None:
     for penalty, dashes in ((CONFIGURED, "-"), (BEST, "--")):
         points = level.along(penalty)
         values = [getattr(point.covered, merit.name) for point in points]
