@@ -110,25 +110,9 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
         click.echo(f"page: {out}")
 
 
-class _Spectra(click.ParamType[float]):
-    """A number of spectra, which people write as ``1e6``; ``inf`` stands for endless training."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        try:
-            number = float(str(value).replace(",", "").replace("_", ""))
-        except ValueError:
-            number = math.nan
-        if not number >= 100:
-            self.fail(f"a number of training spectra from 100 on is required, such as 1e6, found {value!r}", param, ctx)
-        return number
-
-
 @click.command()
 @run_argument
-@click.option("--spectra", multiple=True, type=_Spectra(), help="Training spectra, such as 1e6. May be repeated.")
+@click.option("--spectra", multiple=True, type=click.FloatRange(min=100), help="Such as 1e6. May be repeated.")
 @click.option("--alpha", type=click.FloatRange(min=0, min_open=True), help="The penalty of all models.")
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
 @json_option

@@ -252,15 +252,22 @@ class DataConfig(Section):
 
     The entries of ``train`` and ``test`` are shard files, folders, globs or a ``shard_index.txt``; or they are stores,
     their folders and globs. ``exclude`` names shards of ``train`` that are left out. Their rows still count. Noise is
-    drawn by row, so leaving a shard out does not change the noise of the others.
+    drawn by row, so leaving a shard out does not change the noise of the others. ``spectra`` takes at most so many
+    training spectra, spread evenly over all shards, and always the same ones.
     """
 
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
     exclude: tuple[str, ...] = ()
+    spectra: Annotated[int, Field(ge=1)] | None = None
     stores: str = "stores"
     nonfinite: Literal["refuse", "drop"] = "refuse"
     allow_overlap: bool = False
+
+    @field_validator("spectra", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        return _whole(value)
 
     @field_validator("train", "test", "exclude", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.accumulate import LoopSettings, available_threads, loop_memory
 from pipeline.base import available_memory, format_bytes
-from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions, shard_ranges
+from pipeline.bins import BinGrid, CellGrid, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import TileLayout
@@ -176,6 +176,7 @@ def plan_run(
     chunk_rows: int = 1024,
     store_disk: int = 0,
     left_out: Sequence[int] = (),
+    kept: Sequence[tuple[int, int]] | None = None,
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
@@ -196,12 +197,15 @@ def plan_run(
         Bytes of stores that are still to be written.
     left_out
         Numbers of the shards that are left out.
+    kept
+        The rows that are used; by default those of all other shards.
     worker_threads
         Cores of a worker; as many as this process may use by default.
     """
     compute, cores = config.compute, worker_threads or available_threads()
-    folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
-    partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
+    kept = keep_rows(shard_lengths, left_out) if kept is None else kept
+    folds = tighten_folds(plan_folds(shard_lengths, compute.folds, left_out), kept)
+    partitions = plan_partitions(folds, compute.partition_rows, find_gaps(kept))
     settings = LoopSettings(config.precision, compute.run_rows)
     n_cells = _count_cells(config)
     n_draws = len(training_noises(config.noise.mode, config.noise.levels, config.seeds))

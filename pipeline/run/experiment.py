@@ -91,6 +91,7 @@ def _plan(
         chunk_rows=train.chunk_rows,
         store_disk=train.unconverted_bytes + test.unconverted_bytes,
         left_out=train.left_out,
+        kept=train.kept,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):

@@ -278,7 +278,7 @@ def _choose_noise(config: ExperimentConfig, seed: int | None, level: float, marg
 def _open_sets(results: RunResults, config: ExperimentConfig) -> SpectraSets:
     """Open the stores that a run was computed from, if they still are what they were."""
     sets = SpectraSets(
-        select_shards(open_stores(results.store_paths("train")), config.data.exclude),
+        select_shards(open_stores(results.store_paths("train")), config.data.exclude, config.data.spectra),
         open_stores(results.store_paths("test")),
     )
     for role, store in (("train", sets.train), ("test", sets.test)):
@@ -377,6 +377,11 @@ def forecast_run(
     InputError
         If the folder holds no finished run, or no moments of that level that can answer.
     """
+    if not all(n >= 100 for n in spectra or ()) or not (alpha is None or 0 < alpha < math.inf):
+        raise InputError(
+            "a forecast needs at least 100 training spectra and a penalty above 0, found "
+            f"{list(spectra or ())} and {alpha}"
+        )
     results = read_results(folder)
     config = load_config(results.folder / CONFIG_FILE)
     noise = _choose_marginal(results, config, config.headline_level if level is None else level)

@@ -110,8 +110,8 @@ class Forecast(Question[ForecastAnswer]):
             _PICTURE,
             "What drawn runs of other sizes would say",
             "The lines are computed from the moments of noise that was integrated out. Diamonds are drawn runs that "
-            "were made. Where the lines are flat, more spectra bring nothing more. Open points lie outside the range in "
-            "which forecasts were checked.",
+            "were made. Where the lines are flat, more spectra bring nothing more. Open points lie outside the range "
+            "in which forecasts were checked.",
             lambda results: draw_forecast(results),
             lambda results: Forecast.read(results) is not None,
         ),
