@@ -89,6 +89,8 @@ class Forecaster:
         How models are trained, and what they predict.
     threads
         Models that are solved side by side.
+    one_class
+        Whether all rows are taken to have like noise: the known formula, to be held against that of the classes.
     """
 
     def __init__(
@@ -99,7 +101,10 @@ class Forecaster:
         ridge: RidgeConfig,
         label: str,
         threads: int = 1,
+        *,
+        one_class: bool = False,
     ) -> None:
+        self._one_class = one_class
         self._moments, self._binning, self._covered = moments, binning, covered
         self._ridge, self._label, self._threads = ridge, label, threads
 
@@ -120,7 +125,12 @@ class Forecaster:
 
     @cached_property
     def _training(self) -> Training:
-        return Training.of_cells(self._cells, self._binning, self._covered, self._ridge, self._label)
+        return self._train(self._cells, None)
+
+    def _train(self, cells: Sequence[FactoredMoments], rank: int | None) -> Training:
+        return Training.of_cells(
+            cells, self._binning, self._covered, self._ridge, self._label, rank, one_class=self._one_class
+        )
 
     @property
     def count(self) -> int:
@@ -215,9 +225,7 @@ class Forecaster:
         left_out = []
         for fold in range(n_folds) if n_folds > 1 else ():
             cells = self._merge([one for one in range(n_folds) if one != fold])
-            training = Training.of_cells(
-                cells, self._binning, self._covered, self._ridge, self._label, self._training.rank
-            )
+            training = self._train(cells, self._training.rank)
             left_out.append(solve_sizes(training, sizes, alphas, self._threads))
         known = TestSpectra(spectra.y, spectra.bins, spectra.n_bins, spectra.coordinates, spectra.noise[kept])
         found = scatter_over_folds(known, forecasts, left_out, self._mean_noise())

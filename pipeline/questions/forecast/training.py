@@ -51,17 +51,20 @@ class Training:
         ridge: RidgeConfig,
         label: str,
         rank: int | None = None,
+        *,
+        one_class: bool = False,
     ) -> Training:
         """Return the training set that the moments of every cell describe, with the scales that the run would use.
 
-        Of the basis it uses as many directions as all models together need, or ``rank`` of them.
+        Of the basis it uses as many directions as all models together need, or ``rank`` of them. With ``one_class`` all
+        rows are taken to have like noise, as in the known formula.
         """
         whole = _merge(cells, trained_cells(ridge, len(cells), covered))
         scale = shared_scale(whole.pixel_sums, ridge)
         experts = [_merge(cells, members) for members in binning.members]
         scales = [pixel_scale(own) if ridge.standardize == "per_expert" else scale for own in experts]
         populations = [
-            Population.of_classes(own.classes, d, label)
+            Population.of_classes([own] if one_class else own.classes, d, label)
             for own, d in zip([whole, *experts], [scale, *scales], strict=True)
         ]
         rank = _choose_rank(populations, whole.basis.rank) if rank is None else rank
@@ -193,10 +196,11 @@ class _Tried:
         near = self._near.alpha if self._near is not None and self._near.count < _MANY else _FIRST * min(count, 1e5)
 
         def place(step: int) -> float:
-            return float(near * np.exp(step * _STEP))
+            return float(np.exp(step * _STEP))
 
-        low, high = np.floor(np.log(np.array([_LEAST, _LARGEST]) * count / near) / _STEP).astype(int)
-        at = self._descend(0, place, int(low), int(high))
+        # Penalties of one fixed grid: what is found does not depend on the sizes that are asked for beside this one.
+        first, low, high = np.round(np.log([near, _LEAST * count, _LARGEST * count]) / _STEP).astype(int).tolist()
+        at = self._descend(min(max(first, low), high), place, low, high)
         left, middle, right = (self.error(place(at + step)) for step in (-1, 0, 1))
         bend = left - 2 * middle + right
         offset = float(np.clip((left - right) / (2 * bend), -1, 1)) if bend > 0 else 0.0
