@@ -220,7 +220,7 @@ def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) ->
 
 
 #: A part of the spectra is taken in about so many runs of rows, each of at least so many rows.
-_MOST_RUNS, _FEWEST_ROWS = 64, 1024
+_MOST_RUNS, _FEWEST_ROWS = 64, 64
 
 
 def keep_rows(

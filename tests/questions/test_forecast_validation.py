@@ -60,9 +60,7 @@ def test_forecasts_agree_with_drawn_runs(tmp_path: Path, pixels: int) -> None:
         _, [point] = forecast_run(tmp_path / "forecast", [n], alpha=rule * n, level=level)
         off = point.covered.delta_r2.mean - np.mean(found)
         scatter = np.std(found, ddof=1)
-        print(
-            f"{pixels} {level} {n} {rule * n:g} {point.covered.delta_r2} {np.mean(found):.4f} ± {scatter:.4f} {off:+.4f}"
-        )
+        print(pixels, level, n, rule * n, point.covered.delta_r2, f"{np.mean(found):.4f} ± {scatter:.4f}, {off:+.4f}")
         assert point.covered.trusted, "these are within the range that is said to be trusted"
         assert abs(off) < 0.01
         rows = n * 0.8 / 9 / pixels  # in a bin, for each pixel

@@ -19,9 +19,9 @@ FloatArray = NDArray[np.float64]
 _ROWS_PER_PIXEL = 0.5
 #: known from so many spectra for each direction of the basis,
 _SPECTRA_PER_RANK = 5
-#: and with a penalty so strong that this largest eigenvalue of Ψ is not passed: the drawn error is then below
-#: ``1/(1 − share)`` times what the mean weights alone would give.
-_LARGEST_SHARE = 0.7
+#: and with a penalty so strong that the largest eigenvalue of Ψ stays below this. Errors of drawn models are up to
+#: 1/(1 − eigenvalue) times those of the mean weights; from 0.6 on, forecasts were seen to be off (docs/forecast.md).
+_LARGEST_SHARE = 0.5
 
 
 def list_columns(basis: Basis, rank: int, forecasts: Sequence[DrawnModels]) -> list[Columns]:
