@@ -131,9 +131,9 @@ def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, leve
       headroom forecast runs/demo --spectra 1e6 --alpha 1e5
     """
     from pipeline.questions.forecast import list_rows
-    from pipeline.run import forecast_run
+    from pipeline.run import ask_forecast
 
-    found, points = forecast_run(folder, spectra or None, alpha=alpha, level=level)
+    found, points = ask_forecast(folder, spectra or None, alpha=alpha, level=level)
     rows = list_rows(points, found)
     if as_json:
         print_json({"forecast": rows})

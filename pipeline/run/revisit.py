@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.moments import PixelSums
 from pipeline.noise import MarginalNoise, Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
-from pipeline.questions.forecast import ENDLESS, SIZES, Forecaster, OutlookPoint
+from pipeline.questions.forecast import ENDLESS, SIZES, Forecaster, OutlookPoint, list_rows
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.models import models_file, settle_global
@@ -44,7 +44,7 @@ from pipeline.store import open_stores, select_shards
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Revisit", "forecast_run", "revisit_run"]
+__all__ = ["Revisit", "ask_forecast", "forecast_run", "revisit_run"]
 
 FloatArray = NDArray[np.float64]
 
@@ -350,7 +350,7 @@ def forecast_run(
     *,
     alpha: float | None = None,
     level: float | None = None,
-) -> tuple[float, list[OutlookPoint]]:
+) -> pd.DataFrame:
     """Say what models trained on drawn noise would give with other numbers of training spectra.
 
     Parameters
@@ -367,16 +367,28 @@ def forecast_run(
 
     Returns
     -------
-    level : float
-        The noise level.
-    points : list of OutlookPoint
-        The forecast for every number of spectra and choice of the penalty.
+    pandas.DataFrame
+        A row for every number of spectra, choice of the penalty and scope, with the columns of ``forecast.csv``: ``n,
+        penalty, alpha, noise_level, scope, n_train, n_test``, the figures of merit with ``_low`` and ``_high``, and
+        ``trusted``.
 
     Raises
     ------
     InputError
         If the folder holds no finished run, or no moments of that level that can answer.
     """
+    found, points = ask_forecast(folder, spectra, alpha=alpha, level=level)
+    return pd.DataFrame(list_rows(points, found))
+
+
+def ask_forecast(
+    folder: str | Path,
+    spectra: Sequence[float] | None = None,
+    *,
+    alpha: float | None = None,
+    level: float | None = None,
+) -> tuple[float, list[OutlookPoint]]:
+    """Return the noise level, and an entry for every number of spectra; see :func:`forecast_run`."""
     if not all(n >= 100 for n in spectra or ()) or not (alpha is None or 0 < alpha < math.inf):
         raise InputError(
             "a forecast needs at least 100 training spectra and a penalty above 0, found "

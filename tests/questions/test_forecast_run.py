@@ -16,7 +16,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.questions.forecast import Forecast, OutlookPoint
 from pipeline.questions.forecast.question import find_needed
-from pipeline.run import forecast_run, render_run, run_experiment
+from pipeline.run import ask_forecast, render_run, run_experiment
 from pipeline.scoring import RunResults
 
 FORECAST: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_the_table_is_the_answer_and_what_the_finished_run_says(run: RunResults)
     assert list(table.columns[:5]) == ["n", "penalty", "alpha", "noise_level", "scope"]
     assert {5000.0, 30000.0, 1600.0, 1e6, 1e7, math.inf} <= set(table["n"])
     assert set(table["scope"]) == {"covered", "all", *map(str, range(9))}
-    level, points = forecast_run(run.folder, [1e6, 3e4])
+    level, points = ask_forecast(run.folder, [1e6, 3e4])
     assert level == 1.0
     assert [(point.n, point.penalty) for point in points] == [
         (3e4, "configured"),
@@ -78,9 +78,9 @@ def test_the_table_is_the_answer_and_what_the_finished_run_says(run: RunResults)
 
 
 def test_the_best_penalty_is_no_worse_than_others(run: RunResults) -> None:
-    _, best = forecast_run(run.folder, [20_000])
+    _, best = ask_forecast(run.folder, [20_000])
     for alpha in (10.0, 1e3, 1e5):
-        _, [stated] = forecast_run(run.folder, [20_000], alpha=alpha)
+        _, [stated] = ask_forecast(run.folder, [20_000], alpha=alpha)
         assert stated.covered.alpha == alpha
         for merit in ("r2_global", "r2_oracle"):
             assert best[1].covered[merit].mean >= stated.covered[merit].mean - 5e-3
@@ -135,11 +135,11 @@ def test_runs_that_cannot_answer_say_what_to_do(
     small_config: ExperimentConfig, small_run: RunResults, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="drawn noise alone"):
-        forecast_run(small_run.folder)
+        ask_forecast(small_run.folder)
     plain = configure(small_config, forecast=None, decision={})
     run_experiment(plain, tmp_path / "plain")
     with pytest.raises(InputError, match=r"not divided; add the section `forecast: \{\}`"):
-        forecast_run(tmp_path / "plain")
+        ask_forecast(tmp_path / "plain")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def make_point(template: OutlookPoint, n: float, low: float) -> OutlookPoint:
 
 
 def test_needed_spectra_are_where_the_interval_stays_above(run: RunResults) -> None:
-    _, [template] = forecast_run(run.folder, [1e6], alpha=10.0)
+    _, [template] = ask_forecast(run.folder, [1e6], alpha=10.0)
 
     def needed(*lows: float) -> float:
         points = [make_point(template, n, low) for n, low in zip((1e3, 1e5, 1e7), lows, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import ExperimentConfig
-from pipeline.run import forecast_run, run_experiment
+from pipeline.run import ask_forecast, run_experiment
 from pipeline.simulate import SampleSpec, write_sample
 
 #: Two shards make the forecast. Five others are one drawn run each, with its own stars and its own noise.
@@ -57,7 +57,7 @@ def test_forecasts_agree_with_drawn_runs(tmp_path: Path, pixels: int) -> None:
     assert len(drawn) == 2 * len(RULES) * len(LEVELS)
     for (rule, level, n), found in drawn.items():
         assert len(found) == RUNS
-        _, [point] = forecast_run(tmp_path / "forecast", [n], alpha=rule * n, level=level)
+        _, [point] = ask_forecast(tmp_path / "forecast", [n], alpha=rule * n, level=level)
         off = point.covered.delta_r2.mean - np.mean(found)
         scatter = np.std(found, ddof=1)
         print(pixels, level, n, rule * n, point.covered.delta_r2, f"{np.mean(found):.4f} ± {scatter:.4f}, {off:+.4f}")
