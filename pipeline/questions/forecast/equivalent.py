@@ -36,7 +36,7 @@ __all__ = ["DrawnRidge", "Population", "solve_drawn_ridge"]
 
 FloatArray = NDArray[np.float64]
 #: Change of log(1 + δ) at which the fixed point is found, and the steps after which it is given up.
-_CLOSE, _MOST_STEPS = 1e-9, 500
+_CLOSE, _MOST_STEPS = 1e-7, 500
 #: What is added to the noise of pixels that may have none, where a division needs it.
 _ROUNDING = 1e-9
 #: Earlier steps that Anderson's acceleration looks back at.
@@ -311,7 +311,8 @@ def _describe(population: Population, at: _Point, rows: FloatArray, delta: Float
     kept = np.eye(len(at.mean)) - at.small @ at.inside  # QB_s = E⁻¹B_s kept
     share = population.noise / at.diagonal
     # K_j = B_sᵀE⁻¹D_jE⁻¹B_s
-    of_noise = np.stack([at.white.T @ (at.white * own[:, None]) for own in share])
+    halves = (at.white * np.sqrt(own)[:, None] for own in share)
+    of_noise = np.stack([half.T @ half for half in halves])  # BLAS does half the work of such a product
     traces = _trace_products(at, grams, off, share, of_noise, kept)
 
     towards = weights @ cross
