@@ -8,6 +8,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from measure import Measured, measure, warm_up
 from samples import HEADROOM, SHARDS, Sample
@@ -19,20 +20,42 @@ from pipeline.run import plan_experiment
 __all__ = ["Experiment", "RunFacts", "run_experiment"]
 
 
+MARGINAL = {"mode": "marginal"}
+#: What each kind of experiment changes in the configuration of the comparison.
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "drawn": {},
+    "marginal": {"noise": MARGINAL},
+    "folds": {"noise": MARGINAL, "compute": {"folds": 5}},
+    "path": {
+        "noise": MARGINAL,
+        "compute": {"folds": 5},
+        "ridge": {"alpha": {"search": np.geomspace(1e-3, 1e6, 50).tolist(), "by": "per_expert"}},
+    },
+    "design": {
+        "noise": MARGINAL,
+        "compute": {"folds": 5},
+        "design": {"grid": {"T_eff": {"quantiles": 6}, "M_H": {"quantiles": 7}}},
+    },
+}
+
+
 @dataclass(frozen=True)
 class RunFacts:
-    """One run: what it took, and R² of the covered test spectra by the global model and the oracle."""
+    """One run: what it took, R² of the covered test spectra by both models, its steps' seconds and its moments."""
 
     measured: Measured
     r2: tuple[float, float]
+    steps: dict[str, float]
+    moments_bytes: int
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The comparison's experiment on a whole sample, or on the first of its shards."""
+    """The comparison's experiment on a whole sample, or on the first of its shards; a kind is one of :data:`KINDS`."""
 
     sample: Sample
     whole: bool = True
+    kind: str = "drawn"
 
     @property
     def rows(self) -> int:
@@ -61,7 +84,9 @@ class Experiment:
             "compute": {"folds": 1},
             "ablation": False,  # ten models, as the peer
         }
-        path = self.sample.folder / f"experiment-{self.rows}.yaml"
+        for section, changed in KINDS[self.kind].items():
+            content[section] = {**content.get(section, {}), **changed}
+        path = self.sample.folder / f"experiment-{self.kind}-{self.rows}.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return path
 
@@ -78,6 +103,9 @@ def run_experiment(experiment: Experiment, repeat: int) -> RunFacts:
         warm_up(experiment.train_store)
     out = experiment.sample.scratch("run")
     measured = measure([*HEADROOM, "run", experiment.config_file, "--out", out, "--quiet"])
-    overall = read_results(out).overall.query("scope == 'covered'").iloc[0]
+    results = read_results(out)
+    overall = results.overall.query("scope == 'covered'").iloc[0]
+    steps = {step["name"]: float(step["seconds"]) for step in results.metadata["steps"]}
+    size = sum(file.stat().st_size for file in (out / "moments").rglob("*") if file.is_file())
     shutil.rmtree(out)
-    return RunFacts(measured, (float(overall["r2_global"]), float(overall["r2_oracle"])))
+    return RunFacts(measured, (float(overall["r2_global"]), float(overall["r2_oracle"])), steps, size)

@@ -24,7 +24,7 @@ def compare_sklearn(sample: Sample, repeats: int | None) -> list[Row]:
     for k in range(n):
         run_experiment(whole, k)
         conversions.append(_convert(sample))
-        peers.append(_run_sklearn(whole))
+        peers.append(run_sklearn(whole))
     ours = [run_experiment(whole, k) for k in range(n)]
     seconds = [one.measured.seconds for one in ours]
     with_conversion = [a + b for a, b in zip(seconds, conversions, strict=True)]
@@ -123,7 +123,7 @@ def compare_dask_ml(sample: Sample, repeats: int | None) -> list[Row]:
     ]
 
 
-def _run_sklearn(experiment: Experiment) -> Measured:
+def run_sklearn(experiment: Experiment) -> Measured:
     words = [HERE / "peer_sklearn.py", experiment.train_shards, experiment.sample.test_shards]
     return measure([sys.executable, *words])
 
@@ -142,7 +142,7 @@ def _convert(sample: Sample) -> float:
 def _compare_memory(whole: Experiment, first: Experiment, ours: int, theirs: int) -> list[Row]:
     more = whole.rows - first.rows
     warm_up(first.train_shards)
-    ours_first, theirs_first = run_experiment(first, 0).measured.peak, _run_sklearn(first).peak
+    ours_first, theirs_first = run_experiment(first, 0).measured.peak, run_sklearn(first).peak
     growth, growth_there = (ours - ours_first) / more, (theirs - theirs_first) / more
     return [
         Row(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from accumulate import measure_noises, measure_step
 from conversion import measure_conversion
+from factored import measure_factored
 from measure import MeasurementError, describe_machine
 from memory import measure_memory
 from peers import compare_dask, compare_dask_ml, compare_sklearn
@@ -34,6 +35,7 @@ Part = Callable[[Sample, int | None], list[Row]]
 PARTS: dict[str, tuple[Part, int | None, int | None]] = {
     "accumulate": (measure_step, None, None),
     "noises": (measure_noises, None, None),
+    "factored": (measure_factored, None, None),
     "solve": (measure_solve, None, None),
     "sklearn": (compare_sklearn, None, None),
     "memory": (measure_memory, None, None),

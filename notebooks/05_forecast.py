@@ -43,9 +43,9 @@ folder = Path(scratch.name)
 # %% [markdown]
 # ## A run that can answer
 #
-# Its noise is integrated out (*marginal*), and its moments are *factored*: a low rank for the stars, a diagonal for their
-# noise. The section `forecast` has the pass keep them apart for six classes of like noise. With 640 pixels or more
-# `moments: auto` does the same.
+# Its noise is integrated out (*marginal*), and its moments are *factored*: a low rank for the stars, a diagonal for
+# their noise. The section `forecast` has the pass keep them apart for six classes of like noise. With 640 pixels or
+# more `moments: auto` does the same.
 
 # %%
 config = pipeline.ExperimentConfig.model_validate(

@@ -2,12 +2,15 @@ from .accumulate import accumulate_moments as accumulate_moments
 from .checkpoints import MomentsFolder as MomentsFolder
 from .checkpoints import delete_unwanted as delete_unwanted
 from .checkpoints import find_saved_folds as find_saved_folds
+from .factoring import SAMPLE_SPECTRA as SAMPLE_SPECTRA
 from .factoring import Factoring as Factoring
 from .factoring import accumulate_noises as accumulate_noises
 from .factoring import decide_factoring as decide_factoring
-from .factoring import describe_factoring as describe_factoring
+from .factoring import expect_factored as expect_factored
 from .hotloop import LoopSettings as LoopSettings
 from .hotloop import available_threads as available_threads
 from .hotloop import loop_memory as loop_memory
 from .plan import AccumulationPlan as AccumulationPlan
 from .plan import plan_accumulation as plan_accumulation
+from .projection import projection_memory as projection_memory
+from .sharing import sharing_memory as sharing_memory

@@ -11,8 +11,8 @@ import os
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -30,13 +30,15 @@ from pipeline.accumulate.checkpoints import (
     merge_fold,
     partition_folder,
 )
-from pipeline.accumulate.hotloop import CellRows, LoopSettings, accumulate_parts, available_threads
+from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader, accumulate_parts, available_threads
 from pipeline.accumulate.plan import AccumulationPlan
 from pipeline.accumulate.projection import project_parts
+from pipeline.accumulate.sharing import read_together
 from pipeline.base import (
     Progress,
     SilentProgress,
     Task,
+    Workspace,
     available_memory,
     count_workers,
     name_group,
@@ -45,7 +47,7 @@ from pipeline.base import (
 )
 from pipeline.bins import BinGrid, CellGrid, Partition
 from pipeline.errors import InputError, ResourceError
-from pipeline.moments import Moments, MomentsWriter, SavedMoments, read_basis
+from pipeline.moments import Basis, Moments, MomentsWriter, SavedMoments, read_basis
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store, open_stores
 
@@ -66,6 +68,7 @@ def accumulate_moments(
     draws: Sequence[Noise],
     folder: Path,
     *,
+    bases: Mapping[Noise, str] | None = None,
     client: Client | None = None,
     draws_per_pass: int = 1,
     progress: Progress | None = None,
@@ -80,10 +83,13 @@ def accumulate_moments(
         Noise draws; each gets a folder of its own below ``folder``.
     folder
         Where checkpoints and results live; reachable by all workers under the same path.
+    bases
+        The digest of the basis of every draw whose moments are factored. The basis lies in the draw's folder already.
     client
         A Dask client; None computes here, one partition after the other, with the same bits.
     draws_per_pass
-        How many draws share one read of the spectra. More draws need more memory; the bits are the same.
+        How many draws with dense moments share one read of the spectra. More draws need more memory; the bits are the
+        same. Factored moments need little memory: those of all draws come from the first read.
     progress
         Told of finished spectra.
 
@@ -100,52 +106,66 @@ def accumulate_moments(
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
     report = progress or SilentProgress()
-    folders = [Path(folder) / draw.name for draw in draws]
-    for path, draw in zip(folders, draws, strict=True):
-        claim_folder(path, plan, draw)
-    pieces = list(plan_pieces(plan, draws, folders, draws_per_pass))
+    targets = [
+        Target(draw, Path(folder) / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws
+    ]
+    for one in targets:
+        claim_folder(one.folder, one.plan, one.draw)
+    pieces = list(plan_pieces(plan, targets, draws_per_pass))
     if pieces:
         tasks = [_name_task(plan, task) for task in plan_tasks(plan, pieces, count_workers(client))]
         with report.step("accumulate", sum(task.size for task in tasks)) as advance:
             count = _PieceCount(tasks, report.count_parts)
             for task, _ in run_tasks(client, _accumulate_pieces, tasks, "accumulating", advance, count.observe):
-                for piece in task.argument.pieces:
-                    for checkpoint in piece.folders:
-                        merge_fold(plan, Path(checkpoint).parent, piece.partition.fold)
-    _merge_all(plan, folders)
-    return [
-        MomentsFolder(path, draw, len(plan.folds), plan.cells.n_cells, plan.fold_keys)
-        for path, draw in zip(folders, draws, strict=True)
-    ]
+                done = {Path(checkpoint).parent for piece in task.argument.pieces for checkpoint in piece.folders}
+                for one in (one for one in targets if one.folder in done):
+                    for fold in sorted({piece.partition.fold for piece in task.argument.pieces}):
+                        merge_fold(one.plan, one.folder, fold)
+    _merge_all(targets)
+    n_folds, n_cells = len(plan.folds), plan.cells.n_cells
+    return [MomentsFolder(one.folder, one.draw, n_folds, n_cells, one.plan.fold_keys) for one in targets]
 
 
-def _merge_all(plan: AccumulationPlan, folders: Sequence[Path]) -> None:
+@dataclass(frozen=True)
+class Target:
+    """A noise, the folder of its moments, and the plan of its pass, which states the basis of factored moments."""
+
+    draw: Noise
+    folder: Path
+    plan: AccumulationPlan
+
+
+def _merge_all(targets: Sequence[Target]) -> None:
     """Merge all folds that are not merged yet. Files of other machines may appear late on a network file system."""
     deadline = time.monotonic() + SECONDS_TO_APPEAR
     while True:
-        for path in folders:
-            os.listdir(path)  # has NFS look again
-            merge_finished_folds(plan, path)
-        unseen = [path for path in folders if len(find_saved_folds(plan, path)) < len(plan.folds)]
+        for one in targets:
+            os.listdir(one.folder)  # has NFS look again
+            merge_finished_folds(one.plan, one.folder)
+        unseen = [one for one in targets if len(find_saved_folds(one.plan, one.folder)) < len(one.plan.folds)]
         if not unseen:
             return
         if time.monotonic() >= deadline:
             raise ResourceError(
-                f"{unseen[0]}: workers have written moments here that this process does not see; put the run folder on "
-                "a file system that all nodes share (--out), and run again"
+                f"{unseen[0].folder}: workers have written moments here that this process does not see; put the run "
+                "folder on a file system that all nodes share (--out), and run again"
             )
         time.sleep(SECONDS_TO_APPEAR / 90)
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A piece of work: a partition, its key and store, the draws that it still lacks, and their checkpoints."""
+class Piece:
+    """A piece of work: a partition, its store, and the draws that it still lacks.
+
+    ``keys``, ``folders`` and ``bases`` are those of the checkpoints of every draw; an empty basis means dense moments.
+    """
 
     partition: Partition
-    key: str
     store: str
     draws: tuple[Noise, ...]
+    keys: tuple[str, ...]
     folders: tuple[str, ...]
+    bases: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -165,8 +185,7 @@ class _TaskPieces:
     y_origin: tuple[float, ...]
     precision: str
     run_rows: int
-    basis: str
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def size(self) -> int:
@@ -174,22 +193,27 @@ class _TaskPieces:
         return sum(piece.size for piece in self.pieces)
 
 
-def plan_pieces(
-    plan: AccumulationPlan, draws: Sequence[Noise], folders: Sequence[Path], draws_per_pass: int
-) -> Iterator[_Piece]:
+def plan_pieces(plan: AccumulationPlan, targets: Sequence[Target], draws_per_pass: int) -> Iterator[Piece]:
     """Yield the pieces that are not on disk yet, partition by partition. Draws that share a read are one piece."""
-    done = {path: find_finished(plan, path) for path in folders}
-    for first in range(0, len(draws), draws_per_pass):
-        group = list(zip(draws, folders, strict=True))[first : first + draws_per_pass]
+    done = {one.folder: find_finished(one.plan, one.folder) for one in targets}
+    dense, factored = ([one for one in targets if bool(one.plan.basis) is kind] for kind in (False, True))
+    groups = [dense[first : first + draws_per_pass] for first in range(0, len(dense), draws_per_pass)] or [[]]
+    groups[0] += factored
+    for group in groups:
         for partition in plan.partitions:
-            missing = [(draw, path) for draw, path in group if partition.index not in done[path]]
+            missing = [one for one in group if partition.index not in done[one.folder]]
             if missing:
-                checkpoints = tuple(str(partition_folder(path, partition.index)) for _, path in missing)
-                key, store = plan.partition_keys[partition.index], plan.store_of(partition.start, partition.stop)
-                yield _Piece(partition, key, store, tuple(draw for draw, _ in missing), checkpoints)
+                yield Piece(
+                    partition,
+                    plan.store_of(partition.start, partition.stop),
+                    draws=tuple(one.draw for one in missing),
+                    keys=tuple(one.plan.partition_keys[partition.index] for one in missing),
+                    folders=tuple(str(partition_folder(one.folder, partition.index)) for one in missing),
+                    bases=tuple(one.plan.basis for one in missing),
+                )
 
 
-def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int) -> Iterator[_TaskPieces]:
+def plan_tasks(plan: AccumulationPlan, pieces: Sequence[Piece], n_workers: int) -> Iterator[_TaskPieces]:
     """Yield tasks of consecutive pieces with the same draws: one for a single worker, else shorter and shorter ones.
 
     The division into tasks changes no bits, and every piece is a checkpoint in any task. A task ends with a fold of
@@ -213,7 +237,6 @@ def plan_tasks(plan: AccumulationPlan, pieces: Sequence[_Piece], n_workers: int)
                 y_origin=plan.y_origin,
                 precision=plan.precision,
                 run_rows=plan.run_rows,
-                basis=plan.basis,
                 pieces=tuple(taken),
             )
 
@@ -257,7 +280,7 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
     pieces = [
         piece
         for piece in task.pieces
-        if not all(SavedMoments.holds(Path(folder), piece.key) for folder in piece.folders)
+        if not all(SavedMoments.holds(Path(own), key) for own, key in zip(piece.folders, piece.keys, strict=True))
     ]
     if not pieces:
         return
@@ -271,19 +294,44 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
         done += count * len(draws)
         report(done)
 
+    def parts() -> Iterator[CellRows]:
+        return (read_partition(task, store, grid, piece.partition) for piece in pieces)
+
     with process_workspace() as workspace, _Checkpoints(pieces, grid.n_cells, task.exponent) as checkpoints:
-        parts = (read_partition(task, store, grid, piece.partition) for piece in pieces)
-        if task.basis:
-            basis = read_basis(Path(pieces[0].folders[0]).parent)
-            if basis.digest != task.basis:
-                raise InputError(
-                    f"{pieces[0].folders[0]}: the basis beside it changed since the plan was made; run again"
-                )
+        dense, factored = (
+            [k for k, basis in enumerate(pieces[0].bases) if bool(basis) is kind] for kind in (False, True)
+        )
+
+        def keep(chosen: Sequence[int]) -> Callable[[int, int, int, Moments], None]:
+            return lambda number, k, cell, moments: checkpoints.write(number, chosen[k], cell, moments)
+
+        def sum_products(reader: SpectraReader, workspace: Workspace, advance: Callable[[int], None]) -> None:
+            own = [draws[k] for k in dense]
+            accumulate_parts(reader, parts(), grid.n_cells, own, settings, keep(dense), advance, workspace)
+
+        def project(reader: SpectraReader, workspace: Workspace, advance: Callable[[int], None] | None) -> None:
+            basis, own = _read_planned_basis(pieces[0], factored[0]), [draws[k] for k in factored]
             project_parts(
-                store, parts, grid.n_cells, draws, basis, settings, checkpoints.write, advance, workspace, task.exponent
+                reader, parts(), grid.n_cells, own, basis, settings, keep(factored), advance, workspace, task.exponent
             )
+
+        if not factored:
+            sum_products(store, workspace, advance)
+        elif not dense:
+            project(store, workspace, advance)
         else:
-            accumulate_parts(store, parts, grid.n_cells, draws, settings, checkpoints.write, advance, workspace)
+            read_together(
+                store,
+                lambda reader: sum_products(reader, workspace, advance),
+                lambda reader: project(reader, Workspace(), None),
+            )
+
+
+def _read_planned_basis(piece: Piece, draw: int) -> Basis:
+    basis = read_basis(Path(piece.folders[draw]).parent)
+    if basis.digest != piece.bases[draw]:
+        raise InputError(f"{piece.folders[draw]}: the basis beside it changed since the plan was made; run again")
+    return basis
 
 
 def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Partition) -> CellRows:
@@ -303,7 +351,7 @@ def read_partition(task: _TaskPieces, store: AnyStore, grid: CellGrid, part: Par
 class _Checkpoints:
     """The folders of a task's pieces. Each appears when its last cell is written. A context manager."""
 
-    def __init__(self, pieces: Sequence[_Piece], n_cells: int, exponent: int) -> None:
+    def __init__(self, pieces: Sequence[Piece], n_cells: int, exponent: int) -> None:
         self._pieces, self._n_cells, self._exponent = pieces, n_cells, exponent
         self._writers: dict[tuple[int, int], MomentsWriter] = {}
         self._lock = threading.Lock()
@@ -323,7 +371,7 @@ class _Checkpoints:
             if (number, draw) not in self._writers:
                 piece = self._pieces[number]
                 facts = {
-                    "key": piece.key,
+                    "key": piece.keys[draw],
                     "store": piece.store,
                     "flux_exponent": self._exponent,
                     "draw": vars(piece.draws[draw]),

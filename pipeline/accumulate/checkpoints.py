@@ -117,6 +117,11 @@ class MomentsFolder:
         """Return the moments of one cell over all folds, added in fold order, in float64."""
         return Moments.merge(self.read(fold, cell) for fold in range(self.n_folds))
 
+    def totals(self) -> Iterator[Moments]:
+        """Yield :meth:`total` of every cell. Each fold is opened once."""
+        folds = [self.open(fold) for fold in range(self.n_folds)]
+        return (Moments.merge(saved.read(cell) for saved in folds) for cell in range(self.n_cells))
+
 
 def partition_folder(folder: Path, index: int) -> Path:
     """Return the checkpoint of a partition."""

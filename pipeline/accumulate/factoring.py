@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.accumulate.checkpoints import MomentsFolder, find_saved_folds
+from pipeline.accumulate.hotloop import available_threads
 from pipeline.accumulate.plan import AccumulationPlan
 from pipeline.bins import shard_ranges, spread_rows
 from pipeline.config import ComputeConfig, content_hash
@@ -36,10 +38,10 @@ from pipeline.moments import (
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store
 
-__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "describe_factoring"]
+__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "expect_factored"]
 
 #: Sampled spectra for the choice of a basis, over all noise levels; and how many of them follow each other.
-SAMPLE_SPECTRA, _RUN_ROWS = 2048, 64
+SAMPLE_SPECTRA, _RUN_ROWS = 3072, 64
 #: With fewer pixels a dense matrix is small anyway.
 _FEWEST_PIXELS = 640
 #: Times that a basis is extended before moments are dense.
@@ -60,11 +62,14 @@ class Factoring:
         The noises whose moments are factored.
     reasons
         Why others that could have been factored are not.
+    checks
+        What check rows say of each factored noise after the pass, by its name.
     """
 
     basis: Basis | None = None
     noises: tuple[Noise, ...] = ()
     reasons: tuple[str, ...] = ()
+    checks: Mapping[str, Check] = field(default_factory=dict)
 
     def plan_for(self, plan: AccumulationPlan, noise: Noise) -> AccumulationPlan:
         """Return the plan of one noise's pass."""
@@ -74,6 +79,68 @@ class Factoring:
         """Return the folds whose moments are on disk for all noises."""
         saved = (find_saved_folds(self.plan_for(plan, noise), folder / noise.name) for noise in noises)
         return set(range(len(plan.folds))).intersection(*saved)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run records: rank, bound and check rows of every factored noise, and why others are dense."""
+        noises = {
+            name: {
+                "rank": check.basis.rank,
+                "basis": check.basis.digest,
+                "lost_r2_at_most": max((cell.lost for cell in check.cells), default=0.0),
+                "check_rows": sum(cell.n_check for cell in check.cells),
+            }
+            for name, check in self.checks.items()
+        }
+        return {"noises": noises, "dense_because": list(self.reasons)}
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """What check rows say of a basis under one noise: an entry for every cell that has spectra."""
+
+    noise: Noise
+    basis: Basis
+    cells: tuple[CellCheck, ...]
+
+    def failures(self, tolerance: float) -> list[CellCheck]:
+        """Return the cells in which check rows, or a single row, lose more than the tolerance."""
+        return [cell for cell in self.cells if not max(cell.lost, cell.single) <= tolerance]
+
+
+@dataclass(frozen=True)
+class CellCheck:
+    """What a basis loses in one cell.
+
+    Attributes
+    ----------
+    cell
+        Which.
+    lost
+        The bound on the R² that is lost. A cell without check rows takes that of all cells together.
+    single
+        The same for the worst single row alone: its residual, held against the noise of all rows of its cell.
+    n_check
+        Check rows.
+    rows
+        The rows that the basis says least about.
+    """
+
+    cell: int
+    lost: float
+    single: float
+    n_check: int
+    rows: tuple[int, ...]
+
+
+def expect_factored(noises: Sequence[Noise], n_pixels: int, compute: ComputeConfig) -> list[Noise]:
+    """Return the noises whose moments will be factored, if a small basis will do."""
+    if not _may_factor(n_pixels, compute):
+        return []
+    return [noise for noise in noises if not noise.is_single and noise.level > 0]
+
+
+def _may_factor(n_pixels: int, compute: ComputeConfig) -> bool:
+    return compute.moments == "factored" or (compute.moments == "auto" and n_pixels >= _FEWEST_PIXELS)
 
 
 def decide_factoring(
@@ -112,14 +179,11 @@ def decide_factoring(
             "compute.moments: factored needs noise.mode: marginal or both, found drawn noise alone, whose Gram matrix "
             "has full rank; use compute.moments: auto"
         )
-    if compute.moments == "dense" or not marginal:
-        return Factoring()
-    if compute.moments == "auto" and store.n_pixels < _FEWEST_PIXELS:
-        return Factoring()
-    if compute.moments == "auto" and any(find_saved_folds(plan, folder / noise.name) for noise in marginal):
+    noisy = tuple(expect_factored(noises, store.n_pixels, compute))
+    if noisy and compute.moments == "auto" and any(find_saved_folds(plan, folder / noise.name) for noise in noisy):
         return Factoring(reasons=("dense moments are there already: dense",))
-    noisy = tuple(noise for noise in marginal if noise.level > 0)
-    reasons = ["without noise there is nothing that a basis may leave out: dense"] if len(noisy) < len(marginal) else []
+    has_silent = _may_factor(store.n_pixels, compute) and len(noisy) < len(marginal)
+    reasons = ["without noise there is nothing that a basis may leave out: dense"] if has_silent else []
     while noisy:
         made_for = _state_purpose(plan, noisy, compute, noise_classes)
         for noise in noisy:
@@ -160,16 +224,24 @@ def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
 def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise]) -> Sample:
     """Read spectra that are spread over all shards, under every noise; each noise and cell is a group."""
     origin, cells = first_store(store).mean_flux, plan.cells
-    means, variances, groups = [], [], []
-    for start, stop in _sampled_rows(store, noises):
-        own = cells.cells(store.read_columns(list(cells.columns), start, stop))
+    runs = _sampled_rows(store, noises)
+    lengths = [len(noises) * (stop - start) for start, stop in runs]
+    shape = (sum(lengths), store.n_pixels)
+    # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
+    sample = Sample(np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape[0], np.int64))
+
+    def read(run: tuple[int, int], begin: int) -> None:
+        own = cells.cells(store.read_columns(list(cells.columns), *run))
         for k, noise in enumerate(noises):
-            rows, spread = noise.read(store, start, stop, "float64")
-            assert spread is not None
-            means.append(rows - origin)
-            variances.append(spread)
-            groups.append(own + k * cells.n_cells)
-    return Sample(np.concatenate(means), np.concatenate(variances), np.concatenate(groups))
+            place = slice(begin + k * len(own), begin + (k + 1) * len(own))
+            rows, spread = noise.read(store, *run, "float64")
+            sample.means[place], sample.variances[place] = rows - origin, spread
+            sample.groups[place] = own + k * cells.n_cells
+
+    # Most of the time goes into chunks of which a few rows are wanted; threads decode them side by side.
+    with ThreadPoolExecutor(available_threads(), "sample") as threads:
+        list(threads.map(read, runs, np.cumsum([0, *lengths[:-1]]).tolist()))
+    return sample
 
 
 def _sampled_rows(store: AnyStore, noises: Sequence[Noise]) -> list[tuple[int, int]]:
@@ -192,7 +264,7 @@ def accumulate_noises(
     noises: Sequence[Noise],
     folder: Path,
     compute: ComputeConfig,
-    run: Callable[[AccumulationPlan, Sequence[Noise]], list[MomentsFolder]],
+    run: Callable[[Sequence[Noise], Mapping[Noise, str]], list[MomentsFolder]],
     note: Callable[[str], None],
     noise_classes: int = 1,
 ) -> tuple[list[MomentsFolder], Factoring]:
@@ -205,7 +277,7 @@ def accumulate_noises(
     factoring
         What it decided.
     run
-        Makes the pass of some noises by a plan.
+        Makes the pass of some noises; it is told the digest of the basis of those whose moments are factored.
     note
         Told when a basis is extended or given up.
     noise_classes
@@ -223,21 +295,26 @@ def accumulate_noises(
         basis = factoring.basis
         if basis is None or not factoring.noises:
             break
-        made = run(factoring.plan_for(plan, factoring.noises[0]), factoring.noises)
-        failed = list(_find_failures(made, compute.rank_tolerance))
+        # The first pass serves all noises. Later ones are for those whose basis has changed.
+        missing = [noise for noise in noises if noise not in found or noise in factoring.noises]
+        found |= dict(zip(missing, run(missing, dict.fromkeys(factoring.noises, basis.digest)), strict=True))
+        checks = {noise.name: _check(found[noise], basis) for noise in factoring.noises}
+        failed = [(check.noise, cell) for check in checks.values() for cell in check.failures(compute.rank_tolerance)]
         if not failed:
-            found |= dict(zip(factoring.noises, made, strict=True))
+            factoring = replace(factoring, checks=checks)
             break
-        worst = max(failed, key=lambda failure: failure.lost)
-        where = f"noise level {worst.noise.level:g}, cell {worst.cell}"
+        noise, worst = max(failed, key=lambda failure: max(failure[1].lost, failure[1].single))
+        lost = max(worst.lost, worst.single)
+        where = f"noise level {noise.level:g}, cell {worst.cell}"
         if rounds == _MOST_ROUNDS or (compute.moments == "auto" and basis.rank > store.n_pixels // 4):
-            reason = f"a basis of rank {basis.rank} loses up to {worst.lost:.1e} of R² ({where}): dense"
+            reason = f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): dense"
             note(reason)
             for noise in factoring.noises:
                 shutil.rmtree(folder / noise.name)
+                del found[noise]
             factoring = Factoring(reasons=(*factoring.reasons, reason))
             break
-        note(f"a basis of rank {basis.rank} loses up to {worst.lost:.1e} of R² ({where}): it is extended, once more")
+        note(f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): it is extended, once more")
         extended = _extend(basis, plan, store, factoring.noises, failed, compute)
         made_for = _state_purpose(plan, factoring.noises, compute, noise_classes)
         for noise in factoring.noises:
@@ -245,57 +322,23 @@ def accumulate_noises(
         factoring = replace(factoring, basis=extended)
     rest = [noise for noise in noises if noise not in found]
     if rest:
-        found |= dict(zip(rest, run(plan, rest), strict=True))
+        found |= dict(zip(rest, run(rest, {}), strict=True))
     return [found[noise] for noise in noises], factoring
 
 
-def describe_factoring(factoring: Factoring, made: Sequence[MomentsFolder]) -> dict[str, Any]:
-    """Return what a run records: rank, bound and check rows of every factored noise, and why others are dense."""
-    noises = {}
-    for one in made:
-        if one.draw not in factoring.noises:
-            continue
-        cells = [own for own in map(one.total, range(one.n_cells)) if isinstance(own, FactoredMoments) and own.count]
-        whole = Moments.merge(cells)
-        assert isinstance(whole, FactoredMoments)
-        lost = [own.lost for own in cells if own.n_check]
-        noises[one.draw.name] = {
-            "rank": whole.basis.rank,
-            "basis": whole.basis.digest,
-            "lost_r2_at_most": max(lost, default=whole.lost),
-            "check_rows": whole.n_check,
-        }
-    return {"noises": noises, "dense_because": list(factoring.reasons)}
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A cell in which a basis loses too much, and the rows that it says least about."""
-
-    noise: Noise
-    cell: int
-    lost: float
-    rows: tuple[int, ...]
-
-
-def _find_failures(made: Sequence[MomentsFolder], tolerance: float) -> Iterator[_Failure]:
-    """Yield the cells in which check rows, or a single row, lose more than the tolerance.
-
-    A cell without check rows takes the value of all cells together.
-    """
-    for one in made:
-        cells = [one.total(cell) for cell in range(one.n_cells)]
-        whole = Moments.merge(cells)
-        for cell, own in enumerate(cells):
-            if not own.count or not isinstance(own, FactoredMoments) or not isinstance(whole, FactoredMoments):
-                continue
-            lost = own.lost if own.n_check else whole.lost
+def _check(made: MomentsFolder, basis: Basis) -> Check:
+    cells = [own for own in made.totals() if isinstance(own, FactoredMoments)]
+    whole = Moments.merge(cells)
+    assert isinstance(whole, FactoredMoments)
+    found = []
+    for cell, own in enumerate(cells):
+        if own.count:
             rows, energies = own.worst.T
-            # A single row's residual, held against the noise of all rows of its cell.
+            kept = (energies > max(0.0, 0.01 * float(energies[0]))) & (rows >= 0)
+            lost = own.lost if own.n_check else whole.lost
             single = float(energies[0]) / own.count
-            if not max(lost, single) <= tolerance:
-                kept = energies > max(0.0, 0.01 * float(energies[0]))
-                yield _Failure(one.draw, cell, max(lost, single), tuple(rows[kept].astype(int).tolist()))
+            found.append(CellCheck(cell, lost, single, own.n_check, tuple(rows[kept].astype(int).tolist())))
+    return Check(made.draw, basis, tuple(found))
 
 
 def _extend(
@@ -303,7 +346,7 @@ def _extend(
     plan: AccumulationPlan,
     store: AnyStore,
     noises: Sequence[Noise],
-    failed: Sequence[_Failure],
+    failed: Sequence[tuple[Noise, CellCheck]],
     compute: ComputeConfig,
 ) -> Basis:
     """Return a larger basis of the sample that also spans the rows of the failures."""
@@ -311,7 +354,7 @@ def _extend(
     rank = math.ceil(_GROWTH * basis.rank / 16) * 16
     sample = _read_sample(plan, store, noises)
     larger, _ = choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)
-    wanted = sorted({(failure.noise.level, row) for failure in failed for row in failure.rows if row >= 0})
+    wanted = sorted({(noise.level, row) for noise, cell in failed for row in cell.rows})
     by_level = {noise.level: noise for noise in noises}
     rows = [by_level[level].read(store, row, row + 1, "float64")[0][0] - origin for level, row in wanted]
     extended = extend_basis(larger, np.array(rows)) if rows else larger

@@ -25,7 +25,7 @@ from pipeline.base import Workspace
 from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors, sum_squares
 from pipeline.noise import Noise, Scatter
 
-__all__ = ["project_parts"]
+__all__ = ["project_parts", "projection_memory"]
 
 FloatArray = NDArray[np.float64]
 #: Blocks that wait to be added up, besides those that are worked on.
@@ -39,6 +39,30 @@ _FEWEST_ROWS = 64
 def _block_rows(chunk_rows: int, run_rows: int) -> int:
     """Return the rows of a block: whole runs, and about a chunk, so that few chunks are decoded twice."""
     return -(-chunk_rows // run_rows) * run_rows
+
+
+def projection_memory(
+    n_pixels: int,
+    n_labels: int,
+    n_cells: int,
+    n_noises: int,
+    rank: int,
+    chunk_rows: int,
+    settings: LoopSettings,
+    n_classes: int = 1,
+) -> int:
+    """Return the bytes that :func:`project_parts` allocates at most, for any number of spectra."""
+    rows, width = _block_rows(chunk_rows, settings.run_rows), rank + 1 + n_labels
+    n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
+    of_cells = (n_classes + 1) * n_runs * n_noises * n_cells * n_pixels * 8
+    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8) + settings.run_rows * pixels + of_cells
+    # A run's sizes and check rows, and the memory to decode a chunk that is needed only in part.
+    work = settings.run_rows * pixels // CHECK_EVERY * 4 + 2 * chunk_rows * n_pixels * 4
+    # Rows of a class wait until they are a run; they are then joined with those of the next block.
+    of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
+    waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
+    sums = n_noises * n_cells * n_classes * (2 * width**2 * 8 + 3 * n_pixels * 8) + waiting
+    return (settings.threads + _WAITING) * block + settings.threads * work + sums + 2 * n_pixels * rank * 12
 
 
 def project_parts(
@@ -289,7 +313,7 @@ class _CellSum:
                 self._multiply(k, np.concatenate(waiting))
         factors = Factors(self._inner, self._noise, self._residual, self._n_check, self._worst)
         rows = self._rows
-        return FactoredMoments.build(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
+        return FactoredMoments(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
 
     def _multiply(self, number: int, rows: FloatArray) -> None:
         self._inner[number] += rows.T @ rows

@@ -279,11 +279,12 @@ class NoiseConfig(Section):
     """The noise that is added to the clean flux, in units of its 1σ error.
 
     ``drawn`` noise is random. ``marginal`` noise is the exact expectation over all draws. It needs no seeds, so there
-    is one set of models for each level. ``both`` trains on each of them. The verdict is then about drawn noise, and
-    marginal noise is compared with it. ``test: stored`` uses the noise of the test file if the file has it.
+    is one set of models for each level. ``both`` and ``checked`` train on each of them. With ``both`` the verdict is
+    about drawn noise, and marginal noise is compared with it; with ``checked`` it is the other way round. ``test:
+    stored`` uses the noise of the test file if the file has it.
     """
 
-    mode: Literal["drawn", "marginal", "both"] = "drawn"
+    mode: Literal["drawn", "marginal", "both", "checked"] = "drawn"
     levels: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
     test: Literal["stored", "drawn", "marginal"] = "stored"
 
@@ -448,7 +449,7 @@ class ComputeConfig(Section):
     sharing_gib: Annotated[float, Field(gt=0)] = 3.0
     #: How moments are kept: ``factored`` ones, for marginal noise, are small and quick; ``auto`` takes them where they
     #: lose at most ``rank_tolerance`` of R².
-    moments: Literal["dense", "auto", "factored"] = "dense"
+    moments: Literal["auto", "dense", "factored"] = "auto"
     rank_tolerance: Annotated[float, Field(gt=0, lt=0.1)] = 1e-4
 
 

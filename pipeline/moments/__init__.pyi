@@ -12,6 +12,7 @@ from .contents import open_moments as open_moments
 from .contents import render_contents as render_contents
 from .contents import tabulate_contents as tabulate_contents
 from .factored import CHECK_EVERY as CHECK_EVERY
+from .factored import MOST_DIRECTIONS as MOST_DIRECTIONS
 from .factored import WORST as WORST
 from .factored import Basis as Basis
 from .factored import FactoredMoments as FactoredMoments

@@ -33,6 +33,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh, solve
+from scipy.linalg.blas import dsyrk
 from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 
@@ -41,6 +42,7 @@ from pipeline.moments.moments import Moments, PixelSums, require_spectra
 
 __all__ = [
     "CHECK_EVERY",
+    "MOST_DIRECTIONS",
     "WORST",
     "Basis",
     "FactoredMoments",
@@ -57,8 +59,10 @@ FloatArray = NDArray[np.float64]
 CHECK_EVERY = 16
 #: Rows of a cell, farthest from what the basis can say, that are remembered.
 WORST = 4
-#: Ranks are multiples of this, which products like; a basis that is chosen has no larger rank than the second number.
-_STEP, _MOST = 16, 512
+#: Ranks are multiples of this, which products like.
+_STEP = 16
+#: A basis that is chosen has no larger rank.
+MOST_DIRECTIONS = 512
 #: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
 _ROUNDING = 1e-15
 
@@ -166,6 +170,11 @@ class Factors:
             rows[np.argsort(-rows[:, 1], kind="stable")][:WORST],
         )
 
+    @staticmethod
+    def nbytes(n_pixels: int, n_labels: int, rank: int, n_classes: int = 1) -> int:
+        """Return the bytes of one cell's factors in memory, which are more than those on disk."""
+        return 8 * (n_classes * ((rank + 1 + n_labels) ** 2 + n_pixels) + n_pixels + 1 + 2 * WORST)
+
     def __sub__(self, other: Factors) -> Factors:
         return Factors(
             self.inner - other.inner,
@@ -182,16 +191,24 @@ class Factors:
         return Factors(self.inner[one], self.noise[one], np.zeros_like(self.residual), 0, none)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class FactoredMoments(Moments):
     """Moments of spectra whose noise was integrated out, for P pixels, Q labels and rank r; see this module.
 
     Their sums over pixels and labels are those of dense moments. They have no tiles.
 
-    Attributes
+    Parameters
     ----------
     basis
         Of z.
+    factors
+        What the moments are made of.
+    y_origin, labels, exponent
+        As of dense moments.
+    epsilon
+        The machine epsilon of the type in which rows were projected.
+
+    Attributes
+    ----------
     inner
         Σ z̃z̃ᵀ, shape (r + 1 + Q, r + 1 + Q), float64.
     noise
@@ -218,27 +235,21 @@ class FactoredMoments(Moments):
     n_check: int
     worst: FloatArray
 
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         basis: Basis,
         factors: Factors,
         y_origin: ArrayLike,
         labels: Sequence[str],
         epsilon: float,
         exponent: int = 0,
-    ) -> FactoredMoments:
-        """Return the moments that some factors stand for.
-
-        ``epsilon`` is the machine epsilon of the type in which rows were projected; ``exponent`` as of dense moments.
-        """
+    ) -> None:
         r, inner = basis.rank, factors.inner.sum(axis=0)
-        return cls(
+        # As a frozen dataclass sets them. Sums over pixels are computed when they are asked for: most never are.
+        vars(self).update(
             count=int(inner[r, r]),
-            x_sum=basis.vectors @ inner[:r, r],
             gram=np.empty(0),
             y_sum=inner[r, r + 1 :],
-            cross=basis.vectors @ inner[:r, r + 1 :],
             y_gram=inner[r + 1 :, r + 1 :],
             x_origin=basis.x_origin,
             y_origin=np.asarray(y_origin, dtype=np.float64),
@@ -255,6 +266,16 @@ class FactoredMoments(Moments):
             worst=factors.worst,
         )
 
+    @cached_property
+    def x_sum(self) -> FloatArray:
+        """s = Σ(x − o), shape (P,), flux units."""
+        return np.asarray(self.basis.vectors @ self._z_sum)
+
+    @cached_property
+    def cross(self) -> FloatArray:
+        """U = Σ(x − o)(y − c)ᵀ, shape (P, Q)."""
+        return np.asarray(self.basis.vectors @ self._z_cross)
+
     @property
     def factors(self) -> Factors:
         """What the moments are made of."""
@@ -265,14 +286,12 @@ class FactoredMoments(Moments):
         """The moments of each class of spectra with like noise; they have no residuals."""
         if len(self.class_inner) == 1:
             return [self]
-        return [self._build(self.factors.of_class(k)) for k in range(len(self.class_inner))]
+        return [self._build(self.factors.of_class(k), self.epsilon) for k in range(len(self.class_inner))]
 
-    @property
+    @cached_property
     def pixel_sums(self) -> PixelSums:
         """What is known of every pixel by itself."""
-        vectors = self.basis.vectors
-        squares = np.einsum("pr,pr->p", vectors @ self._z_gram, vectors) + self.noise
-        return PixelSums(self.count, self.x_sum, squares, self.x_origin, self.epsilon, self.exponent)
+        return _FactoredPixelSums(self)
 
     def multiply(self, columns: FloatArray) -> FloatArray:
         """Return ``S @ columns``, shape (P, M)."""
@@ -317,17 +336,25 @@ class FactoredMoments(Moments):
         """
         require_spectra(self.count)
         gram, cross = self._centred
-        vectors = self.basis.vectors / scale[:, None]
-        noise = self.noise / scale**2
+        vectors, noise = self.basis.vectors, self.noise / scale**2
         found: list[FloatArray | None] = []
         for alpha in alphas:
             diagonal = noise + alpha
             if not (diagonal > np.finfo(np.float64).eps * diagonal.max()).all():
                 found.append(None)
                 continue
-            inside = vectors.T @ (vectors / diagonal[:, None])
-            found.append(vectors @ solve(np.eye(len(gram)) + gram @ inside, cross) / diagonal[:, None])
+            inside = _weighted_gram(vectors, 1 / (diagonal * scale**2))
+            own = vectors @ solve(np.eye(len(gram)) + gram @ inside, cross)
+            found.append(own / (diagonal * scale)[:, None])
         return found
+
+    def leading(self, rank: int) -> FactoredMoments:
+        """Return the moments that a basis of the first ``rank`` directions would have given."""
+        kept = [*range(rank), *range(self.basis.rank, len(self.inner))]
+        factors = replace(self.factors, inner=self.class_inner[:, kept][:, :, kept])
+        return FactoredMoments(
+            self.basis.leading(rank), factors, self.y_origin, self.labels, self.epsilon, self.exponent
+        )
 
     def find_components(self, n: int) -> tuple[FloatArray, FloatArray]:
         """Return the ``n`` largest eigenvalues of the covariance sums, in rising order, and their vectors (P, n)."""
@@ -362,8 +389,7 @@ class FactoredMoments(Moments):
 
     def __add__(self, other: Moments) -> FactoredMoments:
         """Moments of the union of two disjoint sets."""
-        whole = self.factors + self._require_factors(other)
-        return replace(self._build(whole), epsilon=max(self.epsilon, other.epsilon))
+        return self._build(self.factors + self._require_factors(other), max(self.epsilon, other.epsilon))
 
     def remove(self, other: Moments) -> FactoredMoments:
         """Return the moments without a subset that they contain.
@@ -378,7 +404,7 @@ class FactoredMoments(Moments):
         part = self._require_factors(other)
         if other.count > self.count:
             raise InputError(f"cannot remove {other.count} spectra from moments of {self.count}")
-        return self._build(self.factors - part)
+        return self._build(self.factors - part, self.epsilon)
 
     def identical(self, other: Moments) -> bool:
         """Return whether all numbers are equal, bit for bit in value."""
@@ -391,8 +417,8 @@ class FactoredMoments(Moments):
             )
         )
 
-    def _build(self, factors: Factors) -> FactoredMoments:
-        return FactoredMoments.build(self.basis, factors, self.y_origin, self.labels, self.epsilon, self.exponent)
+    def _build(self, factors: Factors, epsilon: float) -> FactoredMoments:
+        return FactoredMoments(self.basis, factors, self.y_origin, self.labels, epsilon, self.exponent)
 
     def _require_factors(self, other: Moments) -> Factors:
         """Return the factors of moments that have a common sum with these.
@@ -432,6 +458,53 @@ class FactoredMoments(Moments):
         return self._z_gram - np.outer(s, s) / n, self._z_cross - np.outer(s, self.y_sum) / n
 
 
+class _FactoredPixelSums(PixelSums):
+    """The sums of factored moments. They are added as factors; what they say of pixels is computed when asked for."""
+
+    moments: FactoredMoments
+
+    def __init__(self, moments: FactoredMoments) -> None:
+        vars(self).update(
+            moments=moments,
+            count=moments.count,
+            x_origin=moments.x_origin,
+            epsilon=moments.epsilon,
+            exponent=moments.exponent,
+        )
+
+    @cached_property
+    def x_sum(self) -> FloatArray:
+        return self.moments.x_sum
+
+    @cached_property
+    def x_squares(self) -> FloatArray:
+        """``diag(B Σzzᵀ Bᵀ) + d``."""
+        vectors = self.moments.basis.vectors
+        squares = np.einsum("pr,pr->p", vectors @ self.moments._z_gram, vectors)
+        return np.asarray(squares + self.moments.noise)
+
+    def _merged(self, parts: Sequence[PixelSums]) -> PixelSums:
+        return Moments.merge(part.moments for part in parts if isinstance(part, _FactoredPixelSums)).pixel_sums
+
+
+#: Pixels whose rows of a basis are weighed at once: they stay in the processor's cache.
+_BLOCK_PIXELS = 512
+
+
+def _weighted_gram(vectors: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return ``Vᵀ diag(weights) V`` of V (P, r), weights (P,) > 0: half the arithmetic of a general product."""
+    rank = vectors.shape[1]
+    found = np.zeros((rank, rank), order="F")
+    roots, part = np.sqrt(weights), np.empty((_BLOCK_PIXELS, rank))
+    for start in range(0, len(vectors), _BLOCK_PIXELS):
+        block = vectors[start : start + _BLOCK_PIXELS]
+        weighed = np.multiply(block, roots[start : start + _BLOCK_PIXELS, None], out=part[: len(block)])
+        found = dsyrk(1.0, weighed.T, beta=1.0, c=found, overwrite_c=True)
+    found = found + found.T  # one triangle was zero
+    np.einsum("rr->r", found)[:] /= 2
+    return found
+
+
 # --- The choice of a basis.
 
 
@@ -442,20 +515,24 @@ class Sample:
     Attributes
     ----------
     means
-        ``m − o``, shape (N, P), flux units.
+        ``m − o``, shape (N, P), flux units, float32 or float64.
     variances
-        v, shape (N, P), flux².
+        v, shape (N, P), flux², of the same type.
     groups
         A number for each spectrum, shape (N,): what is lost is bounded in every group.
+
+    Every third spectrum judges a basis that the others have chosen.
     """
 
-    means: FloatArray
-    variances: FloatArray
+    means: NDArray[Any]
+    variances: NDArray[Any]
     groups: NDArray[np.int64]
 
 
-#: Groups of fewer sampled spectra are bounded together: a few spectra say little.
-_FEWEST_IN_GROUP = 32
+#: One of so many sampled spectra judges a basis.
+_JUDGE_EVERY = 3
+#: Groups of fewer judging spectra are bounded together: a few spectra say little.
+_FEWEST_IN_GROUP = 16
 
 
 def choose_basis(
@@ -465,7 +542,9 @@ def choose_basis(
 
     The directions are the eigenvectors of the whitened sample, through the Gram matrix of its rows: with N spectra it
     costs ``N²P``, and all in float64, because in single precision the basis itself would end at 1e-7 of the largest
-    eigenvalue. Half, because the sample has chosen the basis that it judges; check rows of the pass judge it again.
+    eigenvalue. Every third spectrum takes no part in this: it judges. (Spectra judge too well what they have chosen
+    themselves. With 2048 of 1024 pixels they saw a sixth of what was lost.) Half, because judges are few; check rows of
+    the pass judge again.
 
     Parameters
     ----------
@@ -492,16 +571,18 @@ def choose_basis(
     InputError
         If there are no spectra, or they do not differ.
     """
-    variance = sample.variances.mean(axis=0)
+    variance = sample.variances.mean(axis=0, dtype=np.float64)
     # A pixel without noise must be kept whole: it gets a weight beyond all others.
     positive = variance[variance > 0]
     if not positive.size:
         raise InputError("moments can only be factored where there is noise; use compute.moments: dense")
     variance = np.where(variance > 0, variance, positive.min() * 1e-6)
-    white = sample.means / np.sqrt(variance)
+    judges = np.arange(len(sample.means)) % _JUDGE_EVERY == _JUDGE_EVERY - 1
+    white = sample.means[~judges] / np.sqrt(variance)
     with threadpool_limits(1, user_api="blas"):
-        n = min(largest, _MOST, *white.shape)
-        values, own = eigh(white @ white.T, subset_by_index=(len(white) - n, len(white) - 1))
+        n = min(largest, MOST_DIRECTIONS, *white.shape)
+        products = dsyrk(1.0, white.T, trans=1, lower=1)
+        values, own = eigh(products, lower=True, overwrite_a=True, subset_by_index=(len(white) - n, len(white) - 1))
         kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1]
         if not kept.size or not values[-1] > 0:
             raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
@@ -509,34 +590,50 @@ def choose_basis(
         # A rank that is asked for may need directions in which the sample does not differ: any will do.
         directions, _ = np.linalg.qr(found, mode="reduced" if rank is None or rank <= kept.size else "complete")
         whole = Basis(np.asarray(x_origin, dtype=np.float64), variance, np.ascontiguousarray(directions))
-        coordinates = white @ whole.directions
+        judge = _Judge.of(sample, judges, whole)
         ranks = [rank] if rank is not None else [*range(_STEP, whole.rank, _STEP), whole.rank]
-        groups = _merge_small(sample.groups)
         low, high = 0, len(ranks) - 1
         # What is lost falls with the rank, so the smallest rank is found by bisection.
         while low < high:
             middle = (low + high) // 2
-            lost = _bound(sample, whole, coordinates, groups, ranks[middle])
-            low, high = (low, middle) if lost <= tolerance / 2 else (middle + 1, high)
+            low, high = (low, middle) if judge.bound(ranks[middle]) <= tolerance / 2 else (middle + 1, high)
         chosen = min(ranks[low], whole.rank)
-        lost = _bound(sample, whole, coordinates, groups, chosen)
-    return whole.leading(chosen), lost
+        return whole.leading(chosen), judge.bound(chosen)
 
 
-def _bound(sample: Sample, basis: Basis, coordinates: FloatArray, groups: NDArray[np.int64], rank: int) -> float:
-    left = sample.means - coordinates[:, :rank] @ basis.vectors[:, :rank].T
-    np.square(left, out=left)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bounds = [
-            float(np.nansum(left[groups == k].sum(axis=0) / sample.variances[groups == k].sum(axis=0)))
-            for k in np.unique(groups)
-        ]
-    return max(bounds)
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Sampled spectra that took no part in the choice of a basis: ``m − o`` (N, P), its coordinates, v, and groups."""
 
+    means: FloatArray
+    coordinates: FloatArray
+    variances: NDArray[Any]
+    groups: NDArray[np.int64]
+    basis: Basis
 
-def _merge_small(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    found, counts = np.unique(groups, return_counts=True)
-    return np.where(np.isin(groups, found[counts < _FEWEST_IN_GROUP]), -1, groups)
+    @classmethod
+    def of(cls, sample: Sample, judges: NDArray[np.bool_], basis: Basis) -> _Judge:
+        chosen = judges if judges.any() else ~judges  # of one or two spectra
+        means, groups = sample.means[chosen].astype(np.float64), sample.groups[chosen]
+        found, counts = np.unique(groups, return_counts=True)
+        merged = np.where(np.isin(groups, found[counts < _FEWEST_IN_GROUP]), -1, groups)
+        return cls(means, means @ basis.projection, sample.variances[chosen], merged, basis)
+
+    def bound(self, rank: int) -> float:
+        """Return the largest loss of any group with the leading directions."""
+        left = self.means - self.coordinates[:, :rank] @ self.basis.vectors[:, :rank].T
+        np.square(left, out=left)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bounds = [
+                float(
+                    np.nansum(
+                        left[self.groups == k].sum(axis=0)
+                        / self.variances[self.groups == k].sum(axis=0, dtype=np.float64)
+                    )
+                )
+                for k in np.unique(self.groups)
+            ]
+        return max(bounds)
 
 
 def find_class_edges(errors: FloatArray, basis: Basis, n_classes: int) -> FloatArray:

@@ -113,7 +113,7 @@ class MomentsWriter:
         if moments.count and moments.is_tiled:  # cells without spectra are many where binnings are
             with disk_errors_told(self._folder):
                 checksum = _write_gram(_gram_file(self._temporary, cell), moments.gram)
-        small = replace(moments, gram=moments.gram[:0])
+        small = replace(moments, gram=moments.gram[:0]) if moments.is_tiled else moments
         x_squares = moments.pixel_sums.x_squares if moments.is_tiled else np.empty(0)
         written = _WrittenCell(small, x_squares, checksum)
         with self._lock:
@@ -309,7 +309,7 @@ class SavedMoments:
             If a file is missing or damaged: every byte is checked.
         """
         if not self.is_tiled:
-            return self._read_factored(cell)
+            return self._factored[cell]
         gram = self._read_gram(cell, out)
         sums = self._sums
         arrays = {name: sums[name][cell] for name in _SUMS}
@@ -325,27 +325,25 @@ class SavedMoments:
             exponent=self.exponent,
         )
 
-    def _read_factored(self, cell: int) -> FactoredMoments:
+    @cached_property
+    def _factored(self) -> list[FactoredMoments]:
+        """Factored moments of all cells: they are small, and read once."""
         basis = read_basis(self.folder.parent)
         if basis.digest != self.header["basis"]:
             raise InputError(
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
-        sums = self._sums
-        try:
-            factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
-        except ValueError as error:
-            raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
-        if int(factors.inner[:, basis.rank, basis.rank].sum()) != self.counts[cell]:
-            raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
-        return FactoredMoments.build(
-            basis,
-            factors,
-            self._sums["y_origin"],
-            self.header["labels"],
-            float(self.header["epsilon"]),
-            self.exponent,
-        )
+        sums, labels, epsilon = self._sums, self.header["labels"], float(self.header["epsilon"])
+        found = []
+        for cell, count in enumerate(self.counts):
+            try:
+                factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
+            except ValueError as error:
+                raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+            if int(factors.inner[:, basis.rank, basis.rank].sum()) != count:
+                raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
+            found.append(FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent))
+        return found
 
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:

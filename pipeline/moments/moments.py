@@ -68,6 +68,9 @@ class PixelSums:
     @staticmethod
     def merge(parts: Sequence[PixelSums]) -> PixelSums:
         """Add the sums of disjoint sets with one origin, in the given order."""
+        return parts[0]._merged(parts)
+
+    def _merged(self, parts: Sequence[PixelSums]) -> PixelSums:
         return PixelSums(
             sum(part.count for part in parts),
             np.sum([part.x_sum for part in parts], axis=0),

@@ -35,6 +35,7 @@ _TRAINED_ON: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "drawn": (NoiseDraw.kind,),
         "marginal": (MarginalNoise.kind,),
         "both": (NoiseDraw.kind, MarginalNoise.kind),
+        "checked": (MarginalNoise.kind, NoiseDraw.kind),
     }
 )
 

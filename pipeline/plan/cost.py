@@ -13,17 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.accumulate import LoopSettings, available_threads, loop_memory
+from pipeline.accumulate import (
+    SAMPLE_SPECTRA,
+    LoopSettings,
+    available_threads,
+    expect_factored,
+    loop_memory,
+    projection_memory,
+    sharing_memory,
+)
 from pipeline.base import available_memory, format_bytes
 from pipeline.bins import BinGrid, CellGrid, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
-from pipeline.moments import TileLayout
-from pipeline.noise import training_noises, verdict_noises
+from pipeline.moments import MOST_DIRECTIONS, Factors, TileLayout
+from pipeline.noise import Noise, training_noises, verdict_noises
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
-__all__ = ["ExperimentPlan", "choose_sharing", "measure_flops", "plan_run"]
+__all__ = ["TYPICAL_RANK", "ExperimentPlan", "choose_sharing", "measure_flops", "plan_run"]
 
 #: Memory of a process that has imported everything and opened a store. Measured, with some margin.
 PROCESS_BYTES = 640 * 2**20
@@ -35,6 +43,11 @@ _COLUMN_BYTES = 16
 _CONVERT_BYTES = 480
 #: Bytes for each row of a worker's partition, besides 8 for each column of the bins.
 _ROW_BYTES = 80 + 8 * len(LABELS)
+#: The rank of a basis that time is projected for; simulated spectra of five labels take 128 to 256. Memory and disk are
+#: projected for the largest one.
+TYPICAL_RANK = 192
+#: Memory of the choice of a basis, in float64 arrays of the sample's size. Measured: 4.
+_SAMPLE_ARRAYS = 5
 #: Draws share a read as long as the workers are busy for at least this share of the time.
 _EFFICIENT_SHARE = 0.9
 
@@ -49,14 +62,20 @@ class ExperimentPlan:
         Training spectra and pixels.
     n_draws
         Noise draws: seeds × levels for drawn noise, one for each level for marginal noise.
+    n_factored
+        Those of them whose moments will be factored. If no small basis will do for them, they are dense, and a run
+        projects its cost again.
     draws_per_pass
-        Draws that share one read of the spectra, as memory allows.
+        Draws with dense moments that share one read of the spectra, as memory allows. Factored moments come from the
+        first read.
     n_passes, n_pieces
         Reads of the store, and pieces of work. Each piece is a checkpoint. A worker takes several as one task.
     worker_memory
         Peak memory of one worker.
     worker_limit
         Memory that a worker may use.
+    worker_threads
+        Cores of a worker.
     solve_threads, solve_holds_folds
         Models that a worker solves at the same time, and whether a search for the penalty keeps every fold's sums.
     design_threads
@@ -70,7 +89,7 @@ class ExperimentPlan:
     store_disk
         Bytes of stores that are still to be converted, as if they did not compress.
     flops
-        Floating-point operations of the Gram products, N·P² for each draw.
+        Floating-point operations of the products: N·P² for each draw with dense moments, 2·N·P·r with factored ones.
     """
 
     n_spectra: int
@@ -83,6 +102,7 @@ class ExperimentPlan:
     n_workers: int
     worker_memory: int
     worker_limit: int
+    worker_threads: int
     solve_threads: int
     solve_holds_folds: bool
     driver_memory: int
@@ -91,11 +111,17 @@ class ExperimentPlan:
     flops: float
     design_threads: int = 0
     design_models: int = 0
+    n_factored: int = 0
+
+    @property
+    def n_dense(self) -> int:
+        """Noise draws whose moments are dense."""
+        return self.n_draws - self.n_factored
 
     @property
     def n_passes(self) -> int:
         """Reads of the store."""
-        return -(-self.n_draws // self.draws_per_pass)
+        return max(1, -(-self.n_dense // self.draws_per_pass))
 
     @property
     def n_pieces(self) -> int:
@@ -151,8 +177,8 @@ class ExperimentPlan:
         """Return the plan as lines for people."""
         lines = [
             f"spectra × pixels     {self.n_spectra:,} × {self.n_pixels:,}",
-            f"noise draws          {self.n_draws} in {self.n_passes} pass{'es' if self.n_passes > 1 else ''} "
-            f"over the store ({self.draws_per_pass} share a read)",
+            f"noise draws          {self._name_draws()} in {self.n_passes} pass{'es' if self.n_passes > 1 else ''} "
+            f"over the store",
             f"cells × folds        {self.n_cells} × {self.n_folds}",
             f"pieces of work       {self.n_pieces} ({self.n_partitions} partitions), {self.n_workers} worker"
             f"{'s' if self.n_workers > 1 else ''}",
@@ -160,11 +186,19 @@ class ExperimentPlan:
             f"memory of the driver {format_bytes(self.driver_memory)}",
             f"disk for moments     {format_bytes(self.moments_disk)}",
             f"disk for new stores  {format_bytes(self.store_disk)}",
-            f"arithmetic           {self.flops / 1e12:,.2f} Tflop of Gram products",
+            f"arithmetic           {self.flops / 1e12:,.2f} Tflop of products",
         ]
         if self.design_models:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
         return "\n".join(lines)
+
+    def _name_draws(self) -> str:
+        kinds = []
+        if self.n_dense:
+            kinds.append(f"{self.n_dense} with dense moments ({self.draws_per_pass} share a read)")
+        if self.n_factored:
+            kinds.append(f"{self.n_factored} with factored moments")
+        return " and ".join(kinds)
 
 
 def plan_run(
@@ -177,6 +211,7 @@ def plan_run(
     store_disk: int = 0,
     left_out: Sequence[int] = (),
     kept: Sequence[tuple[int, int]] | None = None,
+    noise_classes: int = 1,
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
@@ -199,6 +234,8 @@ def plan_run(
         Numbers of the shards that are left out.
     kept
         The rows that are used; by default those of all other shards.
+    noise_classes
+        Into how many classes of like noise factored moments are divided.
     worker_threads
         Cores of a worker; as many as this process may use by default.
     """
@@ -206,41 +243,94 @@ def plan_run(
     kept = keep_rows(shard_lengths, left_out) if kept is None else kept
     folds = tighten_folds(plan_folds(shard_lengths, compute.folds, left_out), kept)
     partitions = plan_partitions(folds, compute.partition_rows, find_gaps(kept))
-    settings = LoopSettings(config.precision, compute.run_rows)
-    n_cells = _count_cells(config)
-    n_draws = len(training_noises(config.noise.mode, config.noise.levels, config.seeds))
-    n_spectra = sum(part.n_spectra for part in partitions)
+    n_cells, n_spectra = _count_cells(config), sum(part.n_spectra for part in partitions)
+    noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
+    factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores, noise_classes)
+    n_dense = len(noises) - factored.n_noises
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
     # A partition's columns are needed until its last rows are summed. By then the next partition has begun.
     fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
-    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_draws + 1)]
+    fixed += factored.memory + (sharing_memory(n_pixels, chunk_rows) if factored.n_noises and n_dense else 0)
+    settings = LoopSettings(config.precision, compute.run_rows)
+    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_dense + 1)]
     allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
     fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
-    draws_per_pass = choose_sharing(fitting or [1], n_draws, len(partitions), len(worker_limits))
-    solving = _plan_solving(config, n_pixels, len(folds), of_draws[draws_per_pass - 1], allowed - fixed, cores)
-    disk = _MomentsDisk.plan([part.fold for part in partitions], TileLayout(n_pixels), config.precision)
+    draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits)) if n_dense else 1
+    of_pass = of_draws[draws_per_pass - 1] if n_dense else 0
+    solving = _plan_solving(config, n_pixels if n_dense else 0, len(folds), of_pass, allowed - fixed, cores)
+    in_folds = [part.fold for part in partitions]
+    disk = _MomentsDisk.plan(in_folds, TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
         n_spectra=n_spectra,
         n_pixels=n_pixels,
         n_cells=n_cells,
-        n_draws=n_draws,
+        n_draws=len(noises),
         n_folds=len(folds),
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + max(of_draws[draws_per_pass - 1], solving.memory),
+        worker_memory=fixed + max(of_pass, solving.memory),
         solve_threads=solving.threads,
         solve_holds_folds=solving.held_folds > 1,
         worker_limit=limit,
+        worker_threads=cores,
         driver_memory=PROCESS_BYTES
-        + max(_COLUMN_BYTES * n_spectra + disk.merging, _CONVERT_BYTES * n_spectra if store_disk else 0),
-        moments_disk=n_cells * (n_draws * disk.of_folds + draws_per_pass * disk.of_parts),
+        + max(
+            _COLUMN_BYTES * n_spectra + (disk.merging if n_dense else 0),
+            _CONVERT_BYTES * n_spectra if store_disk else 0,
+            factored.sample,
+        ),
+        moments_disk=n_cells * (n_dense * disk.of_folds + draws_per_pass * min(n_dense, 1) * disk.of_parts)
+        + factored.measure_disk(in_folds),
         store_disk=store_disk,
         design_threads=solving.design_threads,
         design_models=_count_tries(config, len(folds)),
-        flops=float(n_draws) * n_spectra * n_pixels**2,
+        n_factored=factored.n_noises,
+        flops=float(n_spectra) * n_pixels * (n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
+
+
+@dataclass(frozen=True)
+class _Factored:
+    """Bytes of factored moments for the largest basis: in the pass, of the sample in the driver, and of one cell."""
+
+    n_noises: int
+    n_cells: int
+    memory: int = 0
+    sample: int = 0
+    of_cell: int = 0
+
+    @classmethod
+    def plan(
+        cls,
+        noises: Sequence[Noise],
+        n_pixels: int,
+        n_cells: int,
+        chunk_rows: int,
+        config: ExperimentConfig,
+        cores: int,
+        n_classes: int,
+    ) -> _Factored:
+        n_noises = len(expect_factored(noises, n_pixels, config.compute))
+        if not n_noises:
+            return cls(0, n_cells)
+        rank = min(n_pixels, MOST_DIRECTIONS) if config.compute.moments == "factored" else n_pixels // 4
+        rank = min(rank, MOST_DIRECTIONS)
+        settings = LoopSettings(config.precision, config.compute.run_rows, cores)
+        return cls(
+            n_noises,
+            n_cells,
+            memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings, n_classes),
+            sample=_SAMPLE_ARRAYS * SAMPLE_SPECTRA * n_pixels * 8,
+            of_cell=Factors.nbytes(n_pixels, len(LABELS), rank, n_classes),
+        )
+
+    def measure_disk(self, folds: Sequence[int]) -> int:
+        """Return the bytes of all folds, and of the partitions of the largest one, for partitions of these folds."""
+        counts = Counter(folds).values()
+        parts = max(counts) if max(counts) > 1 else 0
+        return self.n_noises * self.n_cells * self.of_cell * (len(counts) + parts)
 
 
 @dataclass(frozen=True)
@@ -258,8 +348,10 @@ def _plan_solving(
 ) -> _Solving:
     """Solve as many models at once as fit into the memory of the pass, ``room``.
 
-    A search may use all that draws may share, ``allowed``.
+    A search may use all that draws may share, ``allowed``. ``n_pixels`` are those of dense moments, 0 without any.
     """
+    if not n_pixels:  # factored moments alone: they are small
+        return _Solving(cores, n_folds, cores if config.design is not None else 0, 0)
     held_folds = 0
     if isinstance(config.ridge.alpha, AlphaSearch):
         room = max(room, int(allowed))

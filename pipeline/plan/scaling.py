@@ -3,14 +3,16 @@
 For N spectra of P pixels, D noise draws, K cells, F folds and W workers of c cores each:
 
 =============  ========================================================================================
-arithmetic     D·N·P² / gram rate                                    seconds of one core
+arithmetic     D·N·P² / gram rate; N·P·2r for factored moments       seconds of one core
 noise          D·N·P / noise rate                                    seconds of one core
 decoding       passes·N·8·P / decoding rate                          seconds of one core
 the pass       their sum / c, in ⌈pieces / W⌉ rounds of equal pieces; or the traffic below / bandwidth if that is longer
 reading        passes·N·8·P / compression                            bytes, by the workers
 partial sums   D·partitions·K·G, with G = 4 or 8 bytes × about P²/2  bytes, written by the workers
+               (8 bytes × (r² + 2P) for factored moments)
 merging        the same read by the driver, one fold after the other while the pass goes on, and 8-byte sums written
 solving        M·P³/3 / factorisation rate / c for the M models of a task; a task for each draw
+               (P·r² instead of P³/3 for factored moments)
 =============  ========================================================================================
 
 The projection is arithmetic on an :class:`ExperimentPlan` and :class:`Rates`. It measures and reads nothing.
@@ -29,9 +31,10 @@ from numcodecs import blosc
 
 from pipeline.base import available_cores, format_bytes
 from pipeline.config import AlphaSearch, ExperimentConfig
-from pipeline.moments import TileLayout
+from pipeline.moments import Factors, TileLayout
 from pipeline.noise import fill_normals
-from pipeline.plan.cost import ExperimentPlan, measure_flops
+from pipeline.plan.cost import TYPICAL_RANK, ExperimentPlan, measure_flops
+from pipeline.schema import LABELS
 from pipeline.store import COMPRESSION_LEVEL
 
 __all__ = [
@@ -227,7 +230,7 @@ class Scaling:
                 f"{self.plan.n_pieces:,} pieces for {self.plan.n_workers:,} workers: use fewer workers, or cut finer, "
                 "by a smaller compute.partition_rows"
             )
-        largest = max((self.arithmetic, "Gram products"), (self.noise, "noise"), (self.decoding, "decoding"))
+        largest = max((self.arithmetic, "products"), (self.noise, "noise"), (self.decoding, "decoding"))
         return largest[1], "more workers help, in proportion"
 
     def render(self, source: str = "") -> str:
@@ -250,7 +253,7 @@ class Scaling:
             f"traffic, reading     {format_bytes(self.read)}, all passes together",
             f"traffic, sums        {format_bytes(self.partials)} written by workers"
             + (f", read and merged to {format_bytes(self.merged)} by the driver" if self.merged else ", none merged"),
-            f"time, Gram products  {format_seconds(self.arithmetic)}",
+            f"time, products       {format_seconds(self.arithmetic)}",
             f"time, noise          {format_seconds(self.noise)}",
             f"time, decoding       {format_seconds(self.decoding)}",
             f"time, uneven pieces  {format_seconds(self.idle)}",
@@ -278,9 +281,12 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
     cores
         Of one worker.
     """
-    layout = TileLayout(plan.n_pixels)
-    partial, merged = layout.nbytes(config.precision), layout.nbytes(np.float64)
-    n_sums, n_values = plan.n_draws * plan.n_folds * plan.n_cells, float(plan.n_spectra) * plan.n_pixels
+    layout, pixels = TileLayout(plan.n_pixels), plan.n_pixels
+    small = float(Factors.nbytes(pixels, len(LABELS), min(TYPICAL_RANK, pixels)))
+    # Of one cell of all draws: as workers write it, as it is merged, and as it stays on disk.
+    partial = plan.n_dense * layout.nbytes(config.precision) + plan.n_factored * small
+    merged = plan.n_dense * layout.nbytes(np.float64) + plan.n_factored * small
+    n_sums, n_values = plan.n_folds * plan.n_cells, float(plan.n_spectra) * pixels
     is_merged = plan.n_partitions > plan.n_folds
     workers = plan.n_workers * cores
     decoded = plan.n_passes * n_values * 8
@@ -289,11 +295,13 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
     decoding = decoded / rates.decode / workers
     rounds = math.ceil(plan.n_pieces / plan.n_workers)
     idle = (arithmetic + noise + decoding) * (rounds * plan.n_workers / plan.n_pieces - 1)
-    saved = merged if is_merged else partial
-    # Every cell is read twice: for the global model and for its expert.
-    reading = 2 * plan.n_folds * plan.n_cells * saved / min(rates.merge, rates.store)
-    factorising = count_factorisations(config, plan.n_folds) * plan.n_pixels**3 / 3 / rates.solve
     threads = min(cores, max(1, plan.solve_threads))
+    n_systems, saved = count_factorisations(config, plan.n_folds), (merged if is_merged else partial) / plan.n_draws
+    # Every cell is read twice: for the global model and for its expert.
+    reading = 2 * n_sums * saved / min(rates.merge, rates.store)
+    flops = {"dense": pixels**3 / 3, "factored": float(pixels * min(TYPICAL_RANK, pixels) ** 2)}
+    draws = {"dense": plan.n_dense, "factored": plan.n_factored}
+    factorising = sum(draws[kind] * n_systems * flops[kind] for kind in draws) / plan.n_draws / rates.solve
     return Scaling(
         plan=plan,
         cores=cores,
@@ -303,7 +311,7 @@ def project_scaling(plan: ExperimentPlan, config: ExperimentConfig, rates: Rates
         decoding=decoding,
         idle=idle,
         read=decoded / COMPRESSION,
-        partials=float(plan.n_draws) * plan.n_partitions * plan.n_cells * partial,
+        partials=float(plan.n_partitions) * plan.n_cells * partial,
         merged=float(n_sums) * merged if is_merged else 0.0,
         solving=math.ceil(plan.n_draws / plan.n_workers) * (factorising / threads + reading),
     )

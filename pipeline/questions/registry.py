@@ -18,6 +18,7 @@ from pipeline.questions.learning_curve import LearningCurve
 from pipeline.questions.marginal_curve import MarginalCurve
 from pipeline.questions.penalty import Penalty
 from pipeline.questions.question import Needs, Question
+from pipeline.questions.rank import Rank
 from pipeline.scoring import Summary
 
 __all__ = ["QUESTIONS", "describe_summary", "list_needs"]
@@ -32,6 +33,7 @@ QUESTIONS: list[type[Question[Any]]] = [
     LearningCurve,
     MarginalCurve,
     Forecast,
+    Rank,
 ]
 
 

@@ -6,19 +6,17 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.accumulate import (
-    AccumulationPlan,
     MomentsFolder,
     accumulate_moments,
     accumulate_noises,
     available_threads,
     decide_factoring,
     delete_unwanted,
-    describe_factoring,
     plan_accumulation,
 )
 from pipeline.base import (
@@ -53,6 +51,7 @@ from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
 from pipeline.simulate import SampleSpec, write_sample
+from pipeline.store import find_kept, find_left_out
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -92,6 +91,7 @@ def _plan(
         store_disk=train.unconverted_bytes + test.unconverted_bytes,
         left_out=train.left_out,
         kept=train.kept,
+        noise_classes=list_needs(config).noise_classes,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
@@ -166,7 +166,7 @@ def _run_steps(
     questions = [question(facts) for question in QUESTIONS]
     for question in questions:
         question.check()
-    moments = _accumulate(run, facts, plan)
+    moments, plan = _accumulate(run, facts, plan)
     facts.trained = solve_models(facts, moments, plan)
     run.finish_step("solve")
     made_of = {name: key for one in facts.trained for name, key in _list_products(facts, one).items()}
@@ -211,8 +211,11 @@ def _gather_facts(run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Cli
     )
 
 
-def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFolder]:
-    """Return the moments of every training noise; the pass computes those folds that are not there."""
+def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[MomentsFolder], ExperimentPlan]:
+    """Return the moments of every training noise; the pass computes those folds that are not there.
+
+    Where no small basis will do, more moments are dense than the plan has counted. The plan is then another one.
+    """
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
     folder, compute = run.folder / "moments", run.config.compute
     classes = list_needs(run.config).noise_classes
@@ -220,18 +223,52 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> list[MomentsFol
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
     run.reused_folds, run.n_folds = tuple(sorted(saved)), len(facts.plan.folds)
 
-    def make_pass(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
-        # All levels of factored moments are cheap beside reading the spectra.
-        shared = len(of) if one.basis else plan.draws_per_pass
-        return accumulate_moments(one, of, folder, client=facts.client, draws_per_pass=shared, progress=run.progress)
+    def make_pass(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
+        nonlocal plan
+        if sum(noise not in bases for noise in of) > plan.n_dense:
+            plan = _plan_dense(facts, plan)
+        return accumulate_moments(
+            facts.plan,
+            of,
+            folder,
+            bases=bases,
+            client=facts.client,
+            draws_per_pass=plan.draws_per_pass,
+            progress=run.progress,
+        )
 
     moments, factoring = accumulate_noises(
         facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note, classes
     )
     run.moments_keys = {one.draw.name: one.key for one in moments}
-    run.factoring = describe_factoring(factoring, moments)
+    run.factoring = factoring.describe()
     run.finish_step("accumulate", skipped=len(saved) == run.n_folds)
-    return moments
+    return moments, plan
+
+
+def _plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
+    """Return the plan of a run with dense moments alone.
+
+    Raises
+    ------
+    ResourceError
+        If they do not fit.
+    """
+    settings = facts.settings
+    compute = settings.compute.model_copy(update={"moments": "dense"})
+    dense = plan_run(
+        facts.train.shard_lengths,
+        facts.train.n_pixels,
+        settings.model_copy(update={"compute": compute}),
+        [plan.worker_limit] * plan.n_workers,
+        chunk_rows=facts.train.chunk_rows,
+        left_out=find_left_out(facts.train),
+        kept=find_kept(facts.train),
+        worker_threads=plan.worker_threads,
+    )
+    dense.require_fit(facts.folder)
+    facts.threads = {"solve": dense.solve_threads, "design": dense.design_threads}
+    return dense
 
 
 def _list_products(facts: Facts, trained: Trained) -> dict[str, str]:

@@ -9,6 +9,7 @@
     RUN/ablation.csv            a row per seed × noise level × binning, where there are others than the main one
     RUN/design.csv              a row per number of experts, where better bins were searched for
     RUN/marginal_learning_curve.csv  as learning_curve.csv, for marginal noise that drawn noise is held against
+    RUN/drawn_learning_curve.csv     the same where the verdict is about marginal noise
     RUN/routing.csv             a row per seed × noise level × scope × route, where a gate was asked for
     RUN/routing_binnings.csv    the same for binnings by SNR with gates of their own, where they were asked for
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test

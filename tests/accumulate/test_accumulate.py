@@ -300,11 +300,15 @@ def test_a_fold_has_a_key_of_its_own(plan: AccumulationPlan) -> None:
     assert alone.partition_keys == alone.fold_keys, "a fold's only partition becomes the fold"
 
 
+def targets(plan: AccumulationPlan, folder: Path) -> list[accumulate.Target]:
+    return [accumulate.Target(draw, folder / draw.name, plan) for draw in DRAWS]
+
+
 @pytest.mark.parametrize(("n_workers", "n_tasks"), [(1, 1), (2, 7), (100, 8)])
 def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path, n_workers: int, n_tasks: int) -> None:
     whole = replace(plan, partitions=tuple(replace(part, fold=part.index) for part in plan.partitions))
     whole = replace(whole, folds=tuple((part.start, part.stop) for part in plan.partitions))
-    pieces = list(accumulate.plan_pieces(whole, DRAWS, [tmp_path / d.name for d in DRAWS], 2))
+    pieces = list(accumulate.plan_pieces(whole, targets(whole, tmp_path), 2))
     assert [piece.partition for piece in pieces] == list(whole.partitions)
     tasks = list(accumulate.plan_tasks(whole, pieces, n_workers))
     assert [piece for task in tasks for piece in task.pieces] == pieces
@@ -314,7 +318,7 @@ def test_tasks_are_few_and_small(plan: AccumulationPlan, tmp_path: Path, n_worke
 
 
 def test_a_task_ends_where_a_fold_is_merged(plan: AccumulationPlan, tmp_path: Path) -> None:
-    pieces = list(accumulate.plan_pieces(plan, DRAWS, [tmp_path / d.name for d in DRAWS], 1))
+    pieces = list(accumulate.plan_pieces(plan, targets(plan, tmp_path), 1))
     tasks = list(accumulate.plan_tasks(plan, pieces, 1))
     assert len(tasks) == len(plan.folds) * len(DRAWS)
     assert all(len({(piece.partition.fold, piece.draws) for piece in task.pieces}) == 1 for task in tasks)

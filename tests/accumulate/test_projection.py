@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 from loop_rows import SETTINGS, rows_of
 
 from pipeline.accumulate import (
-    AccumulationPlan,
     LoopSettings,
     MomentsFolder,
     accumulate_moments,
@@ -22,7 +22,7 @@ from pipeline.accumulate import (
     decide_factoring,
     plan_accumulation,
 )
-from pipeline.accumulate.projection import project_parts
+from pipeline.accumulate.projection import project_parts, projection_memory
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
@@ -177,8 +177,8 @@ def accumulate(store: SpectraStore, folder: Path, compute: ComputeConfig, noises
     plan, notes = plan_accumulation(store, CELLS, compute, "float64"), list[str]()
     factoring = decide_factoring(plan, store, noises, folder, compute)
 
-    def run(one: AccumulationPlan, of: Sequence[Noise]) -> list[MomentsFolder]:
-        return accumulate_moments(one, of, folder, draws_per_pass=len(of))
+    def run(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
+        return accumulate_moments(plan, of, folder, bases=bases)
 
     return *accumulate_noises(plan, factoring, store, noises, folder, compute, run, notes.append), notes
 
@@ -239,3 +239,18 @@ def test_a_basis_is_kept_until_the_settings_change(train_store: SpectraStore, tm
 def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"compute\.moments"):
         accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
+
+
+@pytest.mark.parametrize("n_cells", [10, 60])
+def test_memory_stays_below_what_is_planned(train_store: SpectraStore, basis: Basis, n_cells: int) -> None:
+    rows = replace(rows_of(train_store), n_cells=n_cells)
+    project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
+    tracemalloc.start()
+    project_parts(train_store, [rows], n_cells, NOISES, basis, SETTINGS, lambda *_: None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    planned = projection_memory(
+        train_store.n_pixels, len(LABELS), n_cells, len(NOISES), basis.rank, train_store.chunk_rows, SETTINGS
+    )
+    assert peak <= planned
+    assert n_cells > 10 or planned <= 4 * peak

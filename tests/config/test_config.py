@@ -51,7 +51,7 @@ def test_every_packaged_configuration_loads(monkeypatch: pytest.MonkeyPatch) -> 
         load_config(name)
     demo = load_config("demo")
     assert isinstance(demo.ridge.alpha, AlphaSearch)
-    assert demo.noise.mode == "both"
+    assert demo.noise.mode == "checked"
 
 
 def test_paths_are_relative_to_the_file_and_variables_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def factor(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Factore
     factors = Factors(
         (beside.T @ beside)[None], v.sum(axis=0)[None], (left[checked] ** 2).sum(axis=0), len(checked), worst
     )
-    return FactoredMoments.build(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
+    return FactoredMoments(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
 
 
 def make_dense(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Moments:
@@ -95,6 +95,16 @@ def test_at_full_rank_every_answer_is_the_dense_one() -> None:
         np.testing.assert_allclose(mine.scores(x[:9])[:, :5], theirs.scores(x[:9])[:, :5], atol=1e-6)
 
 
+def test_leading_blocks_are_the_moments_of_a_smaller_basis() -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v)
+    for rank in (1, 7, P):
+        smaller, expected = factor(basis, x, v, y).leading(rank), factor(basis.leading(rank), x, v, y)
+        assert smaller.basis.digest == expected.basis.digest
+        np.testing.assert_allclose(smaller.inner, expected.inner, rtol=1e-12, atol=1e-9)
+        np.testing.assert_array_equal(smaller.noise, expected.noise)
+
+
 def test_what_is_lost_stays_below_the_bound() -> None:
     """Against brute force: R² of training spectra, of the best model without a penalty, whatever the rank."""
     x, v, y = make_spectra(roughness=0.15)
@@ -111,7 +121,8 @@ def test_what_is_lost_stays_below_the_bound() -> None:
         ours = factor(basis.leading(rank), x, v, y)
         # Every spectrum is a check row here, so the bound is no estimate.
         left = x - basis.x_origin - (x - basis.x_origin) @ ours.basis.projection @ ours.basis.vectors.T
-        ours = replace(ours, residual=(left**2).sum(axis=0), n_check=N)
+        factors = replace(ours.factors, residual=(left**2).sum(axis=0), n_check=N)
+        ours = FactoredMoments(ours.basis, factors, ours.y_origin, ours.labels, ours.epsilon)
         found = solve_ridge_path(ours, [0.0])
         losses.append((r2(best.weights, best.intercepts) - r2(found.weights, found.intercepts)).max())
         bounds.append(ours.lost)

@@ -19,7 +19,12 @@ ONE_OF_EACH = [DRAWN[2], MARGINAL[1], StoredNoise()]
 
 @pytest.mark.parametrize(
     ("mode", "trained", "of_the_verdict"),
-    [("drawn", DRAWN, DRAWN), ("marginal", MARGINAL, MARGINAL), ("both", [*DRAWN, *MARGINAL], DRAWN)],
+    [
+        ("drawn", DRAWN, DRAWN),
+        ("marginal", MARGINAL, MARGINAL),
+        ("both", [*DRAWN, *MARGINAL], DRAWN),
+        ("checked", [*MARGINAL, *DRAWN], MARGINAL),
+    ],
 )
 def test_training_noises_come_in_order_and_the_verdict_is_about_the_first_kind(
     mode: str, trained: list[Noise], of_the_verdict: list[Noise]
@@ -29,7 +34,7 @@ def test_training_noises_come_in_order_and_the_verdict_is_about_the_first_kind(
     assert [one for one in trained if noise.compares(mode, one)] == [
         one for one in trained if one not in of_the_verdict
     ]
-    assert noise.is_marginal(mode) is (mode == "marginal")
+    assert noise.is_marginal(mode) is (of_the_verdict == MARGINAL)
 
 
 @pytest.mark.parametrize("has_noisy", [False, True])

@@ -462,8 +462,8 @@ def test_variances_reach_every_scope_and_every_resample() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{mode: marginall}", r"noise\.mode.*'drawn', 'marginal' or 'both'.*'marginall'"),
-        ("{mode: 3}", r"noise\.mode.*'drawn', 'marginal' or 'both'.*found 3"),
+        ("{mode: marginall}", r"noise\.mode.*'drawn', 'marginal', 'both' or 'checked'.*'marginall'"),
+        ("{mode: 3}", r"noise\.mode.*'drawn', 'marginal', 'both' or 'checked'.*found 3"),
         ("{mode: marginal, test: expected}", r"noise\.test.*'stored', 'drawn' or 'marginal'.*'expected'"),
         ("{mode: marginal, level: 1}", r"unknown setting 'noise\.level' \(did you mean 'levels'"),
         ("{mode: marginal, levels: [-1]}", r"noise\.levels.*greater than or equal to 0"),

@@ -20,7 +20,7 @@ from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
 from pipeline.plan import ExperimentPlan, Rates, Scaling, format_seconds, measure_rates, plan_run, project_scaling
-from pipeline.plan.cost import choose_sharing
+from pipeline.plan.cost import TYPICAL_RANK, choose_sharing
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
 from pipeline.schema import STREAM_TRAIN
@@ -72,6 +72,29 @@ def test_one_worker_is_what_the_plan_says() -> None:
     assert alone.partials == plan.moments_disk
 
 
+def test_factored_moments_cost_a_thin_product_and_little_memory() -> None:
+    marginal = {"mode": "marginal"}
+    million, cost = project(1_000_000, 4096, 1, noise=marginal)
+    assert (million.n_factored, million.n_dense, million.n_passes) == (1, 0, 1)
+    assert cost.arithmetic == pytest.approx(1e6 * 4096 * 2 * TYPICAL_RANK / RATES.gram)
+    dense, dense_cost = project(1_000_000, 4096, 1, noise=marginal, compute={"moments": "dense"})
+    assert cost.arithmetic == pytest.approx(dense_cost.arithmetic * 2 * TYPICAL_RANK / 4096)
+    assert million.worker_memory < dense.worker_memory
+    assert million.moments_disk < dense.moments_disk / 20
+    assert cost.solving < dense_cost.solving / 20
+    more, _ = project(10_000_000, 4096, 1, noise=marginal, compute={"partition_rows": 200_000})
+    less, _ = project(1_000_000, 4096, 1, noise=marginal, compute={"partition_rows": 200_000})
+    assert more.worker_memory == less.worker_memory
+
+
+def test_drawn_and_marginal_noise_are_planned_as_one_read() -> None:
+    both, _ = project(100_000, 1024, 1, noise={"mode": "both"})
+    drawn, _ = project(100_000, 1024, 1, noise={"mode": "drawn"})
+    assert (both.n_dense, both.n_factored, both.n_passes) == (1, 1, 1)
+    assert drawn.worker_memory < both.worker_memory < drawn.worker_memory + 2**30
+    assert "1 with dense moments (1 share a read) and 1 with factored moments in 1 pass" in both.render()
+
+
 def test_twice_the_pixels_are_four_times_the_products_and_twice_the_rest() -> None:
     _, narrow = project(64_000, 1024, 1)
     _, wide = project(64_000, 2048, 1)
@@ -106,7 +129,7 @@ def test_workers_without_a_piece_do_not_help() -> None:
 @pytest.mark.parametrize(
     ("change", "settings", "expected"),
     [
-        ({}, {}, "Gram products"),
+        ({}, {}, "products"),
         ({"noise": 1e5}, {}, "noise"),
         ({"decode": 1e6}, {}, "decoding"),
         ({"store": 1e6}, {}, "the shared file system"),
@@ -203,7 +226,7 @@ def test_no_worker_waits_longer_than_a_piece_takes(
     parts = tuple(replace(part, index=k, fold=k * n_folds // n_pieces, start=k, stop=k + 1) for k in range(n_pieces))
     folds = tuple((k, k + 1) for k in range(n_folds))  # how many there are is all that counts
     draw = NoiseDraw(1.0, 1, STREAM_TRAIN)
-    pieces = [accumulate._Piece(one, "key", "store", (draw,), (str(tmp_path),)) for one in parts]
+    pieces = [accumulate.Piece(one, "store", (draw,), ("key",), (str(tmp_path),), ("",)) for one in parts]
     tasks = list(accumulate.plan_tasks(replace(plan, partitions=parts, folds=folds), pieces, workers))
     assert [piece for task in tasks for piece in task.pieces] == pieces
     best = -(-n_pieces // workers)
@@ -288,7 +311,7 @@ def test_a_run_is_planned_on_paper(
     assert line_of(out, "spectra × pixels") == "100,000,000 × 7,200"
     assert line_of(out, "workers ") == "200 × 16 cores, 385 pieces in 2 rounds"
     # 1e8 × 7200² flop on 200 workers of 1e12 flop/s.
-    assert line_of(out, "time, Gram products") == "25.9 s"
+    assert line_of(out, "time, products") == "25.9 s"
     # 8 × 7200 bytes of each, of which two thirds are stored, and 385 × 10 sums of 10 tiles of 1808² × 4 bytes.
     assert line_of(out, "traffic, reading").startswith("3.5 TiB")
     assert line_of(out, "traffic, sums").startswith("468.8 GiB written by workers, read and merged")
@@ -303,7 +326,7 @@ def test_what_is_stated_counts(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = invoke(capsys, "plan", "--spectra", "16384", "--pixels", "64", *settings)
     assert code == 0
     assert line_of(out, "cells × folds") == "4 × 2"
-    assert line_of(out, "noise draws").startswith("3 in ")
+    assert line_of(out, "noise draws").startswith("3 with dense moments")
     assert "(4 partitions)" in line_of(out, "pieces of work")
 
 

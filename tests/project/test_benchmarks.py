@@ -20,6 +20,17 @@ ROWS = {
         "its bare loop, marginal noise",
     ],
     "noises": ["5 noise seeds in one read"],
+    "factored": [
+        "factored pass, marginal noise, 4,000 × 128",
+        "5 noise levels in one factored pass",
+        "choice of the basis, 128 pixels",
+        "headroom run, marginal noise, one fold",
+        "10 models × 50 α × 5 folds",
+        "bin design, 6 × 7 fine bins",
+        "moments on disk, 10 cells, 128 pixels",
+        "headroom run, besides its steps",
+        "figures and page",
+    ],
     "solve": ["solve 10 models × 8 penalties, 128 pixels", "its peak memory, 128 pixels"],
     "sklearn": [
         "headroom run, store to report",
@@ -57,7 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "parts",
-    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["dask", "dask-ml", "convert", "predict"]],
+    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["factored"], ["dask", "dask-ml", "convert", "predict"]],
     ids=lambda parts: "+".join(parts),
 )
 def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:

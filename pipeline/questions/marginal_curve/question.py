@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -54,14 +54,15 @@ __all__ = ["MarginalAnswer", "MarginalCurve", "draw_marginal_noise"]
 
 
 #: Line style of each noise, and whether its markers are filled.
-_STYLES = (("-", True), ("--", False))
+_STYLES = {"drawn": ("-", True), "marginal": ("--", False)}
 
 
 def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope]]) -> Figure:
     """Draw R²_global, R²_oracle and ΔR² of two training noises against the number of training spectra."""
     figure = new_figure(SLIDE[0], 6.4)
     left, right = figure.subplots(1, 2)
-    for (name, points), (dashes, filled) in zip(curves.items(), _STYLES, strict=True):
+    for name, (dashes, filled) in _STYLES.items():
+        points = curves[name]
         look = {"linestyle": dashes, "linewidth": 2, "markersize": 7, "zorder": 5}
         for merit, label, color, marker in (
             (R2_ORACLE, f"oracle experts, {name}", ORACLE, "o"),
@@ -102,32 +103,39 @@ def _draw_curve(axes: Axes, points: Sequence[Scope], merit: Merit, color: str, *
         add_interval(axes, place, estimate, horizontal=False, color=color)
 
 
-_FILE = "marginal_learning_curve.csv"
+_FILES = {"drawn": "drawn_learning_curve.csv", "marginal": "marginal_learning_curve.csv"}
 
 
 class MarginalAnswer(Plain):
-    """The learning curve of training on marginal noise, beside that of drawn noise.
+    """The learning curve of training on the noise that the verdict is not about, beside that which it is about.
 
-    ``points`` are those of the headline level over seeds; ``draws`` are the scores at every level.
+    ``compared`` is that noise, ``marginal`` or ``drawn``. ``points`` are those of the headline level over seeds;
+    ``draws`` are the scores at every level.
     """
 
+    compared: Literal["drawn", "marginal"] = "marginal"
     sentence: str
     points: tuple[Scope, ...]
     draws: tuple[Draw, ...]
+
+    def curves(self, results: RunResults) -> dict[str, Sequence[Scope]]:
+        """Return the curves of both kinds of noise, drawn noise first."""
+        found = {name: learning_points(results) for name in _STYLES}
+        return found | {self.compared: self.points}
 
 
 def _draw(results: RunResults) -> Figure:
     answer = MarginalCurve.read(results)
     assert answer is not None
-    return draw_marginal_noise(results, {"drawn": learning_points(results), "marginal": answer.points})
+    return draw_marginal_noise(results, answer.curves(results))
 
 
 class MarginalCurve(Question[MarginalAnswer]):
-    """Hold training on marginal noise against training on drawn noise; asked by ``noise.mode: both``."""
+    """Hold training on marginal noise against training on drawn noise; asked where a run trains on both."""
 
     name = "marginal_curve"
     Answer = MarginalAnswer
-    files = (_FILE,)
+    files = tuple(_FILES.values())
     pictures = (
         Picture(
             "moe_marginal_noise.png",
@@ -141,36 +149,40 @@ class MarginalCurve(Question[MarginalAnswer]):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
-        self._verdict: list[ScoredDraw] = []
-        self._compared: list[ScoredDraw] = []
+        self._heard: dict[str, list[ScoredDraw]] = {}
+        self._compared: Literal["drawn", "marginal"] | None = None
 
     def hear(self, reading: Reading, found: Sequence[Stacked]) -> None:
         """Keep the scores of both kinds of noise."""
         del found
-        (self._compared if reading.trained.is_compared else self._verdict).append(reading.draw)
+        kind: Literal["drawn", "marginal"] = "drawn" if reading.trained.noise.is_single else "marginal"
+        self._heard.setdefault(kind, []).append(reading.draw)
+        if reading.trained.is_compared:
+            self._compared = kind
 
     def answer(self) -> MarginalAnswer | None:
         """Hold the two curves against each other; None where one kind of noise was trained on."""
-        if not self._compared:
+        if self._compared is None:
             return None
-        confidence = self.facts.bootstrap.confidence
-        drawn, marginal = (
+        confidence, compared = self.facts.bootstrap.confidence, self._heard[self._compared]
+        drawn, marginal, shown = (
             [one for one in draws if one.level == self.facts.settings.headline_level]
-            for draws in (self._verdict, self._compared)
+            for draws in (self._heard["drawn"], self._heard["marginal"], compared)
         )
         return MarginalAnswer(
+            compared=self._compared,
             sentence=_describe(drawn, marginal, confidence),
-            points=summarise_curve([one.scores for one in marginal], marginal[0].models, confidence),
+            points=summarise_curve([one.scores for one in shown], shown[0].models, confidence),
             draws=tuple(
                 summarise_draw((one.seed, one.level), one.scores, one.models, self.facts.grid, confidence)
-                for one in self._compared
+                for one in compared
             ),
         )
 
     @classmethod
     def tables(cls, answer: MarginalAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:
         """Return the scores of every training set."""
-        return {_FILE: tabulate_overall(answer.draws, settings.target, curve=True)}
+        return {_FILES[answer.compared]: tabulate_overall(answer.draws, settings.target, curve=True)}
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:
@@ -178,8 +190,7 @@ class MarginalCurve(Question[MarginalAnswer]):
         answer = cls.read(results)
         if answer is None:
             return None
-        curves = {"drawn": learning_points(results), "marginal": answer.points}
-        points = [((name,), one) for name, own in curves.items() for one in own]
+        points = [((name,), one) for name, own in answer.curves(results).items() for one in own]
         caption = f"Covered test spectra, noise level {results.summary.headline.noise_level:g}, by training noise"
         sentence = (
             "Marginal noise trains on the expectation over all draws of every spectrum's noise, in closed form: as if "

@@ -207,7 +207,8 @@ class Penalty(Question[PenaltyAnswer]):
             return None
         self.warnings += _warn_of_edges(self._draws, alpha.by, self.facts.grid)
         if self._compared:
-            self.warnings += _count_edges(self._compared, "marginal noise")
+            kinds = {one.noise.kind for one in self.facts.trained if one.is_compared}
+            self.warnings += _count_edges(self._compared, f"{enumerate_words(sorted(kinds))} noise")
         return PenaltyAnswer(by=alpha.by, draws=tuple(self._draws))
 
     @classmethod
@@ -280,7 +281,7 @@ def _warn_of_edges(draws: Sequence[PenaltyDraw], by: str, grid: BinGrid) -> list
     for edge, place, beyond in ((len(alphas) - 1, "largest", "larger"), (0, "smallest", "smaller")):
         at_edge: dict[str, list[float]] = {}
         for level, path in paths:
-            if path.chosen == edge:
+            if path.chosen == edge and _still_rises(path):
                 at_edge.setdefault(path.model, []).append(level)
         for model, found in at_edge.items():
             who = "the global model" if model == GLOBAL_MODEL else grid.describe(int(model))
@@ -293,10 +294,23 @@ def _warn_of_edges(draws: Sequence[PenaltyDraw], by: str, grid: BinGrid) -> list
     return warnings
 
 
+#: A step of the grid counts if R² on held-out folds differs by as much.
+_FLAT = 1e-4
+
+
+def _still_rises(path: PenaltyPath) -> bool:
+    """Say whether the last step to a choice at an edge gained anything.
+
+    With marginal noise small penalties are alike.
+    """
+    neighbour = 1 if path.chosen == 0 else path.chosen - 1
+    return neighbour < len(path.r2_cv) and path.r2_cv[path.chosen] - path.r2_cv[neighbour] >= _FLAT
+
+
 def _count_edges(draws: Sequence[PenaltyDraw], what: str) -> list[str]:
     """Say in one line how many choices of a noise that is only compared sit at an edge of the grid."""
     paths = [path for draw in draws for path in draw.models]
-    at_edge = sum(path.chosen in (0, len(path.alphas) - 1) for path in paths)
+    at_edge = sum(path.chosen in (0, len(path.alphas) - 1) and _still_rises(path) for path in paths)
     if not at_edge:
         return []
     return [

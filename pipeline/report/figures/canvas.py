@@ -234,7 +234,9 @@ def show_empty(axes: Axes, message: str) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    # ``savefig`` would draw it twice, first for the layout alone. Level 3 packs faster, for a tenth more bytes.
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 

@@ -1,0 +1,1 @@
+from .question import Rank as Rank

@@ -1,0 +1,128 @@
+"""R² of the training spectra against the rank of factored moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.moments import FactoredMoments, Moments, sum_predictions
+from pipeline.questions.question import Question, Trained
+from pipeline.report import Section, Table
+from pipeline.ridge import pixel_scale, shared_scale, solve_ridge_path, total_squares, trained_cells
+from pipeline.schema import LABELS
+from pipeline.scoring import R2_GLOBAL, R2_ORACLE, Number, Plain, RunResults
+
+__all__ = ["Rank", "RankAnswer", "RankLevel", "RankPoint"]
+
+#: The ranks that are tried, as shares of the whole.
+_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+class RankPoint(Plain):
+    """R² of the covered training spectra by models that know the leading directions alone."""
+
+    rank: int
+    r2_global: Number
+    r2_oracle: Number
+
+
+class RankLevel(Plain):
+    """One noise level: the rank, a bound on the R² that its basis loses in any cell, and the R² of smaller ranks."""
+
+    noise_level: float
+    rank: int
+    lost_at_most: Number
+    check_rows: int
+    points: tuple[RankPoint, ...]
+
+
+class RankAnswer(Plain):
+    """All noise levels whose moments are factored."""
+
+    levels: tuple[RankLevel, ...]
+
+
+class Rank(Question[RankAnswer]):
+    """Say what the rank of factored moments costs; asked wherever moments are factored."""
+
+    name = "rank"
+    Answer = RankAnswer
+
+    def answer(self) -> RankAnswer | None:
+        """Solve the models of smaller ranks; None where all moments are dense."""
+        levels = []
+        for trained in self.facts.trained:
+            cells = [own for own in trained.moments.totals() if isinstance(own, FactoredMoments)]
+            if cells:
+                levels.append(self._describe(trained, cells))
+        return RankAnswer(levels=tuple(levels)) if levels else None
+
+    def _describe(self, trained: Trained, cells: Sequence[FactoredMoments]) -> RankLevel:
+        whole = Moments.merge(cells)
+        assert isinstance(whole, FactoredMoments)
+        rank = whole.basis.rank
+        lost = [cell.lost for cell in cells if cell.n_check]
+        return RankLevel(
+            noise_level=trained.noise.level,
+            rank=rank,
+            lost_at_most=max(lost, default=math.nan),
+            check_rows=whole.n_check,
+            points=tuple(self._score(trained, cells, max(1, round(share * rank))) for share in _SHARES),
+        )
+
+    def _score(self, trained: Trained, cells: Sequence[FactoredMoments], rank: int) -> RankPoint:
+        """Solve with the leading directions, and judge on all of them."""
+        settings, binning = self.facts.settings.ridge, self.facts.binnings[0]
+        label, models = LABELS.index(self.facts.settings.target), trained.whole
+        trains = Moments.merge(cells[k] for k in trained_cells(settings, len(cells), binning.covered))
+        scale = shared_scale(trains.pixel_sums, settings)
+        covered = Moments.merge(cells[k] for k in binning.covered)
+
+        def squares(training: Moments, judged: Moments, alpha: float, scale: NDArray[np.float64]) -> float:
+            assert isinstance(training, FactoredMoments)
+            path = solve_ridge_path(training.leading(rank), alpha, scale)
+            return float(sum_predictions(judged, path.weights, path.intercepts).squared_errors[0, label])
+
+        of_experts = 0.0
+        for members, alpha in zip(binning.members, models.expert_alphas, strict=True):
+            own = Moments.merge(cells[k] for k in members)
+            is_own = settings.standardize == "per_expert"
+            of_experts += squares(own, own, float(alpha), pixel_scale(own) if is_own else scale)
+        of_global = squares(trains, covered, models.global_alpha, scale)
+        total = float(total_squares(covered.count, covered.y_sum, np.diag(covered.y_gram))[label])
+        return RankPoint(rank=rank, r2_global=1 - of_global / total, r2_oracle=1 - of_experts / total)
+
+    @classmethod
+    def section(cls, results: RunResults) -> Section | None:
+        """Return R² against the rank, and the bound."""
+        answer = cls.read(results)
+        if answer is None:
+            return None
+        rows = [
+            (f"{level.noise_level:g}", str(point.rank), *map(_number, (point.r2_global, point.r2_oracle)))
+            for level in answer.levels
+            for point in level.points
+        ]
+        header = ("Noise level", "Rank", R2_GLOBAL.symbol, R2_ORACLE.symbol)
+        table = Table(
+            "Covered training spectra, by the number of directions that models may use", header, tuple(rows), 1
+        )
+        bounds = "; ".join(
+            f"at noise level {level.noise_level:g} rank {level.rank}, which loses at most {level.lost_at_most:.1e} of "
+            f"R² by {level.check_rows:,} check spectra"
+            for level in answer.levels
+        )
+        words = (
+            "The mean spectra under marginal noise lie in few dimensions, because they depend on few stellar labels. "
+            f"The run kept their leading directions: {bounds}. Where R² no longer grows with the rank, further "
+            "directions say nothing about the label."
+        )
+        reasons = (results.metadata.get("factoring") or {}).get("dense_because") or []
+        return Section("rank", "How many dimensions the spectra have", "Rank", (words, *reasons, table))
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}"
