@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import MomentsFolder
 from pipeline.bins import Binning
@@ -165,8 +166,10 @@ class Forecaster:
     ) -> list[OutlookPoint]:
         """Score forecasts on the test spectra, of which ``found`` are the values of :meth:`columns`."""
         spectra = TestSpectra.of_read(y, bins, self._binning.n_bins, found)
-        scores = score_models(spectra, asked.forecasts, bootstrap)
-        errors = self._scatter(spectra, asked)
+        # One BLAS thread: the bits of a product may depend on their number.
+        with threadpool_limits(1, user_api="blas"):
+            scores = score_models(spectra, asked.forecasts, bootstrap)
+            errors = self._scatter(spectra, asked)
         points = []
         for m, (forecast, score) in enumerate(zip(asked.forecasts, scores, strict=True)):
             trusted = find_trusted(self._training, forecast, self._cells[0].n_pixels)
