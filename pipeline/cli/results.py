@@ -117,12 +117,13 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
 @json_option
 def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, level: float | None, as_json: bool) -> None:
-    """Say what training on drawn noise would give with any number of spectra.
+    """Say what more training spectra would give.
 
-    The answer is computed from the marginal moments that RUN has saved, and its test spectra are read once. RUN must
-    be a run whose configuration has the section `forecast`. By default the answer is for 5,000 to 10 million training
-    spectra, with the penalties of the run's settings and with the best ones, at the noise level that the run's
-    conclusions are about.
+    That is, what models would be worth that are trained on any number of spectra with one noise draw each. The answer
+    is computed from the marginal moments that RUN has saved, and its test spectra are read once. RUN must be a run
+    whose configuration has the section `forecast`. By default the answer is for 5,000 to 10 million training spectra,
+    with the penalties of the run's settings and with the best ones, at the noise level that the run's conclusions are
+    about.
 
     A forecast is not trusted where it lies outside the range in which it was checked (docs/forecast.md).
 

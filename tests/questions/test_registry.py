@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "binnings": {"SNR": {"snr": {"quantiles": 2}}},
     "gate": {"blend": True, "binnings": ["SNR"]},
     "design": {"grid": {"T_eff": {"quantiles": 2}, "M_H": {"quantiles": 2}}, "experts": 3},
+    "forecast": {},
     "bootstrap": {"resamples": 100},
     "compute": {"folds": 3, "partition_rows": 250, "run_rows": 128, "moments": "factored", "rank_tolerance": 1e-3},
 }
