@@ -33,6 +33,8 @@ _GIB: Final = 2**30
 _LITTLE_MEMORY, _LITTLE_DISK, _LITTLE_TEMPORARY = 4 * _GIB, 20 * _GIB, 1 * _GIB
 #: Those that read settings of the machine's own while they are imported.
 _LIBRARIES: Final = ("numpy", "pandas", "numba", "h5py", "zarr", "distributed", "matplotlib", "pyarrow", "xarray")
+#: What the pace is told for.
+_PACE_SPECTRA, _PACE_PIXELS = 1_000_000, 4096
 #: Flop/s in float32 that a core reaches at least, if the BLAS is built for its processor.
 _SLOW_BLAS = 10e9
 
@@ -60,7 +62,7 @@ class Check:
 
 
 def check_machine(folder: Path) -> Iterator[Check]:
-    """Check Python, libraries, BLAS, memory, disk, the temporary folder, sockets and the terminal.
+    """Check Python, libraries, BLAS, pace, memory, disk, the temporary folder, sockets and the terminal.
 
     Parameters
     ----------
@@ -73,6 +75,7 @@ def check_machine(folder: Path) -> Iterator[Check]:
     yield guarded(check_compiler, "compiler")
     yield guarded(check_extras, "optional extras")
     yield guarded(check_blas, "BLAS")
+    yield guarded(check_pace, "pace")
     yield guarded(check_memory, "memory")
     yield guarded(lambda: check_folder("run folder", folder, _LITTLE_DISK, "--folder"), "run folder")
     temporary = Path(tempfile.gettempdir())
@@ -174,6 +177,22 @@ def check_blas() -> Check:
             "BLAS", "note", found, "a run will be slow; stop other work, or install the wheels of NumPy and SciPy"
         )
     return Check("BLAS", "ok", found)
+
+
+def check_pace() -> Check:
+    """Project how long one pass over a million spectra takes here, by the model of ``headroom plan``: some seconds."""
+    from pipeline.config import ExperimentConfig
+    from pipeline.plan import format_seconds, measure_rates, plan_run, project_scaling
+
+    rates, found = measure_rates(_PACE_PIXELS, "float32"), []
+    for mode, words in (("marginal", "with marginal noise"), ("drawn", "for each seed of drawn noise")):
+        config = ExperimentConfig.model_validate(
+            {"data": {"train": "a", "test": "b"}, "noise": {"mode": mode}, "seeds": [0]}
+        )
+        plan = plan_run([_PACE_SPECTRA], _PACE_PIXELS, config, [available_memory()])
+        pass_seconds = project_scaling(plan, config, rates, available_cores()).accumulating
+        found.append(f"{format_seconds(pass_seconds)} {words}")
+    return Check("pace", "ok", f"a pass over {_PACE_SPECTRA:,} × {_PACE_PIXELS:,}: at least {', '.join(found)}")
 
 
 def check_memory() -> Check:

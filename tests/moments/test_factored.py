@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
 
 from pipeline.errors import InputError
 from pipeline.moments import (
@@ -242,3 +244,44 @@ def test_files_hold_them_exactly_and_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "basis.npz").unlink()
     with pytest.raises(InputError, match=r"basis\.npz: cannot be read"):
         SavedMoments.open(tmp_path / "fold-000").read(0)
+
+
+def test_models_are_the_limit_of_training_on_many_noisy_copies() -> None:
+    x, v, y = (array[:400] for array in make_spectra(roughness=0.01))
+    ours = factor(whole_basis(x, v), x, v, y)
+    alpha, rng, distances = 40.0, np.random.default_rng(5), []
+    path = solve_ridge_path(ours, [alpha])
+    for copies in (4, 64, 1024):
+        # Sums over copies, drawn anew for each; their mean is what a spectrum contributes.
+        total = None
+        for _ in range(copies):
+            drawn = Moments.from_samples(x + np.sqrt(v) * rng.standard_normal(x.shape), y, NAMES)
+            total = drawn if total is None else total + drawn
+        assert total is not None
+        found = Ridge(alpha=alpha * copies, solver="cholesky")
+        found_path = solve_ridge_path(total, [alpha * copies])
+        if copies == 4:  # the sums are those that scikit-learn would have been given
+            rng_again = np.random.default_rng(5)
+            rows = np.concatenate([x + np.sqrt(v) * rng_again.standard_normal(x.shape) for _ in range(copies)])
+            found.fit(rows, np.tile(y, (copies, 1)))
+            np.testing.assert_allclose(found.coef_.T, found_path.weights[0], rtol=1e-6, atol=1e-9)
+        distances.append(float(np.linalg.norm(found_path.weights[0] - path.weights[0])))
+    # Sixteen times the copies, a quarter of the distance.
+    ratios = [a / b for a, b in pairwise(distances)]
+    assert all(2.8 < ratio < 5.7 for ratio in ratios), ratios
+
+
+def test_fewer_spectra_than_directions_are_solved_as_dense_ones_are() -> None:
+    x, v, y = make_spectra()
+    basis = whole_basis(x, v)
+    few = (x[:9], v[:9], y[:9])
+    ours, dense = factor(basis, *few), make_dense(basis, *few)
+    for alpha in (0.0, 0.3):
+        found, expected = (solve_ridge_path(one, [alpha]).weights for one in (ours, dense))
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10 * np.abs(expected).max())
+
+
+def test_solve__raise_on_a_single_spectrum() -> None:
+    x, v, y = make_spectra()
+    with pytest.raises(InputError, match="at least 2"):
+        solve_ridge_path(factor(whole_basis(x, v), x[:1], v[:1], y[:1]), [1.0])

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline import merge_runs
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
+from pipeline.convert import convert_shards
 from pipeline.noise import MarginalNoise
 from pipeline.predict import export_model
 from pipeline.questions import QUESTIONS
@@ -18,6 +20,7 @@ from pipeline.questions.rank import Rank
 from pipeline.ridge import read_models
 from pipeline.run import revisit_run, run_experiment
 from pipeline.scoring import RunResults
+from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
 
 #: Every question has something to answer, about marginal noise.
@@ -117,3 +120,47 @@ def test_r2_against_the_rank_ends_at_that_of_the_models(runs: dict[str, RunResul
         assert level.points[-1].r2_oracle == pytest.approx(1 - of_experts / total, abs=1e-6)
         r2 = [point.r2_global for point in level.points]
         assert r2[0] < r2[-1], "a model of fewer directions is a worse one"
+
+
+def factored_config(small_config: ExperimentConfig, train: list[str], **data: Any) -> ExperimentConfig:
+    settings = small_config.to_dict()
+    changed = {
+        "data": settings["data"] | {"train": train} | data,
+        "noise": {"mode": "marginal", "test": "drawn"},
+        "seeds": [42],
+        "ablation": False,
+        "compute": settings["compute"] | {"folds": "shards", "moments": "factored", "rank_tolerance": 1e-4},
+        "ridge": {"alpha": 10.0, "min_spectra": 2},
+        "bootstrap": {"resamples": 100},
+    }
+    return ExperimentConfig.model_validate(settings | changed)
+
+
+def test_added_shards_keep_the_basis_and_agree_with_a_fresh_run(
+    small_config: ExperimentConfig, sample: Path, tmp_path: Path
+) -> None:
+    shards = find_shards([sample / "train"], sample)
+    stores = [str(convert_shards([one], tmp_path / f"{k}.zarr", workers=1).path) for k, one in enumerate(shards)]
+    few = run_experiment(factored_config(small_config, stores[:1]), tmp_path / "grown")
+    grown = run_experiment(factored_config(small_config, stores), tmp_path / "grown")
+    assert grown.metadata["folds"]["reused"] == [0]
+    fresh = run_experiment(factored_config(small_config, stores), tmp_path / "fresh")
+    bases = [one.metadata["factoring"]["noises"]["marginal_noise-1.0"] for one in (few, grown, fresh)]
+    assert bases[0]["basis"] == bases[1]["basis"] != bases[2]["basis"]
+    certified = max(one["lost_r2_at_most"] for one in bases)
+    for merit in ("r2_oracle", "r2_global"):
+        assert np.abs(grown.overall[merit] - fresh.overall[merit]).max() < certified
+
+
+def test_runs_that_share_a_basis_merge_exactly(
+    small_config: ExperimentConfig, train_store: SpectraStore, tmp_path: Path
+) -> None:
+    names = ["shard_0", "shard_1"]
+    for name in names:
+        config = factored_config(small_config, [str(train_store.path)], exclude=[name])
+        run_experiment(config, tmp_path / f"without_{name}")
+    run_experiment(factored_config(small_config, [str(train_store.path)]), tmp_path / "whole")
+    [merged] = merge_runs([tmp_path / f"without_{name}" for name in reversed(names)])
+    [whole] = merge_runs([tmp_path / "whole"])
+    for cell in range(10):
+        assert merged.total(cell).identical(whole.total(cell))
