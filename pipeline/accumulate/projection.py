@@ -55,7 +55,7 @@ def projection_memory(
     rows, width = _block_rows(chunk_rows, settings.run_rows), rank + 1 + n_labels
     n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
     of_cells = (n_classes + 1) * n_runs * n_noises * n_cells * n_pixels * 8
-    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8) + settings.run_rows * pixels + of_cells
+    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells
     # A run's sizes and check rows, and the memory to decode a chunk that is needed only in part.
     work = settings.run_rows * pixels // CHECK_EVERY * 4 + 2 * chunk_rows * n_pixels * 4
     # Rows of a class wait until they are a run; they are then joined with those of the next block.

@@ -241,16 +241,20 @@ def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_pat
         accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
 
 
-@pytest.mark.parametrize("n_cells", [10, 60])
-def test_memory_stays_below_what_is_planned(train_store: SpectraStore, basis: Basis, n_cells: int) -> None:
+@pytest.mark.parametrize(("n_cells", "n_classes"), [(10, 1), (60, 1), (10, 4)])
+def test_memory_stays_below_what_is_planned(
+    train_store: SpectraStore, divided: Basis, n_cells: int, n_classes: int
+) -> None:
+    basis = divided if n_classes == divided.n_classes else replace(divided, edges=np.empty(0))
     rows = replace(rows_of(train_store), n_cells=n_cells)
     project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
     tracemalloc.start()
     project_parts(train_store, [rows], n_cells, NOISES, basis, SETTINGS, lambda *_: None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    chunk_rows, n_noises = train_store.chunk_rows, len(NOISES)
     planned = projection_memory(
-        train_store.n_pixels, len(LABELS), n_cells, len(NOISES), basis.rank, train_store.chunk_rows, SETTINGS
+        train_store.n_pixels, len(LABELS), n_cells, n_noises, basis.rank, chunk_rows, SETTINGS, n_classes
     )
     assert peak <= planned
     assert n_cells > 10 or planned <= 4 * peak
