@@ -104,8 +104,8 @@ def test_a_run_of_both_shows_forecast_and_drawn_side_by_side(small_config: Exper
     assert answer is not None
     [level] = answer.levels
     drawn = results.summary.levels[0].covered
-    assert level.drawn is not None
-    assert level.drawn.delta_r2 == drawn.delta_r2
+    assert level.drawn[-1].delta_r2 == drawn.delta_r2
+    assert [one.n_train for one in level.drawn] == [one.n_train for one in results.summary.levels[0].curve]
     assert level.at(level.n_known).covered.r2_global.mean == pytest.approx(drawn.r2_global.mean, abs=0.04)
     _, page = render_run(tmp_path / "run")
     assert "Forecast and drawn run of 1,600 training spectra" in page.read_text()

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.config import ExperimentConfig
+from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
 from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS
@@ -34,6 +34,7 @@ from pipeline.report.figures.canvas import (
 from pipeline.scoring import (
     BUILD,
     DELTA_R2,
+    MISSING,
     R2_GLOBAL,
     R2_ORACLE,
     SHOWN_MERITS,
@@ -67,7 +68,8 @@ class ForecastLevel(Plain):
 
     ``n_known`` are the training spectra that it is made from. ``needed`` says, for each choice of the penalty, how many
     training spectra ΔR² needs until the lower end of its interval reaches ``decision.continue``; null if it never
-    does. ``drawn`` is what the run's own drawn noise gave with its training spectra, where it trained on both.
+    does. ``drawn`` is what the run's own drawn noise gave, where it trained on both: with the sizes of its learning
+    curve, if the penalty is no search (a search is made once, with all spectra), the last one with all spectra.
     ``decision`` is that for ``decision.at`` training spectra, with the configured penalty.
     """
 
@@ -76,7 +78,7 @@ class ForecastLevel(Plain):
     points: tuple[OutlookPoint, ...]
     limits: tuple[OutlookPoint, ...]
     needed: dict[str, Number]
-    drawn: Scope | None
+    drawn: tuple[Scope, ...]
     decision: Decision | None
 
     def along(self, penalty: str) -> list[OutlookPoint]:
@@ -207,19 +209,20 @@ class Forecast(Question[ForecastAnswer]):
         self._compare(found)
         return found
 
-    def _summarise_drawn(self, level: float) -> Scope | None:
-        """Return what drawn noise gave with all training spectra, over seeds."""
+    def _summarise_drawn(self, level: float) -> tuple[Scope, ...]:
+        """Return what drawn noise gave, over seeds."""
         own = self._drawn.get(level, [])
         if not own:
-            return None
-        scores = [[one.draw.scores[-1]] for one in own]
-        return summarise_curve(scores, own[0].draw.models[-1:], self.facts.bootstrap.confidence)[0]
+            return ()
+        first = -1 if isinstance(self.facts.settings.ridge.alpha, AlphaSearch) else 0
+        scores = [one.draw.scores[first:] for one in own]
+        return summarise_curve(scores, own[0].draw.models[first:], self.facts.bootstrap.confidence)
 
     def _compare(self, level: ForecastLevel) -> None:
         """Warn where forecast and drawn run disagree by more than both scatter."""
-        if level.drawn is None:
+        if not level.drawn:
             return
-        forecast, drawn = level.at(level.n_known).covered, level.drawn
+        forecast, drawn = level.at(level.n_known).covered, level.drawn[-1]
         off = forecast.delta_r2.mean - drawn.delta_r2.mean
         # One seed has no scatter of its own: the sampling of the test spectra is a bound of what one draw does.
         scatter = drawn.delta_r2.std or (drawn.delta_r2.high - drawn.delta_r2.low) / 4
@@ -276,7 +279,7 @@ class Forecast(Question[ForecastAnswer]):
             "models trained on one noise draw for each spectrum would give, with any number of spectra. "
         )
         blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
-        if level.drawn is not None:
+        if level.drawn:
             blocks.insert(1, _list_side_by_side(level))
         return Section("forecast", "What more spectra would give", "Forecast", tuple(blocks))
 
@@ -343,14 +346,13 @@ def _list_points(level: ForecastLevel) -> Table:
 
 
 def _list_side_by_side(level: ForecastLevel) -> Table:
-    drawn, forecast = level.drawn, level.at(level.n_known).covered
-    assert drawn is not None
+    drawn, forecast = level.drawn[-1], level.at(level.n_known).covered
     rows = [
         (
             merit.symbol,
             merit.format(getattr(forecast, merit.name).mean),
             merit.format(drawn.merit(merit).mean),
-            f"{drawn.merit(merit).std:.4f}",
+            f"{drawn.merit(merit).std:.4f}" if drawn.merit(merit).std > 0 else MISSING,
         )
         for merit in SHOWN_MERITS
     ]
@@ -385,7 +387,7 @@ def draw_forecast(results: RunResults) -> Figure:
         figure,
         "What drawn runs of other sizes would say",
         f"From {level.n_known:,} training spectra; covered test spectra, noise level {level.noise_level:g}; bars: "
-        f"{results.summary.confidence:.0%} interval{'; diamonds: drawn runs' if level.drawn is not None else ''}.",
+        f"{results.summary.confidence:.0%} interval{'; diamonds: drawn runs' if level.drawn else ''}.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -413,5 +415,5 @@ def _draw_curves(axes: Axes, level: ForecastLevel, merit: Merit, color: str, nam
                 add_interval(axes, place, one, horizontal=False, color=color)
     end = getattr(level.limit(BEST).covered, merit.name).mean
     axes.axhline(end, color=color, linewidth=1, linestyle=(0, (1, 3)), label=f"{name}, endless")
-    if level.drawn is not None:
-        axes.plot(level.drawn.n_train, level.drawn.merit(merit).mean, "D", color=color, markersize=8, zorder=6)
+    at = [one.n_train for one in level.drawn]
+    axes.plot(at, [one.merit(merit).mean for one in level.drawn], "D", color=color, markersize=8, zorder=6)
