@@ -183,8 +183,8 @@ def _evaluate(population: Population, weights: FloatArray, alpha: float) -> _Poi
     return _Point(total, mean, label, diagonal, white, inside, small, seen, shrunk, delta)
 
 
-def _find_fixed_point(step: Callable[[FloatArray], FloatArray], start: FloatArray) -> FloatArray:
-    """Return x = step(x) > 0, by Anderson's acceleration of plain steps in log(1 + x).
+def _find_fixed_point(evaluate: Callable[[FloatArray], _Point], start: FloatArray) -> tuple[FloatArray, _Point]:
+    """Return the δ > 0 at which the system's traces are δ, and the system, by Anderson's acceleration in log(1 + δ).
 
     Plain steps converge always but slowly where rows are few and the penalty is small.
     """
@@ -192,10 +192,12 @@ def _find_fixed_point(step: Callable[[FloatArray], FloatArray], start: FloatArra
     points: list[FloatArray] = []
     residuals: list[FloatArray] = []
     for _ in range(_MOST_STEPS):
-        there = np.log1p(step(np.expm1(here)))
+        delta = np.expm1(here)
+        point = evaluate(delta)
+        there = np.log1p(point.delta)
         residual = there - here
         if np.abs(residual).max() <= _CLOSE:
-            return np.asarray(np.expm1(there))
+            return delta, point
         points, residuals = [*points[-_MEMORY:], there], [*residuals[-_MEMORY:], residual]
         here = there
         if len(points) > 1:
@@ -295,12 +297,11 @@ def solve_drawn_ridge(
     """
     rows = count * population.shares
 
-    def step(delta: FloatArray) -> FloatArray:
-        return _evaluate(population, rows / (1 + delta), alpha).delta
+    def evaluate(delta: FloatArray) -> _Point:
+        return _evaluate(population, rows / (1 + delta), alpha)
 
-    delta = _find_fixed_point(step, np.zeros(len(rows)) if start is None else start)
-    weights = rows / (1 + delta)
-    return _describe(population, _evaluate(population, weights, alpha), rows, delta, alpha)
+    delta, point = _find_fixed_point(evaluate, np.zeros(len(rows)) if start is None else start)
+    return _describe(population, point, rows, delta, alpha)
 
 
 def _describe(population: Population, at: _Point, rows: FloatArray, delta: FloatArray, alpha: float) -> DrawnRidge:

@@ -56,7 +56,7 @@ __all__ = ["NOISE_CLASSES", "SIZES", "Forecast", "ForecastAnswer", "ForecastLeve
 #: Classes of like noise that the moments of a cell are divided into.
 NOISE_CLASSES = 6
 #: Training spectra that every forecast is for.
-SIZES = (5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 2e6, 5e6, 1e7)
+SIZES = (5e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _FILE = "forecast.csv"
 _PICTURE = "moe_forecast.png"
 #: ΔR² of a forecast and of the drawn run of its size may differ by so much, or by so many standard errors of both.
