@@ -8,6 +8,10 @@ READY  := $(VENV)/.installed
 # An environment of the lowest versions that pyproject.toml allows, and the tests where HDF5, Zarr, Dask and pandas meet us.
 LOWEST := .venv-lowest
 EDGES  := $(addprefix tests/,shards convert store accumulate cluster simulate report/test_compare.py)
+# Two workers, each with whole files, in the order that tests/conftest.py gives them: the longest first. Tests start
+# Python a hundred times, so compiled modules are kept, whatever the environment says.
+WORKERS ?= 2
+PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The folder of the demonstration. To choose another one: make demo DEMO=/scratch/demo
 DEMO   ?= runs/demo
 
@@ -38,13 +42,13 @@ notebooks: $(READY)  ## Write the .ipynb from the .py and run all five notebooks
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q tests/run/test_demo.py -k notebooks
 
 test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm"
+	$(PYTEST) -m "not slow and not faults and not slurm"
 
 test-slow: $(READY)  ## Run the slow tests, as CI does.
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 4 to 5 minutes.
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(faults or slurm) and not slow"
+	$(PYTEST) -m "(faults or slurm) and not slow"
 
 # Matplotlib 3.9 calls pyparsing by names that pyparsing has renamed since, and says so.
 test-lowest: $(LOWEST)/.installed  ## Run a small demonstration and tests with the lowest versions of all libraries: 3 minutes on 2 cores.

@@ -388,7 +388,7 @@ def load_profile(source: str | Path) -> Profile:
     """
     path = Path(source).expanduser()
     packaged = packaged_profiles()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         if str(source) not in packaged:
             raise ConfigError(
                 f"cluster profile {str(source)!r}: no such file, and no packaged profile of that name "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,19 @@ from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of the longest tests, then of the most, so that no worker is left alone with one in the end.
+
+    The longest tests are those with the longest timeout. xdist itself would only count (``--no-loadscope-reorder``).
+    """
+    counts, longest = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
+    for item in items:
+        if (timeout := item.get_closest_marker("timeout")) is not None:
+            longest[item.path] = max(longest[item.path], timeout.args[0])
+    items.sort(key=lambda item: (-longest[item.path], -counts[item.path], str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +91,12 @@ def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     rates = Rates(gram=50e9, solve=25e9, noise=400e6, decode=2e9, merge=1e9, store=5e9)
     monkeypatch.setattr("pipeline.plan.measure_rates", lambda *_, store: replace(rates, store=store))
     return rates
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without figures, for tests of something else: drawing them takes longer than the rest of a small run."""
+    monkeypatch.setattr("pipeline.report.figures.render_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,9 @@ _DIRECTIVES = {
 }
 
 
+#: Variables of whoever submits that a worker's libraries cannot read (such as a list of threads, 4,2), or that would
+#: change what it writes. The command itself takes them from the driver.
+_UNSET = ("unset OMP_NUM_THREADS NUMEXPR_NUM_THREADS NUMEXPR_MAX_THREADS NUMBA_NUM_THREADS ${!ZARR_@}",)
 _UNKNOWN_FILES = Certificates("RUN/.tls-RUN/ca.pem", "RUN/.tls-RUN/cert.pem", "RUN/.tls-RUN/key.pem")
 
 
@@ -185,7 +188,7 @@ def job_options(profile: SlurmProfile, paths: JobPaths) -> dict[str, Any]:
         "worker_extra_args": arguments,
         "job_extra_directives": [*directives, *profile.directives],
         "job_directives_skip": [_DIRECTIVES[option] for option in profile.skip_directives],
-        "job_script_prologue": [*profile.setup, *_export(environment), *_scratch(profile)],
+        "job_script_prologue": [*profile.setup, *_UNSET, *_export(environment), *_scratch(profile)],
     }
 
 

@@ -36,8 +36,8 @@ __all__ = ["main"]
 #: EX_SOFTWARE of sysexits.h.
 _FAULT: Final = 70
 _ENVIRONMENT: Final = ResourceError.exit_code
-#: Below this limit on addresses (``ulimit -v``) NumPy's BLAS ends the process while it is imported.
-_LEAST_ADDRESSES: Final = 512 * 2**20
+#: Below this limit on addresses (``ulimit -v``) NumPy's BLAS may end the process, while it is imported or later.
+_LEAST_ADDRESSES: Final = 1280 * 2**20
 #: Read as whole numbers by numexpr, which pandas imports, and by numba; OpenMP itself takes a list such as 4,2.
 _THREAD_COUNTS: Final = ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMBA_NUM_THREADS")
 _SPELLED: Final = {"Δ": "d", "α": "a", "ρ": "r", "σ": "s", "→": ">", "×": "x", "−": "-", "–": "-", "…": "."}
@@ -163,6 +163,8 @@ def _mend_environment() -> None:
             os.environ[name] = count
         else:
             os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("ZARR_")]:
+        del os.environ[name]  # they would change what stores are made of, or make a sound one unreadable
     logging.getLogger().addHandler(logging.NullHandler())
     threading.excepthook = lambda told: _put_aside(told.exc_value)
     sys.unraisablehook = lambda told: _put_aside(told.exc_value)

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.base import read_file
 from pipeline.config.settings import ExperimentConfig
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -92,7 +93,7 @@ def read_yaml(path: Path, what: str) -> Any:
         If the file cannot be read, is not YAML, or is nested too deeply.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = _Loader(read_file(path).decode("utf-8"))
         try:
             return loader.get_single_data()
         finally:

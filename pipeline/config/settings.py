@@ -269,6 +269,11 @@ class DataConfig(Section):
     def _counted(cls, value: Any) -> Any:
         return _whole(value)
 
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Where spectra lie, or will, by the setting that says so."""
+        return {"data.stores": (self.stores,), "data.train": self.train, "data.test": self.test}
+
     @field_validator("train", "test", "exclude", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:

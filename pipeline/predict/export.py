@@ -44,6 +44,7 @@ from pipeline.questions.gate import (
 )
 from pipeline.ridge import ExpertModels, read_models
 from pipeline.scoring import METADATA_FILE, RunResults, read_noisy_rows, read_results
+from pipeline.shards import require_outside_data
 from pipeline.store import AnyStore, match_shards, open_stores, sample_rows, select_shards
 
 __all__ = [
@@ -259,7 +260,9 @@ def export_model(
     require_free(out, overwrite=overwrite)
     if not 0 < quantile < 1:
         raise InputError(f"--quantile must lie between 0 and 1, found {quantile:g}; for example {QUANTILE:g}")
-    model = _complete(_open_run(read_results(Path(run)), level, seed), quantile, progress)
+    source = _open_run(read_results(Path(run)), level, seed)
+    require_outside_data(out, source.config.data.sources, f"model folder {out}: a model", "such as models/first")
+    model = _complete(source, quantile, progress)
     save_model(model, out, render_card(model), overwrite=overwrite)
     return load_model(out)
 

@@ -8,6 +8,7 @@ are resampled on their own, and the comparison says so.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import replacing
+from pipeline.base import open_regular, replacing
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.report.interactive import read_asset
@@ -409,9 +410,12 @@ def write_page(comparison: Comparison, path: Path) -> None:
 
     Raises
     ------
+    InputError
+        If something is at the path that is no such page.
     ResourceError
         If the file cannot be written.
     """
+    _require_free(path)
     text = (
         open_templates()
         .get_template("compare.html.j2")
@@ -436,6 +440,26 @@ def write_page(comparison: Comparison, path: Path) -> None:
     )
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
+
+
+#: What a page of this module begins with; the template has it.
+_MARK = b'<meta name="generator" content="headroom compare">'
+_BEGINNING = 1000
+
+
+def _require_free(path: Path) -> None:
+    """Refuse a path where something else lies than an older comparison."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, "rb", opener=open_regular) as stream:
+            is_own = _MARK in stream.read(_BEGINNING)
+    except OSError:
+        is_own = False
+    if not is_own:
+        raise InputError(
+            f"--out {path}: only an older comparison may be replaced, found something else; choose another name"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +13,8 @@ from typing import Any
 from pipeline.base import SCRIPT_FILE, STATUS_FILE, Products, Progress, remove_leftovers, replacing
 from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import InputError, ResourceError
-from pipeline.schema import SHARD_FILE_NAME, SHARD_INDEX_NAME
 from pipeline.scoring import METADATA_FILE
+from pipeline.shards import require_outside_data
 from pipeline.simulate import is_sample
 
 __all__ = ["CONFIG_FILE", "Run", "open_run", "require_own_folder", "save_config", "writable_folder"]
@@ -92,13 +91,7 @@ def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
         raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
     if any((folder / trace).exists() for trace in _TRACES):
         return
-    resolved = folder.resolve()
-    for setting, place in _list_data_folders(config):
-        if place in (resolved, *resolved.parents):
-            raise InputError(
-                f"--out {folder}: a run may not be written among its data, and {place} belongs to {setting}; choose a "
-                "folder of its own, such as --out runs/first"
-            )
+    require_outside_data(folder, config.data.sources, f"--out {folder}: a run", "such as --out runs/first")
     others = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
     foreign = sorted(one.name for one in others if not is_sample(one))
     if foreign:
@@ -107,17 +100,6 @@ def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
             + "; choose a folder of its own, such as --out runs/first"
         )
-
-
-def _list_data_folders(config: ExperimentConfig) -> Iterator[tuple[str, Path]]:
-    """Yield the folders that hold nothing but spectra, with the settings that name them."""
-    yield "data.stores", Path(config.data.stores).resolve()
-    for setting, sources in (("data.train", config.data.train), ("data.test", config.data.test)):
-        for match in (Path(match) for source in sources for match in glob.glob(source, recursive=True)):
-            if match.is_dir():
-                yield setting, match.resolve()
-            elif match.name in (SHARD_FILE_NAME, SHARD_INDEX_NAME):
-                yield setting, match.resolve().parent
 
 
 @contextmanager

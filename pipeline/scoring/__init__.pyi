@@ -7,6 +7,7 @@ from .decision import Verdict as Verdict
 from .decision import decide as decide
 from .decision import evaluate_hypotheses as evaluate_hypotheses
 from .decision import find_doubts as find_doubts
+from .decision import find_open_edges as find_open_edges
 from .decision import find_verdict as find_verdict
 from .likeness import Comparison as Comparison
 from .likeness import Likeness as Likeness

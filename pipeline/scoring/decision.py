@@ -26,6 +26,7 @@ __all__ = [
     "decide",
     "evaluate_hypotheses",
     "find_doubts",
+    "find_open_edges",
     "find_verdict",
 ]
 
@@ -165,30 +166,70 @@ def _doubt_spectra(likeness: Likeness | None) -> Iterator[str]:
 
 
 def _doubt_penalties(noise: Noise, models: Sequence[ExpertModels], is_standardized: bool) -> Iterator[str]:
-    low, high = _FIT_DRAWN if noise.is_single else _FIT_MARGINAL
+    low, high = _fitting(noise, is_standardized)
     per_spectrum = models[0].global_alpha / models[0].global_count
-    is_judged = is_standardized and (noise.level >= _NOISY_LEVEL or not noise.is_single)
-    if is_judged and models[0].search is None and not low <= per_spectrum * (1 + 1e-9) <= high * (1 + 2e-9):
+    if models[0].search is None and not low <= per_spectrum * (1 + 1e-9) <= high * (1 + 2e-9):
         yield (
             f"ridge.alpha is {format_alpha(models[0].global_alpha)}, which is {per_spectrum:.3g} for each of "
             f"{models[0].global_count:,} training spectra. Between {low:g} and {high:g} fits {noise.kind} noise: set "
             f"ridge.alpha to {{per_spectrum: {0.1 if noise.is_single else 0.01:g}}} or to a search."
         )
-    edges = {}
+    edges: dict[int, float] = {}
     for one in models:
-        if one.search is None:
-            continue
-        label = one.labels.index(one.search.target)
-        for k in range(1 if one.search.by == "global" else 1 + one.n_experts):
-            curve = one.search.curve(k)
-            if curve.gain_at_edge(label) >= _GAIN_AT_EDGE:
-                edges["the global model" if k == 0 else f"the expert of bin {k - 1}"] = curve.alphas[curve.best(label)]
+        edges |= find_open_edges(one, noise, is_standardized=is_standardized)
     if edges:
-        chosen = ", ".join(f"{format_alpha(alpha)} for {model}" for model, alpha in edges.items())
-        yield (
-            f"the penalty search stopped at an edge of its grid where R² still rises: α = {chosen}. Widen the grid of "
-            "ridge.alpha.search."
+        chosen = ", ".join(
+            f"{format_alpha(alpha)} for {f'the expert of bin {k - 1}' if k else 'the global model'}"
+            for k, alpha in edges.items()
         )
+        yield (
+            f"the penalty search stopped at an edge of its grid, and a better penalty may lie beyond it: α = {chosen}. "
+            "Widen the grid of ridge.alpha.search."
+        )
+
+
+def _fitting(noise: Noise, is_standardized: bool) -> tuple[float, float]:
+    """Return the smallest and the largest α per spectrum that fit a noise; 0 and infinity where nothing is known."""
+    if not is_standardized or (noise.is_single and noise.level < _NOISY_LEVEL):
+        return 0.0, math.inf
+    return _FIT_DRAWN if noise.is_single else _FIT_MARGINAL
+
+
+def find_open_edges(models: ExpertModels, noise: Noise, *, is_standardized: bool) -> dict[int, float]:
+    """Return the penalties chosen at an edge of their grid beyond which a better one may lie.
+
+    Most choices at an edge do no harm, since the curve is flat there. One is open if R² still rose by the last step of
+    the grid, or if the whole grid lies on one side of the penalties that fit the noise: there the curve is flat, too.
+
+    Parameters
+    ----------
+    models
+        Models whose penalties were searched for; without a search nothing is found.
+    noise
+        Of the training spectra.
+    is_standardized
+        Whether pixels were divided by their standard deviation, so that α per spectrum has a scale.
+
+    Returns
+    -------
+    dict
+        The penalty by model; the global model is 0, the expert of bin k is k + 1.
+    """
+    if models.search is None:
+        return {}
+    label = models.labels.index(models.search.target)
+    low, high = _fitting(noise, is_standardized)
+    counts = [models.global_count, *models.expert_counts]
+    found = {}
+    for k in range(1 if models.search.by == "global" else len(counts)):
+        curve = models.search.curve(k)
+        best = curve.best(label)
+        per_spectrum = curve.alphas[best] / max(counts[k], 1)
+        is_too_small = best == len(curve.alphas) - 1 and per_spectrum * (1 + 1e-9) < low
+        is_too_large = best == 0 and per_spectrum > high * (1 + 1e-9)
+        if is_too_small or is_too_large or curve.gain_at_edge(label) >= _GAIN_AT_EDGE:
+            found[k] = float(curve.alphas[best])
+    return found
 
 
 def _list(numbers: Sequence[int]) -> str:

@@ -12,4 +12,5 @@ from .reader import find_shards as find_shards
 from .reader import find_typical_flux as find_typical_flux
 from .reader import natural_key as natural_key
 from .reader import read_shard_info as read_shard_info
+from .reader import require_outside_data as require_outside_data
 from .reader import stamp_files as stamp_files

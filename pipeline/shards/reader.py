@@ -46,6 +46,7 @@ __all__ = [
     "find_typical_flux",
     "natural_key",
     "read_shard_info",
+    "require_outside_data",
     "stamp_files",
 ]
 
@@ -94,6 +95,44 @@ def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
             named_by[identity] = str(pattern)
             found.append(shard)
     return tuple(found)
+
+
+def require_outside_data(path: Path, sources: Mapping[str, Sequence[str]], what: str, example: str) -> None:
+    """Refuse a path within folders that hold nothing but spectra.
+
+    Parameters
+    ----------
+    path
+        Where something shall be written.
+    sources
+        Absolute paths and patterns of shards, stores and their folders, by the setting that names them.
+    what, example
+        How the message begins and ends.
+
+    Raises
+    ------
+    InputError
+        If the path is such a folder or lies in one.
+    """
+    resolved = path.resolve()
+    for setting, patterns in sources.items():
+        for place in _list_folders(patterns):
+            if place in (resolved, *resolved.parents):
+                raise InputError(
+                    f"{what} may not be written among the data, and {place} belongs to {setting}; choose a folder of "
+                    f"its own, {example}"
+                )
+
+
+def _list_folders(patterns: Iterable[str]) -> Iterator[Path]:
+    for pattern in patterns:
+        if not glob.has_magic(pattern) and not Path(pattern).is_file():
+            yield Path(pattern).resolve()  # it may be made later
+        for match in map(Path, glob.glob(pattern, recursive=True)):
+            if match.is_dir():
+                yield match.resolve()
+            elif match.name in (SHARD_FILE_NAME, SHARD_INDEX_NAME):
+                yield match.resolve().parent
 
 
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster import load_profile
 from pipeline.base import BlockFile, find_json, hash_file, open_npz, read_file, read_json
 from pipeline.base.journal import _write_anyway
 from pipeline.base.status import read_status, read_submission
-from pipeline.errors import InputError, ResourceError
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.moments import SavedMoments
 from pipeline.predict.files import read_bundle
 from pipeline.predict.predict import read_facts
@@ -39,6 +41,9 @@ def test_reading__never_waits_for_a_pipe(irregular: Path) -> None:
     assert read_facts(irregular) is None
     with pytest.raises(InputError), open_npz(irregular, lambda reason: InputError(str(reason))):
         pass
+    for load in (load_config, load_profile):
+        with pytest.raises(ConfigError, match="regular file"):
+            load(irregular)
     folder = irregular.parent
     for name, read_folder in (
         ("status.json", read_status),

@@ -121,7 +121,7 @@ def test_who_wants_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not wants_colour(Terminal())
 
 
-@pytest.mark.usefixtures("known_rates")
+@pytest.mark.usefixtures("known_rates", "no_figures")
 def test_a_run_as_json_prints_one_object_and_its_steps_beside_it(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
     assert re.search(rf"Example:\n\s+.*headroom {name} ", out)
 
 
-@pytest.mark.usefixtures("known_rates")
+@pytest.mark.usefixtures("known_rates", "no_figures")
 def test_run_plan_and_report(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_folder = tmp_path / "run"
     code, out, _ = invoke(capsys, "plan", str(config_file), "--out", str(out_folder))
@@ -112,10 +112,10 @@ def test_mistakes_exit_with_2_and_one_line(
         (["run", "{config}", "--out", ""], "empty word"),
         (["run", "{config}", "--out", "/"], "choose a folder of its own"),
         (["run", "{config}", "--out", "{foreign}"], "'notes.txt'.*folder of its own"),
-        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0"], "among its data.*data.train"),
-        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0/run"], "among its data.*data.train"),
-        (["run", "{config}", "--out", "{foreign}/spectra/test/run"], "among its data.*data.test"),
-        (["run", "{config}", "--out", "{foreign}/stores/run"], "among its data.*data.stores"),
+        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0"], "among the data.*data.train"),
+        (["run", "{config}", "--out", "{foreign}/spectra/train/shard_0/run"], "among the data.*data.train"),
+        (["run", "{config}", "--out", "{foreign}/spectra/test/run"], "among the data.*data.test"),
+        (["run", "{config}", "--out", "{foreign}/stores/run"], "among the data.*data.stores"),
         (["submit", "{config}", "--profile", "slurm", "--out", "{foreign}", "--dry-run"], "folder of its own"),
         (["sample", "{foreign}"], "'notes.txt'.*folder of its own"),
         (["sample", ""], "empty word"),

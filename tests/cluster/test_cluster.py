@@ -96,7 +96,7 @@ def test_threads_and_memory_are_shared_out() -> None:
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(
-        "from cluster import *\n"
+        "from cluster import LocalProfile, connect_local\n"
         "with connect_local(LocalProfile(workers=1, processes=True)) as client:\n    print(client)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)

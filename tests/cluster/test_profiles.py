@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -205,6 +207,13 @@ def test_a_job_script_states_all_that_the_profile_does() -> None:
     assert lines[0] == "#!/usr/bin/env bash"
     assert lines.index("module load python") < lines.index("source env/bin/activate") < len(lines) - 1
     assert "export HEADROOM_THREADS=4" in lines
+    [cleared] = [line for line in lines if line.startswith("unset ")]
+    environment = {"OMP_NUM_THREADS": "4,2", "ZARR_ARRAY__ORDER": "x", "PATH": os.environ["PATH"]}
+    left = subprocess.run(
+        ["bash", "-c", f"{cleared}; env"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "PATH=" in left.stdout
+    assert not re.search("OMP|ZARR", left.stdout)
     assert "export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True" in lines
     assert 'mkdir -p "$SLURM_TMPDIR/x y"' in lines
     worker = lines[-1]

@@ -21,7 +21,7 @@ PRELOAD = Path(__file__).with_name("preload")
 #: Imports of a run, after the first of headroom's own, are about 2,800; the last hundreds of them draw figures.
 IMPORTS = 2600
 _GENERATOR = random.Random(19)
-MOMENTS = [(signal.SIGINT if k % 5 else signal.SIGTERM, _GENERATOR.randrange(IMPORTS)) for k in range(20)]
+MOMENTS = [(signal.SIGINT if k % 5 else signal.SIGTERM, _GENERATOR.randrange(IMPORTS)) for k in range(12)]
 
 
 @pytest.mark.parametrize(("number", "at"), MOMENTS)

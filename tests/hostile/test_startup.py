@@ -71,6 +71,21 @@ def test_settings_of_dask_that_cannot_be(rerun: Command, tmp_path: Path, content
     rerun(DASK_CONFIG=str(folder), TMPDIR=str(tmp_path)).require(code, word)
 
 
+@pytest.mark.parametrize("name", ["ZARR_ARRAY__ORDER", "ZARR_CODEC_PIPELINE__PATH", "ZARR_THREADING__MAX_WORKERS"])
+def test_settings_of_zarr_change_no_store_and_make_none_unreadable(
+    headroom: Command, sample: Path, tmp_path: Path, name: str
+) -> None:
+    shards = sample / "test" / "dataset.h5"
+    for variables, store in (({}, "plain.zarr"), ({name: "no.such"}, "set.zarr")):
+        headroom("convert", shards, store, "--quiet", **variables).require(0)
+    plain, other = (
+        {file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+        for root in (tmp_path / "plain.zarr", tmp_path / "set.zarr")
+    )
+    assert plain == other
+    headroom("inspect", "plain.zarr", "--quiet", **{name: "no.such"}).require(0)
+
+
 def test_doctor_finds_settings_of_dask_that_cannot_be(headroom: Command, tmp_path: Path) -> None:
     (tmp_path / "settings.yaml").write_text("a: [")
     ended = headroom("doctor", DASK_CONFIG=str(tmp_path))
@@ -117,7 +132,17 @@ def test_a_reader_that_leaves_is_no_error_to_speak_of(headroom: Command) -> None
     assert not ended.err
 
 
-@pytest.mark.parametrize("mib", [100, 600, 1000, 2000])
+def test_blas_never_ends_the_process_by_itself(headroom: Command, finished: Path, tmp_path: Path) -> None:
+    for mib in (1100, 1200):  # enough for every import, and too little for drawing
+        headroom(
+            "report",
+            finished,
+            before=lambda mib=mib: resource.setrlimit(resource.RLIMIT_AS, (mib * 2**20,) * 2),
+            TMPDIR=str(tmp_path),
+        ).require(3, "ulimit -v")
+
+
+@pytest.mark.parametrize("mib", [100, 600, 2000])
 def test_a_limit_on_addresses_is_told_and_never_waited_for(rerun: Command, tmp_path: Path, mib: int) -> None:
     rerun(before=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib * 2**20,) * 2), TMPDIR=str(tmp_path)).require(
         3, "ulimit -v"

@@ -101,10 +101,10 @@ def test_read__raise_on_any_damage_to_a_header(tmp_path: Path) -> None:
     content = path.read_bytes()
     ending = content.index(b"}") + 1
     for place in [*range(ending), 3773]:
-        for bit in (0, 3, 5):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
-            with suppress(InputError):  # a blank more or less changes nothing
-                assert SavedMoments.open(tmp_path / "m").read(0).identical(cells()[0])
+        bit = (0, 3, 5)[place % 3]
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        with suppress(InputError):  # a blank more or less changes nothing
+            assert SavedMoments.open(tmp_path / "m").read(0).identical(cells()[0])
 
 
 @pytest.mark.parametrize("place", ["_write_gram", "json"])

@@ -355,6 +355,7 @@ def test_a_finished_run_is_not_computed_again(
     assert [step["skipped"] for step in again.metadata["steps"]] == [True, True, True, False]
 
 
+@pytest.mark.slow  # two workers of their own; whole runs of drawn noise on one store have the same test
 def test_workers_do_not_change_the_results(finished: RunResults, two_workers: Client, tmp_path: Path) -> None:
     config = ExperimentConfig.model_validate(finished.metadata["config"])
     run_experiment(config, tmp_path, client=two_workers)

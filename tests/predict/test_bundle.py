@@ -434,6 +434,13 @@ def test_export__raise_on_what_a_run_does_not_have(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_export__raise_on_a_folder_among_the_spectra(run: Path, train_store: SpectraStore) -> None:
+    before = sorted(train_store.path.iterdir())
+    with pytest.raises(InputError, match=r"data\.train"):
+        export_model(run, train_store.path / "model")
+    assert sorted(train_store.path.iterdir()) == before
+
+
 def test_export__raise_on_runs_and_folders(run: Path, ungated: Path, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         export_model(tmp_path / "nothing", tmp_path / "model")

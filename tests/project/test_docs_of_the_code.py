@@ -42,6 +42,7 @@ def test_the_schema_of_the_summary_is_that_of_the_code(generate: ModuleType) -> 
     assert generate.SCHEMA.read_text(encoding="utf-8") == generate.write_schema(), "run python docs/generate.py"
 
 
+@pytest.mark.usefixtures("no_figures")  # the toys have none
 def test_the_examples_of_extending_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from distributed import Client
+from results_factory import list_pictures, render_page
 from sklearn.linear_model import Ridge
 
 from pipeline import read_noisy_rows
@@ -18,7 +19,8 @@ from pipeline.errors import InputError
 from pipeline.noise import NoiseDraw
 from pipeline.questions.ablation import Ablation
 from pipeline.questions.marginal_curve import MarginalCurve
-from pipeline.run import plan_experiment, render_run, run_experiment
+from pipeline.report.figures import render_figures
+from pipeline.run import plan_experiment, run_experiment
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import MERITS, RunResults
 from pipeline.store import SpectraStore
@@ -142,7 +144,9 @@ def test_the_marginal_half_is_a_marginal_run(
 
 
 def test_both_are_reported(finished: RunResults) -> None:
-    markdown, html = render_run(finished.folder)
+    pictures = list_pictures()
+    drawn = render_figures(finished, [pictures["moe_ablation.png"], pictures["moe_marginal_noise.png"]])
+    markdown, html = render_page(finished, {picture.file: path for picture, path in drawn})
     for text in (markdown.read_text(), html.read_text()):
         assert "Drawn and marginal noise" in text
         assert "Other ways to divide the spectra" in text

@@ -366,8 +366,14 @@ def test_both_reports_name_the_blend_and_the_features_that_matter(finished: RunR
         assert routing.blend.sentence.split(":")[0] in text
 
 
-@pytest.mark.parametrize("file", ["{name}.json", "{name}_blend.json", "quality_0.json"])
-@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "logistic"}'])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("{name}.json", content) for content in ("{", "[]", '{"kind": "logistic"}')),
+        ("{name}_blend.json", '{"kind": "logistic"}'),
+        ("quality_0.json", "[]"),
+    ],
+)
 def test_gates__damaged_files_are_made_again(
     finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, file: str, content: str
 ) -> None:

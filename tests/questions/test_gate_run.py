@@ -144,6 +144,7 @@ def test_no_gate_ever_sees_the_test_spectra(
     assert not pd.read_csv(other.folder / ROUTING_FILE).equals(pd.read_csv(finished.folder / ROUTING_FILE))
 
 
+@pytest.mark.slow  # two workers of their own, for both ways; whole runs and `tests/ridge` have the same test
 def test_workers_change_no_bit(
     finished: RunResults, train_on: str, small_config: ExperimentConfig, two_workers: Client, tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_a_finished_search_is_left_as_it_is(finished: RunResults, small_config: 
     assert state() == before
 
 
+@pytest.mark.slow  # two workers of their own, for both ways; whole runs and `tests/ridge` have the same test
 def test_workers_change_no_bit(
     finished: RunResults, two_workers: Client, small_config: ExperimentConfig, tmp_path: Path
 ) -> None:

@@ -201,6 +201,14 @@ def test_the_page_opens_anywhere_and_escapes_names(runs: tuple[Path, Path], tmp_
     assert text.count('<tr><th scope="row">ridge.standardize</th><td>global</td><td>none</td>') == 1
     assert f"{comparison.differences[0].merits['delta_r2'].mean:+.3f}" in text
     assert len(text) < 100_000
+    write_page(comparison, pages[0])  # over an older one
+    (tmp_path / "folder").mkdir()
+    for name in ("thesis.html", "folder"):
+        if name == "thesis.html":
+            (tmp_path / name).write_text("<title>Comparison of 2 runs</title>")
+        with pytest.raises(InputError, match=name):
+            write_page(comparison, tmp_path / name)
+    assert (tmp_path / "thesis.html").read_text() == "<title>Comparison of 2 runs</title>"
 
 
 def test_the_command(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def test_threads_and_workers_change_no_bit(folders: list[MomentsFolder], two_wor
 
 
 def test_memory_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
-    pixels = 600
+    pixels = 400
     folder = write_random_moments(tmp_path, n_folds=4, n_cells=GRID.n_cells, pixels=pixels)
     [models], peak = trace_peak(lambda: solve([folder], RIDGE, threads=2))
     results = sum(one.expert_weights.nbytes + one.global_weights.nbytes for one in models)

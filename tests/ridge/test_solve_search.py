@@ -183,7 +183,7 @@ def test_experts_are_solved_alone_where_the_global_model_is_known(
 
 
 def test_memory_of_a_search_does_not_depend_on_cells_and_folds(tmp_path: Path) -> None:
-    pixels = 600
+    pixels = 400
     folder = write_random_moments(tmp_path, n_folds=4, n_cells=GRID.n_cells, pixels=pixels)
     models, peak = trace_peak(lambda: solve(folder, ridge(), threads=2))
     assert models[-1].search is not None

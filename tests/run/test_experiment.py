@@ -144,6 +144,7 @@ def test_workers_do_not_change_the_results(
         assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_verdict_without_ground_is_withheld(small_config: ExperimentConfig, tmp_path: Path) -> None:
     heavy = ExperimentConfig.model_validate(small_config.to_dict() | {"ridge": {"alpha": 1e5}, "seeds": [42]})
     results = run_experiment(heavy, tmp_path)

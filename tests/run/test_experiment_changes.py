@@ -132,6 +132,7 @@ def test_added_shards_alone_are_read_and_the_results_are_those_of_a_run_from_scr
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
 
 
+@pytest.mark.slow  # three whole runs; adding once has the same test
 def test_adding_twice_equals_adding_both_in_turn(run: Path, shards: list[Path], tmp_path: Path) -> None:
     add_spectra(run, [shards[2]])
     results = add_spectra(run, [shards[3]])
@@ -454,6 +455,7 @@ def test_an_impossible_change_changes_nothing(base: ExperimentConfig, shards: li
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_command_that_was_killed_after_its_results_is_finished_by_itself(
     run: Path, shards: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,6 +482,7 @@ def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_the_commands_add_and_remove(
     run: Path, grown: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

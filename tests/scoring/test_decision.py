@@ -195,6 +195,16 @@ def test_a_choice_at_an_edge_of_the_grid_withholds_the_verdict(search: SolvedSea
     assert all(str(named) in doubt for doubt in found)
 
 
+def test_a_grid_far_from_what_fits_withholds_the_verdict_though_its_curve_is_flat() -> None:
+    flat = make_search([0.2999, 0.3, 0.3001], [0.1, 0.3, 0.2])  # the largest of 1, 10 and 100
+    assert doubts(models=make_models(alpha=100.0, n=10_000, search=flat)) == []
+    models = make_models(alpha=100.0, n=10_001, search=flat)
+    [doubt] = doubts(models=models)
+    assert "100 for the global model" in doubt
+    assert doubts(models=models, noise=MARGINAL) == []
+    assert doubts(models=models, is_standardized=False) == []
+
+
 def test_test_spectra_of_another_kind_withhold_the_verdict() -> None:
     [doubt] = doubts(likeness=Likeness(400, 50, tuple(range(5, 17)), (7,)))
     assert "12 of 400 test spectra (rows 5, 6, 7, 8, 9, …)" in doubt

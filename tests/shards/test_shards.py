@@ -274,7 +274,7 @@ with h5py.File(good) as file:
             pixels[chunk.byte_offset : chunk.byte_offset + chunk.size] = True
 places = [place for place in np.flatnonzero(~pixels) if content[place]]  # most zeros are padding
 rng, refused = np.random.default_rng(0), 0
-for place in rng.choice(places, 300, replace=False):
+for place in rng.choice(places, 150, replace=False):
     damaged = bytearray(content)
     damaged[place] ^= int(rng.integers(1, 256))
     bad.write_bytes(damaged)
@@ -298,7 +298,7 @@ def test_read__damaged_metadata_is_an_input_error(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FUZZ, str(good), str(tmp_path / "bad.h5")]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 20
+    assert int(run.stdout) > 10
 
 
 @pytest.mark.parametrize(

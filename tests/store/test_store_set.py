@@ -430,6 +430,7 @@ def test_results_are_those_of_one_store(
     pd.testing.assert_frame_equal(several.sample, one.sample)
 
 
+@pytest.mark.slow  # two workers of their own; whole runs of drawn noise on one store have the same test
 def test_workers_do_not_change_the_results_of_several_stores(
     in_parts: ExperimentConfig, run_in_parts: RunResults, two_workers: Client, tmp_path: Path
 ) -> None:

@@ -56,10 +56,11 @@ __all__ = [
     "write_recipes",
 ]
 
-FloatArray = NDArray[np.float64]
 #: Rows that follow each other where only some are read: single ones would touch as many chunks as all.
 _RUN_ROWS = 256
 _BLOCK_ROWS = 1024
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ the penalty.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,9 +35,11 @@ from pipeline.report.figures.canvas import (
     style_axes,
 )
 from pipeline.ridge import SolvedSearch, format_alpha, total_squares
-from pipeline.scoring import MISSING, Columns, Number, Plain, RunResults, Stacked
+from pipeline.scoring import MISSING, Columns, Number, Plain, RunResults, Stacked, find_open_edges
 
 __all__ = ["GLOBAL_MODEL", "Penalty", "PenaltyAnswer", "PenaltyDraw", "PenaltyPath", "draw_alpha_search"]
+
+FloatArray = NDArray[np.float64]
 
 #: The global model among the models of a search; experts have the number of their bin.
 GLOBAL_MODEL = "global"
@@ -129,7 +131,6 @@ def _draw_legend(axes: Axes) -> None:
     )
 
 
-FloatArray = NDArray[np.float64]
 _FILE = "alpha_search.csv"
 
 
@@ -182,7 +183,9 @@ class Penalty(Question[PenaltyAnswer]):
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
         self._draws: list[PenaltyDraw] = []
-        self._compared: list[PenaltyDraw] = []
+        #: Choices at an edge of the grid beyond which a better penalty may lie: model, penalty, and the noise levels.
+        self._open: dict[tuple[int, float], list[float]] = {}
+        self._n_compared, self._n_open_compared = 0, 0
 
     def columns(self, trained: Trained, test_noise: Noise) -> Sequence[Columns]:
         """Ask the models of every penalty."""
@@ -191,24 +194,36 @@ class Penalty(Question[PenaltyAnswer]):
 
     def hear(self, reading: Reading, found: Sequence[Stacked]) -> None:
         """Score them on covered spectra, an expert on its bin's."""
-        search = reading.trained.whole.search
+        models = reading.trained.whole
+        search = models.search
         if search is None:
             return
-        label = reading.trained.whole.labels.index(search.target)
+        is_standardized = self.facts.settings.ridge.standardize != "none"
+        edges = find_open_edges(models, reading.trained.noise, is_standardized=is_standardized)
+        if reading.trained.is_compared:
+            self._n_compared += 1 if search.by == "global" else 1 + models.n_experts
+            self._n_open_compared += len(edges)
+            return
+        for edge in edges.items():
+            self._open.setdefault(edge, []).append(reading.draw.level)
+        label = models.labels.index(search.target)
         truth = (self.facts.truth.labels[search.target], self.facts.truth.bins[0])
         paths = [_score_path(search, label, model, *truth, found) for model in range(len(search.chosen))]
-        draw = PenaltyDraw(seed=reading.draw.seed, noise_level=reading.draw.level, models=tuple(paths))
-        (self._compared if reading.trained.is_compared else self._draws).append(draw)
+        self._draws.append(PenaltyDraw(seed=reading.draw.seed, noise_level=reading.draw.level, models=tuple(paths)))
 
     def answer(self) -> PenaltyAnswer | None:
-        """Return all paths, and warn of choices at an edge of the grid."""
+        """Return all paths, and warn of choices at an edge of the grid beyond which a better penalty may lie."""
         alpha = self.facts.settings.ridge.alpha
         if not isinstance(alpha, AlphaSearch):
             return None
-        self.warnings += _warn_of_edges(self._draws, alpha.by, self.facts.grid)
-        if self._compared:
-            kinds = {one.noise.kind for one in self.facts.trained if one.is_compared}
-            self.warnings += _count_edges(self._compared, f"{enumerate_words(sorted(kinds))} noise")
+        several_levels = len({draw.noise_level for draw in self._draws}) > 1
+        self.warnings += _warn_of_edges(self._open, alpha.search, self.facts.grid, several_levels)
+        if self._n_open_compared:
+            kinds = enumerate_words(sorted({one.noise.kind for one in self.facts.trained if one.is_compared}))
+            self.warnings.append(
+                f"{kinds} noise: {self._n_open_compared} of {self._n_compared} penalties chosen are the smallest or "
+                "the largest of the grid, so others may be better: widen ridge.alpha.search"
+            )
         return PenaltyAnswer(by=alpha.by, draws=tuple(self._draws))
 
     @classmethod
@@ -268,55 +283,25 @@ def _r2(truth: FloatArray, squares: FloatArray) -> list[float]:
     return [float(1 - row.sum() / total) if total > 0 else math.nan for row in squares]
 
 
-def _warn_of_edges(draws: Sequence[PenaltyDraw], by: str, grid: BinGrid) -> list[str]:
-    """Name the choices at an edge of the grid, beyond which a better penalty may lie; each with its noise levels.
+def _warn_of_edges(
+    edges: Mapping[tuple[int, float], Sequence[float]], alphas: Sequence[float], grid: BinGrid, several_levels: bool
+) -> list[str]:
+    """Name choices at an edge of the grid, the largest penalty first; each with its noise levels if there are others.
 
-    Where the global model chose for all, its choice is the only one.
+    ``edges`` are the levels by model (the global one is 0) and penalty.
     """
-    paths = [(draw.noise_level, path) for draw in draws for path in draw.models]
-    paths = [one for one in paths if by != "global" or one[1].model == GLOBAL_MODEL]
-    several_levels = len({draw.noise_level for draw in draws}) > 1
-    alphas = paths[0][1].alphas
     warnings = []
-    for edge, place, beyond in ((len(alphas) - 1, "largest", "larger"), (0, "smallest", "smaller")):
-        at_edge: dict[str, list[float]] = {}
-        for level, path in paths:
-            if path.chosen == edge and _still_rises(path):
-                at_edge.setdefault(path.model, []).append(level)
-        for model, found in at_edge.items():
-            who = "the global model" if model == GLOBAL_MODEL else grid.describe(int(model))
-            levels = enumerate_words([f"{level:g}" for level in dict.fromkeys(found)])
-            where = f", at noise level {levels}," if several_levels else ""
+    for edge, place, beyond in ((alphas[-1], "largest", "larger"), (alphas[0], "smallest", "smaller")):
+        for (model, alpha), levels in edges.items():
+            if alpha != edge:
+                continue
+            who = grid.describe(model - 1) if model else "the global model"
+            at = f", at noise level {enumerate_words([f'{level:g}' for level in dict.fromkeys(levels)])},"
             warnings.append(
-                f"α = {format_alpha(alphas[edge])} for {who}{where} is the {place} of the grid, so a {beyond} one may "
-                "be better: widen ridge.alpha.search"
+                f"α = {format_alpha(alpha)} for {who}{at if several_levels else ''} is the {place} of the grid, so a "
+                f"{beyond} one may be better: widen ridge.alpha.search"
             )
     return warnings
-
-
-#: A step of the grid counts if R² on held-out folds differs by as much.
-_FLAT = 1e-4
-
-
-def _still_rises(path: PenaltyPath) -> bool:
-    """Say whether the last step to a choice at an edge gained anything.
-
-    With marginal noise small penalties are alike.
-    """
-    neighbour = 1 if path.chosen == 0 else path.chosen - 1
-    return neighbour < len(path.r2_cv) and path.r2_cv[path.chosen] - path.r2_cv[neighbour] >= _FLAT
-
-
-def _count_edges(draws: Sequence[PenaltyDraw], what: str) -> list[str]:
-    """Say in one line how many choices of a noise that is only compared sit at an edge of the grid."""
-    paths = [path for draw in draws for path in draw.models]
-    at_edge = sum(path.chosen in (0, len(path.alphas) - 1) and _still_rises(path) for path in paths)
-    if not at_edge:
-        return []
-    return [
-        f"{what}: {at_edge} of {len(paths)} penalties chosen are the smallest or the largest of the grid, so others "
-        "may be better: widen ridge.alpha.search"
-    ]
 
 
 # --- What the report says of a search.
