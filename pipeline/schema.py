@@ -85,7 +85,7 @@ READABLE_STORE_VERSIONS: Final = (1, STORE_VERSION)
 #: A folder of moments, and the JSON listing of all moments of a run.
 MOMENTS_VERSION: Final = 4
 #: The basis of factored moments.
-BASIS_VERSION: Final = 1
+BASIS_VERSION: Final = 2
 MOMENTS_LISTING_VERSION: Final = 1
 #: ``products.json`` of a run.
 PRODUCTS_VERSION: Final = 2

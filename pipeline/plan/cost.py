@@ -23,7 +23,7 @@ from pipeline.accumulate import (
     sharing_memory,
 )
 from pipeline.base import available_memory, format_bytes
-from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions, shard_ranges
+from pipeline.bins import BinGrid, CellGrid, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import MOST_DIRECTIONS, Factors, TileLayout
@@ -216,6 +216,8 @@ def plan_run(
     chunk_rows: int = 1024,
     store_disk: int = 0,
     left_out: Sequence[int] = (),
+    kept: Sequence[tuple[int, int]] | None = None,
+    noise_classes: int = 1,
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
@@ -236,15 +238,20 @@ def plan_run(
         Bytes of stores that are still to be written.
     left_out
         Numbers of the shards that are left out.
+    kept
+        The rows that are used; by default those of all other shards.
+    noise_classes
+        Into how many classes of like noise factored moments are divided.
     worker_threads
         Cores of a worker; as many as this process may use by default.
     """
     compute, cores = config.compute, worker_threads or available_threads()
-    folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
-    partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
+    kept = keep_rows(shard_lengths, left_out) if kept is None else kept
+    folds = tighten_folds(plan_folds(shard_lengths, compute.folds, left_out), kept)
+    partitions = plan_partitions(folds, compute.partition_rows, find_gaps(kept))
     n_cells, n_spectra = _count_cells(config), sum(part.n_spectra for part in partitions)
     noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-    factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores)
+    factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores, noise_classes)
     n_dense = len(noises) - factored.n_noises
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
@@ -313,6 +320,7 @@ class _Factored:
         chunk_rows: int,
         config: ExperimentConfig,
         cores: int,
+        n_classes: int,
     ) -> _Factored:
         n_noises = len(expect_factored(noises, n_pixels, config.compute))
         if not n_noises:
@@ -323,9 +331,9 @@ class _Factored:
         return cls(
             n_noises,
             n_cells,
-            memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings),
+            memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings, n_classes),
             sample=_SAMPLE_ARRAYS * SAMPLE_SPECTRA * n_pixels * 8,
-            of_cell=Factors.nbytes(n_pixels, len(LABELS), rank),
+            of_cell=Factors.nbytes(n_pixels, len(LABELS), rank, n_classes),
         )
 
     def measure_disk(self, folds: Sequence[int]) -> int:

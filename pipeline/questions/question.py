@@ -58,12 +58,15 @@ class Needs:
         Names of binnings that are wanted crossed with the main one, too.
     fine
         A grid that cells must tell apart though it is no binning, under the name of its setting.
+    noise_classes
+        Into how many classes of like noise the moments of a cell are divided, where they are factored.
     """
 
     binnings: Mapping[str, Mapping[str, Cut]] = field(default_factory=dict)
     columns_alone: bool = False
     crossed: tuple[str, ...] = ()
     fine: Mapping[str, Mapping[str, Cut]] = field(default_factory=dict)
+    noise_classes: int = 1
 
     def __or__(self, other: Needs) -> Needs:
         """Return what two questions need together."""
@@ -72,6 +75,7 @@ class Needs:
             self.columns_alone or other.columns_alone,
             tuple(dict.fromkeys((*self.crossed, *other.crossed))),
             {**self.fine, **other.fine},
+            max(self.noise_classes, other.noise_classes),
         )
 
 

@@ -12,6 +12,7 @@ from pipeline.questions.ablation import Ablation
 from pipeline.questions.amplification import Amplification
 from pipeline.questions.bin_design import BinDesign
 from pipeline.questions.ceiling import Ceiling
+from pipeline.questions.forecast import Forecast
 from pipeline.questions.gate import Gates
 from pipeline.questions.labels import Labels
 from pipeline.questions.learning_curve import LearningCurve
@@ -33,6 +34,7 @@ QUESTIONS: list[type[Question[Any]]] = [
     Penalty,
     LearningCurve,
     MarginalCurve,
+    Forecast,
     Rank,
 ]
 

@@ -32,9 +32,8 @@ def cells_of(script: Path) -> list[dict[str, object]]:
 
 
 def test_there_are_the_notebooks_that_the_readme_lists() -> None:
-    assert {"01_explore_spectra", "02_headroom", "03_inside_an_expert", "04_on_your_cluster", "06_ceiling"} <= set(
-        NAMES
-    )
+    topics = ("explore_spectra", "headroom", "inside_an_expert", "on_your_cluster", "forecast", "ceiling")
+    assert [f"{number:02}_{topic}" for number, topic in enumerate(topics, start=1)] == NAMES
     readme = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in readme for name in NAMES)
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
