@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,17 @@ import click
 
 from pipeline.base import RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
-from pipeline.cli.words import json_option, output_path, print_json, print_table, quiet_option, summarise_run
+from pipeline.cli.words import (
+    join_summary,
+    json_option,
+    output_path,
+    print_json,
+    print_table,
+    quiet_option,
+    summarise_run,
+)
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, ResourceError
+from pipeline.errors import ConfigError, HeadroomError, ResourceError
 
 if TYPE_CHECKING:
     from cluster import SlurmProfile
@@ -48,11 +58,13 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
       headroom run oracle_noise1.yaml --out runs/first
       headroom run oracle_noise1.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
-    from cluster.dashboard import announce
-    from pipeline.run import render_run, require_own_folder, run_experiment
-
     experiment = load_config(config)
     folder = run_folder(config, out)
+    if not dashboard and _tell_standing(experiment, folder, choice, quiet=quiet, as_json=as_json):
+        return
+    from cluster.dashboard import announce
+    from pipeline.run import record_standing, render_run, require_own_folder, run_experiment
+
     require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
     profile = choice.checked_profile(experiment, folder)
@@ -69,11 +81,38 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)
+        printed = StringIO()
+        print_table(results, experiment, printed)
+        with suppress(OSError, ValueError, HeadroomError):  # without the record, the next command takes longer
+            record_standing(experiment, folder, printed.getvalue())
         if as_json:
             print_json(summarise_run(results, page))
             return
         print_table(results, experiment)
         click.echo(f"report: {page}")
+
+
+def _tell_standing(
+    experiment: ExperimentConfig, folder: Path, choice: ClusterChoice, *, quiet: bool, as_json: bool
+) -> bool:
+    """Print the results of a run that stands as it was left, and tell whether it does. No cluster is started."""
+    from pipeline.run import find_standing
+
+    standing = find_standing(experiment, folder)
+    if standing is None:
+        return False
+    if choice != ClusterChoice():
+        choice.profile()  # a wrong profile is a mistake all the same
+    printed, summary, metadata = standing
+    page = folder / "report.html"
+    if not quiet:
+        click.echo("nothing to do: settings, spectra and results are those of the finished run", err=True)
+    if as_json:
+        print_json(join_summary(folder, page, summary, metadata))
+    else:
+        click.echo(printed, nl=False)
+        click.echo(f"report: {page}")
+    return True
 
 
 def run_folder(config: str, out: Path | None) -> Path:

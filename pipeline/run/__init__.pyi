@@ -13,3 +13,5 @@ from .revisit import Revisit as Revisit
 from .revisit import ask_forecast as ask_forecast
 from .revisit import forecast_run as forecast_run
 from .revisit import revisit_run as revisit_run
+from .standing import find_standing as find_standing
+from .standing import record_standing as record_standing

@@ -47,6 +47,7 @@ from pipeline.run.spectra import (
     read_headers,
     resolve_binnings,
 )
+from pipeline.run.standing import forget_standing
 from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
@@ -145,6 +146,7 @@ def run_experiment(
     plan = _plan(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
+        forget_standing(out)
         run = open_run(out, config, progress or SilentProgress())
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
