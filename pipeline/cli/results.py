@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import RunJournal, choose_progress, read_status
+from pipeline.base import NumberedProgress, RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
 from pipeline.cli.words import (
     json_option,
@@ -290,9 +290,10 @@ def _change(
         progress.note("the results of this command stand already; what comes after them is finished now")
         change = partial(run_experiment, load_config(folder / CONFIG_FILE), folder)
     with RunJournal(folder, command) as journal:
-        progress = journal.progress(progress)
+        progress = NumberedProgress(journal.progress(progress))
         with connected(journal, profile, folder, progress) as client:
             results = change(client=client, progress=progress, command=command)
+        progress.enter("report")
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)

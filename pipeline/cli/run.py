@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import RunJournal, choose_progress
+from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
 from pipeline.cli.words import (
     join_summary,
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
-    from pipeline.config import ExperimentConfig
-    from pipeline.plan import ExperimentPlan, Rates, Scaling
+    from pipeline.plan import ExperimentPlan, Rates, RunTime, Scaling
 
 __all__ = ["plan", "run", "run_folder", "submit"]
 
@@ -70,7 +69,7 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
     profile = choice.checked_profile(experiment, folder)
     command = f"headroom run {config} --out {folder}{choice.words()}"
     with RunJournal(folder, command) as journal:
-        progress = journal.progress(shown)
+        progress = NumberedProgress(journal.progress(shown))
         with connected(journal, profile, folder, progress) as client:
             if dashboard or not quiet:
                 say = partial(click.echo, err=as_json) if quiet else shown.note
@@ -78,6 +77,7 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
             if dashboard and sys.stdin.isatty() and not as_json:
                 click.pause("Press any key to close the dashboard …")
+        progress.enter("report")
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)
@@ -277,7 +277,7 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
       HEADROOM_DEMO=spectra headroom plan demo
       headroom plan --spectra 1e8 --pixels 7200 --workers 200 --cores 16 --memory 64GB
     """
-    from pipeline.plan import plan_run, project_scaling
+    from pipeline.plan import plan_run, project_run, project_scaling
     from pipeline.run import plan_experiment
 
     experiment = _stated_config(config, stated)
@@ -292,8 +292,10 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         click.echo(projected.render())
     rates, source = _stated_rates(projected, experiment, cores, stated)
     scaling = project_scaling(projected, experiment, rates, cores)
+    times = project_run(projected, experiment, scaling)
     if not as_json:
         click.echo(scaling.render(source))
+        click.echo(f"the whole run        {times.describe()}")
     if config is not None and not on_paper:
         choice.require_fit(projected, profile, experiment.cluster)
         projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
@@ -301,21 +303,23 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         projected.require_workers_fit()
     better = _better_partitions(projected, experiment, rates, limits, cores)
     if as_json:
-        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+        print_json(_summarise(projected, scaling, times, source) | {"shorter": better})
     elif better is not None:
         click.echo(f"shorter              {better}")
 
 
-def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+def _summarise(projected: ExperimentPlan, scaling: Scaling, times: RunTime, source: str) -> dict[str, Any]:
     """Return the printed numbers for scripts, in bytes, seconds and counts."""
     what, remedy = scaling.bottleneck
-    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "traffic", "merging")}
+    seconds["total"] = times.total
     return {
         **asdict(projected),
         "n_passes": projected.n_passes,
         "n_pieces": projected.n_pieces,
         "read_bytes": scaling.read,
         "seconds": seconds,
+        "steps": {step.name: step.seconds for step in times.steps},
         "efficiency": scaling.efficiency,
         "bottleneck": what,
         "remedy": remedy,

@@ -20,6 +20,7 @@ from pipeline.accumulate import (
     plan_accumulation,
 )
 from pipeline.base import (
+    NumberedProgress,
     Progress,
     SilentProgress,
     ask_workers,
@@ -35,7 +36,7 @@ from pipeline.base import (
 from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
-from pipeline.plan import ExperimentPlan, plan_run
+from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
@@ -93,6 +94,7 @@ def _plan(
         left_out=train.left_out,
         kept=train.kept,
         noise_classes=list_needs(config).noise_classes,
+        n_test=test.n_spectra,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
@@ -147,7 +149,12 @@ def run_experiment(
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
         forget_standing(out)
-        run = open_run(out, config, progress or SilentProgress())
+        told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
+        told.expect(name_steps(config))
+        if progress is not None:
+            told.note(_tell_time(config, plan))
+        run = open_run(out, config, told)
+        run.progress.enter("convert")
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
         # Again, on what the stores hold: conversion may have left spectra out.
@@ -155,6 +162,12 @@ def run_experiment(
         run.finish_step("convert", skipped=plan.store_disk == 0)
         with recorded(client, out, command or "", run.progress.note):
             return _run_steps(run, sets, plan, client, command)
+
+
+def _tell_time(config: ExperimentConfig, plan: ExperimentPlan) -> str:
+    """Return how long the run takes, and each of its steps, if nothing of it is there."""
+    scaling = project_scaling(plan, config, measure_quickly(plan, config), plan.worker_threads)
+    return f"time: {project_run(plan, config, scaling).describe()}; what is there already is not made again"
 
 
 def _run_steps(
@@ -168,11 +181,14 @@ def _run_steps(
     questions = [question(facts) for question in QUESTIONS]
     for question in questions:
         question.check()
+    run.progress.enter("accumulate")
     moments, plan = _accumulate(run, facts, plan)
+    run.progress.enter("solve")
     facts.trained = solve_models(facts, moments, plan)
     run.finish_step("solve")
     made_of = {name: key for one in facts.trained for name, key in _list_products(facts, one).items()}
     for question in questions:
+        run.progress.enter(question.step)
         prepared = question.prepare()
         if prepared is not None:
             run.finish_step(question.step)
@@ -181,6 +197,7 @@ def _run_steps(
     asked = [question.name for question in questions]  # a finished run has no answer to a question that is new
     settings = [config.to_dict(), list(config.bins)]
     key = content_hash([RESULTS_ALGORITHM, asked, made_of, sets.test.fingerprint, *settings])
+    run.progress.enter("score")
     if not results_hold(run.folder, key):
         draws = read_test_spectra(facts, questions)
         run.finish_step("score", skipped=False)

@@ -67,9 +67,7 @@ def test_what_stands_is_told(standing: tuple[ExperimentConfig, Path], small_run:
         lambda folder: shutil.rmtree(folder.parent / "train.zarr"),
     ],
 )
-def test_whatever_changes_ends_it(
-    standing: tuple[ExperimentConfig, Path], change: Callable[[Path], None]
-) -> None:
+def test_whatever_changes_ends_it(standing: tuple[ExperimentConfig, Path], change: Callable[[Path], None]) -> None:
     config, folder = standing
     change(folder)
     assert find_standing(config, folder) is None
