@@ -29,6 +29,7 @@ from pipeline.questions.gate import Gates
 from pipeline.questions.gate.fit import RunGate
 from pipeline.questions.labels import Labels
 from pipeline.questions.penalty import Penalty
+from pipeline.questions.rank import Rank
 from pipeline.report import render_report
 from pipeline.report.figures import PICTURES
 from pipeline.report.section import Picture
@@ -411,7 +412,8 @@ class _Maker:
                 origin = (reading.draw.seed, reading.draw.level)
                 frame = tabulate_predictions(origin, self.y_true, self.bins, reading.predicted, reading.variance)
                 frames.append(frame.assign(**{f"y_{name}": values for name, values in reading.routed.items()}))
-        answers = {one.name: answer.to_dict() for one in questions if (answer := one.answer()) is not None}
+        heard = [one for one in questions if one.name != Rank.name]  # which answers from moments: there are none here
+        answers = {one.name: answer.to_dict() for one in heard if (answer := one.answer()) is not None}
         if self.run.design:
             answers[BinDesign.name] = self._design(readings)
         draws = [reading.draw for reading in readings if not reading.trained.is_compared]

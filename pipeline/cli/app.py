@@ -13,6 +13,7 @@ from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
+from pipeline.cli.sweep import sweep
 from pipeline.errors import ResourceError
 
 
@@ -54,6 +55,7 @@ for _command in (
     convert,
     plan,
     run,
+    sweep,
     submit,
     status,
     cluster,

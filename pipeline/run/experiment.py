@@ -6,7 +6,8 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,15 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["limits_of_workers", "list_remarks", "plan_experiment", "render_run", "run_demo", "run_experiment"]
+__all__ = [
+    "limits_of_workers",
+    "list_remarks",
+    "plan_experiment",
+    "render_run",
+    "run_demo",
+    "run_experiment",
+    "share_pass",
+]
 
 
 def plan_experiment(
@@ -140,7 +149,39 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    out = Path(folder)
+    with (
+        _opened(config, Path(folder), client, convert_workers, progress) as (run, sets, plan),
+        recorded(client, run.folder, command or "", run.progress.note),
+    ):
+        return _run_steps(run, sets, plan, client, command)
+
+
+def share_pass(
+    config: ExperimentConfig,
+    folder: str | Path,
+    *,
+    client: Client | None = None,
+    convert_workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Convert and accumulate only: what experiments that differ in noise levels or seeds then find in this folder.
+
+    Parameters, and errors, are those of :func:`run_experiment`.
+    """
+    with _opened(config, Path(folder), client, convert_workers, progress) as (run, sets, plan):
+        run.progress.enter("accumulate")
+        _accumulate(run, _gather_facts(run, sets, plan, client), plan)
+
+
+@contextmanager
+def _opened(
+    config: ExperimentConfig,
+    out: Path,
+    client: Client | None,
+    convert_workers: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Run, SpectraSets, ExperimentPlan]]:
+    """Check and plan an experiment, and open its folder and its stores, converted if needed."""
     require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
@@ -160,8 +201,7 @@ def run_experiment(
         # Again, on what the stores hold: conversion may have left spectra out.
         run.warnings += check_headers(*sets.headers, config)
         run.finish_step("convert", skipped=plan.store_disk == 0)
-        with recorded(client, out, command or "", run.progress.note):
-            return _run_steps(run, sets, plan, client, command)
+        yield run, sets, plan
 
 
 def _tell_time(config: ExperimentConfig, plan: ExperimentPlan) -> str:

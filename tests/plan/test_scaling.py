@@ -407,7 +407,7 @@ def time_run(n: int = 64_000, pixels: int = 1024, workers: int = 1, **changes: o
 
 
 def test_every_step_of_a_run_has_its_time() -> None:
-    """Of two noises, marginal and drawn, with what a demonstration asks: the order of magnitude is that of two cores."""
+    """Of two noises, marginal and drawn, with what a demonstration asks."""
     asked = {"noise": {"mode": "checked", "test": "stored"}, "gate": {"blend": True}, "ceiling": {}, "forecast": {}}
     times = time_run(ridge={"alpha": {"search": [1, 10, 100]}}, **asked)
     assert list(times) == ["convert", "accumulate", "solve", "ceiling", "gate", "score", "report"]
