@@ -150,8 +150,8 @@ def describe_experts(
     """Say what experts capture of all that can be had, what a perfect gate keeps, and which bins are at their limit."""
     part = label.scopes["covered"]
     sentences = [
-        f"On covered spectra the global model reaches R² {part.r2_global:.3f}, experts that know the bin "
-        f"{part.r2_oracle:.3f}, and the best possible model {part.tell()}."
+        f"On {part.n_test:,} covered test spectra the global model reaches R² {part.r2_global:.3f}, experts that know "
+        f"the bin {part.r2_oracle:.3f}, and the best possible model {part.tell()}."
     ]
     low, high = part.share()
     if part.r2_oracle <= part.r2_global:
