@@ -8,6 +8,7 @@ import click
 
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
+from pipeline.cli.plot import plot
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
@@ -62,6 +63,7 @@ for _command in (
     add,
     remove,
     report,
+    plot,
     compare,
     forecast,
     moments,

@@ -1,6 +1,7 @@
 from .changes import add_spectra as add_spectra
 from .changes import describe_reuse as describe_reuse
 from .changes import remove_shard as remove_shard
+from .experiment import list_pictures as list_pictures
 from .experiment import list_remarks as list_remarks
 from .experiment import plan_experiment as plan_experiment
 from .experiment import render_run as render_run

@@ -59,6 +59,8 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
+    from pipeline.report import Picture
+
 __all__ = [
     "limits_of_workers",
     "list_remarks",
@@ -338,13 +340,20 @@ def _list_products(facts: Facts, trained: Trained) -> dict[str, str]:
 def render_run(folder: str | Path) -> tuple[Path, Path]:
     """Draw the figures and write ``report.md`` and ``report.html`` of a scored run; return the two pages."""
     from pipeline.report import render_report
-    from pipeline.report.figures import PICTURES, render_figures
+    from pipeline.report.figures import render_figures
 
     results = read_results(folder)
-    pictures = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
+    pictures = list_pictures()
     sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
     return render_report(results, render_figures(results, pictures), sections, subjects)
+
+
+def list_pictures() -> list[Picture]:
+    """Return the figures that a run may have: those of every run, and those of the questions."""
+    from pipeline.report.figures import PICTURES
+
+    return [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
 
 
 def list_remarks(results: RunResults, noise_level: float) -> list[str]:

@@ -18,12 +18,13 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_interval,
     add_title,
     new_figure,
+    page_width,
+    place_panels,
     show_empty,
     style_axes,
 )
@@ -77,11 +78,11 @@ class DesignAnswer(Plain):
 
 def draw_bin_design(results: RunResults, design: DesignAnswer | None) -> Figure:
     """Draw ΔR² of the best division against its number of experts, and the recommended division in the plane."""
-    figure = new_figure(SLIDE[0], 6.6)
+    figure = new_figure(page_width(), 6.6)
     if design is None:
         show_empty(figure.subplots(), "no bin design was asked for in this run")
         return figure
-    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    left, right = place_panels(figure, 2, width_ratios=(1.35, 1))
     _draw_gain(left, design, thresholds(results).continue_)
     _draw_plane(right, design, results)
     add_title(

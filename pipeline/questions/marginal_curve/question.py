@@ -19,7 +19,6 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     VERDICT_COLORS,
@@ -27,6 +26,8 @@ from pipeline.report.figures.canvas import (
     add_title,
     label_counts,
     new_figure,
+    page_width,
+    place_panels,
     style_axes,
 )
 from pipeline.scoring import (
@@ -59,8 +60,8 @@ _STYLES = {"drawn": ("-", True), "marginal": ("--", False)}
 
 def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope]]) -> Figure:
     """Draw R²_global, R²_oracle and ΔR² of two training noises against the number of training spectra."""
-    figure = new_figure(SLIDE[0], 6.4)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(page_width(), 6.4)
+    left, right = place_panels(figure, 2)
     for name, (dashes, filled) in _STYLES.items():
         points = curves[name]
         look = {"linestyle": dashes, "linewidth": 2, "markersize": 7, "zorder": 5}
