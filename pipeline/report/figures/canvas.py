@@ -10,10 +10,11 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.base import replacing
 from pipeline.report.words import thresholds
@@ -133,6 +134,8 @@ class Medium:
 #: Print of 12 points on a slide is print of 7.4 points in a paper.
 PRINT_SCALE: Final = 0.62
 _NARROW = 9.0
+#: Letters of a panel's title in one column.
+_LETTERS_OF_COLUMN = 40
 _ON_SLIDES: Final = Medium()
 _MEDIUM: ContextVar[Medium] = ContextVar("medium", default=_ON_SLIDES)
 
@@ -182,6 +185,7 @@ _TYPESET: Final = {
     "T_eff": r"$T_\mathrm{eff}$",
     "log g": r"$\log\,g$",
     "log_g": r"$\log\,g$",
+    "M_H": "[M/H]",
 }
 _NAMES = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in _TYPESET))
 
@@ -194,6 +198,10 @@ def typeset(text: str) -> str:
     return text if "$" in text else _NAMES.sub(lambda found: _TYPESET[found.group()], text)
 
 
+def _typeset_tick(plain: Callable[[float, int | None], str], value: float, position: int | None = None) -> str:
+    return typeset(plain(value, position))
+
+
 def typeset_figure(figure: FigureBase) -> None:
     """Typeset every text of a figure and the labels of its ticks. Other texts may hold dollars without a meaning."""
     for axes in figure.findobj(Axes):
@@ -201,6 +209,8 @@ def typeset_figure(figure: FigureBase) -> None:
             formatter = axis.get_major_formatter()
             if isinstance(formatter, FixedFormatter):
                 formatter.seq = [typeset(label) for label in formatter.seq]
+            elif isinstance(formatter, FuncFormatter):  # what ticks with given labels have
+                formatter.func = partial(_typeset_tick, formatter.func)
     for text in figure.findobj(Text):
         plain, names = text.get_text(), tuple(_TYPESET.values())
         shown = typeset(plain)
@@ -247,6 +257,7 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
     if title:
+        title = _wrap_evenly(title, _LETTERS_OF_COLUMN) if is_narrow() else title
         axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=TEXT, color=INK)
     axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)

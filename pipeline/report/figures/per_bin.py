@@ -137,7 +137,7 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     """
     bins = results.summary.headline.bins
     figure = new_figure(page_width(), max(4.4, 0.58 * len(bins) + 2.2))
-    axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 4.6 if is_narrow() else 3.6))
+    axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 1.6 if is_narrow() else 3.6))
     height = 0.36
     for offset, name, color, label in (
         (-height / 2, "r2_global", GLOBAL, "Global ridge"),
@@ -154,13 +154,12 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     style_axes(axes, x="R²", y="bin")
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    columns = {
-        "global": [format_value(view.r2_global.mean) for view in bins],
-        "oracle": [format_value(view.r2_oracle.mean) for view in bins],
-        "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
-    }
+    columns = {"ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins]}
     if not is_narrow():
-        columns |= {
+        columns = {
+            "global": [format_value(view.r2_global.mean) for view in bins],
+            "oracle": [format_value(view.r2_oracle.mean) for view in bins],
+            **columns,
             "n train": format_counts([view.n_train for view in bins]),
             "n test": format_counts([view.n_test for view in bins]),
         }

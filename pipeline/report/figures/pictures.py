@@ -120,7 +120,7 @@ def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, fontsize=SMALL, frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.03, 0.97), ncols=2, fontsize=SMALL, frameon=False)
 
 
 def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:

@@ -119,6 +119,8 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
         mesh = axes.pcolormesh(cuts[rightward], cuts[upward], filled, cmap=BLUES, vmin=0, vmax=most)
         _draw_edges(axes, edges[rightward], edges[upward], number=len(edges) == 2)
         style_axes(axes, title=title + _outside(results, part), x=quantity(rightward), grid="")
+    for axes in panels:
+        axes.tick_params(labelbottom=True)
     for axes in panels if is_narrow() else panels[:1]:
         axes.set_ylabel(quantity(upward), fontsize=TEXT)
     bar = figure.colorbar(mesh, ax=panels, fraction=0.03, pad=0.02, extend="max")
