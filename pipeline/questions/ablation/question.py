@@ -109,7 +109,7 @@ def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
     style_axes(axes, x=f"ΔR²  (dashed: build experts, ≥ {limit:g})", y="binning", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high + (1.1 if is_narrow() else 0.45) * (high - low))  # room for the words
+    axes.set_xlim(low, high + (1.6 if is_narrow() else 0.45) * (high - low))  # room for the words
     add_title(
         figure,
         "Which division of the spectra brings the gain?",

@@ -22,6 +22,7 @@ from pipeline.report.figures.canvas import (
     TEXT,
     add_interval,
     add_title,
+    is_narrow,
     new_figure,
     page_width,
     place_panels,
@@ -118,7 +119,8 @@ def _draw_gain(axes: Axes, design: DesignAnswer, limit: float) -> None:
         axes.axhline(limit, color=INK, linewidth=1.2, linestyle="--", label=f"build experts, ≥ {limit:g}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
     style_axes(axes, x="number of experts", y="ΔR²", grid="y")
-    axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
+    axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01),
+                ncols=1 if is_narrow() else 2)  # fmt: skip
 
 
 def _draw_plane(axes: Axes, design: DesignAnswer, results: RunResults) -> None:

@@ -85,6 +85,8 @@ def draw_dashboard(results: RunResults) -> Figure:
         "n train": format_counts([view.n_train for view in bins]),
         "n test": format_counts([view.n_test for view in bins]),
     }
+    if is_narrow():
+        del columns["n train"]
     write_columns(table, columns)
     add_title(
         figure,
@@ -120,7 +122,8 @@ def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.03, 0.97), ncols=2, fontsize=SMALL, frameon=False)
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.03, 0.97), "ncols": 2}
+    axes.legend(**place, fontsize=SMALL - 2 * is_narrow(), frameon=False, handlelength=1.2, columnspacing=1.0)
 
 
 def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:

@@ -127,13 +127,13 @@ def _draw_panels(
             )
         )
         _draw_identity(axes, ends)
-        name, merit = f"{names[model]}{_name_seed(seed)}:", f"R² = {format_value(scores[f'r2_{model}'], '.4f')}"
-        between, beyond_words = (
-            " " if len(panels) <= 2 and not is_narrow() else "\n",
-            f"({beyond:,} beyond the axes)" if beyond else "",
-        )
-        count = f"n = {len(rows):,}"
-        title = f"{name}{between}{merit},{chr(10) if is_narrow() else ' '}{count}\n{beyond_words}".strip()
+        merit, count = f"R² = {format_value(scores[f'r2_{model}'], '.4f')}", f"n = {len(rows):,}"
+        beyond_words = f"({beyond:,} beyond the axes)" if beyond else ""
+        if is_narrow():
+            title = f"{names[model]}:\n{merit}\n{count}\n{beyond_words}".strip()
+        else:
+            between = " " if len(panels) <= 2 else "\n"
+            title = f"{names[model]}{_name_seed(seed)}:{between}{merit}, {count}\n{beyond_words}".strip()
         style_axes(axes, title=title, grid="both")
         axes.set(xlim=ends, ylim=ends, aspect="equal")
         place = axes.get_subplotspec()
