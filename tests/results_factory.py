@@ -132,10 +132,15 @@ def change_summary(results: RunResults, change: Callable[[dict[str, Any]], objec
     return replace(results, summary=Summary.model_validate(plain))
 
 
+#: Figures of questions that answer from moments or a library, which a made-up run does not have.
+NOT_MADE_UP = ("moe_ceiling.png", "moe_forecast.png")
+
+
 def list_pictures(results: RunResults | None = None) -> dict[str, Picture]:
-    """Return all pictures by their files, in the order of the page; with results those that the run has."""
+    """Return all pictures by their files, in the order of the page; with results those that it has."""
     every = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
-    return {picture.file: picture for picture in every if results is None or picture.is_there(results)}
+    made = [picture for picture in every if picture.file not in NOT_MADE_UP]
+    return {picture.file: picture for picture in made if results is None or picture.is_there(results)}
 
 
 def render_page(results: RunResults, figures: Mapping[str, Path] | None = None) -> tuple[Path, Path]:

@@ -6,6 +6,7 @@ from .compare import format_setting as format_setting
 from .compare import list_merits as list_merits
 from .compare import list_settings as list_settings
 from .compare import write_page as write_page
+from .interactive import Card as Card
 from .page import render_report as render_report
 from .section import Block as Block
 from .section import Picture as Picture

@@ -346,7 +346,8 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
     pictures = list_pictures()
     sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
-    return render_report(results, render_figures(results, pictures), sections, subjects)
+    cards = [card for question in QUESTIONS for card in question.cards(results)]
+    return render_report(results, render_figures(results, pictures), sections, subjects, cards)
 
 
 def list_pictures() -> list[Picture]:

@@ -79,9 +79,7 @@ RUNS = {
 }
 
 
-#: Figures of questions that answer from moments or a library, which a made-up run does not have.
-NOT_MADE_UP = ("moe_ceiling.png", "moe_forecast.png")
-PICTURES = {file: picture for file, picture in list_pictures().items() if file not in NOT_MADE_UP}
+PICTURES = list_pictures()
 NOISE_LEVELS_FIGURE = "moe_noise_amplification.png"
 #: Figures whose layout depends on the grid are drawn for every run, the others where they could go wrong.
 GRID_FIGURES = tuple(PICTURES)[:3]

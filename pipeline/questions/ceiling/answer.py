@@ -311,8 +311,10 @@ def _draw_ladder(axes: Axes, rows: Sequence[tuple[str, CeilingPart]]) -> None:
         axes.plot([], [], color=ORACLE, marker="o", linestyle="none", label="oracle experts")[0],
         Patch(color=_CEILING, alpha=0.45, label="ceiling (hatched: not converged)"),
     ]
-    axes.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.15 if is_narrow() else -0.1), fontsize=SMALL, frameon=False,
-                ncols=1 if is_narrow() else 3)  # fmt: skip
+    below, columns = (-0.15, 1) if is_narrow() else (-0.1, 3)
+    axes.legend(
+        handles=marks, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns, fontsize=SMALL, frameon=False
+    )
 
 
 def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:

@@ -257,7 +257,8 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
     if title:
-        title = _wrap_evenly(title, _LETTERS_OF_COLUMN) if is_narrow() else title
+        if is_narrow():
+            title = "\n".join(_wrap_evenly(line, _LETTERS_OF_COLUMN) for line in title.split("\n"))
         axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=TEXT, color=INK)
     axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)
