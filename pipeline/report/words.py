@@ -201,11 +201,11 @@ def count_spectra(results: RunResults) -> str:
 
 def explain_numbers(results: RunResults) -> list[tuple[str, str]]:
     """Return what covered, oracle and ΔR² mean, in a line each."""
-    columns = enumerate_words([symbol(column) for column in results.metadata["bin_columns"]])
+    columns = " and ".join(symbol(column) for column in results.metadata["bin_columns"])
     return [
-        ("covered", f"test spectra whose true {columns} lies in one of the bins; the numbers above are about these."),
-        ("oracle", "each spectrum is answered by the expert of its true bin, which nobody knows in production."),
-        ("R²", "the share of the variance of the label that a model explains: 1 is perfect, 0 is a guess of the mean."),
+        ("covered", f"test spectra whose true {columns} lie in a bin; the numbers above are theirs."),
+        ("oracle", "the expert of a spectrum's true bin answers. In production nobody knows that bin."),
+        ("R²", "share of the label's variance that is explained: 1 is perfect, 0 is a guess of the mean."),
     ]
 
 

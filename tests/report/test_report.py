@@ -720,8 +720,8 @@ def test_escape_markdown__shows_text_as_it_is(text: str, escaped: str) -> None:
     assert escape_markdown(text) == escaped
 
 
-def test_the_first_screen_says_what_the_numbers_are_about(results: RunResults) -> None:
-    render_page(results)
+def test_the_first_screen_says_what_the_numbers_are_about(tmp_path: Path) -> None:
+    results, _, _ = _report(tmp_path)
     page = (results.folder / "report.html").read_text(encoding="utf-8")
     header = page[page.index("<header>") : page.index("</header>")]
     assert f"Run <strong>{results.folder.name}</strong>" in header
