@@ -4,8 +4,8 @@
 and most of their time goes into fixed work: compiling, starting threads, drawing figures. They are projected from a few
 constants that were measured on two cores, and scaled by the rate of the machine's products.
 
-The projection is for a run from nothing. What is there already is not made again, so a run may be shorter. With
-simulated spectra on an idle machine the total was right within a factor of 1.5 (``docs/scaling.md`` has the numbers).
+The projection is for a run from nothing on a machine that does nothing else. What is there already is not made again, so
+a run may be shorter. ``docs/scaling.md`` holds it against measurements.
 """
 
 from __future__ import annotations
