@@ -8,6 +8,7 @@ from .bins import assign_bins as assign_bins
 from .config import ExperimentConfig as ExperimentConfig
 from .config import load_config as load_config
 from .convert import convert_shards as convert_shards
+from .convert import write_store as write_store
 from .errors import ConfigError as ConfigError
 from .errors import HeadroomError as HeadroomError
 from .errors import InputError as InputError

@@ -18,10 +18,10 @@ from pipeline import schema
 from pipeline.base import Progress
 from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, plan_binnings, quantile_edges
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
-from pipeline.convert import convert_shards
+from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
 from pipeline.errors import InputError, did_you_mean
 from pipeline.questions import list_needs
-from pipeline.shards import ShardInfo, find_shards, read_shard_info
+from pipeline.shards import ShardInfo
 from pipeline.store import (
     AnyStore,
     find_left_out,
@@ -119,7 +119,7 @@ class SetHeader:
     @classmethod
     def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
         """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
-        infos = tuple(map(read_shard_info, shards))
+        infos = tuple(map(read_source_info, shards))
         first, lengths = infos[0], tuple(info.n_spectra for info in infos)
         names = tuple(name for name in first.columns if all(name in info.columns for info in infos))
         arrays = 3 if any(info.has_noisy for info in infos) else 2
@@ -179,7 +179,7 @@ def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
             excluded = config.data.exclude if role == "train" else ()
             headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), excluded)))
         else:
-            headers.append(SetHeader.of_shards(role, find_shards(sources, Path.cwd()), config))
+            headers.append(SetHeader.of_shards(role, find_sources(sources, Path.cwd()), config))
     return headers[0], headers[1]
 
 
@@ -258,7 +258,7 @@ def open_spectra_sets(
 def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
     """Return the stores that a configuration names; none if it names shards."""
     try:
-        return find_stores(sources)
+        return () if any(is_foreign_zarr(Path(source)) for source in sources) else find_stores(sources)
     except InputError as error:
         raise InputError(f"data.{role}: {error}") from None
 
