@@ -26,7 +26,11 @@ __all__ = ["convert", "inspect", "sample"]
 @click.option("--test", default=5000, show_default=True, help="Number of test spectra.")
 @click.option("--pixels", default=1024, show_default=True, help="Pixels of each spectrum.")
 @click.option("--seed", default=0, show_default=True, help="Seed of labels and noise.")
-@click.option("--grid", type=click.Path(path_type=Path), help="File of model spectra to interpolate (NPZ or HDF5).")
+@click.option(
+    "--grid",
+    type=click.Path(path_type=Path),
+    help="Model spectra to interpolate: a file (NPZ or HDF5), or a folder of BOSZ 2024 files from MAST.",
+)
 @click.option("--only", multiple=True, metavar="NAME", help="Write only this file: train/shard_K or test; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
@@ -46,12 +50,16 @@ def sample(
     A shard is an HDF5 file of spectra; these have the pfsspec layout. The spectra come from a compact physical model
     with the real line list, not from spectral synthesis.
 
+    --grid interpolates your own model spectra instead: an NPZ or HDF5 file with wave (Å), flux, teff, logg and mh, or a
+    folder with files of the BOSZ library (bosz2024_*_resam.txt.gz and bosz2024_wave_*.txt), as MAST serves them.
+
     --only writes a single file (K counts from 0). The file has the same bits as if it were written with the others.
     So a million spectra can be simulated, converted and deleted shard by shard on a small disk.
 
     \b
     Example:
       headroom sample spectra/ --train 40000 --pixels 512
+      headroom sample spectra/ --grid bosz2024/r2000
       headroom sample spectra/ --train 1000000 --shards 40 --pixels 4096 --only train/shard_0
     """
     from pipeline.base import format_bytes

@@ -173,7 +173,7 @@ def test_write_store__raise_on(tmp_path: Path, change: object, message: str) -> 
 
 def test_write_store__names(tmp_path: Path) -> None:
     dataset = make_dataset().rename({"Teff": "temperature"})
-    with pytest.raises(InputError, match="T_eff is missing"):
+    with pytest.raises(InputError, match=r"T_eff is missing"):
         pipeline.write_store(dataset, tmp_path / "own.zarr")
     store = pipeline.write_store(dataset, tmp_path / "own.zarr", names={"T_eff": "temperature"})
     np.testing.assert_array_equal(store.columns["T_eff"], dataset["temperature"])
@@ -184,7 +184,7 @@ def test_write_store__names(tmp_path: Path) -> None:
 
 
 def test_write_store__raise_on_what_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="takes an xarray.Dataset or a path, found ndarray"):
+    with pytest.raises(ConfigError, match="a path, found ndarray"):
         pipeline.write_store(np.ones((3, 4)), tmp_path / "own.zarr")  # type: ignore[arg-type]
     with pytest.raises(HeadroomError, match="does not exist"):
         pipeline.write_store(tmp_path / "none.nc", tmp_path / "own.zarr")
@@ -200,7 +200,7 @@ def test_write_store__refuses_links_to_other_files(tmp_path: Path) -> None:
         for name in ("spectra", "flux_err", "Teff", "logg", "feh", "wave"):
             file[name] = h5py.ExternalLink("other.h5", name)
         file["here"] = [1.0]
-    with pytest.raises(InputError, match="external link to 'other.h5'"):
+    with pytest.raises(InputError, match=r"external link to 'other\.h5'"):
         pipeline.write_store(path, tmp_path / "own.zarr")
 
 
