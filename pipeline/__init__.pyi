@@ -46,6 +46,7 @@ from .ridge import solve_experts as solve_experts
 from .ridge import solve_ridge_path as solve_ridge_path
 from .run import Revisit as Revisit
 from .run import add_spectra as add_spectra
+from .run import forecast_run as forecast_run
 from .run import plan_experiment as plan_experiment
 from .run import remove_shard as remove_shard
 from .run import render_run as render_run

@@ -85,7 +85,7 @@ READABLE_STORE_VERSIONS: Final = (1, STORE_VERSION)
 #: A folder of moments, and the JSON listing of all moments of a run.
 MOMENTS_VERSION: Final = 4
 #: The basis of factored moments.
-BASIS_VERSION: Final = 1
+BASIS_VERSION: Final = 2
 MOMENTS_LISTING_VERSION: Final = 1
 #: ``products.json`` of a run.
 PRODUCTS_VERSION: Final = 2
@@ -118,6 +118,8 @@ FEATURE_ROWS_ALGORITHM: Final = 1
 GATE_ALGORITHM: Final = 1
 SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
+#: The likelihoods and sums that the ceiling comes from.
+CEILING_ALGORITHM: Final = 1
 #: Labels, from a model and spectra.
 PREDICTION_ALGORITHM: Final = 2
 #: Simulated shards: those of another version are refused, not mixed with new ones.

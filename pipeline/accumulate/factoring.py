@@ -32,6 +32,7 @@ from pipeline.moments import (
     choose_basis,
     extend_basis,
     find_basis,
+    find_class_edges,
     write_basis,
 )
 from pipeline.noise import Noise
@@ -143,7 +144,12 @@ def _may_factor(n_pixels: int, compute: ComputeConfig) -> bool:
 
 
 def decide_factoring(
-    plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise], folder: Path, compute: ComputeConfig
+    plan: AccumulationPlan,
+    store: AnyStore,
+    noises: Sequence[Noise],
+    folder: Path,
+    compute: ComputeConfig,
+    noise_classes: int = 1,
 ) -> Factoring:
     """Decide which moments are factored, and choose their basis, or take the one that an earlier pass has left.
 
@@ -159,6 +165,8 @@ def decide_factoring(
         Of all moments.
     compute
         ``moments`` and ``rank_tolerance``.
+    noise_classes
+        Into how many classes of like noise the spectra of a cell are divided.
 
     Raises
     ------
@@ -177,7 +185,7 @@ def decide_factoring(
     has_silent = _may_factor(store.n_pixels, compute) and len(noisy) < len(marginal)
     reasons = ["without noise there is nothing that a basis may leave out: dense"] if has_silent else []
     while noisy:
-        made_for = _state_purpose(plan, noisy, compute)
+        made_for = _state_purpose(plan, noisy, compute, noise_classes)
         for noise in noisy:
             found = find_basis(folder / noise.name)
             if found is not None and found[1].get("made_for") == made_for:
@@ -186,6 +194,7 @@ def decide_factoring(
         sample = _read_sample(plan, store, noisy)
         basis, lost = choose_basis(sample, first_store(store).mean_flux, compute.rank_tolerance, largest)
         if lost <= compute.rank_tolerance or compute.moments == "factored":
+            basis = _divide(basis, store, noisy, noise_classes)
             for noise in noisy:
                 _leave_basis(folder / noise.name, basis, made_for)
             return Factoring(basis, noisy, tuple(reasons))
@@ -198,9 +207,9 @@ def decide_factoring(
     return Factoring(reasons=tuple(reasons))
 
 
-def _state_purpose(plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig) -> str:
+def _state_purpose(plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig, noise_classes: int) -> str:
     """Return what a basis is made for: a later pass with the same settings takes it as it is."""
-    return content_hash([plan.settings, [noise.name for noise in noises], compute.rank_tolerance])
+    return content_hash([plan.settings, [noise.name for noise in noises], compute.rank_tolerance, noise_classes])
 
 
 def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
@@ -214,10 +223,8 @@ def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
 
 def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise]) -> Sample:
     """Read spectra that are spread over all shards, under every noise; each noise and cell is a group."""
-    spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
-    runs = spread_rows(spans, max(_RUN_ROWS, SAMPLE_SPECTRA // len(noises)), _RUN_ROWS)
     origin, cells = first_store(store).mean_flux, plan.cells
-
+    runs = _sampled_rows(store, noises)
     lengths = [len(noises) * (stop - start) for start, stop in runs]
     shape = (sum(lengths), store.n_pixels)
     # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
@@ -237,6 +244,19 @@ def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise
     return sample
 
 
+def _sampled_rows(store: AnyStore, noises: Sequence[Noise]) -> list[tuple[int, int]]:
+    spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
+    return spread_rows(spans, max(_RUN_ROWS, SAMPLE_SPECTRA // len(noises)), _RUN_ROWS)
+
+
+def _divide(basis: Basis, store: AnyStore, noises: Sequence[Noise], n_classes: int) -> Basis:
+    """Return a basis with the edges of noise classes, which the errors of the sampled spectra give."""
+    if n_classes == 1:
+        return basis
+    errors = [store.read_rows("error", start, stop) for start, stop in _sampled_rows(store, noises)]
+    return replace(basis, edges=find_class_edges(np.concatenate(errors), basis, n_classes))
+
+
 def accumulate_noises(
     plan: AccumulationPlan,
     factoring: Factoring,
@@ -246,6 +266,7 @@ def accumulate_noises(
     compute: ComputeConfig,
     run: Callable[[Sequence[Noise], Mapping[Noise, str]], list[MomentsFolder]],
     note: Callable[[str], None],
+    noise_classes: int = 1,
 ) -> tuple[list[MomentsFolder], Factoring]:
     """Make the passes of all noises, and extend the basis until check rows agree with it.
 
@@ -259,6 +280,8 @@ def accumulate_noises(
         Makes the pass of some noises; it is told the digest of the basis of those whose moments are factored.
     note
         Told when a basis is extended or given up.
+    noise_classes
+        See :func:`decide_factoring`.
 
     Returns
     -------
@@ -293,7 +316,7 @@ def accumulate_noises(
             break
         note(f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): it is extended, once more")
         extended = _extend(basis, plan, store, factoring.noises, failed, compute)
-        made_for = _state_purpose(plan, factoring.noises, compute)
+        made_for = _state_purpose(plan, factoring.noises, compute, noise_classes)
         for noise in factoring.noises:
             _leave_basis(folder / noise.name, extended, made_for)
         factoring = replace(factoring, basis=extended)
@@ -334,4 +357,5 @@ def _extend(
     wanted = sorted({(noise.level, row) for noise, cell in failed for row in cell.rows})
     by_level = {noise.level: noise for noise in noises}
     rows = [by_level[level].read(store, row, row + 1, "float64")[0][0] - origin for level, row in wanted]
-    return extend_basis(larger, np.array(rows)) if rows else larger
+    extended = extend_basis(larger, np.array(rows)) if rows else larger
+    return _divide(extended, store, noises, basis.n_classes)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import schema
-from pipeline.bins import BinGrid, CellGrid, Partition, plan_folds, plan_partitions, shard_ranges
+from pipeline.bins import BinGrid, CellGrid, Partition, find_gaps, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import ComputeConfig, content_hash
 from pipeline.noise import NOISE_ALGORITHM
 from pipeline.schema import ACCUMULATION_ALGORITHM
-from pipeline.store import AnyStore, digest_array, find_left_out, first_store, list_parts
+from pipeline.store import AnyStore, digest_array, find_kept, find_left_out, first_store, list_parts
 
 __all__ = ["AccumulationPlan", "plan_accumulation"]
 
@@ -149,8 +149,8 @@ def plan_accumulation(
 ) -> AccumulationPlan:
     """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
     left_out, origin = find_left_out(store), first_store(store)
-    folds = plan_folds(store.shard_lengths, compute.folds, left_out)
-    ranges = shard_ranges(store.shard_lengths)
+    kept = find_kept(store)
+    folds = tighten_folds(plan_folds(store.shard_lengths, compute.folds, left_out), kept)
     return AccumulationPlan(
         stores=tuple(map(str, store.paths)),
         fingerprint=store.fingerprint,
@@ -166,5 +166,5 @@ def plan_accumulation(
         cuts=(compute.folds, compute.partition_rows),
         exponent=store.exponent,
         folds=folds,
-        partitions=plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out]),
+        partitions=plan_partitions(folds, compute.partition_rows, find_gaps(kept)),
     )

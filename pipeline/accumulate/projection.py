@@ -1,9 +1,10 @@
 """The hot loop of factored moments: read, integrate the noise out, project. No product of all pixels with all pixels.
 
 A block of rows is read and the kernel of the noise writes its means in the order of the rows. One thin product projects
-them. Only then are rows told apart by cell, r numbers each, so many cells cost what one does. Blocks are worked on side
-by side, and one thread adds up what they give, in the order of the rows. Products see exactly ``run_rows`` rows,
-counted from the first row of a partition, so the bits do not depend on chunks, threads, or other partitions.
+them. Only then are rows told apart by cell and noise class, r numbers each, so many cells cost what one does. Blocks
+are worked on side by side, and one thread adds up what they give, in the order of the rows. Products see exactly
+``run_rows`` rows, counted from the first row of a partition, so the bits do not depend on chunks, threads, or other
+partitions.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader
 from pipeline.base import Workspace
-from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors
+from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors, sum_squares
 from pipeline.noise import Noise, Scatter
 
 __all__ = ["project_parts", "projection_memory"]
@@ -32,6 +32,8 @@ FloatArray = NDArray[np.float64]
 _WAITING = 1
 #: Residual energy, as a share of a row's, from which a row is remembered: well above rounding in single precision.
 _GROSS = 1e-4
+#: Rows of a class that are multiplied at once, at least.
+_FEWEST_ROWS = 64
 
 
 def _block_rows(chunk_rows: int, run_rows: int) -> int:
@@ -40,18 +42,26 @@ def _block_rows(chunk_rows: int, run_rows: int) -> int:
 
 
 def projection_memory(
-    n_pixels: int, n_labels: int, n_cells: int, n_noises: int, rank: int, chunk_rows: int, settings: LoopSettings
+    n_pixels: int,
+    n_labels: int,
+    n_cells: int,
+    n_noises: int,
+    rank: int,
+    chunk_rows: int,
+    settings: LoopSettings,
+    n_classes: int = 1,
 ) -> int:
     """Return the bytes that :func:`project_parts` allocates at most, for any number of spectra."""
     rows, width = _block_rows(chunk_rows, settings.run_rows), rank + 1 + n_labels
     n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
-    of_cells = 2 * n_runs * n_noises * n_cells * n_pixels * 8
-    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8) + settings.run_rows * pixels + of_cells
+    of_cells = (n_classes + 1) * n_runs * n_noises * n_cells * n_pixels * 8
+    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells
     # A run's sizes and check rows, and the memory to decode a chunk that is needed only in part.
     work = settings.run_rows * pixels // CHECK_EVERY * 4 + 2 * chunk_rows * n_pixels * 4
-    # Rows of a cell wait until they are a run; they are then joined with those of the next block.
-    waiting = (n_noises * n_cells * settings.run_rows + settings.run_rows + rows) * width * 8
-    sums = n_noises * n_cells * (2 * width**2 * 8 + 3 * n_pixels * 8) + waiting
+    # Rows of a class wait until they are a run; they are then joined with those of the next block.
+    of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
+    waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
+    sums = n_noises * n_cells * n_classes * (2 * width**2 * 8 + 3 * n_pixels * 8) + waiting
     return (settings.threads + _WAITING) * block + settings.threads * work + sums + 2 * n_pixels * rank * 12
 
 
@@ -102,9 +112,9 @@ def project_parts(
 class _Block:
     """Memory for a block of rows, and what is found in it, for all noises.
 
-    ``coordinates`` are z, shape (noises, rows, r); ``noise`` and ``residual`` the sums of v and of e² of each cell, run
-    by run, (runs, noises, cells, P); ``energies`` the residual energy of each row, 0 where it is not remarkable,
-    (noises, rows).
+    ``coordinates`` are z, shape (noises, rows, r); ``noise`` the sums of v of each cell and class, run by run, (runs,
+    noises, cells · J, P); ``residual`` those of e² of each cell, (runs, noises, cells, P); ``energies`` the residual
+    energy of each row, 0 where it is not remarkable, (noises, rows); ``classes`` the noise class of each row, (rows,).
     """
 
     flux: NDArray[Any]
@@ -114,6 +124,7 @@ class _Block:
     noise: FloatArray
     residual: FloatArray
     energies: FloatArray
+    classes: NDArray[np.int64]
     begin: int = 0
     end: int = 0
 
@@ -135,6 +146,7 @@ class _Loop:
         self._projection = np.ascontiguousarray(basis.projection, dtype=settings.dtype)
         self._back = np.ascontiguousarray(basis.vectors.T, dtype=settings.dtype)
         self._shrink = (1 / np.sqrt(basis.variance)).astype(settings.dtype)
+        self._weights = 1 / np.sqrt(basis.variance)
         self._rows = _block_rows(reader.chunk_rows, settings.run_rows)
         n_pixels = reader.n_pixels
         shapes: list[tuple[tuple[int, ...], Any]] = [
@@ -142,9 +154,10 @@ class _Loop:
             ((self._rows, n_pixels), np.float32),
             ((1, settings.run_rows, n_pixels), settings.dtype),
             ((len(noises), self._rows, basis.rank), np.float64),
-            ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
+            ((self._rows // settings.run_rows, len(noises), n_cells * basis.n_classes, n_pixels), np.float64),
             ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
             ((len(noises), self._rows), np.float64),
+            ((self._rows,), np.int64),
         ]
         n_blocks = settings.threads + _WAITING
         arrays = iter(workspace.lease(*(n_blocks * shapes)))
@@ -171,9 +184,19 @@ class _Loop:
             self._reader.read_rows("error", a, b, block.error[place])
         origin = rows.x_origin.astype(self._settings.dtype)
         for number, run in enumerate(self._runs(block)):
+            self._classify(block, run)
             for k in range(len(self._kernels)):
                 self._project(k, block, number, run, rows, origin)
         return block
+
+    def _classify(self, block: _Block, run: slice) -> None:
+        """Tell the noise class of every row of a run by its errors, which all noise levels have in common."""
+        if self._basis.n_classes == 1:
+            block.classes[run] = 0
+            return
+        energies = np.empty(run.stop - run.start)
+        sum_squares(block.error[run], self._weights, energies)
+        block.classes[run] = np.searchsorted(self._basis.edges, energies, side="right")
 
     def _runs(self, block: _Block) -> Iterator[slice]:
         """Yield the runs of a block, as places in it."""
@@ -184,9 +207,10 @@ class _Loop:
         """Project one run of rows under one noise."""
         n, first = run.stop - run.start, rows.start + block.begin + run.start
         cells = rows.cells[block.begin + run.start : block.begin + run.stop]
+        groups = cells * self._basis.n_classes + block.classes[run]
         scatter = Scatter(
             block.flux[run], block.error[run], first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
-            block.noise[number, k], cells,
+            block.noise[number, k], groups,
         )  # fmt: skip
         for part in self._kernels[k].split(scatter, 1):
             part()
@@ -214,21 +238,23 @@ class _Loop:
         advance: Callable[[int], None] | None,
     ) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
-        rank = self._basis.rank
+        rank, n_classes = self._basis.rank, self._basis.n_classes
         for number, run in enumerate(self._runs(block)):
             first = block.begin + run.start
             part = slice(first, block.begin + run.stop)
             cells, y = rows.cells[part], rows.y[part] - rows.y_origin
             for cell in np.unique(cells):
                 members = np.flatnonzero(cells == cell)
+                classes = block.classes[run][members]
+                own_sums = slice(cell * n_classes, (cell + 1) * n_classes)
                 for k, of_noise in enumerate(sums):
                     own = np.empty((len(members), rank + 1 + y.shape[1]))
                     np.take(block.coordinates[k, run], members, axis=0, out=own[:, :rank], mode="clip")
                     own[:, rank] = 1
                     own[:, rank + 1 :] = y[members]
-                    noise, residual = block.noise[number, k, cell], block.residual[number, k, cell]
+                    noise, residual = block.noise[number, k, own_sums], block.residual[number, k, cell]
                     energies = block.energies[k, run][members]
-                    of_noise[cell].add(own, noise, residual, rows.start + first + members, energies)
+                    of_noise[cell].add(own, classes, noise, residual, rows.start + first + members, energies)
                     noise[:], residual[:] = 0, 0
         self._free.put(block)
         if advance is not None:
@@ -240,24 +266,38 @@ class _CellSum:
 
     def __init__(self, basis: Basis, rows: CellRows, settings: LoopSettings, exponent: int) -> None:
         self._basis, self._rows, self._exponent = basis, rows, exponent
-        self._epsilon, self._run_rows = float(np.finfo(settings.dtype).eps), settings.run_rows
+        self._epsilon = float(np.finfo(settings.dtype).eps)
+        # Rows of a class wait for enough of them to make a product worth while; of many classes, for fewer.
+        self._run_rows = max(_FEWEST_ROWS, settings.run_rows // basis.n_classes)
         zero = Factors.zeros(basis, len(rows.labels))
         self._inner, self._noise, self._residual, self._worst = zero.inner, zero.noise, zero.residual, zero.worst
         self._n_check = 0
-        self._waiting: list[FloatArray] = []
-        self._n_waiting = 0
+        self._waiting: list[list[FloatArray]] = [[] for _ in self._inner]
 
     def add(
-        self, own: FloatArray, noise: FloatArray, residual: FloatArray, rows: NDArray[np.int64], energies: FloatArray
+        self,
+        own: FloatArray,
+        classes: NDArray[np.int64],
+        noise: FloatArray,
+        residual: FloatArray,
+        rows: NDArray[np.int64],
+        energies: FloatArray,
     ) -> None:
-        """Add z̃ of the next rows (n, r + 1 + Q), the sums of their v and of e², and their residual energies."""
-        self._waiting.append(own)
-        self._n_waiting += len(own)
-        # Runs of a fixed number of rows: the bits then do not depend on the blocks.
-        while self._n_waiting >= self._run_rows:
-            whole = np.concatenate(self._waiting)
-            self._multiply(whole[: self._run_rows])
-            self._waiting, self._n_waiting = [whole[self._run_rows :]], len(whole) - self._run_rows
+        """Add z̃ of the next rows (n, r + 1 + Q).
+
+        With them come their noise classes (n,), the sums of their v in each class (J, P) and of e² (P,), their numbers
+        and residual energies (n,).
+        """
+        for k in range(len(self._inner)):
+            members = own if len(self._inner) == 1 else own[classes == k]
+            if not len(members):
+                continue
+            self._waiting[k].append(members)
+            # Runs of a fixed number of rows: the bits then do not depend on the blocks.
+            while sum(map(len, self._waiting[k])) >= self._run_rows:
+                whole = np.concatenate(self._waiting[k])
+                self._multiply(k, whole[: self._run_rows])
+                self._waiting[k] = [whole[self._run_rows :]]
         self._noise += noise
         self._residual += residual
         self._n_check += int(np.count_nonzero(rows % CHECK_EVERY == 0))
@@ -268,22 +308,12 @@ class _CellSum:
 
     def finish(self) -> FactoredMoments:
         """Return the moments."""
-        if self._n_waiting:
-            self._multiply(np.concatenate(self._waiting))
+        for k, waiting in enumerate(self._waiting):
+            if any(map(len, waiting)):
+                self._multiply(k, np.concatenate(waiting))
         factors = Factors(self._inner, self._noise, self._residual, self._n_check, self._worst)
         rows = self._rows
         return FactoredMoments(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
 
-    def _multiply(self, rows: FloatArray) -> None:
-        self._inner += rows.T @ rows
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def sum_squares(x: Any, shrink: Any, out: Any) -> None:
-    """Write ``Σ_p (x_np shrink_p)²`` of every row, (N,), float64."""
-    for n in range(x.shape[0]):
-        total = 0.0
-        for p in range(x.shape[1]):
-            value = x[n, p] * shrink[p]
-            total += value * value
-        out[n] = total
+    def _multiply(self, number: int, rows: FloatArray) -> None:
+        self._inner[number] += rows.T @ rows

@@ -7,10 +7,13 @@ from .binnings import quantile_edges as quantile_edges
 from .folds import Partition as Partition
 from .folds import choose_prefixes as choose_prefixes
 from .folds import count_in_folds as count_in_folds
+from .folds import find_gaps as find_gaps
+from .folds import keep_rows as keep_rows
 from .folds import plan_folds as plan_folds
 from .folds import plan_partitions as plan_partitions
 from .folds import shard_ranges as shard_ranges
 from .folds import spread_rows as spread_rows
+from .folds import tighten_folds as tighten_folds
 from .grid import OUTSIDE as OUTSIDE
 from .grid import BinGrid as BinGrid
 from .grid import NamedBins as NamedBins

@@ -16,10 +16,13 @@ __all__ = [
     "Partition",
     "choose_prefixes",
     "count_in_folds",
+    "find_gaps",
+    "keep_rows",
     "plan_folds",
     "plan_partitions",
     "shard_ranges",
     "spread_rows",
+    "tighten_folds",
 ]
 
 
@@ -214,3 +217,53 @@ def spread_rows(spans: Sequence[tuple[int, int]], wanted: int, run_rows: int) ->
             runs.append((first, end))
             rows, place, span = rows - (end - first), place + end - first, span + 1
     return runs
+
+
+#: A part of the spectra is taken in about so many runs of rows, each of at least so many rows.
+_MOST_RUNS, _FEWEST_ROWS = 64, 64
+
+
+def keep_rows(
+    shard_lengths: Sequence[int], left_out: Collection[int] = (), wanted: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of rows that an experiment uses, in increasing order.
+
+    Parameters
+    ----------
+    shard_lengths
+        Spectra in each shard.
+    left_out
+        Numbers of shards that are left out.
+    wanted
+        How many spectra to use, at most, in runs that are spread evenly over the other shards; all by default.
+    """
+    spans = [span for k, span in enumerate(shard_ranges(shard_lengths)) if k not in left_out and span[0] < span[1]]
+    if wanted is None or wanted >= sum(stop - start for start, stop in spans):
+        return tuple(spans)
+    n_runs = min(wanted, max(len(spans), min(_MOST_RUNS, wanted // _FEWEST_ROWS)))
+    return tuple(spread_rows(spans, wanted, wanted // n_runs))
+
+
+def find_gaps(kept: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the rows between ranges of rows that are used."""
+    return [(a, b) for (_, a), (b, _) in itertools.pairwise(kept) if a < b]
+
+
+def tighten_folds(folds: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return folds that begin and end with rows that are used.
+
+    Raises
+    ------
+    ConfigError
+        If a fold has none.
+    """
+    tight = []
+    for fold, (start, stop) in enumerate(folds):
+        own = [(max(start, a), min(stop, b)) for a, b in kept if a < stop and start < b]
+        if not own:
+            raise ConfigError(
+                f"fold {fold} has none of the training spectra that data.spectra takes; raise data.spectra, or use "
+                "fewer compute.folds"
+            )
+        tight.append((own[0][0], own[-1][1]))
+    return tuple(tight)

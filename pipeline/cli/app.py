@@ -9,7 +9,7 @@ import click
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
 from pipeline.cli.predict import export, predict
-from pipeline.cli.results import add, compare, moments, remove, report
+from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
@@ -61,6 +61,7 @@ for _command in (
     remove,
     report,
     compare,
+    forecast,
     moments,
     export,
     predict,

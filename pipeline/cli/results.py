@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.report import Comparison
     from pipeline.scoring import RunResults
 
-__all__ = ["add", "compare", "moments", "remove", "report"]
+__all__ = ["add", "compare", "forecast", "moments", "remove", "report"]
 
 
 @click.command()
@@ -107,6 +108,63 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     _print(comparison)
     if out is not None:
         click.echo(f"page: {out}")
+
+
+@click.command()
+@run_argument
+@click.option("--spectra", multiple=True, type=click.FloatRange(min=100), help="Such as 1e6. May be repeated.")
+@click.option("--alpha", type=click.FloatRange(min=0, min_open=True), help="The penalty of all models.")
+@click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
+@json_option
+def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, level: float | None, as_json: bool) -> None:
+    """Say what more training spectra would give.
+
+    That is, what models would be worth that are trained on any number of spectra with one noise draw each. The answer
+    is computed from the marginal moments that RUN has saved, and its test spectra are read once. RUN must be a run
+    whose configuration has the section `forecast`. By default the answer is for 5,000 to 10 million training spectra,
+    with the penalties of the run's settings and with the best ones, at the noise level that the run's conclusions are
+    about.
+
+    A forecast is not trusted where it lies outside the range in which it was checked (docs/forecast.md).
+
+    \b
+    Example:
+      headroom forecast runs/demo --spectra 1e6 --alpha 1e5
+    """
+    from pipeline.questions.forecast import list_rows
+    from pipeline.run import ask_forecast
+
+    found, points = ask_forecast(folder, spectra or None, alpha=alpha, level=level)
+    rows = list_rows(points, found)
+    if as_json:
+        print_json({"forecast": rows})
+    else:
+        _print_forecast([row for row in rows if row["scope"] in ("covered", "all")], found)
+
+
+def _print_forecast(rows: list[dict[str, Any]], level: float) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    title = f"forecast of drawn runs at noise level {level:g}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for heading in ("train", "penalty", "α", "spectra", "global", "oracle", "ΔR²", "interval", "trusted"):
+        table.add_column(heading, justify="left" if heading in ("penalty", "spectra") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row['n']:,}" if math.isfinite(row["n"]) else "endless",
+            row["penalty"],
+            f"{row['alpha']:.3g}",
+            row["scope"],
+            f"{row['r2_global']:.3f}",
+            f"{row['r2_oracle']:.3f}",
+            f"{row['delta_r2']:+.3f}",
+            f"{row['delta_r2_low']:+.3f} to {row['delta_r2_high']:+.3f}",
+            "yes" if row["trusted"] else "no",
+        )
+    console.print(table)
 
 
 def _print(comparison: Comparison) -> None:

@@ -6,6 +6,7 @@ from .files import yaml_text as yaml_text
 from .settings import MAIN_BINNING as MAIN_BINNING
 from .settings import REFERENCE_EDGES as REFERENCE_EDGES
 from .settings import AlphaSearch as AlphaSearch
+from .settings import CeilingConfig as CeilingConfig
 from .settings import ComputeConfig as ComputeConfig
 from .settings import Cut as Cut
 from .settings import DataConfig as DataConfig

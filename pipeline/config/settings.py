@@ -22,6 +22,7 @@ __all__ = [
     "QUALITY_COLUMN",
     "AlphaSearch",
     "BootstrapConfig",
+    "CeilingConfig",
     "ComputeConfig",
     "Cut",
     "DataConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "DesignConfig",
     "ExperimentConfig",
     "FeatureConfig",
+    "ForecastConfig",
     "GateConfig",
     "HypothesesConfig",
     "LineWindow",
@@ -235,6 +237,20 @@ class GateConfig(Section):
             )
 
 
+class CeilingConfig(Section):
+    """The best R² that any model could reach, from the known noise and the training spectra as a library.
+
+    ``library`` is how many training stars the test spectra are held against: a number, ``all``, or ``auto``. The last
+    takes as many as cost no more than the pass, at least 20,000. ``test`` is how many test spectra are, evenly spread.
+    """
+
+    library: Annotated[
+        Annotated[int, Field(ge=100), Tag("number")] | Annotated[Literal["auto", "all"], Tag("word")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
+    ] = "auto"
+    test: Annotated[int, Field(ge=100)] = 4000
+
+
 REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
     "T_eff": (3750.0, 4500.0, 5250.0, 6000.0),
     "M_H": (-2.0, -1.0, 0.0, 0.5),
@@ -251,15 +267,22 @@ class DataConfig(Section):
 
     The entries of ``train`` and ``test`` are shard files, folders, globs or a ``shard_index.txt``; or they are stores,
     their folders and globs. ``exclude`` names shards of ``train`` that are left out. Their rows still count. Noise is
-    drawn by row, so leaving a shard out does not change the noise of the others.
+    drawn by row, so leaving a shard out does not change the noise of the others. ``spectra`` takes at most so many
+    training spectra, spread evenly over all shards, and always the same ones.
     """
 
     train: tuple[str, ...] = Field(min_length=1)
     test: tuple[str, ...] = Field(min_length=1)
     exclude: tuple[str, ...] = ()
+    spectra: Annotated[int, Field(ge=1)] | None = None
     stores: str = "stores"
     nonfinite: Literal["refuse", "drop"] = "refuse"
     allow_overlap: bool = False
+
+    @field_validator("spectra", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        return _whole(value)
 
     @property
     def sources(self) -> dict[str, tuple[str, ...]]:
@@ -358,21 +381,57 @@ class RidgeConfig(Section):
     min_spectra: Annotated[int, Field(ge=2)] = 50
 
 
+def _whole(value: Any) -> Any:
+    """Return a whole number that was written as ``1e6``, which YAML takes for a float or for a word."""
+    try:
+        return int(float(value)) if isinstance(value, str | float) and float(value).is_integer() else value
+    except ValueError:
+        return value
+
+
 class DecisionConfig(Section):
     """Thresholds on ΔR².
 
     The verdict is *build experts* if the lower end of ΔR²'s interval is at least ``continue``. It is *not worth it* if
-    the upper end is below ``stop``. Otherwise it is *undecided*.
+    the upper end is below ``stop``. Otherwise it is *undecided*. Where the ceiling is measured, a nonlinear model is
+    *worth trying* if it can gain at least ``nonlinear`` of R² over the experts. ``at`` is a number of training spectra
+    that is planned: a forecast then says what the verdict would be there.
     """
 
     continue_: float = Field(default=0.05, alias="continue")
     stop: float = 0.02
+    nonlinear: Annotated[float, Field(gt=0)] = 0.05
+    at: Annotated[int, Field(ge=100, le=10**12)] | None = None
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _counted(cls, value: Any) -> Any:
+        return _whole(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> DecisionConfig:
         if self.stop > self.continue_:
             raise ValueError(f"stop ({self.stop:g}) must not exceed continue ({self.continue_:g})")
         return self
+
+
+class ForecastConfig(Section):
+    """A forecast of what runs on drawn noise would say: with ``sizes`` training spectra besides a fixed range of them.
+
+    It needs factored moments of marginal noise.
+    """
+
+    sizes: tuple[Annotated[int, Field(ge=100, le=10**12)], ...] = ()
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [_whole(one) for one in (value if isinstance(value, list | tuple) else [value])]
+
+    @field_validator("sizes")
+    @classmethod
+    def _growing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(_require_distinct(value, "forecast sizes")))
 
 
 class HypothesesConfig(Section):
@@ -431,6 +490,10 @@ class ExperimentConfig(Section):
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
     gate: GateConfig | None = None
+    #: The ceiling: what no model can beat, from the same spectra.
+    ceiling: CeilingConfig | None = None
+    #: What runs on drawn noise of other sizes would say, from factored moments of marginal noise.
+    forecast: ForecastConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
@@ -520,6 +583,14 @@ class ExperimentConfig(Section):
                 raise ValueError(
                     f"bin_names.{column} has {len(names)} names for {max(expected, 0)} bins; give one name per bin"
                 )
+        if self.forecast is not None and (self.noise.mode == "drawn" or self.compute.moments == "dense"):
+            raise ValueError(
+                "forecast needs factored moments of noise that is integrated out, found "
+                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: marginal "
+                "or both with compute.moments: auto, or leave forecast out"
+            )
+        if self.decision.at is not None and self.forecast is None:
+            raise ValueError("decision.at needs a forecast; add the section `forecast: {}`, or leave decision.at out")
         if self.compute.folds == 1 and (lack := self.describe_lack_of_folds(1)):
             raise ValueError(lack)
         n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())

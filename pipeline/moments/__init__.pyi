@@ -20,6 +20,8 @@ from .factored import Factors as Factors
 from .factored import Sample as Sample
 from .factored import choose_basis as choose_basis
 from .factored import extend_basis as extend_basis
+from .factored import find_class_edges as find_class_edges
+from .factored import sum_squares as sum_squares
 from .files import BASIS_FILE as BASIS_FILE
 from .files import KEY_FILE as KEY_FILE
 from .files import MomentsWriter as MomentsWriter

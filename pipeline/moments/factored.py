@@ -16,16 +16,20 @@ residual energy λ explains at most λ/(λ + d) of anything. So the training spe
     ε = (n/n_check) Σ_p (Σ_i e_ip²)/d_p            sums over check rows: every 16th row of the store
 
 This is :attr:`FactoredMoments.lost`. It is stated without a penalty, which only shrinks what is lost.
+
+The sums may be kept apart for J *classes* of spectra with like noise, which forecasts of drawn noise need
+(:mod:`pipeline.questions.forecast`). Their edges belong to the basis. A cell is the sum of its classes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh, solve
@@ -46,6 +50,8 @@ __all__ = [
     "Sample",
     "choose_basis",
     "extend_basis",
+    "find_class_edges",
+    "sum_squares",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -75,16 +81,25 @@ class Basis:
         v̄, shape (P,), flux², > 0.
     directions
         B̃, orthonormal columns, the most important first, shape (P, r), no unit.
+    edges
+        What divides spectra into J classes by the whitened energy of their errors (:func:`find_class_edges`),
+        increasing, shape (J − 1,).
     """
 
     x_origin: FloatArray
     variance: FloatArray
     directions: FloatArray
+    edges: FloatArray = field(default_factory=lambda: np.empty(0))
 
     @property
     def rank(self) -> int:
         """r."""
         return int(self.directions.shape[1])
+
+    @property
+    def n_classes(self) -> int:
+        """J."""
+        return len(self.edges) + 1
 
     @cached_property
     def vectors(self) -> FloatArray:
@@ -100,7 +115,7 @@ class Basis:
     def digest(self) -> str:
         """Identifies the basis: moments with the same digest can be added."""
         content = hashlib.sha256()
-        for array in (self.x_origin, self.variance, self.directions):
+        for array in (self.x_origin, self.variance, self.directions, self.edges):
             content.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return content.hexdigest()
 
@@ -109,9 +124,23 @@ class Basis:
         return replace(self, directions=np.ascontiguousarray(self.directions[:, :rank]))
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def sum_squares(x: Any, shrink: Any, out: Any) -> None:
+    """Write ``Σ_p (x_np shrink_p)²`` of every row, (N,), float64: with ``1/√v̄`` the whitened energy."""
+    for n in range(x.shape[0]):
+        total = 0.0
+        for p in range(x.shape[1]):
+            value = x[n, p] * shrink[p]
+            total += value * value
+        out[n] = total
+
+
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What factored moments are made of; see :class:`FactoredMoments`."""
+    """What factored moments are made of; see :class:`FactoredMoments`.
+
+    Of ``inner`` and ``noise`` there is one for each class, shapes (J, r + 1 + Q, r + 1 + Q) and (J, P).
+    """
 
     inner: FloatArray
     noise: FloatArray
@@ -122,8 +151,14 @@ class Factors:
     @classmethod
     def zeros(cls, basis: Basis, n_labels: int) -> Factors:
         """Return the factors of no spectra."""
-        size, n_pixels = basis.rank + 1 + n_labels, len(basis.variance)
-        return cls(np.zeros((size, size)), np.zeros(n_pixels), np.zeros(n_pixels), 0, np.tile([-1.0, 0.0], (WORST, 1)))
+        size, n_pixels, n_classes = basis.rank + 1 + n_labels, len(basis.variance), basis.n_classes
+        return cls(
+            np.zeros((n_classes, size, size)),
+            np.zeros((n_classes, n_pixels)),
+            np.zeros(n_pixels),
+            0,
+            np.tile([-1.0, 0.0], (WORST, 1)),
+        )
 
     def __add__(self, other: Factors) -> Factors:
         rows = np.concatenate([self.worst, other.worst])
@@ -136,9 +171,9 @@ class Factors:
         )
 
     @staticmethod
-    def nbytes(n_pixels: int, n_labels: int, rank: int) -> int:
-        """Return the bytes of one cell's factors."""
-        return 8 * ((rank + 1 + n_labels) ** 2 + 2 * n_pixels + 1 + 2 * WORST)
+    def nbytes(n_pixels: int, n_labels: int, rank: int, n_classes: int = 1) -> int:
+        """Return the bytes of one cell's factors in memory, which are more than those on disk."""
+        return 8 * (n_classes * ((rank + 1 + n_labels) ** 2 + n_pixels) + n_pixels + 1 + 2 * WORST)
 
     def __sub__(self, other: Factors) -> Factors:
         return Factors(
@@ -148,6 +183,12 @@ class Factors:
             self.n_check - other.n_check,
             self.worst,
         )
+
+    def of_class(self, number: int) -> Factors:
+        """Return those of one class; residuals are not told apart by class, so it has none."""
+        one = slice(number, number + 1)
+        none = np.tile([-1.0, 0.0], (WORST, 1))
+        return Factors(self.inner[one], self.noise[one], np.zeros_like(self.residual), 0, none)
 
 
 class FactoredMoments(Moments):
@@ -160,7 +201,7 @@ class FactoredMoments(Moments):
     basis
         Of z.
     factors
-        What the moments are made of. Each of its entries is an attribute here, too.
+        What the moments are made of.
     y_origin, labels, exponent
         As of dense moments.
     epsilon
@@ -172,6 +213,8 @@ class FactoredMoments(Moments):
         Σ z̃z̃ᵀ, shape (r + 1 + Q, r + 1 + Q), float64.
     noise
         d = Σv, shape (P,), flux².
+    class_inner, class_noise
+        The same of each class, shapes (J, r + 1 + Q, r + 1 + Q) and (J, P).
     residual
         Σ e² over check rows, shape (P,), flux².
     n_check
@@ -186,6 +229,8 @@ class FactoredMoments(Moments):
     basis: Basis
     inner: FloatArray
     noise: FloatArray
+    class_inner: FloatArray
+    class_noise: FloatArray
     residual: FloatArray
     n_check: int
     worst: FloatArray
@@ -199,10 +244,9 @@ class FactoredMoments(Moments):
         epsilon: float,
         exponent: int = 0,
     ) -> None:
-        r, inner = basis.rank, factors.inner
+        r, inner = basis.rank, factors.inner.sum(axis=0)
         # As a frozen dataclass sets them. Sums over pixels are computed when they are asked for: most never are.
         vars(self).update(
-            vars(factors),
             count=int(inner[r, r]),
             gram=np.empty(0),
             y_sum=inner[r, r + 1 :],
@@ -213,6 +257,13 @@ class FactoredMoments(Moments):
             epsilon=epsilon,
             exponent=exponent,
             basis=basis,
+            inner=inner,
+            noise=factors.noise.sum(axis=0),
+            class_inner=factors.inner,
+            class_noise=factors.noise,
+            residual=factors.residual,
+            n_check=factors.n_check,
+            worst=factors.worst,
         )
 
     @cached_property
@@ -228,7 +279,14 @@ class FactoredMoments(Moments):
     @property
     def factors(self) -> Factors:
         """What the moments are made of."""
-        return Factors(self.inner, self.noise, self.residual, self.n_check, self.worst)
+        return Factors(self.class_inner, self.class_noise, self.residual, self.n_check, self.worst)
+
+    @property
+    def classes(self) -> list[FactoredMoments]:
+        """The moments of each class of spectra with like noise; they have no residuals."""
+        if len(self.class_inner) == 1:
+            return [self]
+        return [self._build(self.factors.of_class(k), self.epsilon) for k in range(len(self.class_inner))]
 
     @cached_property
     def pixel_sums(self) -> PixelSums:
@@ -293,7 +351,7 @@ class FactoredMoments(Moments):
     def leading(self, rank: int) -> FactoredMoments:
         """Return the moments that a basis of the first ``rank`` directions would have given."""
         kept = [*range(rank), *range(self.basis.rank, len(self.inner))]
-        factors = replace(self.factors, inner=self.inner[np.ix_(kept, kept)])
+        factors = replace(self.factors, inner=self.class_inner[:, kept][:, :, kept])
         return FactoredMoments(
             self.basis.leading(rank), factors, self.y_origin, self.labels, self.epsilon, self.exponent
         )
@@ -355,7 +413,7 @@ class FactoredMoments(Moments):
             and (self.basis.digest, self.labels, self.n_check) == (other.basis.digest, other.labels, other.n_check)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("inner", "noise", "residual", "y_origin")
+                for name in ("class_inner", "class_noise", "residual", "y_origin")
             )
         )
 
@@ -576,6 +634,18 @@ class _Judge:
                 for k in np.unique(self.groups)
             ]
         return max(bounds)
+
+
+def find_class_edges(errors: FloatArray, basis: Basis, n_classes: int) -> FloatArray:
+    """Return the edges that divide sampled spectra, by the energy of their errors (N, P), into classes of equal size.
+
+    Whitened by v̄ the energies weigh pixels as the basis does. Their order is the same at every noise level. Fewer
+    classes are found where spectra have equal errors.
+    """
+    energies = np.empty(len(errors))
+    sum_squares(errors, 1 / np.sqrt(basis.variance), energies)
+    edges = np.unique(np.quantile(energies, np.arange(1, n_classes) / n_classes))
+    return np.asarray(edges[(edges > energies.min()) & np.isfinite(edges)])
 
 
 def extend_basis(basis: Basis, rows: FloatArray) -> Basis:

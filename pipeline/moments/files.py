@@ -6,7 +6,8 @@
 ``gram-000.npy``   the tiles of one cell's Gram matrix, and so on for every cell that has spectra
 =================  =====================================================================================
 
-Factored moments have no tiles. Their ``sums.npz`` holds what they are made of (:class:`pipeline.moments.Factors`), and
+Factored moments have no tiles. Their ``sums.npz`` holds what they are made of (:class:`pipeline.moments.Factors`), for
+every class of spectra, with the lower triangles of symmetric matrices row by row, and
 ``basis.npz`` beside all folders of one noise holds the basis, whose digest the facts state.
 
 Nothing is pickled. Every Gram matrix has a file of its own, so that several can be written at once and each can be read
@@ -132,8 +133,11 @@ class MomentsWriter:
         """Write what is small and let the folder appear; the last cell's :meth:`write` calls it."""
         some = cells[0].moments
         with disk_errors_told(self._folder):
-            names = _SUMS if some.is_tiled else _FACTORS
-            sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in names}
+            if isinstance(some, FactoredMoments):
+                packed = [_pack(cell.moments.factors) for cell in cells if isinstance(cell.moments, FactoredMoments)]
+                sums = {name: np.stack([one[name] for one in packed]) for name in _FACTORS}
+            else:
+                sums = {name: np.stack([getattr(cell.moments, name) for cell in cells]) for name in _SUMS}
             if some.is_tiled:
                 sums["x_squares"] = np.stack([cell.x_squares for cell in cells])
                 sums["x_origin"] = some.x_origin
@@ -251,6 +255,11 @@ class SavedMoments:
         return "basis" not in self.header
 
     @property
+    def n_classes(self) -> int:
+        """Classes of like noise that a cell's factored moments are divided into; 1 where they are not."""
+        return 1 if self.is_tiled else int(self._sums["noise"].shape[1])
+
+    @property
     def n_cells(self) -> int:
         """K + 1: the bins and the outside."""
         return len(self.header["counts"])
@@ -258,7 +267,7 @@ class SavedMoments:
     @property
     def n_pixels(self) -> int:
         """P."""
-        return int((self._sums["x_origin"] if self.is_tiled else self._sums["noise"][0]).size)
+        return int((self._sums["x_origin"] if self.is_tiled else self._sums["residual"][0]).size)
 
     @property
     def tiled_pixels(self) -> int:
@@ -324,14 +333,16 @@ class SavedMoments:
             raise InputError(
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
-        y_origin, labels, epsilon = self._sums["y_origin"], self.header["labels"], float(self.header["epsilon"])
+        sums, labels, epsilon = self._sums, self.header["labels"], float(self.header["epsilon"])
         found = []
         for cell, count in enumerate(self.counts):
-            own = {name: self._sums[name][cell] for name in _FACTORS}
-            factors = Factors(**own | {"n_check": int(own["n_check"])})
-            if int(factors.inner[basis.rank, basis.rank]) != count:
+            try:
+                factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
+            except ValueError as error:
+                raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+            if int(factors.inner[:, basis.rank, basis.rank].sum()) != count:
                 raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
-            found.append(FactoredMoments(basis, factors, y_origin, labels, epsilon, self.exponent))
+            found.append(FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent))
         return found
 
     @cached_property
@@ -383,9 +394,34 @@ class SavedMoments:
         return gram
 
 
+def _pack(factors: Factors) -> dict[str, Any]:
+    """Return the arrays of factors, of symmetric matrices the lower triangles."""
+    rows, columns = np.tril_indices(factors.inner.shape[1])
+    return vars(factors) | {"inner": factors.inner[:, rows, columns]}
+
+
+def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int) -> Factors:
+    """Return the factors whose arrays :func:`_pack` gave; ValueError if they have other shapes than the basis says."""
+    zero = Factors.zeros(basis, n_labels)
+    rows, columns = np.tril_indices(zero.inner.shape[1])
+    shapes = [(basis.n_classes, len(rows)), zero.noise.shape, zero.residual.shape, (), zero.worst.shape]
+    for (name, array), shape in zip(arrays.items(), shapes, strict=True):
+        if array.shape != shape:
+            raise ValueError(f"{name} should have the shape {shape}, found {array.shape}")
+    inner = zero.inner
+    inner[:, rows, columns] = arrays["inner"]
+    inner[:, columns, rows] = arrays["inner"]
+    return Factors(inner, arrays["noise"], arrays["residual"], int(arrays["n_check"]), arrays["worst"])
+
+
 def write_basis(folder: Path, basis: Basis, facts: dict[str, Any]) -> None:
     """Write the basis of one noise's moments beside their folders, atomically."""
-    arrays = {"x_origin": basis.x_origin, "variance": basis.variance, "directions": basis.directions}
+    arrays = {
+        "x_origin": basis.x_origin,
+        "variance": basis.variance,
+        "directions": basis.directions,
+        "edges": basis.edges,
+    }
     head = {"format": BASIS_FORMAT, "version": BASIS_VERSION, "digest": basis.digest}
     write_npz(folder / BASIS_FILE, arrays, facts | head)
 
@@ -415,7 +451,7 @@ def _read_basis(folder: Path, _: tuple[int, int, int] | None) -> tuple[Basis, di
         return InputError(f"basis {path}: cannot be read ({reason}); delete the folder {folder} and run again")
 
     with open_npz(path, refuse, (BASIS_FORMAT, BASIS_VERSION)) as (facts, arrays):
-        basis = Basis(arrays["x_origin"], arrays["variance"], arrays["directions"])
+        basis = Basis(arrays["x_origin"], arrays["variance"], arrays["directions"], arrays["edges"])
         if basis.digest != facts.get("digest"):
             raise ValueError("it does not match its digest")
         return basis, facts

@@ -3,6 +3,7 @@ from .draws import STORED_LEVEL as STORED_LEVEL
 from .draws import NoiseDraw as NoiseDraw
 from .draws import StoredNoise as StoredNoise
 from .draws import add_noise as add_noise
+from .draws import compiled as compiled
 from .draws import draw_noise as draw_noise
 from .draws import fill_normals as fill_normals
 from .kinds import NOISE_KINDS as NOISE_KINDS

@@ -1,3 +1,5 @@
+from .ceiling import LibraryPlan as LibraryPlan
+from .ceiling import plan_library as plan_library
 from .cost import MEMORY_SHARE as MEMORY_SHARE
 from .cost import ExperimentPlan as ExperimentPlan
 from .cost import measure_flops as measure_flops

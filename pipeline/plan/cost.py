@@ -23,11 +23,12 @@ from pipeline.accumulate import (
     sharing_memory,
 )
 from pipeline.base import available_memory, format_bytes
-from pipeline.bins import BinGrid, CellGrid, plan_folds, plan_partitions, shard_ranges
+from pipeline.bins import BinGrid, CellGrid, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import MOST_DIRECTIONS, Factors, TileLayout
 from pipeline.noise import Noise, training_noises, verdict_noises
+from pipeline.plan.ceiling import LibraryPlan, plan_library
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
@@ -88,6 +89,8 @@ class ExperimentPlan:
         Bytes of moments that the run folder will hold, including the partitions of the largest fold.
     store_disk
         Bytes of stores that are still to be converted, as if they did not compress.
+    library
+        What the ceiling costs; None where it is not asked for.
     flops
         Floating-point operations of the products: N·P² for each draw with dense moments, 2·N·P·r with factored ones.
     """
@@ -112,6 +115,7 @@ class ExperimentPlan:
     design_threads: int = 0
     design_models: int = 0
     n_factored: int = 0
+    library: LibraryPlan | None = None
 
     @property
     def n_dense(self) -> int:
@@ -190,6 +194,8 @@ class ExperimentPlan:
         ]
         if self.design_models:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
+        if self.library is not None:
+            lines.append(f"ceiling              {self.library.describe()}")
         return "\n".join(lines)
 
     def _name_draws(self) -> str:
@@ -210,6 +216,8 @@ def plan_run(
     chunk_rows: int = 1024,
     store_disk: int = 0,
     left_out: Sequence[int] = (),
+    kept: Sequence[tuple[int, int]] | None = None,
+    noise_classes: int = 1,
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
@@ -230,15 +238,20 @@ def plan_run(
         Bytes of stores that are still to be written.
     left_out
         Numbers of the shards that are left out.
+    kept
+        The rows that are used; by default those of all other shards.
+    noise_classes
+        Into how many classes of like noise factored moments are divided.
     worker_threads
         Cores of a worker; as many as this process may use by default.
     """
     compute, cores = config.compute, worker_threads or available_threads()
-    folds, ranges = plan_folds(shard_lengths, compute.folds, left_out), shard_ranges(shard_lengths)
-    partitions = plan_partitions(folds, compute.partition_rows, [ranges[k] for k in left_out])
+    kept = keep_rows(shard_lengths, left_out) if kept is None else kept
+    folds = tighten_folds(plan_folds(shard_lengths, compute.folds, left_out), kept)
+    partitions = plan_partitions(folds, compute.partition_rows, find_gaps(kept))
     n_cells, n_spectra = _count_cells(config), sum(part.n_spectra for part in partitions)
     noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-    factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores)
+    factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores, noise_classes)
     n_dense = len(noises) - factored.n_noises
     limit = min(worker_limits)
     rows = max(part.n_spectra for part in partitions)
@@ -252,6 +265,8 @@ def plan_run(
     draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits)) if n_dense else 1
     of_pass = of_draws[draws_per_pass - 1] if n_dense else 0
     solving = _plan_solving(config, n_pixels if n_dense else 0, len(folds), of_pass, allowed - fixed, cores)
+    n_test = config.ceiling.test if config.ceiling else 0  # at most
+    library = plan_library(config, n_spectra, n_test, n_pixels, chunk_rows=chunk_rows)
     in_folds = [part.fold for part in partitions]
     disk = _MomentsDisk.plan(in_folds, TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
@@ -263,7 +278,7 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + max(of_pass, solving.memory),
+        worker_memory=fixed + max(of_pass, solving.memory, library.worker_memory if library else 0),
         solve_threads=solving.threads,
         solve_holds_folds=solving.held_folds > 1,
         worker_limit=limit,
@@ -273,6 +288,7 @@ def plan_run(
             _COLUMN_BYTES * n_spectra + (disk.merging if n_dense else 0),
             _CONVERT_BYTES * n_spectra if store_disk else 0,
             factored.sample,
+            library.driver_memory if library else 0,
         ),
         moments_disk=n_cells * (n_dense * disk.of_folds + draws_per_pass * min(n_dense, 1) * disk.of_parts)
         + factored.measure_disk(in_folds),
@@ -280,6 +296,7 @@ def plan_run(
         design_threads=solving.design_threads,
         design_models=_count_tries(config, len(folds)),
         n_factored=factored.n_noises,
+        library=library,
         flops=float(n_spectra) * n_pixels * (n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
 
@@ -303,6 +320,7 @@ class _Factored:
         chunk_rows: int,
         config: ExperimentConfig,
         cores: int,
+        n_classes: int,
     ) -> _Factored:
         n_noises = len(expect_factored(noises, n_pixels, config.compute))
         if not n_noises:
@@ -313,9 +331,9 @@ class _Factored:
         return cls(
             n_noises,
             n_cells,
-            memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings),
+            memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings, n_classes),
             sample=_SAMPLE_ARRAYS * SAMPLE_SPECTRA * n_pixels * 8,
-            of_cell=Factors.nbytes(n_pixels, len(LABELS), rank),
+            of_cell=Factors.nbytes(n_pixels, len(LABELS), rank, n_classes),
         )
 
     def measure_disk(self, folds: Sequence[int]) -> int:

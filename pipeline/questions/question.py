@@ -58,12 +58,15 @@ class Needs:
         Names of binnings that are wanted crossed with the main one, too.
     fine
         A grid that cells must tell apart though it is no binning, under the name of its setting.
+    noise_classes
+        Into how many classes of like noise the moments of a cell are divided, where they are factored.
     """
 
     binnings: Mapping[str, Mapping[str, Cut]] = field(default_factory=dict)
     columns_alone: bool = False
     crossed: tuple[str, ...] = ()
     fine: Mapping[str, Mapping[str, Cut]] = field(default_factory=dict)
+    noise_classes: int = 1
 
     def __or__(self, other: Needs) -> Needs:
         """Return what two questions need together."""
@@ -72,6 +75,7 @@ class Needs:
             self.columns_alone or other.columns_alone,
             tuple(dict.fromkeys((*self.crossed, *other.crossed))),
             {**self.fine, **other.fine},
+            max(self.noise_classes, other.noise_classes),
         )
 
 
@@ -196,6 +200,9 @@ class Reading:
         The experts of every binning, scored, the main one first; none where there is no other binning.
     routed
         Predictions that questions have added, by name, shape (N,): further columns of the predictions.
+    exact
+        What soft routing by the exact probabilities of the cells keeps, by scope or bin, if a question has found it:
+        what later questions may hold their gates against.
     """
 
     trained: Trained
@@ -205,6 +212,7 @@ class Reading:
     variance: FloatArray | None
     binnings: Sequence[ScoredBinning] = ()
     routed: dict[str, FloatArray] = field(default_factory=dict)
+    exact: Mapping[str, Plain] = field(default_factory=dict)
 
 
 class Question(Generic[AnswerT]):

@@ -11,6 +11,8 @@ from pipeline.config import ExperimentConfig
 from pipeline.questions.ablation import Ablation
 from pipeline.questions.amplification import Amplification
 from pipeline.questions.bin_design import BinDesign
+from pipeline.questions.ceiling import Ceiling
+from pipeline.questions.forecast import Forecast
 from pipeline.questions.gate import Gates
 from pipeline.questions.labels import Labels
 from pipeline.questions.learning_curve import LearningCurve
@@ -27,10 +29,12 @@ QUESTIONS: list[type[Question[Any]]] = [
     Labels,
     Ablation,
     BinDesign,
+    Ceiling,  # before the gates, which are held against its exact one
     Gates,
     Penalty,
     LearningCurve,
     MarginalCurve,
+    Forecast,
     Rank,
 ]
 

@@ -5,6 +5,7 @@ from .compare import format_setting as format_setting
 from .compare import list_merits as list_merits
 from .compare import write_page as write_page
 from .page import render_report as render_report
+from .section import Block as Block
 from .section import Picture as Picture
 from .section import Section as Section
 from .section import Show as Show

@@ -10,4 +10,6 @@ from .folder import CONFIG_FILE as CONFIG_FILE
 from .folder import require_own_folder as require_own_folder
 from .folder import writable_folder as writable_folder
 from .revisit import Revisit as Revisit
+from .revisit import ask_forecast as ask_forecast
+from .revisit import forecast_run as forecast_run
 from .revisit import revisit_run as revisit_run

@@ -178,6 +178,11 @@ def _read_config(results: RunResults) -> ExperimentConfig:
 def _open_standing(config: ExperimentConfig, results: RunResults, progress: Progress) -> _Standing:
     """Open a run's spectra from the stores it used: its shards may be gone."""
     paths = {role: tuple(results.metadata["stores"][role]["paths"]) for role in ("train", "test")}
+    if config.data.spectra is not None:
+        raise InputError(
+            f"run folder {results.folder}: data.spectra takes a part of the training spectra "
+            f"({config.data.spectra:,}), which would be another one with other shards; change data.train, and run again"
+        )
     stated = with_absolute_paths(_with_data(config, **paths)).data
     sets = SpectraSets(select_shards(open_stores(stated.train), config.data.exclude), open_stores(stated.test))
     config = _with_data(config, train=stated.train)

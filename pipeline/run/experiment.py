@@ -36,7 +36,7 @@ from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth
+from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
@@ -51,7 +51,7 @@ from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
 from pipeline.simulate import SampleSpec, write_sample
-from pipeline.store import find_left_out
+from pipeline.store import find_kept, find_left_out
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -90,6 +90,8 @@ def _plan(
         chunk_rows=train.chunk_rows,
         store_disk=train.unconverted_bytes + test.unconverted_bytes,
         left_out=train.left_out,
+        kept=train.kept,
+        noise_classes=list_needs(config).noise_classes,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
@@ -216,7 +218,8 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
     """
     noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
     folder, compute = run.folder / "moments", run.config.compute
-    factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute)
+    classes = list_needs(run.config).noise_classes
+    factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute, classes)
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
     run.reused_folds, run.n_folds = tuple(sorted(saved)), len(facts.plan.folds)
 
@@ -235,7 +238,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
         )
 
     moments, factoring = accumulate_noises(
-        facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note
+        facts.plan, factoring, facts.train, noises, folder, compute, make_pass, run.progress.note, classes
     )
     run.moments_keys = {one.draw.name: one.key for one in moments}
     run.factoring = factoring.describe()
@@ -260,6 +263,7 @@ def _plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
         [plan.worker_limit] * plan.n_workers,
         chunk_rows=facts.train.chunk_rows,
         left_out=find_left_out(facts.train),
+        kept=find_kept(facts.train),
         worker_threads=plan.worker_threads,
     )
     dense.require_fit(facts.folder)
@@ -327,7 +331,7 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
 # --- The demonstration as one call: simulated shards, and the packaged experiment on them.
 
 
-#: A quarter of a minute on two cores, and enough spectra that the result means something.
+#: Less than half a minute on two cores, and enough spectra that the result means something.
 _SMALL = SampleSpec(train=12_000, shards=4, test=3_000, pixels=512)
 
 
@@ -361,4 +365,6 @@ def run_demo(
     spectra = Path(folder).absolute() / "spectra"
     write_sample(spectra, spec or _SMALL, progress=progress)
     config = load_config("demo", variables={"HEADROOM_DEMO": str(spectra)})
+    # The forecast needs factored moments, however few the pixels are.
+    config = config.model_copy(update={"compute": config.compute.model_copy(update={"moments": "factored"})})
     return run_experiment(config, folder, client=client, progress=progress, command="pipeline.run_demo(folder)")

@@ -5,6 +5,7 @@ Everything is answered from the moments and the test spectra that the run left; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,9 @@ from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
 from pipeline.moments import PixelSums
-from pipeline.noise import Noise, compares, test_noises, training_noises
+from pipeline.noise import MarginalNoise, Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
+from pipeline.questions.forecast import ENDLESS, SIZES, Forecaster, OutlookPoint, list_rows
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.models import models_file, settle_global
@@ -42,7 +44,7 @@ from pipeline.store import open_stores, select_shards
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Revisit", "revisit_run"]
+__all__ = ["Revisit", "ask_forecast", "forecast_run", "revisit_run"]
 
 FloatArray = NDArray[np.float64]
 
@@ -276,7 +278,7 @@ def _choose_noise(config: ExperimentConfig, seed: int | None, level: float, marg
 def _open_sets(results: RunResults, config: ExperimentConfig) -> SpectraSets:
     """Open the stores that a run was computed from, if they still are what they were."""
     sets = SpectraSets(
-        select_shards(open_stores(results.store_paths("train")), config.data.exclude),
+        select_shards(open_stores(results.store_paths("train")), config.data.exclude, config.data.spectra),
         open_stores(results.store_paths("test")),
     )
     for role, store in (("train", sets.train), ("test", sets.test)):
@@ -337,3 +339,102 @@ def _solve(
     )
     [(_, models)] = solve_folders([job])
     return models[-1]
+
+
+# --- What drawn runs of other sizes would say.
+
+
+def forecast_run(
+    folder: str | Path,
+    spectra: Sequence[float] | None = None,
+    *,
+    alpha: float | None = None,
+    level: float | None = None,
+) -> pd.DataFrame:
+    """Say what models trained on drawn noise would give with other numbers of training spectra.
+
+    Parameters
+    ----------
+    folder
+        A run folder with factored moments of marginal noise, divided into classes of like noise: that of a run whose
+        configuration has the section ``forecast``.
+    spectra
+        Numbers of training spectra; infinity is one, too. By default from 5,000 to 10 million.
+    alpha
+        The penalty of all models; by default those of the run's settings, and the best ones.
+    level
+        A noise level of the run's pass; by default the one that the run's conclusions are about.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for every number of spectra, choice of the penalty and scope, with the columns of ``forecast.csv``: ``n,
+        penalty, alpha, noise_level, scope, n_train, n_test``, the figures of merit with ``_low`` and ``_high``, and
+        ``trusted``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no finished run, or no moments of that level that can answer.
+    """
+    found, points = ask_forecast(folder, spectra, alpha=alpha, level=level)
+    return pd.DataFrame(list_rows(points, found))
+
+
+def ask_forecast(
+    folder: str | Path,
+    spectra: Sequence[float] | None = None,
+    *,
+    alpha: float | None = None,
+    level: float | None = None,
+) -> tuple[float, list[OutlookPoint]]:
+    """Return the noise level, and an entry for every number of spectra; see :func:`forecast_run`."""
+    if not all(n >= 100 for n in spectra or ()) or not (alpha is None or 0 < alpha < math.inf):
+        raise InputError(
+            "a forecast needs at least 100 training spectra and a penalty above 0, found "
+            f"{list(spectra or ())} and {alpha}"
+        )
+    results = read_results(folder)
+    config = load_config(results.folder / CONFIG_FILE)
+    noise = _choose_marginal(results, config, config.headline_level if level is None else level)
+    sets = _open_sets(results, config)
+    cells, binnings, _ = resolve_binnings(config, sets)
+    moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", {}).get(noise.name, ""))
+    is_divided = config.forecast is not None or moments.open(0).n_classes > 1
+    if moments.n_cells != cells.n_cells or moments.open(0).is_tiled or not is_divided:
+        raise InputError(
+            f"run folder {results.folder}: a forecast needs factored moments in classes of like noise, and those of "
+            f"{noise.name} are {'dense' if moments.open(0).is_tiled else 'not divided'}; add the section "
+            "`forecast: {}` to the configuration, with compute.moments: auto, and run again with the same --out"
+        )
+    main = binnings[0]
+    forecaster = Forecaster(moments, main, main.covered, config.ridge, config.target, available_threads())
+    asked = forecaster.ask(sorted({min(float(n), ENDLESS) for n in spectra or (*SIZES, math.inf)}), alpha)
+    found = predict_stacked(sets.test, forecaster.columns(asked), noise, "float64")
+    columns = sets.test.columns
+    y, bins = np.asarray(columns[config.target], dtype=np.float64), main.assign(columns)
+    return noise.level, forecaster.judge(asked, y, bins, found, _bootstrap(config))
+
+
+def _choose_marginal(results: RunResults, config: ExperimentConfig, level: float) -> MarginalNoise:
+    """Return the marginal noise of a level.
+
+    Raises
+    ------
+    InputError
+        If the pass has not seen it; the message lists the levels that it has.
+    """
+    noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
+    found = [one for one in noises if isinstance(one, MarginalNoise)]
+    for noise in found:
+        if noise.level == level:
+            return noise
+    if not found:
+        raise InputError(
+            f"run folder {results.folder}: a forecast needs noise that was integrated out, and the run has drawn noise "
+            "alone; set noise.mode to marginal or both, add the section `forecast: {}`, and run again"
+        )
+    raise InputError(
+        f"run folder {results.folder}: a forecast can be made at the noise levels of its pass, which are "
+        f"{', '.join(f'{one.level:g}' for one in found)}; asked for {level:g}"
+    )

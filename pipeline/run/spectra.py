@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.base import Progress
-from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, plan_binnings, quantile_edges
+from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, keep_rows, plan_binnings, quantile_edges
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
 from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
 from pipeline.errors import InputError, did_you_mean
@@ -24,6 +24,8 @@ from pipeline.questions import list_needs
 from pipeline.shards import ShardInfo
 from pipeline.store import (
     AnyStore,
+    cut_block,
+    find_kept,
     find_left_out,
     find_stores,
     flux_exponent,
@@ -80,6 +82,8 @@ class SetHeader:
         Pixels that a mask flags; 0 before conversion.
     left_out
         Numbers of the shards that ``data.exclude`` leaves out; their rows are counted, their columns not given.
+    kept
+        The ranges of rows that are used.
     shards
         All that was read of the shards, so that the conversion need not read it again; none of a store.
     """
@@ -94,12 +98,13 @@ class SetHeader:
     unconverted_bytes: int = 0
     flagged_pixels: int = 0
     left_out: tuple[int, ...] = ()
+    kept: tuple[tuple[int, int], ...] = ()
     shards: tuple[ShardInfo, ...] = ()
 
     @property
     def n_spectra(self) -> int:
-        """Spectra that are not left out."""
-        return sum(length for k, length in enumerate(self.shard_lengths) if k not in self.left_out)
+        """Spectra that are used."""
+        return sum(stop - start for start, stop in self.kept)
 
     @classmethod
     def of_store(cls, role: str, store: AnyStore) -> SetHeader:
@@ -114,6 +119,7 @@ class SetHeader:
             store.chunk_rows,
             flagged_pixels=store.flagged_pixels,
             left_out=find_left_out(store),
+            kept=find_kept(store),
         )
 
     @classmethod
@@ -125,13 +131,14 @@ class SetHeader:
         arrays = 3 if any(info.has_noisy for info in infos) else 2
         names_of = ["/".join(info.path.parts[-2:]) for info in infos]  # as a store calls them
         left_out = match_shards(config.data.exclude if role == "train" else (), names_of)
+        kept = keep_rows(lengths, left_out, config.data.spectra if role == "train" else None)
         made = is_store(_store_path(role, [info.fingerprint for info in infos], config.data))
 
         def iter_columns(names: Sequence[str]) -> Blocks:
             start = 0
             for k, info in enumerate(infos):
                 if k not in left_out:
-                    yield start, {name: info.columns[name] for name in names}
+                    yield from cut_block(start, {name: info.columns[name] for name in names}, kept)
                 start += info.n_spectra
 
         return cls(
@@ -144,6 +151,7 @@ class SetHeader:
             plan_layout(max(sum(lengths), 1), first.n_pixels, None, None).chunk_rows,
             0 if made else sum(lengths) * first.n_pixels * arrays * 4,
             left_out=left_out,
+            kept=kept,
             shards=infos,
         )
 
@@ -176,8 +184,8 @@ def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
     headers = []
     for role, sources in (("train", config.data.train), ("test", config.data.test)):
         if stores := _find_stores(role, sources):
-            excluded = config.data.exclude if role == "train" else ()
-            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), excluded)))
+            of_train = (config.data.exclude, config.data.spectra) if role == "train" else ((), None)
+            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), *of_train)))
         else:
             headers.append(SetHeader.of_shards(role, find_sources(sources, Path.cwd()), config))
     return headers[0], headers[1]
@@ -252,7 +260,7 @@ def open_spectra_sets(
         open_or_convert(sources, header, data, progress, workers)
         for sources, header in zip((data.train, data.test), headers, strict=True)
     )
-    return SpectraSets(select_shards(train, data.exclude), test).scaled(flux_exponent(train))
+    return SpectraSets(select_shards(train, data.exclude, data.spectra), test).scaled(flux_exponent(train))
 
 
 def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:

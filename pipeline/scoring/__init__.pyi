@@ -40,6 +40,7 @@ from .scores import interval_of as interval_of
 from .scores import score_binning as score_binning
 from .scores import score_experts as score_experts
 from .scores import score_headroom as score_headroom
+from .scores import score_headrooms as score_headrooms
 from .scores import score_routed as score_routed
 from .summary import DELTA_R2 as DELTA_R2
 from .summary import MERITS as MERITS

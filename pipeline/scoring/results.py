@@ -12,6 +12,8 @@
     RUN/drawn_learning_curve.csv     the same where the verdict is about marginal noise
     RUN/routing.csv             a row per seed × noise level × scope × route, where a gate was asked for
     RUN/routing_binnings.csv    the same for binnings by SNR with gates of their own, where they were asked for
+    RUN/ceiling.csv             a row per noise level × label × scope × bin × library, where the ceiling was asked for
+    RUN/ceiling_routing.csv     a row per noise level × scope: what the exact gate keeps
     RUN/sample_distribution.csv spectra on a fine grid over the bin columns, train and test
     RUN/alpha_search.csv        R² of every model and penalty, where the penalty was searched for
     RUN/predictions.parquet     every test spectrum under the global model and every expert

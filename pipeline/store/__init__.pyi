@@ -2,6 +2,8 @@ from .chunks import write_chunks as write_chunks
 from .joined import AnyStore as AnyStore
 from .joined import JoinedStores as JoinedStores
 from .joined import count_selected as count_selected
+from .joined import cut_block as cut_block
+from .joined import find_kept as find_kept
 from .joined import find_left_out as find_left_out
 from .joined import find_stores as find_stores
 from .joined import first_store as first_store

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline import schema
-from pipeline.bins import shard_ranges, spread_rows
+from pipeline.bins import keep_rows, shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
 from pipeline.store.layout import SourceRecord
@@ -38,6 +38,8 @@ __all__ = [
     "JoinedStores",
     "SelectedStores",
     "count_selected",
+    "cut_block",
+    "find_kept",
     "find_left_out",
     "find_stores",
     "first_store",
@@ -355,7 +357,7 @@ def _reopen(paths: tuple[str, ...], fingerprint: str, exponent: int = 0) -> AnyS
 
 
 class SelectedStores(JoinedStores):
-    """A set of stores without some of its shards. Use :func:`select_shards`.
+    """A set of stores without some of its shards, or some of its rows. Use :func:`select_shards`.
 
     Absolute rows, and what is read by row, are those of the whole set; :meth:`iter_columns` skips what is left out.
 
@@ -363,24 +365,31 @@ class SelectedStores(JoinedStores):
     ----------
     left_out
         Numbers of the shards that are left out, in order.
+    kept
+        The ranges of rows that are used.
     """
 
-    def __init__(self, whole: AnyStore, left_out: Sequence[int]) -> None:
+    def __init__(self, whole: AnyStore, left_out: Sequence[int], wanted: int | None = None) -> None:
         super().__init__(whole.parts)
-        self._whole, self.left_out = whole, tuple(sorted(left_out))
+        self._whole, self.left_out, self._wanted = whole, tuple(sorted(left_out)), wanted
+        self.kept = keep_rows(whole.shard_lengths, self.left_out, wanted)
         self.fingerprint = whole.fingerprint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SelectedStores, (self._whole, self.left_out)
+        return SelectedStores, (self._whole, self.left_out, self._wanted)
 
     def scaled(self, exponent: int) -> SelectedStores:
         """Return the same selection; see :meth:`JoinedStores.scaled`."""
-        return self if exponent == self.exponent else SelectedStores(self._whole.scaled(exponent), self.left_out)
+        if exponent == self.exponent:
+            return self
+        return SelectedStores(self._whole.scaled(exponent), self.left_out, self._wanted)
 
     @property
     def name(self) -> str:
         """How messages call it."""
         n_out = len(self.left_out)
+        if self._wanted is not None:
+            return f"{count_selected(self):,} spectra of {self._whole.name}"
         return f"{self._whole.name} without {n_out} shard{'s' if n_out > 1 else ''}"
 
     def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -391,18 +400,23 @@ class SelectedStores(JoinedStores):
         InputError
             See :meth:`JoinedStores.read_columns`.
         """
-        ranges = shard_ranges(self.shard_lengths)
-        kept = [span for k, span in enumerate(ranges) if k not in self.left_out]
         for start, columns in super().iter_columns(names):
-            stop = start + len(next(iter(columns.values()))) if columns else start
-            for first, end in kept:
-                low, high = max(start, first), min(stop, end)
-                if low < high:
-                    yield low, {name: values[low - start : high - start] for name, values in columns.items()}
+            yield from cut_block(start, columns, self.kept)
 
 
-def select_shards(store: AnyStore, excluded: Sequence[str]) -> AnyStore:
-    """Leave shards out of a store, or of several as one.
+def cut_block(
+    start: int, columns: Mapping[str, np.ndarray], kept: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yield (first row, columns) of those parts of a block of rows that lie in some ranges of rows."""
+    stop = start + len(next(iter(columns.values()))) if columns else start
+    for first, end in kept:
+        low, high = max(start, first), min(stop, end)
+        if low < high:
+            yield low, {name: values[low - start : high - start] for name, values in columns.items()}
+
+
+def select_shards(store: AnyStore, excluded: Sequence[str], wanted: int | None = None) -> AnyStore:
+    """Leave shards out of a store, or of several as one, and perhaps all but some spectra of the others.
 
     Parameters
     ----------
@@ -410,6 +424,8 @@ def select_shards(store: AnyStore, excluded: Sequence[str]) -> AnyStore:
         All shards.
     excluded
         Names of those that are left out, see :func:`match_shards`; none gives the store itself.
+    wanted
+        How many spectra of the other shards to keep, see :func:`pipeline.bins.keep_rows`; all by default.
 
     Raises
     ------
@@ -417,7 +433,7 @@ def select_shards(store: AnyStore, excluded: Sequence[str]) -> AnyStore:
         If a name belongs to none of the shards or to several, or if all are left out.
     """
     left_out = match_shards(excluded, store.shard_names)
-    return SelectedStores(store, left_out) if left_out else store
+    return SelectedStores(store, left_out, wanted) if left_out or wanted is not None else store
 
 
 def match_shards(excluded: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
@@ -453,8 +469,12 @@ def find_left_out(store: AnyStore) -> tuple[int, ...]:
 
 def count_selected(store: AnyStore) -> int:
     """Return the spectra that a selection keeps."""
-    left_out = find_left_out(store)
-    return sum(length for k, length in enumerate(store.shard_lengths) if k not in left_out)
+    return sum(stop - start for start, stop in find_kept(store))
+
+
+def find_kept(store: AnyStore) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of rows that a selection keeps."""
+    return store.kept if isinstance(store, SelectedStores) else keep_rows(store.shard_lengths)
 
 
 def sample_rows(store: AnyStore, wanted: int, run_rows: int) -> list[tuple[int, int]]:
@@ -462,9 +482,7 @@ def sample_rows(store: AnyStore, wanted: int, run_rows: int) -> list[tuple[int, 
 
     See :func:`pipeline.bins.spread_rows`.
     """
-    left_out = find_left_out(store)
-    spans = [span for k, span in enumerate(shard_ranges(store.shard_lengths)) if k not in left_out]
-    return spread_rows(spans, wanted, run_rows)
+    return spread_rows(find_kept(store), wanted, run_rows)
 
 
 def first_store(store: AnyStore) -> SpectraStore:

@@ -27,7 +27,17 @@ from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError
-from pipeline.moments import CHECK_EVERY, Basis, FactoredMoments, Sample, choose_basis
+from pipeline.moments import (
+    CHECK_EVERY,
+    Basis,
+    FactoredMoments,
+    Sample,
+    SavedMoments,
+    choose_basis,
+    find_class_edges,
+    write_basis,
+    write_moments,
+)
 from pipeline.noise import MarginalNoise, Noise, NoiseDraw
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.shards import find_shards
@@ -99,6 +109,70 @@ def test_bits_depend_on_neither_threads_nor_chunks_nor_company(
     assert all(own.identical(expected[1, 1, cell]) for (_, _, cell), own in alone.items())
 
 
+@pytest.fixture(scope="module")
+def divided(train_store: SpectraStore, basis: Basis) -> Basis:
+    """The basis with the edges of four classes of like noise."""
+    return replace(basis, edges=find_class_edges(train_store.read_rows("error", 0, 400), basis, 4))
+
+
+def test_classes_are_sums_over_rows_of_like_noise(train_store: SpectraStore, divided: Basis) -> None:
+    start, stop = 37, 1501
+    rows = rows_of(train_store, start, stop)
+    exact = replace(SETTINGS, precision="float64")
+    found = project(train_store, [rows], divided, exact)
+    undivided = project(train_store, [rows], replace(divided, edges=np.empty(0)), exact)
+    errors = train_store.read_rows("error", start, stop).astype(np.float64)
+    numbers = np.digitize((errors**2 / divided.variance).sum(axis=1), divided.edges)
+    assert (np.bincount(numbers) > 200).all(), "the sample's quantiles divide the spectra"
+    for k, noise in enumerate(NOISES):
+        means, variances = noise.read(train_store, start, stop)
+        z = (means - divided.x_origin) @ divided.projection
+        beside = np.column_stack([z, np.ones(len(z)), rows.y - rows.y_origin])
+        for cell in range(rows.n_cells):
+            own = found[0, k, cell]
+            for number, of_class in enumerate(own.classes):
+                members = (rows.cells == cell) & (numbers == number)
+                expected = beside[members].T @ beside[members]
+                assert of_class.count == members.sum()
+                np.testing.assert_allclose(of_class.inner, expected, atol=1e-9 * max(1, np.abs(expected).max()))
+                np.testing.assert_allclose(of_class.noise, variances[members].sum(axis=0), rtol=1e-9)
+            whole = undivided[0, k, cell]
+            assert (own.count, own.n_check) == (whole.count, whole.n_check)
+            np.testing.assert_allclose(own.inner, whole.inner, atol=1e-9 * max(1, np.abs(whole.inner).max()))
+            np.testing.assert_allclose(own.noise, whole.noise, rtol=1e-9)
+            np.testing.assert_array_equal(own.residual, whole.residual)
+
+
+def test_bits_of_classes_depend_on_neither_threads_nor_chunks(
+    train_store: SpectraStore, sample: Path, tmp_path: Path, divided: Basis
+) -> None:
+    shards = find_shards([sample / "train"], sample)
+    other = convert_shards(shards, tmp_path / "96.zarr", workers=1, chunk_rows=96)
+    parts = [rows_of(train_store, a, b) for a, b in pairwise([0, 700, train_store.n_spectra])]
+    expected = project(train_store, parts, divided, SETTINGS)
+    for store, threads in ((train_store, 1), (other, 3)):
+        found = project(store, parts, divided, replace(SETTINGS, threads=threads))
+        assert all(found[key].identical(own) for key, own in expected.items())
+
+
+def test_classes_survive_the_disk_and_belong_to_the_basis(
+    train_store: SpectraStore, tmp_path: Path, divided: Basis, basis: Basis
+) -> None:
+    found = project(train_store, [rows_of(train_store)], divided, SETTINGS, NOISES[:1])
+    cells = [found[0, 0, cell] for cell in range(len(found))]
+    write_basis(tmp_path, divided, {})
+    write_moments(tmp_path / "fold-000", cells, len(cells), {"key": "a"})
+    saved = SavedMoments.open(tmp_path / "fold-000")
+    assert saved.n_classes == 4
+    assert all(saved.read(cell).identical(own) for cell, own in enumerate(cells))
+    size = basis.rank + 1 + len(LABELS)
+    numbers = len(cells) * (4 * (size * (size + 1) // 2 + basis.x_origin.size) + basis.x_origin.size)
+    assert (tmp_path / "fold-000" / "sums.npz").stat().st_size < 8 * numbers * 1.02 + 4096
+    undivided = project(train_store, [rows_of(train_store)], basis, SETTINGS, NOISES[:1])
+    with pytest.raises(InputError, match="two bases"):
+        cells[0] + undivided[0, 0, 0]
+
+
 def accumulate(store: SpectraStore, folder: Path, compute: ComputeConfig, noises: Sequence[Noise] = NOISES) -> Any:
     plan, notes = plan_accumulation(store, CELLS, compute, "float64"), list[str]()
     factoring = decide_factoring(plan, store, noises, folder, compute)
@@ -167,16 +241,20 @@ def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_pat
         accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
 
 
-@pytest.mark.parametrize("n_cells", [10, 60])
-def test_memory_stays_below_what_is_planned(train_store: SpectraStore, basis: Basis, n_cells: int) -> None:
+@pytest.mark.parametrize(("n_cells", "n_classes"), [(10, 1), (60, 1), (10, 4)])
+def test_memory_stays_below_what_is_planned(
+    train_store: SpectraStore, divided: Basis, n_cells: int, n_classes: int
+) -> None:
+    basis = divided if n_classes == divided.n_classes else replace(divided, edges=np.empty(0))
     rows = replace(rows_of(train_store), n_cells=n_cells)
     project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
     tracemalloc.start()
     project_parts(train_store, [rows], n_cells, NOISES, basis, SETTINGS, lambda *_: None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    chunk_rows, n_noises = train_store.chunk_rows, len(NOISES)
     planned = projection_memory(
-        train_store.n_pixels, len(LABELS), n_cells, len(NOISES), basis.rank, train_store.chunk_rows, SETTINGS
+        train_store.n_pixels, len(LABELS), n_cells, n_noises, basis.rank, chunk_rows, SETTINGS, n_classes
     )
     assert peak <= planned
     assert n_cells > 10 or planned <= 4 * peak

@@ -54,7 +54,9 @@ def factor(basis: Basis, x: FloatArray, v: FloatArray, y: FloatArray) -> Factore
     beside = np.column_stack([z, np.ones(len(x)), y])
     checked = np.arange(0, len(x), CHECK_EVERY)
     worst = np.tile([-1.0, 0.0], (WORST, 1))
-    factors = Factors(beside.T @ beside, v.sum(axis=0), (left[checked] ** 2).sum(axis=0), len(checked), worst)
+    factors = Factors(
+        (beside.T @ beside)[None], v.sum(axis=0)[None], (left[checked] ** 2).sum(axis=0), len(checked), worst
+    )
     return FactoredMoments(basis, factors, np.zeros(y.shape[1]), NAMES, float(np.finfo(np.float64).eps))
 
 

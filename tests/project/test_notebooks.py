@@ -1,4 +1,4 @@
-"""The notebooks: scripts and notebooks agree, nothing private is used, and all four run from top to bottom."""
+"""The notebooks: scripts and notebooks agree, nothing private is used, and all run from top to bottom."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def cells_of(script: Path) -> list[dict[str, object]]:
     return list(notebook["cells"])
 
 
-def test_there_are_the_four_notebooks_that_the_readme_lists() -> None:
-    assert NAMES == ["01_explore_spectra", "02_headroom", "03_inside_an_expert", "04_on_your_cluster"]
+def test_there_are_the_notebooks_that_the_readme_lists() -> None:
+    topics = ("explore_spectra", "headroom", "inside_an_expert", "on_your_cluster", "forecast", "ceiling")
+    assert [f"{number:02}_{topic}" for number, topic in enumerate(topics, start=1)] == NAMES
     readme = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in readme for name in NAMES)
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES

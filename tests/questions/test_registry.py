@@ -33,7 +33,9 @@ EVERYTHING: dict[str, Any] = {
     "ridge": {"alpha": {"search": [10.0, 300.0], "by": "per_expert"}, "min_spectra": 20},
     "binnings": {"SNR": {"snr": {"quantiles": 2}}},
     "gate": {"blend": True, "binnings": ["SNR"]},
+    "ceiling": {"test": 150},
     "design": {"grid": {"T_eff": {"quantiles": 2}, "M_H": {"quantiles": 2}}, "experts": 3},
+    "forecast": {},
     "bootstrap": {"resamples": 100},
     "compute": {"folds": 2, "partition_rows": 400, "run_rows": 128, "moments": "factored", "rank_tolerance": 1e-3},
 }

@@ -1,3 +1,4 @@
+from .answer import RouteScore as RouteScore
 from .blend import Blend as Blend
 from .blend import blend_file as blend_file
 from .collect import recipe_file as recipe_file
@@ -14,8 +15,11 @@ from .routing import FALLBACK as FALLBACK
 from .routing import GLOBAL as GLOBAL
 from .routing import ORACLE as ORACLE
 from .routing import ROUTES as ROUTES
+from .routing import SOFT as SOFT
 from .routing import Evidence as Evidence
 from .routing import Route as Route
+from .routing import estimate_kept as estimate_kept
 from .routing import find_routes as find_routes
 from .routing import mix_predictions as mix_predictions
 from .routing import route_spectra as route_spectra
+from .routing import score_routes as score_routes

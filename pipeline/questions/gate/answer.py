@@ -31,7 +31,7 @@ from pipeline.report.figures.canvas import (
 )
 from pipeline.report.figures.canvas import ORACLE as ORACLE_COLOR
 from pipeline.report.figures.predictions import draw_against_truth
-from pipeline.scoring import Estimate, Number, Plain, RunResults
+from pipeline.scoring import Estimate, Number, Plain, RunResults, flatten
 
 __all__ = [
     "BlendErrors",
@@ -62,6 +62,10 @@ class RouteScore(Plain):
     gain: Estimate
     kept: Estimate
     verdict: str | None = None
+
+    def columns(self) -> dict[str, float]:
+        """Return the columns of a table."""
+        return flatten(self, without=("verdict",))
 
 
 class RouteDraw(Plain):
@@ -127,6 +131,8 @@ class GateLevel(Routing):
 
     Matrices have a row for every true cell and a column for every told one, the outside last; ``truth_quantiles`` are
     those of the probability that the own cell was given, and ``importance`` is what a feature is worth to the gate.
+    ``posterior`` is soft routing by the exact probabilities, for the first seed and by scope or bin, in runs that
+    measure their ceiling.
     """
 
     noise_level: float
@@ -140,6 +146,7 @@ class GateLevel(Routing):
     importance: dict[str, float]
     reliability: Reliability
     binnings: tuple[GatedBinning, ...]
+    posterior: dict[str, RouteScore] | None = None
 
 
 class GateAnswer(Plain):

@@ -85,6 +85,7 @@ class _RoutedMain(_Routed):
 
     importance: Mapping[str, float]
     blend: Blend | None
+    exact: Mapping[str, RouteScore]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +198,7 @@ class Gates(Question[GateAnswer]):
                 *self._score(reading, known, routed, reading.predicted),
                 importance=self._fitted.fits[noise].get("importance", {}),
                 blend=blend,
+                exact={scope: one for scope, one in reading.exact.items() if isinstance(one, RouteScore)},
             )
         )
         self._route_binnings(reading, probabilities)
@@ -256,6 +258,7 @@ class Gates(Question[GateAnswer]):
             importance={name: float(np.mean([one.importance[name] for one in own])) for name in own[0].importance},
             reliability=_pool_reliability(qualities),
             binnings=self._summarise_binnings(level, gate, confidence),
+            posterior=next((dict(one.exact) for one in own if one.exact), None),
         )
 
     def _summarise_binnings(self, level: float, gate: GateConfig, confidence: float) -> tuple[GatedBinning, ...]:
@@ -282,7 +285,9 @@ class Gates(Question[GateAnswer]):
     @classmethod
     def tables(cls, answer: GateAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:
         """Return a row for each seed, noise level, scope (``covered``, ``all`` or a bin's number) and rule."""
-        tables = {_FILE: _tabulate([(level.noise_level, level) for level in answer.levels], settings.target)}
+        tables = {
+            _FILE: _tabulate([(level.noise_level, _with_exact(level)) for level in answer.levels], settings.target)
+        }
         binnings = [(level.noise_level, one) for level in answer.levels for one in level.binnings]
         if binnings:
             tables[_BINNINGS_FILE] = _tabulate_binnings(answer, settings.target)
@@ -398,11 +403,7 @@ def _tabulate(routings: Sequence[tuple[float, Routing]], target: str) -> pd.Data
                 "target": target,
                 "scope": scope,
                 "route": route,
-                "n_test": score.n_test,
-                **_columns("r2", score.r2),
-                "r2_global": score.r2_global,
-                **_columns("gain", score.gain),
-                **_columns("kept", score.kept),
+                **score.columns(),
             }
             for noise_level, routing in routings
             for draw in routing.draws
@@ -412,8 +413,16 @@ def _tabulate(routings: Sequence[tuple[float, Routing]], target: str) -> pd.Data
     )
 
 
-def _columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+def _with_exact(level: GateLevel) -> Routing:
+    """Return the routing with the route ``posterior`` under the first noise draw, where it was found."""
+    if level.posterior is None:
+        return level
+    first, *others = level.draws
+    scopes = {
+        scope: routes | ({"posterior": level.posterior[scope]} if scope in level.posterior else {})
+        for scope, routes in first.scopes.items()
+    }
+    return level.model_copy(update={"draws": (first.model_copy(update={"scopes": scopes}), *others)})
 
 
 def _tabulate_binnings(answer: GateAnswer, target: str) -> pd.DataFrame:
@@ -467,6 +476,12 @@ def _explain_importance(importance: Mapping[str, float]) -> str:
     )
 
 
+def _list_exact(level: GateLevel, scope: str) -> list[tuple[str, RouteScore]]:
+    """Return soft routing by the exact probabilities, which gates are measured against; none where it is not known."""
+    exact = (level.posterior or {}).get(scope)
+    return [] if exact is None else [("exact gate, first seed", exact)]
+
+
 def _list_routes(level: GateLevel) -> Table:
     rows = [
         (
@@ -478,7 +493,7 @@ def _list_routes(level: GateLevel) -> Table:
             score.verdict or MISSING,
         )
         for scope, routes in level.scopes.items()
-        for route, score in routes.items()
+        for route, score in (*routes.items(), *_list_exact(level, scope))
     ]
     asked = f"ρ ≥ {level.keep:g}"
     header = ("Spectra", "Routing", "R²", "gain over global", "low", "high", "ρ", "low", "high", asked)

@@ -36,7 +36,7 @@ from pipeline.scoring import (
     summarise_parts,
 )
 
-__all__ = ["LabelLevel", "LabelPart", "Labels", "LabelsAnswer"]
+__all__ = ["LabelLevel", "LabelPart", "Labels", "LabelsAnswer", "without_oracle"]
 
 _FILE = "other_labels.csv"
 _KNOWS = "experts chosen by its true value would know it, so only the global model counts."
@@ -97,7 +97,7 @@ class Labels(Question[LabelsAnswer]):
             spread = None if own.variances is None else own.variances[None]
             truth, bins = self.facts.truth.labels[label], self.facts.truth.bins[0]
             [score] = score_experts(truth, own.values[None], bins, self.facts.bootstrap, spread)
-            scores[label] = _without_oracle(score) if label in self.facts.settings.bins else score
+            scores[label] = without_oracle(score) if label in self.facts.settings.bins else score
         self._draws.append((reading.draw, scores))
 
     def answer(self) -> LabelsAnswer:
@@ -173,7 +173,9 @@ class Labels(Question[LabelsAnswer]):
         ]
 
 
-def _without_oracle(score: HeadroomScore) -> HeadroomScore:
+def without_oracle(score: HeadroomScore) -> HeadroomScore:
+    """Return the scores of a label that the bins are cut by: only the global model's mean anything."""
+
     def blind(part: Score) -> Score:
         unknown = np.array([np.nan, 0.0, np.nan])
         return replace(part, merits=part.merits + unknown, resampled=part.resampled + unknown, mae_oracle=math.nan)

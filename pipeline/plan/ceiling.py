@@ -1,0 +1,103 @@
+"""How many training stars the ceiling holds the test spectra against, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.accumulate import expect_factored
+from pipeline.config import ExperimentConfig
+from pipeline.noise import training_noises
+from pipeline.schema import LABELS
+
+__all__ = ["LibraryPlan", "plan_library"]
+
+#: ``ceiling.library: auto`` takes at least so many stars, or all.
+_FEWEST_STARS = 20_000
+#: Stars that the origins of likelihoods come from, and the directions that these are formed in.
+_SAMPLE, _LARGE_SAMPLE = 2048, 8192
+#: Fewer pixels or stars are not worth the search for directions.
+_MANY_PIXELS, _MANY_STARS = 2000, 50_000
+#: Stars of one product.
+_BLOCK = 1024
+#: Most training stars that are left out of the library, to choose its temperature on.
+LEFT_OUT = 1000
+#: Directions that likelihoods and factored moments take, about.
+_DIRECTIONS, _RANK = 1000, 160
+
+
+@dataclass(frozen=True)
+class LibraryPlan:
+    """The size of the ceiling's products.
+
+    Attributes
+    ----------
+    stars
+        Training stars of the library.
+    left_out
+        Training stars that are left out of it.
+    spectra
+        Spectra that are held against it: test spectra, and the stars left out.
+    sample
+        Training stars that origins come from, at most, and directions.
+    seeks_directions
+        Whether likelihoods may be formed in the directions in which stars differ.
+    flops
+        Of all products, at one noise level, counted as in float32.
+    worker_memory, driver_memory
+        Bytes that a worker allocates for it, and the process that prepares the spectra.
+    """
+
+    stars: int
+    left_out: int
+    spectra: int
+    sample: int
+    seeks_directions: bool
+    flops: float
+    worker_memory: int
+    driver_memory: int
+
+    def describe(self) -> str:
+        """Return the products in words."""
+        return f"{self.stars:,} stars × {self.spectra:,} spectra, {self.flops / 1e12:,.2f} Tflop for each noise level"
+
+
+def plan_library(
+    config: ExperimentConfig, n_train: int, n_test: int, n_pixels: int, *, chunk_rows: int = 1024
+) -> LibraryPlan | None:
+    """Return the library of an experiment; None where it does not ask for its ceiling.
+
+    Parameters
+    ----------
+    config
+        The experiment.
+    n_train, n_test
+        Spectra.
+    n_pixels
+        P.
+    chunk_rows
+        Spectra that the store decodes together.
+    """
+    if config.ceiling is None:
+        return None
+    n_bins = math.prod(len(edges) - 1 for edges in config.bins.values())
+    left_out = min(LEFT_OUT, n_train // 10)
+    spectra = min(config.ceiling.test, n_test) + left_out
+    of_star = 4.0 * n_pixels * spectra
+    if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
+        of_star = 2.0 * _DIRECTIONS * (n_pixels + spectra)
+    wanted = config.ceiling.library
+    if wanted == "auto":
+        noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
+        factored = len(expect_factored(noises, n_pixels, config.compute))
+        of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
+        wanted = max(_FEWEST_STARS, int(of_pass / (of_star * len(config.noise.levels))))
+    stars = n_train - left_out if wanted == "all" else min(int(wanted), n_train - left_out)
+    # Of a spectrum: its factors or its noisy pixels, and its sums. Of a star: pixels and factors, of two blocks.
+    pixels = 4 * n_pixels
+    of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 3)
+    worker = len(config.noise.levels) * spectra * (3 * pixels + of_sums) + (4 * chunk_rows + 5 * _BLOCK) * pixels
+    seeks = n_pixels >= _MANY_PIXELS and stars >= _MANY_STARS
+    sample = _LARGE_SAMPLE if seeks else _SAMPLE
+    driver = (6 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
+    return LibraryPlan(stars, left_out, spectra, sample, seeks, stars * of_star, worker, driver)

@@ -1,0 +1,1 @@
+from .question import Ceiling as Ceiling

@@ -1,0 +1,333 @@
+"""What the ceiling says in the summary of a run, in words and in its figure: global model, oracle, ceiling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from pipeline.questions.gate import RouteScore
+from pipeline.report import symbol
+from pipeline.report.figures.canvas import (
+    GLOBAL,
+    INK,
+    MUTED,
+    ORACLE,
+    SLIDE,
+    SMALL,
+    TEXT,
+    add_title,
+    label_counts,
+    new_figure,
+    style_axes,
+)
+from pipeline.scoring import Estimate, Number, Plain, RunResults
+
+__all__ = [
+    "ENOUGH",
+    "NONLINEAR_VERDICTS",
+    "NOTHING_LEFT",
+    "UNDECIDED",
+    "WORTH_TRYING",
+    "CeilingAnswer",
+    "CeilingLabel",
+    "CeilingLevel",
+    "CeilingPart",
+    "Nonlinear",
+    "describe_experts",
+    "draw_ceiling",
+    "judge_nonlinear",
+]
+
+#: Below this effective size the lower end has not converged.
+ENOUGH = 5.0
+WORTH_TRYING, NOTHING_LEFT, UNDECIDED = "worth trying", "nothing left", "undecided"
+#: What may be said of a nonlinear model.
+NONLINEAR_VERDICTS = (WORTH_TRYING, UNDECIDED, NOTHING_LEFT)
+#: A library beyond this is out of reach, and so is a bracket that closes more slowly than this power of its size.
+_LARGEST, _SLOWEST = 1e9, 0.02
+_CEILING = "#009E73"
+
+
+class CeilingPart(Plain):
+    """The bracket on one set of test spectra, with one library.
+
+    ``lower`` and ``upper`` are R² of the posterior mean without and with the spectrum's own star in the library; the
+    first with a temperature, the second without. ``effective_size`` is the median over spectra. The other two are R² of
+    the run's models on the same spectra.
+    """
+
+    n_library: int
+    n_test: int
+    temperature: float
+    lower: Estimate
+    upper: Estimate
+    effective_size: Number
+    r2_global: Number
+    r2_oracle: Number
+
+    @property
+    def is_converged(self) -> bool:
+        """Whether the effective size suffices."""
+        return self.effective_size >= ENOUGH
+
+    def tell(self, digits: int = 3) -> str:
+        """Return the bracket in words."""
+        if not math.isfinite(self.lower.mean) or not math.isfinite(self.upper.mean):
+            return "unknown"
+        return f"{self.lower.mean:.{digits}f} to {self.upper.mean:.{digits}f}"
+
+    def share(self) -> tuple[float, float]:
+        """Return what part of all that can be had above the global model experts capture, at both ends; NaN if none."""
+        ends = [end.mean - self.r2_global for end in (self.upper, self.lower)]
+        gain = self.r2_oracle - self.r2_global
+        low, high = (gain / end if end > 0 else math.nan for end in ends)
+        return low, high
+
+
+class CeilingLabel(Plain):
+    """The ceiling of one label.
+
+    ``scopes`` are ``covered``, with the covered library, and ``all``; ``own_bin`` is the ceiling for who is told the
+    true bin. Bins are parts of the same. ``growth`` holds a quarter, a half and all of the library for both scopes.
+    """
+
+    scopes: dict[str, CeilingPart]
+    bins: tuple[CeilingPart, ...]
+    own_bin: CeilingPart
+    own_bins: tuple[CeilingPart, ...]
+    growth: dict[str, tuple[CeilingPart, ...]]
+
+
+class Nonlinear(Plain):
+    """What a nonlinear model could gain over the experts: at least and at most, with the verdict in words."""
+
+    at_least: Estimate
+    at_most: Estimate
+    verdict: str
+    sentence: str
+
+
+class CeilingLevel(Plain):
+    """The ceiling at one noise level.
+
+    ``rank`` is the number of directions in which likelihoods were formed, 0 where all pixels were, and
+    ``likelihood_error`` the largest error of ln p for a spectrum and its own star. ``is_redrawn`` says that test noise
+    was drawn for this question, since the run's was integrated out. ``posterior`` is soft routing by the exact
+    probabilities of the cells, by scope or bin.
+    """
+
+    noise_level: float
+    n_left_out: int
+    rank: int
+    likelihood_error: float
+    is_redrawn: bool
+    labels: dict[str, CeilingLabel]
+    experts: str
+    nonlinear: Nonlinear
+    posterior: dict[str, RouteScore]
+
+
+class CeilingAnswer(Plain):
+    """The ceiling at every noise level with noise."""
+
+    levels: tuple[CeilingLevel, ...]
+
+    def at(self, noise_level: float) -> CeilingLevel | None:
+        """Return the ceiling at one noise level."""
+        return next((level for level in self.levels if level.noise_level == noise_level), None)
+
+
+# --- Words.
+
+
+def describe_experts(
+    label: CeilingLabel, posterior: Mapping[str, RouteScore], threshold: float, names: Sequence[str]
+) -> str:
+    """Say what experts capture of all that can be had, what a perfect gate keeps, and which bins are at their limit."""
+    part = label.scopes["covered"]
+    sentences = [
+        f"On {part.n_test:,} covered test spectra the global model reaches R² {part.r2_global:.3f}, experts that know "
+        f"the bin {part.r2_oracle:.3f}, and the best possible model {part.tell()}."
+    ]
+    low, high = part.share()
+    if part.r2_oracle <= part.r2_global:
+        sentences.append("Experts gain nothing of what lies above the global model.")
+    elif math.isfinite(high) and high <= 1:
+        sentences.append(f"So experts capture {low:.0%} to {high:.0%} of all that can be had above the global model.")
+    elif math.isfinite(low):
+        sentences.append(f"So experts capture at least {low:.0%} of all that can be had above the global model.")
+    if "covered" in posterior and math.isfinite(posterior["covered"].kept.mean):
+        kept = posterior["covered"].kept
+        sentences.append(
+            f"A perfect gate would keep {kept.mean:.0%} of their gain ({kept.low:.0%} to {kept.high:.0%})."
+        )
+    limits = [
+        name
+        for name, one in zip(names, label.bins, strict=True)
+        if one.upper.mean - one.r2_oracle < threshold  # NaN is not
+    ]
+    if limits:
+        are = "is" if len(limits) == 1 else "are"
+        sentences.append(f"Less than {threshold:g} is left in {', '.join(limits)}, which {are} at the limit.")
+    return " ".join(sentences)
+
+
+def _needed_library(growth: Sequence[CeilingPart], threshold: float, margin: float) -> float:
+    """Return the library size at which the bracket would lie on one side of a threshold; infinity if none can be told.
+
+    The width of the bracket is taken to fall on as a power of the size as it did from half the library to all, and its
+    middle to stay. The nearer end must clear the threshold by the margin, which is that of its interval.
+    """
+    half, whole = growth[-2:]
+    widths = [one.upper.mean - one.lower.mean for one in (half, whole)]
+    distance = abs((whole.upper.mean + whole.lower.mean) / 2 - threshold) - margin
+    if not (min(widths) > 0 and whole.n_library > half.n_library and distance > 0):
+        return math.inf
+    power = math.log(widths[0] / widths[1]) / math.log(whole.n_library / half.n_library)
+    if power < _SLOWEST:
+        return math.inf
+    exponent = math.log(max(widths[1] / (2 * distance), 1.0)) / power
+    return whole.n_library * math.exp(exponent) if exponent < math.log(_LARGEST) else math.inf
+
+
+def judge_nonlinear(
+    growth: Sequence[CeilingPart], at_least: Estimate, at_most: Estimate, threshold: float, confidence: float
+) -> Nonlinear:
+    """Decide whether a nonlinear model is worth trying beside the experts.
+
+    The verdict is *worth trying* where the lower end of the ceiling lies at least ``threshold`` above R²_oracle, and
+    *nothing left* where its upper end does not; each with the whole interval. Both hold however far the bracket has
+    closed, since each end is a bound of its own. Anything else is *undecided*.
+
+    Parameters
+    ----------
+    growth
+        The bracket for a quarter, a half and all of the library.
+    at_least, at_most
+        The lower and the upper end over R²_oracle.
+    threshold
+        ``decision.nonlinear``.
+    confidence
+        Of the intervals.
+    """
+    least = f"{at_least.mean:+.3f} ({confidence:.0%} interval from {at_least.low:+.3f})".replace("-", "−")
+    most = f"{at_most.mean:+.3f} ({confidence:.0%} interval up to {at_most.high:+.3f})".replace("-", "−")
+
+    def judge(verdict: str, sentence: str) -> Nonlinear:
+        return Nonlinear(at_least=at_least, at_most=at_most, verdict=verdict, sentence=sentence)
+
+    if at_least.low >= threshold:
+        return judge(
+            WORTH_TRYING,
+            f"A nonlinear model is worth trying: it can gain at least {least} of R² over the experts, which clears "
+            f"{threshold:g}.",
+        )
+    if at_most.high < threshold:
+        return judge(
+            NOTHING_LEFT,
+            f"Nothing is left for a nonlinear model: it can gain at most {most} of R² over the experts, which stays "
+            f"below {threshold:g}.",
+        )
+    if not all(math.isfinite(value) for value in (at_least.mean, at_most.mean)):
+        return judge(
+            UNDECIDED, "Whether a nonlinear model is worth trying is undecided: the ceiling has no value here."
+        )
+    return judge(
+        UNDECIDED,
+        "Whether a nonlinear model is worth trying is undecided: it can gain between "
+        f"{least} and {most} of R² over the experts, on both sides of {threshold:g}. "
+        + _tell_remedy(growth, at_least, at_most, threshold),
+    )
+
+
+def _tell_remedy(growth: Sequence[CeilingPart], at_least: Estimate, at_most: Estimate, threshold: float) -> str:
+    """Say what would tell: more test spectra where the interval alone straddles, else a larger library."""
+    whole = growth[-1]
+    size = f"effective size {whole.effective_size:.1f}, {ENOUGH:g} are asked for"
+    state = "" if whole.is_converged else f"The bracket has not converged ({size}). "
+    if at_least.mean >= threshold or at_most.mean < threshold:
+        return f"{state}More test spectra would tell (ceiling.test)."
+    is_above = at_least.mean + at_most.mean > 2 * threshold
+    margin = at_least.mean - at_least.low if is_above else at_most.high - at_most.mean
+    line = whole.r2_oracle + threshold
+    needed = _needed_library(growth, line, margin)
+    if math.isfinite(needed):
+        stars = f"{round(needed, 1 - math.floor(math.log10(needed))):,.0f}"
+        return f"{state}A library of about {stars} stars would tell; this one has {whole.n_library:,}."
+    if math.isfinite(_needed_library(growth, line, 0.0)):
+        return f"{state}A larger library and more test spectra would tell (ceiling.library, ceiling.test)."
+    return f"{state}No library within reach would tell, as far as the bracket's closing shows."
+
+
+# --- The figure.
+
+
+def draw_ceiling(results: RunResults, level: CeilingLevel) -> Figure:
+    """Draw the global model, the oracle and the bracket for all covered spectra and every bin, and how it closes."""
+    label = level.labels[results.summary.target]
+    rows = [("all covered", label.scopes["covered"])]
+    rows += [(one.label, part) for one, part in zip(results.summary.headline.bins, label.bins, strict=True)]
+    figure = new_figure(SLIDE[0], max(5.6, 2.6 + 0.5 * len(rows)))
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    _draw_ladder(left, rows)
+    _draw_growth(right, label.growth["covered"])
+    add_title(
+        figure,
+        f"What can be had at all: {symbol(results.summary.target)} from one model, from experts, from any model",
+        f"Noise level {level.noise_level:g}; covered test spectra, one noise draw. The ceiling lies within the bar. "
+        "Its ends are the exact posterior means without and with a spectrum's own star in the library of "
+        f"{label.scopes['covered'].n_library:,} stars.",
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _draw_ladder(axes: Axes, rows: Sequence[tuple[str, CeilingPart]]) -> None:
+    for place, (_, part) in enumerate(rows):
+        ends = part.lower.mean, part.upper.mean
+        if all(map(math.isfinite, ends)):
+            hatch = None if part.is_converged else "////"
+            axes.barh(
+                place, ends[1] - ends[0], left=ends[0], height=0.5, color=_CEILING, alpha=0.45, hatch=hatch, zorder=3
+            )
+        shown = [value for value in (part.r2_global, part.r2_oracle, *ends) if math.isfinite(value)]
+        if len(shown) > 1:
+            axes.plot([min(shown), max(shown)], [place, place], color=MUTED, linewidth=1, zorder=2)
+        axes.plot([part.r2_global], [place], color=GLOBAL, marker="s", markersize=9, linestyle="none", zorder=5)
+        axes.plot([part.r2_oracle], [place], color=ORACLE, marker="o", markersize=9, linestyle="none", zorder=5)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.axhline(0.5, color=MUTED, linewidth=0.8)
+    style_axes(axes, title="R² of the global model, of experts, and the ceiling", x="R²", grid="x")
+    axes.tick_params(axis="y", length=0, labelsize=TEXT)
+    marks = [
+        axes.plot([], [], color=GLOBAL, marker="s", linestyle="none", label="global ridge")[0],
+        axes.plot([], [], color=ORACLE, marker="o", linestyle="none", label="oracle experts")[0],
+        Patch(color=_CEILING, alpha=0.45, label="ceiling (hatched: not converged)"),
+    ]
+    axes.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=SMALL, frameon=False, ncols=3)
+
+
+def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
+    counts = [float(part.n_library) for part in growth]
+    lower, upper = [part.lower.mean for part in growth], [part.upper.mean for part in growth]
+    axes.fill_between(counts, lower, upper, color=_CEILING, alpha=0.25)
+    for values, marker, name in ((upper, "v", "upper end"), (lower, "^", "lower end")):
+        axes.plot(counts, values, color=_CEILING, marker=marker, linewidth=2, label=name)
+    axes.axhline(growth[-1].r2_oracle, color=ORACLE, linewidth=1.6, label="oracle experts")
+    axes.axhline(growth[-1].r2_global, color=GLOBAL, linewidth=1.6, label="global ridge")
+    for count, part in zip(counts, growth, strict=True):
+        axes.annotate(
+            f"{part.effective_size:.1f}", (count, part.lower.mean), (0, -16), textcoords="offset points",
+            ha="center", fontsize=SMALL, color=INK,
+        )  # fmt: skip
+    style_axes(axes, title="How it closes (numbers: effective size)", x="stars in the library", grid="y")
+    axes.margins(x=0.12, y=0.2)
+    label_counts(axes, counts)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # the legend stands above the data
+    axes.legend(loc="upper right", fontsize=SMALL, frameon=False, ncols=2)

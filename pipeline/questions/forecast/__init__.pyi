@@ -1,0 +1,12 @@
+from .equivalent import DrawnRidge as DrawnRidge
+from .equivalent import Population as Population
+from .equivalent import solve_drawn_ridge as solve_drawn_ridge
+from .outlook import Forecaster as Forecaster
+from .outlook import OutlookPoint as OutlookPoint
+from .outlook import list_rows as list_rows
+from .question import NOISE_CLASSES as NOISE_CLASSES
+from .question import SIZES as SIZES
+from .question import Forecast as Forecast
+from .training import ENDLESS as ENDLESS
+from .training import Training as Training
+from .training import solve_sizes as solve_sizes

@@ -1,0 +1,259 @@
+"""The forecast of one noise level: from its moments and the test spectra to entries of the summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from threadpoolctl import threadpool_limits
+
+from pipeline.accumulate import MomentsFolder
+from pipeline.bins import Binning
+from pipeline.config import RidgeConfig
+from pipeline.moments import FactoredMoments, Moments
+from pipeline.questions.forecast.judging import (
+    TestSpectra,
+    find_trusted,
+    list_columns,
+    scatter_over_folds,
+    score_models,
+)
+from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS, DrawnModels, Training, solve_sizes
+from pipeline.scoring import SCOPES, Bootstrap, Columns, Estimate, Number, Plain, Score, Stacked
+
+__all__ = ["Asked", "Forecaster", "Outlook", "OutlookPoint", "list_rows"]
+
+FloatArray = NDArray[np.float64]
+#: Sizes at which the scatter over folds is computed; between them it is interpolated in the logarithm of the size.
+_SCATTER_SIZES = 5
+
+
+class Outlook(Plain):
+    """What a drawn run would say on one set of test spectra.
+
+    ``std`` of an estimate is the standard error from the sampling of the training spectra (a jackknife over folds), and
+    its interval holds that and the sampling of the test spectra. ``alpha`` is the penalty of the bin's expert, of the
+    global model where many bins are scored together.
+    """
+
+    n_train: Number
+    n_test: int
+    alpha: Number
+    r2_oracle: Estimate
+    r2_global: Estimate
+    delta_r2: Estimate
+    trusted: bool
+
+
+class OutlookPoint(Plain):
+    """The forecast for one number of training spectra ``n`` (null stands for infinitely many) and one choice of α.
+
+    ``penalty`` says how α was chosen: ``configured`` as the run's settings say, ``best`` for every model, ``stated`` by
+    whoever asked. ``bins`` are in the order of the bins.
+    """
+
+    n: Number
+    penalty: str
+    scopes: dict[str, Outlook]
+    bins: tuple[Outlook, ...]
+
+    @property
+    def covered(self) -> Outlook:
+        """The scope that conclusions are about."""
+        return self.scopes["covered"]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Forecasts that are to be judged, and how the penalty of each was chosen."""
+
+    forecasts: tuple[DrawnModels, ...]
+    penalties: tuple[str, ...]
+
+
+class Forecaster:
+    """Forecasts from the factored moments of one noise that was integrated out.
+
+    Parameters
+    ----------
+    moments
+        Of one level, by classes of like noise.
+    binning, covered
+        The experts, and the cells that their bins cover.
+    ridge, label
+        How models are trained, and what they predict.
+    threads
+        Models that are solved side by side.
+    one_class
+        Whether all rows are taken to have like noise: the known formula, to be held against that of the classes.
+    """
+
+    def __init__(
+        self,
+        moments: MomentsFolder,
+        binning: Binning,
+        covered: Sequence[int],
+        ridge: RidgeConfig,
+        label: str,
+        threads: int = 1,
+        *,
+        one_class: bool = False,
+    ) -> None:
+        self._one_class = one_class
+        self._moments, self._binning, self._covered = moments, binning, covered
+        self._ridge, self._label, self._threads = ridge, label, threads
+
+    @cached_property
+    def _folds(self) -> list[list[FactoredMoments]]:
+        """Every cell's moments of every fold."""
+        folds = [self._moments.open(fold) for fold in range(self._moments.n_folds)]
+        found = [[saved.read(cell) for cell in range(self._moments.n_cells)] for saved in folds]
+        return [[own for own in fold if isinstance(own, FactoredMoments)] for fold in found]
+
+    @cached_property
+    def _cells(self) -> list[FactoredMoments]:
+        return self._merge(range(self._moments.n_folds))
+
+    def _merge(self, folds: Sequence[int]) -> list[FactoredMoments]:
+        merged = [Moments.merge(self._folds[fold][cell] for fold in folds) for cell in range(self._moments.n_cells)]
+        return [own for own in merged if isinstance(own, FactoredMoments)]
+
+    @cached_property
+    def _training(self) -> Training:
+        return self._train(self._cells, None)
+
+    def _train(self, cells: Sequence[FactoredMoments], rank: int | None) -> Training:
+        return Training.of_cells(
+            cells, self._binning, self._covered, self._ridge, self._label, rank, one_class=self._one_class
+        )
+
+    @property
+    def count(self) -> int:
+        """Training spectra of the global model, from which the forecast is made."""
+        return int(self._training.counts[0])
+
+    def ask(self, sizes: Sequence[float], alpha: float | None = None) -> Asked:
+        """Solve the expected models for some numbers of training spectra, in increasing order.
+
+        With the penalties that the settings give and the best ones, or with a stated one.
+        """
+        rules: dict[str, RidgeConfig | str] = {CONFIGURED: self._ridge, BEST: BEST}
+        if alpha is not None:
+            rules = {"stated": self._ridge.model_copy(update={"alpha": alpha})}
+        solved = {name: solve_sizes(self._training, sizes, rule, self._threads) for name, rule in rules.items()}
+        return Asked(
+            tuple(one for forecasts in solved.values() for one in forecasts),
+            tuple(name for name, forecasts in solved.items() for _ in forecasts),
+        )
+
+    def columns(self, asked: Asked) -> list[Columns]:
+        """Return what has to be known of the test spectra, with their noise integrated out."""
+        return list_columns(self._cells[0].basis, self._training.rank, asked.forecasts)
+
+    def judge(
+        self,
+        asked: Asked,
+        y: FloatArray,
+        bins: NDArray[np.int64],
+        found: Sequence[Stacked],
+        bootstrap: Bootstrap,
+    ) -> list[OutlookPoint]:
+        """Score forecasts on the test spectra, of which ``found`` are the values of :meth:`columns`."""
+        spectra = TestSpectra.of_read(y, bins, self._binning.n_bins, found)
+        # One BLAS thread: the bits of a product may depend on their number.
+        with threadpool_limits(1, user_api="blas"):
+            scores = score_models(spectra, asked.forecasts, bootstrap)
+            errors = self._scatter(spectra, asked)
+        points = []
+        for m, (forecast, score) in enumerate(zip(asked.forecasts, scores, strict=True)):
+            trusted = find_trusted(self._training, forecast, self._cells[0].n_pixels)
+            of_scopes = [
+                self._describe(one, forecast, 0, errors[m, place], bool(trusted.all()), bootstrap.confidence)
+                for place, one in enumerate(score.scope(name) for name in SCOPES)
+            ]
+            of_bins = [
+                self._describe(
+                    one, forecast, 1 + k, errors[m, len(SCOPES) + k], bool(trusted[[0, 1 + k]].all()),
+                    bootstrap.confidence,
+                )
+                for k, one in enumerate(score.bins)
+            ]  # fmt: skip
+            points.append(
+                OutlookPoint(
+                    n=math.nan if forecast.count >= ENDLESS else forecast.count,
+                    penalty=asked.penalties[m],
+                    scopes=dict(zip(SCOPES, of_scopes, strict=True)),
+                    bins=tuple(of_bins),
+                )
+            )
+        return points
+
+    def _describe(
+        self, score: Score, forecast: DrawnModels, model: int, errors: FloatArray, trusted: bool, confidence: float
+    ) -> Outlook:
+        """Return an entry: the interval holds the sampling of the test spectra and that of the training spectra."""
+        intervals = score.intervals(confidence)
+        reach = np.nan_to_num(errors) * float(ndtri((1 + confidence) / 2))
+        low = score.merits - np.hypot(score.merits - intervals[:, 0], reach)
+        high = score.merits + np.hypot(intervals[:, 1] - score.merits, reach)
+        oracle, single, delta = (
+            Estimate.of(score.merits[k], np.nan_to_num(errors[k]), low[k], high[k]) for k in range(3)
+        )
+        own = forecast.models[model]
+        return Outlook(
+            n_train=math.nan if forecast.count >= ENDLESS else round(own.count),
+            n_test=score.n_test,
+            alpha=own.alpha,
+            r2_oracle=oracle,
+            r2_global=single,
+            delta_r2=delta,
+            trusted=trusted,
+        )
+
+    def _scatter(self, spectra: TestSpectra, asked: Asked) -> FloatArray:
+        """Return the standard errors from the sampling of the training spectra, (M, 2 + K, 3).
+
+        Those of the first choice of the penalty are taken for all, at some of the sizes.
+        """
+        places = [m for m, name in enumerate(asked.penalties) if name == asked.penalties[0]]
+        kept = sorted({places[round(k)] for k in np.linspace(0, len(places) - 1, min(len(places), _SCATTER_SIZES))})
+        forecasts, n_folds = [asked.forecasts[m] for m in kept], self._moments.n_folds
+        sizes, alphas = [one.count for one in forecasts], [one.alphas for one in forecasts]
+        left_out = []
+        for fold in range(n_folds) if n_folds > 1 else ():
+            cells = self._merge([one for one in range(n_folds) if one != fold])
+            training = self._train(cells, self._training.rank)
+            left_out.append(solve_sizes(training, sizes, alphas, self._threads))
+        known = TestSpectra(spectra.y, spectra.bins, spectra.n_bins, spectra.coordinates, spectra.noise[kept])
+        found = scatter_over_folds(known, forecasts, left_out, self._mean_noise())
+        at, wanted = np.log(sizes), np.log([one.count for one in asked.forecasts])
+        flat = found.reshape(len(kept), -1)
+        spread = np.column_stack([np.interp(wanted, at, column) for column in flat.T])
+        return spread.reshape(len(asked.forecasts), *found.shape[1:])
+
+    def _mean_noise(self) -> list[FloatArray]:
+        """Return the mean noise variances of every bin's training spectra, and of all for those outside."""
+        groups = [*self._binning.members, range(self._moments.n_cells)]
+        merged = [[self._cells[cell] for cell in members] for members in groups]
+        return [np.sum([one.noise for one in own], axis=0) / sum(one.count for one in own) for own in merged]
+
+
+def list_rows(points: Sequence[OutlookPoint], noise_level: float) -> list[dict[str, Any]]:
+    """Return the rows of ``forecast.csv``: one for each forecast and scope, bins by their numbers."""
+    rows: list[dict[str, Any]] = []
+    for point in points:
+        n = math.inf if math.isnan(point.n) else int(point.n)
+        for scope, one in [*point.scopes.items(), *((str(k), own) for k, own in enumerate(point.bins))]:
+            row: dict[str, Any] = {"n": n, "penalty": point.penalty, "alpha": one.alpha, "noise_level": noise_level}
+            row |= {"scope": scope, "n_train": one.n_train, "n_test": one.n_test}
+            for name in ("r2_global", "r2_oracle", "delta_r2"):
+                estimate: Estimate = getattr(one, name)
+                row |= {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            rows.append(row | {"trusted": one.trusted})
+    return rows

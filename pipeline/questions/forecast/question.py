@@ -1,0 +1,419 @@
+"""What a drawn run of any size would say: asked by the section ``forecast`` of the configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.config import AlphaSearch, ExperimentConfig
+from pipeline.noise import MarginalNoise, Noise
+from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
+from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS
+from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
+from pipeline.report import Block, Picture, Section, Show, Table, thresholds
+from pipeline.report.figures.canvas import (
+    GLOBAL,
+    INK,
+    MUTED,
+    ORACLE,
+    SLIDE,
+    SMALL,
+    TEXT,
+    VERDICT_COLORS,
+    add_interval,
+    add_title,
+    label_counts,
+    new_figure,
+    style_axes,
+)
+from pipeline.scoring import (
+    BUILD,
+    DELTA_R2,
+    MISSING,
+    R2_GLOBAL,
+    R2_ORACLE,
+    SHOWN_MERITS,
+    Columns,
+    Decision,
+    Merit,
+    Number,
+    Plain,
+    RunResults,
+    Scope,
+    Stacked,
+    decide,
+    predict_stacked,
+    summarise_curve,
+)
+
+__all__ = ["NOISE_CLASSES", "SIZES", "Forecast", "ForecastAnswer", "ForecastLevel", "draw_forecast", "find_needed"]
+
+#: Classes of like noise that the moments of a cell are divided into.
+NOISE_CLASSES = 6
+#: Training spectra that every forecast is for.
+SIZES = (5e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
+_FILE = "forecast.csv"
+_PICTURE = "moe_forecast.png"
+#: ΔR² of a forecast and of the drawn run of its size may differ by so much, or by so many standard errors of both.
+_AGREES, _STANDARD_ERRORS = 0.01, 2.0
+
+
+class ForecastLevel(Plain):
+    """The forecast at one noise level.
+
+    ``n_known`` are the training spectra that it is made from. ``needed`` says, for each choice of the penalty, how many
+    training spectra ΔR² needs until the lower end of its interval reaches ``decision.continue``; null if it never
+    does. ``drawn`` is what the run's own drawn noise gave, where it trained on both: with the sizes of its learning
+    curve, if the penalty is no search (a search is made once, with all spectra), the last one with all spectra.
+    ``decision`` is that for ``decision.at`` training spectra, with the configured penalty.
+    """
+
+    noise_level: float
+    n_known: int
+    points: tuple[OutlookPoint, ...]
+    limits: tuple[OutlookPoint, ...]
+    needed: dict[str, Number]
+    drawn: tuple[Scope, ...]
+    decision: Decision | None
+
+    def along(self, penalty: str) -> list[OutlookPoint]:
+        """Return the points of one choice of the penalty, in the order of their sizes."""
+        return [point for point in self.points if point.penalty == penalty]
+
+    def limit(self, penalty: str) -> OutlookPoint:
+        """Return what infinitely many training spectra would give."""
+        return next(point for point in self.limits if point.penalty == penalty)
+
+    def at(self, n: float, penalty: str = CONFIGURED) -> OutlookPoint:
+        """Return the point of the nearest number of training spectra."""
+        return min(self.along(penalty), key=lambda point: abs(math.log(point.n / n)))
+
+
+class ForecastAnswer(Plain):
+    """The forecast at every noise level that was integrated out."""
+
+    sentence: str
+    levels: tuple[ForecastLevel, ...]
+
+
+class Forecast(Question[ForecastAnswer]):
+    """Say what training on drawn noise would give with any number of spectra, from factored moments."""
+
+    name = "forecast"
+    Answer = ForecastAnswer
+    files = (_FILE,)
+    pictures = (
+        Picture(
+            _PICTURE,
+            "What drawn runs of other sizes would say",
+            "The lines are computed from the moments of noise that was integrated out. Diamonds are drawn runs that "
+            "were made. Where the lines are flat, more spectra bring nothing more. Open points lie outside the range "
+            "in which forecasts were checked.",
+            lambda results: draw_forecast(results),
+            lambda results: Forecast.read(results) is not None,
+        ),
+    )
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self._asked: dict[float, tuple[Forecaster, Asked]] = {}
+        self._points: dict[float, list[OutlookPoint]] = {}
+        self._drawn: dict[float, list[Reading]] = {}
+
+    @classmethod
+    def needs(cls, settings: ExperimentConfig) -> Needs:
+        """Return the classes of like noise."""
+        return Needs(noise_classes=NOISE_CLASSES) if settings.forecast is not None else Needs()
+
+    def columns(self, trained: Trained, test_noise: Noise) -> Sequence[Columns]:
+        """Ask for what forecasts need, where the test spectra's noise is integrated out, too."""
+        if not self._is_asked(trained) or not _is_same(trained.noise, test_noise):
+            return ()
+        forecaster, asked = self._solve(trained)
+        return forecaster.columns(asked)
+
+    def hear(self, reading: Reading, found: Sequence[Stacked]) -> None:
+        """Score forecasts once for each level; test spectra of single draws are read once more, without their draw."""
+        trained = reading.trained
+        if trained.noise.is_single:
+            self._drawn.setdefault(trained.noise.level, []).append(reading)
+        if not self._is_asked(trained) or trained.noise.level in self._points:
+            return
+        forecaster, asked = self._solve(trained)
+        if not found:
+            found = predict_stacked(
+                self.facts.test, forecaster.columns(asked), MarginalNoise(trained.noise.level), "float64"
+            )
+        y, bins = self.facts.truth.labels[self.facts.settings.target], self.facts.truth.bins[0]
+        self._points[trained.noise.level] = forecaster.judge(asked, y, bins, found, self.facts.bootstrap)
+
+    def _is_asked(self, trained: Trained) -> bool:
+        if self.facts.settings.forecast is None or trained.noise.is_single:
+            return False
+        return not trained.moments.open(0).is_tiled
+
+    def _solve(self, trained: Trained) -> tuple[Forecaster, Asked]:
+        """Solve the expected models of a level, once."""
+        level, settings = trained.noise.level, self.facts.settings
+        assert settings.forecast is not None
+        if level not in self._asked:
+            main = self.facts.binnings[0]
+            threads = self.facts.threads["solve"]
+            forecaster = Forecaster(trained.moments, main, main.covered, settings.ridge, settings.target, threads)
+            own = [float(forecaster.count), *([settings.decision.at] if settings.decision.at else [])]
+            sizes = sorted({*SIZES, *map(float, settings.forecast.sizes), *own, ENDLESS})
+            self._asked[level] = forecaster, forecaster.ask(sizes)
+        return self._asked[level]
+
+    def answer(self) -> ForecastAnswer | None:
+        """Return the forecasts of all levels; None where there are no factored moments."""
+        if self.facts.settings.forecast is None:
+            return None
+        if not self._points:
+            self.warnings.append(
+                "no forecast was made: it needs factored moments, and those of this run are dense (metadata.json says "
+                "why, under factoring)"
+            )
+            return None
+        levels = tuple(self._summarise(level) for level in self._points)
+        headline = next((one for one in levels if one.noise_level == self.facts.settings.headline_level), levels[0])
+        return ForecastAnswer(sentence=self._say(headline), levels=levels)
+
+    def _summarise(self, level: float) -> ForecastLevel:
+        forecaster, points = self._asked[level][0], self._points[level]
+        settings, confidence = self.facts.settings, self.facts.bootstrap.confidence
+        finite = [point for point in points if math.isfinite(point.n)]
+        kinds = dict.fromkeys(point.penalty for point in points)
+        found = ForecastLevel(
+            noise_level=level,
+            n_known=forecaster.count,
+            points=tuple(finite),
+            limits=tuple(point for point in points if not math.isfinite(point.n)),
+            needed={
+                kind: find_needed([one for one in finite if one.penalty == kind], settings.decision.continue_)
+                for kind in kinds
+            },
+            drawn=self._summarise_drawn(level),
+            decision=None,
+        )
+        if settings.decision.at is not None:
+            planned = found.at(settings.decision.at).covered
+            doubts = [] if planned.trusted else ["this size lies outside the range in which forecasts are trusted."]
+            decision = decide(planned.delta_r2, settings.decision, confidence, doubts)
+            found = found.model_copy(update={"decision": decision})
+        self._compare(found)
+        return found
+
+    def _summarise_drawn(self, level: float) -> tuple[Scope, ...]:
+        """Return what drawn noise gave, over seeds."""
+        own = self._drawn.get(level, [])
+        if not own:
+            return ()
+        first = -1 if isinstance(self.facts.settings.ridge.alpha, AlphaSearch) else 0
+        scores = [one.draw.scores[first:] for one in own]
+        return summarise_curve(scores, own[0].draw.models[first:], self.facts.bootstrap.confidence)
+
+    def _compare(self, level: ForecastLevel) -> None:
+        """Warn where forecast and drawn run disagree by more than both scatter."""
+        if not level.drawn:
+            return
+        forecast, drawn = level.at(level.n_known).covered, level.drawn[-1]
+        off = forecast.delta_r2.mean - drawn.delta_r2.mean
+        # One seed has no scatter of its own: the sampling of the test spectra is a bound of what one draw does.
+        scatter = drawn.delta_r2.std or (drawn.delta_r2.high - drawn.delta_r2.low) / 4
+        allowed = max(_AGREES, _STANDARD_ERRORS * math.hypot(forecast.delta_r2.std, scatter))
+        if forecast.trusted and not abs(off) <= allowed:
+            self.warnings.append(
+                f"forecast: at noise level {level.noise_level:g} it says ΔR² {forecast.delta_r2.mean:+.4f} for "
+                f"{level.n_known:,} training spectra, and the drawn run gives {drawn.delta_r2.mean:+.4f}; they should "
+                f"differ by at most {allowed:.3f}, so do not trust the forecast of other sizes"
+            )
+
+    def _say(self, level: ForecastLevel) -> str:
+        """Say in words what matters: the planned size, how many spectra are needed, where more bring nothing."""
+        settings, sentences = self.facts.settings, []
+        if level.decision is not None and settings.decision.at is not None:
+            sentences.append(f"With {settings.decision.at:,.0f} training spectra: {level.decision.sentence}")
+        limit = settings.decision.continue_
+        needed = level.needed[CONFIGURED]
+        sentences.append(
+            f"With the configured penalty ΔR² clears {limit:g} from {_round(needed)} training spectra on."
+            if math.isfinite(needed)
+            else f"With the configured penalty ΔR² clears {limit:g} with no number of training spectra."
+        )
+        end, best = level.limit(BEST).covered, level.along(BEST)
+        enough = next(
+            (one.n for one in best if one.covered.delta_r2.mean >= 0.95 * end.delta_r2.mean and end.delta_r2.mean > 0),
+            math.nan,
+        )
+        sentences.append(
+            f"Endless training would give ΔR² {end.delta_r2.mean:+.4f} (R²_global {end.r2_global.mean:.4f}, R²_oracle "
+            f"{end.r2_oracle.mean:.4f})"
+            + (f"; {_round(enough)} spectra with the best penalty give 95 % of that." if math.isfinite(enough) else ".")
+        )
+        return " ".join(sentences)
+
+    # --- Views.
+
+    @classmethod
+    def tables(cls, answer: ForecastAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:
+        """Return a row for each level, size, choice of the penalty and scope."""
+        del settings
+        rows = [row for one in answer.levels for row in list_rows([*one.points, *one.limits], one.noise_level)]
+        return {_FILE: pd.DataFrame(rows)}
+
+    @classmethod
+    def section(cls, results: RunResults) -> Section | None:
+        """Return the sentence, a table of the headline level, forecast and drawn side by side, and the figure."""
+        answer = cls.read(results)
+        if answer is None:
+            return None
+        level = _headline(results, answer)
+        about = (
+            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says what "
+            "models trained on one noise draw for each spectrum would give, with any number of spectra. "
+        )
+        blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
+        if level.drawn:
+            blocks.insert(1, _list_side_by_side(level))
+        return Section("forecast", "What more spectra would give", "Forecast", tuple(blocks))
+
+    @classmethod
+    def remarks(cls, results: RunResults, noise_level: float) -> Sequence[str]:
+        """Return the sentence for the terminal."""
+        answer = cls.read(results)
+        if answer is None or noise_level != _headline(results, answer).noise_level:
+            return ()
+        return [f"Forecast: {answer.sentence}"]
+
+
+def _is_same(trained: Noise, tested: Noise) -> bool:
+    return not tested.is_single and tested.level == trained.level
+
+
+def _headline(results: RunResults, answer: ForecastAnswer) -> ForecastLevel:
+    wanted = results.summary.headline_level
+    return next((one for one in answer.levels if one.noise_level == wanted), answer.levels[0])
+
+
+def find_needed(points: Sequence[OutlookPoint], threshold: float) -> float:
+    """Return from how many training spectra on the lower end of ΔR²'s interval stays at the threshold or above.
+
+    Between two sizes it is interpolated in the logarithm of the size; NaN if it does not get there.
+    """
+    at = np.log([point.n for point in points])
+    low = np.array([point.covered.delta_r2.low for point in points]) - threshold
+    below = np.flatnonzero(~(low >= 0))
+    if not below.size:
+        return float(points[0].n)
+    last = int(below[-1])
+    if last == len(points) - 1:
+        return math.nan
+    return float(np.exp(np.interp(0.0, low[last : last + 2], at[last : last + 2])))
+
+
+def _round(n: float) -> str:
+    """Return a number of spectra in two digits."""
+    return f"{float(f'{n:.1e}'):,.0f}"
+
+
+def _list_points(level: ForecastLevel) -> Table:
+    rows = []
+    for penalty in (CONFIGURED, BEST):
+        for point in [*level.along(penalty), level.limit(penalty)]:
+            one = point.covered
+            n = f"{point.n:,.0f}" if math.isfinite(point.n) else "endless"
+            alpha = f"{one.alpha:.3g}" if math.isfinite(point.n) else "–"
+            low, high = one.delta_r2.low, one.delta_r2.high
+            merits = [merit.format(getattr(one, merit.name).mean) for merit in SHOWN_MERITS]
+            rows.append((penalty, n, alpha, *merits, f"{low:+.4f} to {high:+.4f}", "yes" if one.trusted else "no"))
+    header = (
+        "Penalty",
+        "training spectra",
+        "α (global)",
+        *(merit.symbol for merit in SHOWN_MERITS),
+        "interval",
+        "trusted",
+    )
+    return Table(
+        f"Forecast of drawn runs, covered test spectra, noise level {level.noise_level:g}", header, tuple(rows), 1
+    )
+
+
+def _list_side_by_side(level: ForecastLevel) -> Table:
+    drawn, forecast = level.drawn[-1], level.at(level.n_known).covered
+    rows = [
+        (
+            merit.symbol,
+            merit.format(getattr(forecast, merit.name).mean),
+            merit.format(drawn.merit(merit).mean),
+            f"{drawn.merit(merit).std:.4f}" if drawn.merit(merit).std > 0 else MISSING,
+        )
+        for merit in SHOWN_MERITS
+    ]
+    caption = f"Forecast and drawn run of {level.n_known:,} training spectra, covered test spectra"
+    return Table(caption, ("Figure of merit", "forecast", "drawn", "± seeds"), tuple(rows), 1)
+
+
+def draw_forecast(results: RunResults) -> Figure:
+    """Draw forecasts against the number of training spectra, drawn runs as points, and what endless training gives."""
+    answer = Forecast.read(results)
+    assert answer is not None
+    level = _headline(results, answer)
+    figure = new_figure(SLIDE[0], 6.4)
+    left, right = figure.subplots(1, 2)
+    for merit, color, name in ((R2_ORACLE, ORACLE, "oracle experts"), (R2_GLOBAL, GLOBAL, "global ridge")):
+        _draw_curves(left, level, merit, color, name)
+    _draw_curves(right, level, DELTA_R2, INK, "ΔR²")
+    limit = thresholds(results).continue_
+    right.axhline(0, color=MUTED, linewidth=0.8)
+    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
+    style_axes(left, title="R² of both models", y="R²", grid="y")
+    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
+    counts = [point.n for point in level.along(CONFIGURED)]
+    for axes in (left, right):
+        axes.set_xlabel("training spectra, one noise draw each", fontsize=TEXT)
+        axes.margins(x=0.05)
+        label_counts(axes, counts)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.34 * (high - low), high)  # the legend stands below the data
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL, frameon=False, ncols=2)
+    add_title(
+        figure,
+        "What drawn runs of other sizes would say",
+        f"From {level.n_known:,} training spectra; covered test spectra, noise level {level.noise_level:g}; bars: "
+        f"{results.summary.confidence:.0%} interval{'; diamonds: drawn runs' if level.drawn else ''}.",
+        simulated=bool(results.metadata.get("simulated")),
+    )
+    return figure
+
+
+def _draw_curves(axes: Axes, level: ForecastLevel, merit: Merit, color: str, name: str) -> None:
+    for penalty, dashes in ((CONFIGURED, "-"), (BEST, "--")):
+        points = level.along(penalty)
+        values = [getattr(point.covered, merit.name) for point in points]
+        at = [point.n for point in points]
+        axes.plot(
+            at, [one.mean for one in values], color=color, linestyle=dashes, linewidth=2, label=f"{name}, {penalty} α"
+        )
+        doubted = [k for k, point in enumerate(points) if not point.covered.trusted]
+        axes.plot(
+            [at[k] for k in doubted],
+            [values[k].mean for k in doubted],
+            "o",
+            color=color,
+            markerfacecolor="white",
+            zorder=5,
+        )
+        if penalty == CONFIGURED:
+            for place, one in zip(at, values, strict=True):
+                add_interval(axes, place, one, horizontal=False, color=color)
+    end = getattr(level.limit(BEST).covered, merit.name).mean
+    axes.axhline(end, color=color, linewidth=1, linestyle=(0, (1, 3)), label=f"{name}, endless")
+    at = [one.n_train for one in level.drawn]
+    axes.plot(at, [one.merit(merit).mean for one in level.drawn], "D", color=color, markersize=8, zorder=6)
