@@ -5,7 +5,9 @@ from .accumulate import plan_accumulation as plan_accumulation
 from .base import choose_progress as choose_progress
 from .bins import BinGrid as BinGrid
 from .bins import assign_bins as assign_bins
+from .config import ComputeConfig as ComputeConfig
 from .config import ExperimentConfig as ExperimentConfig
+from .config import RidgeConfig as RidgeConfig
 from .config import load_config as load_config
 from .convert import convert_shards as convert_shards
 from .convert import write_store as write_store

@@ -118,7 +118,7 @@ def convert_shards(
     wanted = ConversionSettings(**shape)
     listed = [shards] if isinstance(shards, str | Path) else shards
     return _convert(
-        read_sources([shard if isinstance(shard, ShardInfo) else Path(shard) for shard in listed], allow_external),
+        read_sources(listed, allow_external),
         Path(store),
         wanted,
         _count_workers(workers),

@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, format_bytes, is_sealed, parse_object, read_file
+from pipeline.base import (
+    PathLike,
+    Progress,
+    SilentProgress,
+    format_bytes,
+    is_sealed,
+    list_paths,
+    parse_object,
+    read_file,
+)
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ExperimentConfig, Quantiles, load_config
 from pipeline.errors import InputError
@@ -380,7 +389,7 @@ class MergedMoments:
         return Moments.merge(fold.read(cell) for fold in self.folds)
 
 
-def merge_runs(folders: Sequence[str | Path]) -> tuple[MergedMoments, ...]:
+def merge_runs(folders: PathLike | Sequence[PathLike]) -> tuple[MergedMoments, ...]:
     """Merge the moments of runs that accumulated different shards of one set of spectra.
 
     Every run names all stores in ``data.train``, and leaves out the shards of the others by ``data.exclude``. So all
@@ -403,7 +412,7 @@ def merge_runs(folders: Sequence[str | Path]) -> tuple[MergedMoments, ...]:
         If noise draws, bins, labels, origins, precision or another setting differ, if a spectrum is in two runs, or if
         moments are unfinished or damaged; the message says which.
     """
-    runs = [open_moments(folder) for folder in folders]
+    runs = [open_moments(folder) for folder in list_paths(folders)]
     if not runs:
         raise InputError("cannot merge no runs at all; give at least one run folder")
     names = [[draw.folder.name for draw in run.draws] for run in runs]

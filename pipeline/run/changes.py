@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import Progress, SilentProgress, exclusive
+from pipeline.base import PathLike, Progress, SilentProgress, exclusive, list_paths
 from pipeline.config import ExperimentConfig, load_config, with_absolute_paths
 from pipeline.convert import find_sources
 from pipeline.errors import InputError
@@ -32,7 +32,7 @@ __all__ = ["add_spectra", "describe_reuse", "remove_shard"]
 
 def add_spectra(
     folder: str | Path,
-    sources: Sequence[str | Path],
+    sources: PathLike | Sequence[PathLike],
     *,
     client: Client | None = None,
     convert_workers: int | None = None,
@@ -66,7 +66,7 @@ def add_spectra(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    report, named = progress or SilentProgress(), [str(source) for source in sources]
+    report, named = progress or SilentProgress(), [str(source) for source in list_paths(sources)]
 
     def change(standing: _Standing) -> ExperimentConfig:
         return _plan_addition(standing, named, report, convert_workers)

@@ -32,7 +32,7 @@ from pipeline.base import (
     workers_limits,
     workers_peak,
 )
-from pipeline.config import ExperimentConfig, content_hash, load_config
+from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
@@ -60,7 +60,7 @@ __all__ = ["limits_of_workers", "list_remarks", "plan_experiment", "render_run",
 
 
 def plan_experiment(
-    config: ExperimentConfig, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
+    config: ConfigSource, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
 ) -> ExperimentPlan:
     """Check an experiment's inputs and return what it will cost on workers of the given memory and cores.
 
@@ -71,7 +71,8 @@ def plan_experiment(
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    return _plan(config, read_headers(config), worker_limits, worker_threads)
+    settings = load_config(config)
+    return _plan(settings, read_headers(settings), worker_limits, worker_threads)
 
 
 def _plan(
@@ -100,7 +101,7 @@ def _plan(
 
 
 def run_experiment(
-    config: ExperimentConfig,
+    config: ConfigSource,
     folder: str | Path,
     *,
     client: Client | None = None,
@@ -113,7 +114,7 @@ def run_experiment(
     Parameters
     ----------
     config
-        From :func:`pipeline.load_config`.
+        A YAML file, a packaged name, a dictionary of settings, or what :func:`pipeline.load_config` made of one.
     folder
         The run folder, created if needed. With a client it must be reachable by the workers under this path.
     client
@@ -137,7 +138,7 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    out = Path(folder)
+    out, config = Path(folder), load_config(config)
     require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
