@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
-import zarr
 
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress, available_cores, find_json, hash_file, is_sealed
@@ -43,7 +42,6 @@ from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.shards import HDF5_SUFFIXES, ShardInfo
 from pipeline.store import (
-    MANIFEST_GROUP,
     Manifest,
     RangeRecord,
     SpectraStore,
@@ -53,6 +51,7 @@ from pipeline.store import (
     digest_rows,
     write_chunks,
     write_columns,
+    write_manifest,
 )
 
 if TYPE_CHECKING:
@@ -482,11 +481,7 @@ def build_manifest(
             for name in (*variables, "wavelength", schema.STORE_ORIGIN, *columns)
         },
     )
-    zarr.open_group(plan.store / MANIFEST_GROUP, mode="w", zarr_format=3, attributes=manifest.to_json())
-    root = zarr.open_group(plan.store, mode="r+", zarr_format=3)
-    root.attrs.update(
-        {"format": schema.STORE_FORMAT, "version": schema.STORE_VERSION, "fingerprint": manifest.fingerprint}
-    )
+    write_manifest(plan.store, manifest)
     return manifest
 
 

@@ -523,8 +523,7 @@ def open_spectra(path: Path | str | Sequence[Path | str], *, chunks: Chunks = "s
 
     Pixel arrays stay on disk; all coordinates along ``spectrum`` (labels, ``snr``, ``shard``, ``row``, ...) are in
     memory, about 200 bytes for each spectrum, so that selecting by them is plain indexing. The pipeline itself does
-    not hold them. ``xarray.open_zarr(path, consolidated=False)`` works too, but does not check that the store is
-    complete.
+    not hold them. ``xarray.open_zarr(path)`` works too, but does not check that the store is complete.
 
     Parameters
     ----------
