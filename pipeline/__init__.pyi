@@ -50,6 +50,7 @@ from .run import Revisit as Revisit
 from .run import add_spectra as add_spectra
 from .run import forecast_run as forecast_run
 from .run import plan_experiment as plan_experiment
+from .run import propose_config as propose_config
 from .run import remove_shard as remove_shard
 from .run import render_run as render_run
 from .run import revisit_run as revisit_run

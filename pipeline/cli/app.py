@@ -11,7 +11,7 @@ from pipeline.cli.doctor import doctor
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
-from pipeline.cli.spectra import convert, inspect, sample
+from pipeline.cli.spectra import convert, init, inspect, sample
 from pipeline.cli.status import status
 from pipeline.errors import ResourceError
 
@@ -51,6 +51,7 @@ for _command in (
     doctor,
     sample,
     inspect,
+    init,
     convert,
     plan,
     run,

@@ -16,7 +16,7 @@ from pipeline.errors import printable
 if TYPE_CHECKING:
     from pipeline.shards import ShardInfo
 
-__all__ = ["convert", "inspect", "sample"]
+__all__ = ["convert", "init", "inspect", "sample"]
 
 
 @click.command()
@@ -121,6 +121,31 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
         click.echo(render_total(inspections))
     if any(one.problem is not None or (is_strict and one.refused is not None) for one in inspections):
         sys.exit(2)
+
+
+@click.command()
+@click.argument("paths", metavar="SPECTRA...", nargs=-1, required=True)
+@click.option("--test", multiple=True, metavar="SPECTRA", help="The test spectra; repeatable.")
+@quiet_option
+def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool) -> None:
+    """Write a first configuration for your spectra, with comments.
+
+    SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Headers
+    and labels are read, no pixels. The configuration goes to standard output; its comments say what was found and what
+    was guessed. Its bins hold spectra, and its penalties fit their number. Without --test the last of several shards is
+    kept for the test.
+
+    \b
+    Example:
+      headroom init spectra/train --test spectra/test > my.yaml
+      headroom plan my.yaml
+    """
+    from pipeline.run import propose_config
+
+    text, guesses = propose_config(list(paths), list(test) or None)
+    click.echo(text, nl=False)
+    for guess in () if quiet else guesses:
+        click.echo(f"note: {printable(guess)}", err=True)
 
 
 @click.command()

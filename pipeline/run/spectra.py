@@ -42,9 +42,11 @@ __all__ = [
     "SpectraSets",
     "check_addition",
     "check_headers",
+    "find_stores_of",
     "fix_edges",
     "open_or_convert",
     "open_spectra_sets",
+    "read_header",
     "read_headers",
     "require_disjoint",
     "require_new",
@@ -181,14 +183,16 @@ def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
     InputError
         If a source is missing or broken.
     """
-    headers = []
-    for role, sources in (("train", config.data.train), ("test", config.data.test)):
-        if stores := _find_stores(role, sources):
-            of_train = (config.data.exclude, config.data.spectra) if role == "train" else ((), None)
-            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), *of_train)))
-        else:
-            headers.append(SetHeader.of_shards(role, find_sources(sources, Path.cwd()), config))
-    return headers[0], headers[1]
+    return read_header("train", config), read_header("test", config)
+
+
+def read_header(role: str, config: ExperimentConfig) -> SetHeader:
+    """Describe the spectra of one role, see :func:`read_headers`."""
+    sources = config.data.train if role == "train" else config.data.test
+    if stores := find_stores_of(role, sources):
+        of_train = (config.data.exclude, config.data.spectra) if role == "train" else ((), None)
+        return SetHeader.of_store(role, select_shards(open_stores(stores), *of_train))
+    return SetHeader.of_shards(role, find_sources(sources, Path.cwd()), config)
 
 
 def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -> list[str]:
@@ -263,7 +267,7 @@ def open_spectra_sets(
     return SpectraSets(select_shards(train, data.exclude, data.spectra), test).scaled(flux_exponent(train))
 
 
-def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
+def find_stores_of(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
     """Return the stores that a configuration names; none if it names shards."""
     try:
         return () if any(is_foreign_zarr(Path(source)) for source in sources) else find_stores(sources)
@@ -288,7 +292,7 @@ def open_or_convert(
         If any of them is missing or broken.
     """
     if not header.shards:
-        return open_stores(_find_stores(header.role, sources))
+        return open_stores(find_stores_of(header.role, sources))
     path = _store_path(header.role, [info.fingerprint for info in header.shards], data)
     return convert_shards(header.shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
 
