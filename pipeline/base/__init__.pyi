@@ -43,6 +43,7 @@ from .machine import format_bytes as format_bytes
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
+from .notebook import render_html as render_html
 from .progress import Advance as Advance
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress

@@ -25,6 +25,7 @@ from pipeline.base import (
     list_paths,
     parse_object,
     read_file,
+    render_html,
 )
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ExperimentConfig, Quantiles, load_config
@@ -196,6 +197,16 @@ class MomentsContents:
     def cell_name(self, cell: int) -> str:
         """Return ``bin 0 (Cool, Poor)``, ``outside``, or ``cell 0`` where bins have no names."""
         return f"cell {cell}" if self.cell_names is None else self.cell_names[cell]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a line for each noise draw."""
+        rows = []
+        for draw in self.draws:
+            state = "damaged" if draw.problems else "complete" if draw.complete else "unfinished"
+            size = format_bytes(sum(piece.nbytes for piece in draw.pieces))
+            rows.append((draw.folder.name, f"{sum(draw.counts):,}", len(draw.counts), len(draw.folds), size, state))
+        headings = ("noise", "spectra", "cells", "folds", "size", "state")
+        return render_html(f"Moments of {self.folder}", self.problems, headings, rows)
 
     def verify(self, progress: Progress | None = None) -> MomentsContents:
         """Read every Gram matrix and check it against its checksum; return the contents with the problems found."""

@@ -178,7 +178,7 @@ def _write(
     for one in found:
         yield f"# {one.header.role}: {one.describe()}"
     yield from (f"# Note: {note}" for note in notes)
-    yield "# Next: `headroom inspect` checks every pixel, `headroom plan` says what a run costs, `headroom run` runs it."
+    yield "# Next: `headroom inspect` checks every pixel, `headroom plan` says what a run costs, `headroom run` runs it"
     yield ""
     yield "data:"
     yield from _indent({"train": data["train"], "test": data["test"]})
