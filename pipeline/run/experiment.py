@@ -36,7 +36,7 @@ from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_c
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
+from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs, list_pictures
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
@@ -280,10 +280,10 @@ def _list_products(facts: Facts, trained: Trained) -> dict[str, str]:
 def render_run(folder: str | Path) -> tuple[Path, Path]:
     """Draw the figures and write ``report.md`` and ``report.html`` of a scored run; return the two pages."""
     from pipeline.report import render_report
-    from pipeline.report.figures import PICTURES, render_figures
+    from pipeline.report.figures import render_figures
 
     results = read_results(folder)
-    pictures = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
+    pictures = list_pictures()
     sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
     return render_report(results, render_figures(results, pictures), sections, subjects)

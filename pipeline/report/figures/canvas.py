@@ -11,19 +11,21 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib import colormaps, rc_context, rcdefaults
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.base import replacing
+from pipeline.errors import ConfigError
 from pipeline.report.words import thresholds
 from pipeline.scoring import BUILD, NOT_WORTH_IT, R2_GLOBAL, R2_ORACLE, UNDECIDED, Estimate, RunResults, Scope
 
@@ -44,6 +46,7 @@ __all__ = [
     "choose_ink",
     "draw_delta_curve",
     "draw_r2_curves",
+    "drawing_into",
     "few_ticks",
     "format_count",
     "format_counts",
@@ -92,8 +95,52 @@ def house_style() -> Iterator[None]:
         yield
 
 
+class OneAxes:
+    """Stands in for the figure where a figure of one panel is drawn into somebody's own axes."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+
+    def subplots(self, *panels: int, **look: Any) -> Axes:
+        """Return the axes, which serve for one panel.
+
+        Raises
+        ------
+        ConfigError
+            If more are wanted.
+        """
+        if panels or look:
+            raise ConfigError(
+                "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
+                "your own: figure.subfigures(1, 2)[0]"
+            )
+        return self.axes
+
+    def colorbar(self, *arguments: Any, **look: Any) -> Any:
+        """Return a colour bar beside the axes."""
+        return self.axes.figure.colorbar(*arguments, **look)
+
+
+#: What figures are drawn into instead of a new one.
+_TARGET: ContextVar[Figure | SubFigure | Axes | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def drawing_into(target: Figure | SubFigure | Axes | None) -> Iterator[None]:
+    """Let :func:`new_figure` return this figure, or one that consists of these axes, within the block."""
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
-    """Return an empty figure whose layout makes room for every label."""
+    """Return an empty figure whose layout makes room for every label; or that of :func:`drawing_into`."""
+    target: Any = _TARGET.get()
+    if target is not None:
+        one: Any = OneAxes(target) if isinstance(target, Axes) else target
+        return cast(Figure, one)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
     figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -102,7 +149,11 @@ def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
 
 def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None:
     """Write a left-aligned, wrapped title above the axes and a line of small print below them."""
-    width = figure.get_size_inches()[0]
+    if isinstance(figure, OneAxes):
+        if simulated:
+            figure.axes.set_title("Simulated spectra", loc="right", fontsize=SMALL, color=MUTED)
+        return
+    width = figure.bbox.width / figure.dpi if isinstance(figure, SubFigure) else figure.get_size_inches()[0]
     # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
     wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
     figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
