@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -412,12 +412,13 @@ _INDEX_HEADER = "# Simulated spectra (headroom sample): a stand-in for pfsspec s
 
 
 def is_sample(directory: Path) -> bool:
-    """Tell whether :func:`write_sample` wrote a folder."""
-    try:
-        with open(directory / "train" / SHARD_INDEX_NAME, encoding="utf-8", errors="replace") as index:
-            return index.readline().rstrip("\n") == _INDEX_HEADER
-    except OSError:
-        return False
+    """Tell whether :func:`write_sample` wrote a folder. It may have written the test file alone, without an index."""
+    marks = {Path("train") / SHARD_INDEX_NAME: _INDEX_HEADER, Path("README.txt"): _README.splitlines()[0]}
+    for name, first_line in marks.items():
+        with suppress(OSError), open(directory / name, encoding="utf-8", errors="replace") as text:
+            if text.readline().rstrip("\n") == first_line:
+                return True
+    return False
 
 
 def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]) -> None:
