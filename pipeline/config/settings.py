@@ -14,17 +14,16 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema
 
 from pipeline import schema
 from pipeline.errors import did_you_mean
@@ -58,19 +57,15 @@ __all__ = [
 # --- How columns are cut into bins, and the search for better bins.
 
 
-class OneOrMore:
+class OneOrMore(BeforeValidator):
     """Marks a list that may be written as its only entry: ``test: spectra/test`` means ``test: [spectra/test]``."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self._list, handler(source))
+    def __init__(self) -> None:
+        super().__init__(lambda value: [value] if isinstance(value, str | int | float) else value)
 
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         listed = handler(core)
         return {"anyOf": [listed, listed["items"]]}
-
-    @staticmethod
-    def _list(value: Any) -> Any:
-        return [value] if isinstance(value, str | int | float) else value
 
 
 class Section(BaseModel):

@@ -606,7 +606,7 @@ def _explain_opening(path: Path, error: BaseException) -> HeadroomError:
         reason = text[text.index("truncated file") :].rstrip(")")
         remedy = f"is cut off ({reason}), so a copy or a simulation did not finish; copy or simulate it again"
     elif "signature" in text:
-        remedy = "is not an HDF5 file; name a pfsspec dataset.h5"
+        remedy = "is not an HDF5 file; name a pfsspec dataset.h5, or spectra in netCDF, Zarr or plain HDF5"
     else:
         remedy = f"cannot be opened ({text}); copy or simulate it again"
     return InputError(f"shard {path} {remedy}")

@@ -145,8 +145,9 @@ def _describe_choice(
         named = [f"t{t:.0f}_g{g:+.1f}_m{m:+.2f}" for t, g, m in missing[:_MOST_NAMED]]
         more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         notes.append(
-            f"BOSZ grid: {len(missing)} of the {len(missing) + len(labels)} combinations of these values have no "
-            f"spectrum: {', '.join(named)}{more}; stars there are interpolated from the spectra around them"
+            f"BOSZ grid: {len(missing)} of the {len(missing) + len(labels)} combinations of these values "
+            f"{'has' if len(missing) == 1 else 'have'} no spectrum: {', '.join(named)}{more}; stars there are "
+            "interpolated from the spectra around them"
         )
     return tuple(notes)
 
