@@ -10,7 +10,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -265,10 +265,9 @@ def _find_opening(path: Path) -> Callable[[], AbstractContextManager[xr.Dataset]
         return partial(_open_zarr, path) if is_foreign_zarr(path) else None
     if not path.is_file():
         return None
-    with path.open("rb") as stream:
-        head = stream.read(4)
-    if head[:3] == _NETCDF3 and len(head) == 4:
-        return partial(_open_netcdf3, path)
+    with suppress(OSError), path.open("rb") as stream:  # who reads it as a shard says why it cannot be read
+        if stream.read(3) == _NETCDF3:
+            return partial(_open_netcdf3, path)
     if is_plain_hdf5(path) or path.suffix.lower() in _NETCDF_SUFFIXES:
         return partial(open_hdf5_arrays, path)
     return None

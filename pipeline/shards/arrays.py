@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h5py
 import numpy as np
 
-from pipeline.errors import InputError
+from pipeline.errors import HeadroomError
 from pipeline.schema import SHARD_FLUX
 from pipeline.shards.layout import require_inside
 from pipeline.shards.reader import ShardReader
@@ -41,8 +41,10 @@ def is_plain_hdf5(path: Path) -> bool:
             file = reader.file
             if SHARD_FLUX.split("/")[0] in file or "spectrumdataset" in file:
                 return False
-            return any(file.get(name, getclass=True, getlink=False) is h5py.Dataset for name in file)
-    except (InputError, OSError, RuntimeError, KeyError):
+            # Of links nothing is opened to find out.
+            own = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            return any(file.get(name, getclass=True) is h5py.Dataset for name in own)
+    except (HeadroomError, OSError, RuntimeError, KeyError):
         return False
 
 

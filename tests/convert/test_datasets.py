@@ -141,8 +141,16 @@ def test_write_store__several_files_are_one_set(tmp_path: Path) -> None:
     check_store(store, dataset)
 
 
-def _change(dataset: xr.Dataset, **changes: object) -> xr.Dataset:
-    return dataset.assign(changes)
+def test_write_store__mask_and_noisy(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    flags = np.zeros((_N, _P), np.int16)
+    flags[3, 4] = 8
+    noisy = dataset["spectra"] + 0.1
+    whole = dataset.assign(mask=(("star", "pixel"), flags), noisy=noisy).isel(pixel=slice(None, None, -1))
+    store = pipeline.write_store(whole, tmp_path / "own.zarr")
+    assert store.variables == ("flux", "error", "mask", "noisy")
+    np.testing.assert_array_equal(store.read_rows("mask", 0, _N), flags != 0)
+    np.testing.assert_array_equal(store.read_rows("noisy", 0, _N), noisy.values.astype(np.float32))
 
 
 @pytest.mark.parametrize(
