@@ -102,6 +102,8 @@ BUNDLE_VERSION: Final = 2
 SUMMARY_VERSION: Final = 2
 #: ``status.json`` of a run.
 STATUS_VERSION: Final = 1
+#: ``finished.json`` of a run.
+FINISHED_VERSION: Final = 1
 
 # --- versions of algorithms ----------------------------------------------------------------------
 # Raised when the same inputs and settings would give other numbers: what older programs saved is then made again. Noise

@@ -45,9 +45,11 @@ from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
 from .notebook import render_html as render_html
 from .progress import Advance as Advance
+from .progress import NumberedProgress as NumberedProgress
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress
 from .progress import choose_progress as choose_progress
+from .progress import format_rate as format_rate
 from .progress import wants_colour as wants_colour
 from .status import JOBS_FILE as JOBS_FILE
 from .status import LOG_FILE as LOG_FILE

@@ -8,11 +8,13 @@ import click
 
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
+from pipeline.cli.plot import plot
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
 from pipeline.cli.spectra import convert, init, inspect, sample
 from pipeline.cli.status import status
+from pipeline.cli.sweep import sweep
 from pipeline.errors import ResourceError
 
 
@@ -55,12 +57,14 @@ for _command in (
     convert,
     plan,
     run,
+    sweep,
     submit,
     status,
     cluster,
     add,
     remove,
     report,
+    plot,
     compare,
     forecast,
     moments,

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import RunJournal, choose_progress
+from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
-from pipeline.cli.words import json_option, output_path, print_json, print_table, quiet_option, summarise_run
+from pipeline.cli.words import (
+    join_summary,
+    json_option,
+    output_path,
+    print_json,
+    print_table,
+    quiet_option,
+    summarise_run,
+)
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, ResourceError
+from pipeline.errors import ConfigError, HeadroomError, ResourceError
 
 if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
 if TYPE_CHECKING:
-    from pipeline.config import ExperimentConfig
-    from pipeline.plan import ExperimentPlan, Rates, Scaling
+    from pipeline.plan import ExperimentPlan, Rates, RunTime, Scaling
 
 __all__ = ["plan", "run", "run_folder", "submit"]
 
@@ -48,17 +57,19 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
       headroom run oracle_noise1.yaml --out runs/first
       headroom run oracle_noise1.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
-    from cluster.dashboard import announce
-    from pipeline.run import render_run, require_own_folder, run_experiment
-
     experiment = load_config(config)
     folder = run_folder(config, out)
+    if not dashboard and _tell_standing(experiment, folder, choice, quiet=quiet, as_json=as_json):
+        return
+    from cluster.dashboard import announce
+    from pipeline.run import record_standing, render_run, require_own_folder, run_experiment
+
     require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
     profile = choice.checked_profile(experiment, folder)
     command = f"headroom run {config} --out {folder}{choice.words()}"
     with RunJournal(folder, command) as journal:
-        progress = journal.progress(shown)
+        progress = NumberedProgress(journal.progress(shown))
         with connected(journal, profile, folder, progress) as client:
             if dashboard or not quiet:
                 say = partial(click.echo, err=as_json) if quiet else shown.note
@@ -66,14 +77,42 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
             if dashboard and sys.stdin.isatty() and not as_json:
                 click.pause("Press any key to close the dashboard …")
+        progress.enter("report")
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)
+        printed = StringIO()
+        print_table(results, experiment, printed)
+        with suppress(OSError, ValueError, HeadroomError):  # without the record, the next command takes longer
+            record_standing(experiment, folder, printed.getvalue())
         if as_json:
             print_json(summarise_run(results, page))
             return
         print_table(results, experiment)
         click.echo(f"report: {page}")
+
+
+def _tell_standing(
+    experiment: ExperimentConfig, folder: Path, choice: ClusterChoice, *, quiet: bool, as_json: bool
+) -> bool:
+    """Print the results of a run that stands as it was left, and tell whether it does. No cluster is started."""
+    from pipeline.run import find_standing
+
+    standing = find_standing(experiment, folder)
+    if standing is None:
+        return False
+    if choice != ClusterChoice():
+        choice.profile()  # a wrong profile is a mistake all the same
+    printed, summary, metadata = standing
+    page = folder / "report.html"
+    if not quiet:
+        click.echo("nothing to do: settings, spectra and results are those of the finished run", err=True)
+    if as_json:
+        print_json(join_summary(folder, page, summary, metadata))
+    else:
+        click.echo(printed, nl=False)
+        click.echo(f"report: {page}")
+    return True
 
 
 def run_folder(config: str, out: Path | None) -> Path:
@@ -238,7 +277,7 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
       HEADROOM_DEMO=spectra headroom plan demo
       headroom plan --spectra 1e8 --pixels 7200 --workers 200 --cores 16 --memory 64GB
     """
-    from pipeline.plan import plan_run, project_scaling
+    from pipeline.plan import plan_run, project_run, project_scaling
     from pipeline.run import plan_experiment
 
     experiment = _stated_config(config, stated)
@@ -253,8 +292,10 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         click.echo(projected.render())
     rates, source = _stated_rates(projected, experiment, cores, stated)
     scaling = project_scaling(projected, experiment, rates, cores)
+    times = project_run(projected, experiment, scaling)
     if not as_json:
         click.echo(scaling.render(source))
+        click.echo(f"the whole run        {times.describe()}")
     if config is not None and not on_paper:
         choice.require_fit(projected, profile, experiment.cluster)
         projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
@@ -262,21 +303,23 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         projected.require_workers_fit()
     better = _better_partitions(projected, experiment, rates, limits, cores)
     if as_json:
-        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+        print_json(_summarise(projected, scaling, times, source) | {"shorter": better})
     elif better is not None:
         click.echo(f"shorter              {better}")
 
 
-def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+def _summarise(projected: ExperimentPlan, scaling: Scaling, times: RunTime, source: str) -> dict[str, Any]:
     """Return the printed numbers for scripts, in bytes, seconds and counts."""
     what, remedy = scaling.bottleneck
-    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "traffic", "merging")}
+    seconds["total"] = times.total
     return {
         **asdict(projected),
         "n_passes": projected.n_passes,
         "n_pieces": projected.n_pieces,
         "read_bytes": scaling.read,
         "seconds": seconds,
+        "steps": {step.name: step.seconds for step in times.steps},
         "efficiency": scaling.efficiency,
         "bottleneck": what,
         "remedy": remedy,

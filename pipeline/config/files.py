@@ -24,6 +24,7 @@ __all__ = [
     "describe_findings",
     "load_config",
     "packaged_configs",
+    "parse_yaml",
     "read_yaml",
     "schema_file",
     "settle",
@@ -172,6 +173,23 @@ def read_yaml(path: Path, what: str) -> Any:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain value that a text is in YAML 1.2, as it would be in a configuration.
+
+    Raises
+    ------
+    ValueError
+        If it is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    finally:
+        loader.dispose()
 
 
 def yaml_text(content: Any) -> str:

@@ -14,3 +14,10 @@ from .revisit import Revisit as Revisit
 from .revisit import ask_forecast as ask_forecast
 from .revisit import forecast_run as forecast_run
 from .revisit import revisit_run as revisit_run
+from .standing import find_standing as find_standing
+from .standing import record_standing as record_standing
+from .sweep import WORK_FOLDER as WORK_FOLDER
+from .sweep import SweepPoint as SweepPoint
+from .sweep import list_open as list_open
+from .sweep import plan_sweep as plan_sweep
+from .sweep import run_sweep as run_sweep

@@ -6,7 +6,8 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.accumulate import (
     plan_accumulation,
 )
 from pipeline.base import (
+    NumberedProgress,
     Progress,
     SilentProgress,
     ask_workers,
@@ -35,7 +37,7 @@ from pipeline.base import (
 from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
-from pipeline.plan import ExperimentPlan, plan_run
+from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
 from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs, list_pictures
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
@@ -47,6 +49,7 @@ from pipeline.run.spectra import (
     read_headers,
     resolve_binnings,
 )
+from pipeline.run.standing import forget_standing
 from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
@@ -56,7 +59,16 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["limits_of_workers", "list_remarks", "plan_experiment", "render_run", "run_demo", "run_experiment"]
+
+__all__ = [
+    "limits_of_workers",
+    "list_remarks",
+    "plan_experiment",
+    "render_run",
+    "run_demo",
+    "run_experiment",
+    "share_pass",
+]
 
 
 def plan_experiment(
@@ -93,6 +105,7 @@ def _plan(
         left_out=train.left_out,
         kept=train.kept,
         noise_classes=list_needs(config).noise_classes,
+        n_test=test.n_spectra,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
@@ -138,7 +151,39 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    out, config = Path(folder), load_config(config)
+    with (
+        _opened(load_config(config), Path(folder), client, convert_workers, progress) as (run, sets, plan),
+        recorded(client, run.folder, command or "", run.progress.note),
+    ):
+        return _run_steps(run, sets, plan, client, command)
+
+
+def share_pass(
+    config: ExperimentConfig,
+    folder: str | Path,
+    *,
+    client: Client | None = None,
+    convert_workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Convert and accumulate only: what experiments that differ in noise levels or seeds then find in this folder.
+
+    Parameters, and errors, are those of :func:`run_experiment`.
+    """
+    with _opened(config, Path(folder), client, convert_workers, progress) as (run, sets, plan):
+        run.progress.enter("accumulate")
+        _accumulate(run, _gather_facts(run, sets, plan, client), plan)
+
+
+@contextmanager
+def _opened(
+    config: ExperimentConfig,
+    out: Path,
+    client: Client | None,
+    convert_workers: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Run, SpectraSets, ExperimentPlan]]:
+    """Check and plan an experiment, and open its folder and its stores, converted if needed."""
     require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
@@ -146,14 +191,25 @@ def run_experiment(
     plan = _plan(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), exclusive(out, "the run folder"):
-        run = open_run(out, config, progress or SilentProgress())
+        forget_standing(out)
+        told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
+        told.expect(name_steps(config))
+        if progress is not None:
+            told.note(_tell_time(config, plan))
+        run = open_run(out, config, told)
+        run.progress.enter("convert")
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
         # Again, on what the stores hold: conversion may have left spectra out.
         run.warnings += check_headers(*sets.headers, config)
         run.finish_step("convert", skipped=plan.store_disk == 0)
-        with recorded(client, out, command or "", run.progress.note):
-            return _run_steps(run, sets, plan, client, command)
+        yield run, sets, plan
+
+
+def _tell_time(config: ExperimentConfig, plan: ExperimentPlan) -> str:
+    """Return how long the run takes, and each of its steps, if nothing of it is there."""
+    scaling = project_scaling(plan, config, measure_quickly(plan, config), plan.worker_threads)
+    return f"time: {project_run(plan, config, scaling).describe()}; what is there already is not made again"
 
 
 def _run_steps(
@@ -167,11 +223,14 @@ def _run_steps(
     questions = [question(facts) for question in QUESTIONS]
     for question in questions:
         question.check()
+    run.progress.enter("accumulate")
     moments, plan = _accumulate(run, facts, plan)
+    run.progress.enter("solve")
     facts.trained = solve_models(facts, moments, plan)
     run.finish_step("solve")
     made_of = {name: key for one in facts.trained for name, key in _list_products(facts, one).items()}
     for question in questions:
+        run.progress.enter(question.step)
         prepared = question.prepare()
         if prepared is not None:
             run.finish_step(question.step)
@@ -180,6 +239,7 @@ def _run_steps(
     asked = [question.name for question in questions]  # a finished run has no answer to a question that is new
     settings = [config.to_dict(), list(config.bins)]
     key = content_hash([RESULTS_ALGORITHM, asked, made_of, sets.test.fingerprint, *settings])
+    run.progress.enter("score")
     if not results_hold(run.folder, key):
         draws = read_test_spectra(facts, questions)
         run.finish_step("score", skipped=False)
@@ -286,7 +346,8 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
     pictures = list_pictures()
     sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
-    return render_report(results, render_figures(results, pictures), sections, subjects)
+    cards = [card for question in QUESTIONS for card in question.cards(results)]
+    return render_report(results, render_figures(results, pictures), sections, subjects, cards)
 
 
 def list_remarks(results: RunResults, noise_level: float) -> list[str]:

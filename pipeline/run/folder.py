@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import SCRIPT_FILE, STATUS_FILE, Products, Progress, remove_leftovers, replacing
+from pipeline.base import SCRIPT_FILE, STATUS_FILE, NumberedProgress, Products, remove_leftovers, replacing
 from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import InputError, ResourceError
 from pipeline.scoring import METADATA_FILE
@@ -28,7 +28,7 @@ class Run:
 
     folder: Path
     config: ExperimentConfig
-    progress: Progress
+    progress: NumberedProgress
     products: Products
     steps: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Run:
         self._clock, self._made = ended, made
 
 
-def open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> Run:
+def open_run(folder: Path, config: ExperimentConfig, progress: NumberedProgress) -> Run:
     """Read what a run folder holds already; the caller holds its lock."""
     remove_leftovers(folder)
     remove_leftovers(folder / "models")
