@@ -214,7 +214,8 @@ class _Maker:
         if self.run.alphas:
             models[-1] = replace(models[-1], search=self._search(noise))
         others = [] if is_compared else [self._models(np.full(one.n_bins, 1 / one.n_bins)) for one in self._others()]
-        return Trained(noise, cast(Any, None), f"models/{noise.name}.npz", models, others, is_compared)
+        moments: Any = SimpleNamespace(totals=list)  # artificial runs have none, so none that are factored
+        return Trained(noise, moments, f"models/{noise.name}.npz", models, others, is_compared)
 
     def _others(self) -> Sequence[Any]:
         needs = list_needs(self.settings)

@@ -65,8 +65,8 @@ SECONDS_TO_APPEAR = 90.0
 
 def accumulate_moments(
     plan: AccumulationPlan,
-    draws: Sequence[Noise],
-    folder: Path,
+    draws: Noise | Sequence[Noise],
+    folder: Path | str,
     *,
     bases: Mapping[Noise, str] | None = None,
     client: Client | None = None,
@@ -80,7 +80,7 @@ def accumulate_moments(
     plan
         From :func:`plan_accumulation`.
     draws
-        Noise draws; each gets a folder of its own below ``folder``.
+        Noise draws, or one; each gets a folder of its own below ``folder``.
     folder
         Where checkpoints and results live; reachable by all workers under the same path.
     bases
@@ -106,6 +106,7 @@ def accumulate_moments(
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
     report = progress or SilentProgress()
+    draws = draws if isinstance(draws, Sequence) else [draws]
     targets = [
         Target(draw, Path(folder) / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws
     ]

@@ -12,7 +12,7 @@ from pipeline.cli.plot import plot
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import plan, run, submit
-from pipeline.cli.spectra import convert, inspect, sample
+from pipeline.cli.spectra import convert, init, inspect, sample
 from pipeline.cli.status import status
 from pipeline.cli.sweep import sweep
 from pipeline.errors import ResourceError
@@ -53,6 +53,7 @@ for _command in (
     doctor,
     sample,
     inspect,
+    init,
     convert,
     plan,
     run,

@@ -54,8 +54,8 @@ def plot(
       headroom plot runs/demo learning_curve --format pdf --width 3.5 --no-title
       headroom plot runs/demo --all --format svg --width 7
     """
+    from pipeline.questions import list_pictures
     from pipeline.report.figures import FIGURES_FOLDER, Medium, name_picture, plot_picture
-    from pipeline.run import list_pictures
     from pipeline.scoring import read_results
 
     results = read_results(folder)

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import open_regular, replacing
+from pipeline.base import PathLike, list_paths, open_regular, replacing
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.report.interactive import read_asset
@@ -189,7 +189,7 @@ class Comparison:
         }
 
 
-def compare_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Comparison:
+def compare_runs(folders: PathLike | Sequence[PathLike], names: Sequence[str] = ()) -> Comparison:
     """Hold finished runs against the first of them.
 
     Parameters
@@ -211,6 +211,7 @@ def compare_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Co
     InputError
         If there are fewer than two runs, one is not finished, or they predict different labels.
     """
+    folders = list_paths(folders)
     if len(folders) < 2:
         raise InputError(f"at least two run folders are required, found {len(folders)}; give the runs to be compared")
     names = tuple(names) or tuple(str(folder) for folder in folders)

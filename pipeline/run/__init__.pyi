@@ -1,7 +1,6 @@
 from .changes import add_spectra as add_spectra
 from .changes import describe_reuse as describe_reuse
 from .changes import remove_shard as remove_shard
-from .experiment import list_pictures as list_pictures
 from .experiment import list_remarks as list_remarks
 from .experiment import plan_experiment as plan_experiment
 from .experiment import render_run as render_run
@@ -10,6 +9,7 @@ from .experiment import run_experiment as run_experiment
 from .folder import CONFIG_FILE as CONFIG_FILE
 from .folder import require_own_folder as require_own_folder
 from .folder import writable_folder as writable_folder
+from .proposal import propose_config as propose_config
 from .revisit import Revisit as Revisit
 from .revisit import ask_forecast as ask_forecast
 from .revisit import forecast_run as forecast_run

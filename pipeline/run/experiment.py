@@ -34,11 +34,11 @@ from pipeline.base import (
     workers_limits,
     workers_peak,
 )
-from pipeline.config import ExperimentConfig, content_hash, load_config
+from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
+from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs, list_pictures
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
@@ -59,7 +59,6 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
-    from pipeline.report import Picture
 
 __all__ = [
     "limits_of_workers",
@@ -73,7 +72,7 @@ __all__ = [
 
 
 def plan_experiment(
-    config: ExperimentConfig, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
+    config: ConfigSource, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
 ) -> ExperimentPlan:
     """Check an experiment's inputs and return what it will cost on workers of the given memory and cores.
 
@@ -84,7 +83,8 @@ def plan_experiment(
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    return _plan(config, read_headers(config), worker_limits, worker_threads)
+    settings = load_config(config)
+    return _plan(settings, read_headers(settings), worker_limits, worker_threads)
 
 
 def _plan(
@@ -114,7 +114,7 @@ def _plan(
 
 
 def run_experiment(
-    config: ExperimentConfig,
+    config: ConfigSource,
     folder: str | Path,
     *,
     client: Client | None = None,
@@ -127,7 +127,7 @@ def run_experiment(
     Parameters
     ----------
     config
-        From :func:`pipeline.load_config`.
+        A YAML file, a packaged name, a dictionary of settings, or what :func:`pipeline.load_config` made of one.
     folder
         The run folder, created if needed. With a client it must be reachable by the workers under this path.
     client
@@ -152,7 +152,7 @@ def run_experiment(
         If memory, disk or workers do not suffice.
     """
     with (
-        _opened(config, Path(folder), client, convert_workers, progress) as (run, sets, plan),
+        _opened(load_config(config), Path(folder), client, convert_workers, progress) as (run, sets, plan),
         recorded(client, run.folder, command or "", run.progress.note),
     ):
         return _run_steps(run, sets, plan, client, command)
@@ -348,13 +348,6 @@ def render_run(folder: str | Path) -> tuple[Path, Path]:
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
     cards = [card for question in QUESTIONS for card in question.cards(results)]
     return render_report(results, render_figures(results, pictures), sections, subjects, cards)
-
-
-def list_pictures() -> list[Picture]:
-    """Return the figures that a run may have: those of every run, and those of the questions."""
-    from pipeline.report.figures import PICTURES
-
-    return [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
 
 
 def list_remarks(results: RunResults, noise_level: float) -> list[str]:

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.base import Advance, Progress, SilentProgress, available_cores
 from pipeline.errors import ConfigError, InputError, ResourceError, did_you_mean
 from pipeline.schema import SAMPLE_ALGORITHM, SHARD_FILE_NAME, SHARD_INDEX_NAME
-from pipeline.simulate.grid import fingerprint_grid, open_grid
+from pipeline.simulate.grid import SpectrumGrid, fingerprint_grid, open_grid
 from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
 from pipeline.simulate.spectra import NORMALISATION_RANGE, SpectrumModel, plan_wavelengths
@@ -83,7 +83,8 @@ class SampleSpec:
     seed
         Same seed, same arrays, whatever the number of workers.
     grid
-        A grid of model spectra (NPZ or HDF5) to interpolate in instead of the built-in model.
+        A grid of model spectra (NPZ, HDF5, or a folder of BOSZ 2024 files) to interpolate in instead of the built-in
+        model.
     wave_range
         First and last pixel edge in Å.
     """
@@ -189,6 +190,8 @@ def write_sample(
     _check_disk(directory, missing)
     if missing:
         source = _open_source(spec)
+        for note in source.notes if isinstance(source, SpectrumGrid) else ():
+            progress.note(note)
         # The index goes first and comes last: while it is absent the sample is not complete.
         with _writing(directory):
             (directory / "train").mkdir(parents=True, exist_ok=True)

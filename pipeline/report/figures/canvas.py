@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from matplotlib import colormaps, rc_context, rcdefaults, rcParams
@@ -25,12 +25,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf, Op, PdfFile, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.base import replacing
+from pipeline.errors import ConfigError
 from pipeline.report.words import thresholds
 from pipeline.scoring import BUILD, NOT_WORTH_IT, R2_GLOBAL, R2_ORACLE, UNDECIDED, Estimate, RunResults, Scope
 
@@ -53,6 +54,7 @@ __all__ = [
     "choose_ink",
     "draw_delta_curve",
     "draw_r2_curves",
+    "drawing_into",
     "few_ticks",
     "format_count",
     "format_counts",
@@ -220,8 +222,52 @@ def typeset_figure(figure: FigureBase) -> None:
             text.set_parse_math(False)
 
 
+class OneAxes:
+    """Stands in for the figure where a figure of one panel is drawn into somebody's own axes."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+
+    def subplots(self, *panels: int, **look: Any) -> Axes:
+        """Return the axes, which serve for one panel.
+
+        Raises
+        ------
+        ConfigError
+            If more are wanted.
+        """
+        if panels or look:
+            raise ConfigError(
+                "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
+                "your own: figure.subfigures(1, 2)[0]"
+            )
+        return self.axes
+
+    def colorbar(self, *arguments: Any, **look: Any) -> Any:
+        """Return a colour bar beside the axes."""
+        return self.axes.figure.colorbar(*arguments, **look)
+
+
+#: What figures are drawn into instead of a new one.
+_TARGET: ContextVar[Figure | SubFigure | Axes | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def drawing_into(target: Figure | SubFigure | Axes | None) -> Iterator[None]:
+    """Let :func:`new_figure` return this figure, or one that consists of these axes, within the block."""
+    token = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)
+
+
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
-    """Return an empty figure whose layout makes room for every label."""
+    """Return an empty figure whose layout makes room for every label; or that of :func:`drawing_into`."""
+    target: Any = _TARGET.get()
+    if target is not None:
+        one: Any = OneAxes(target) if isinstance(target, Axes) else target
+        return cast(Figure, one)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
     figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -230,9 +276,13 @@ def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
 
 def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None:
     """Write a left-aligned, wrapped title above the axes and small print below them, where the medium shows them."""
+    if isinstance(figure, OneAxes):
+        if simulated:
+            figure.axes.set_title("Simulated spectra", loc="right", fontsize=SMALL, color=MUTED)
+        return
     if not _MEDIUM.get().shows_title:
         return
-    width = figure.get_size_inches()[0]
+    width = figure.bbox.width / figure.dpi if isinstance(figure, SubFigure) else figure.get_size_inches()[0]
     # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
     wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
     figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
