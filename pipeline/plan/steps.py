@@ -4,7 +4,7 @@
 and most of their time goes into fixed work: compiling, starting threads, drawing figures. They are projected from a few
 constants that were measured on two cores, and scaled by the rate of the machine's products.
 
-The projection is for a run from nothing on a machine that does nothing else. What is there already is not made again, so
+The projection is for a run from nothing on an idle machine. What is there already is not made again, so
 a run may be shorter. ``docs/scaling.md`` holds it against measurements.
 """
 
