@@ -160,7 +160,7 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
         "n_workers": chosen.workers,
         "threads_per_worker": 1,
         "memory_limit": chosen.resolved_memory(),
-        "dashboard_address": "127.0.0.1:0",
+        "dashboard_address": chosen.dashboard_address,
         "worker_dashboard_address": "127.0.0.1:0",  # or Dask opens it to all
         "silence_logs": 50,
     }

@@ -10,7 +10,7 @@ from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
-from pipeline.cli.run import plan, run, submit
+from pipeline.cli.run import accumulate, plan, run, submit
 from pipeline.cli.spectra import convert, inspect, sample
 from pipeline.cli.status import status
 from pipeline.errors import ResourceError
@@ -55,6 +55,7 @@ for _command in (
     plan,
     run,
     submit,
+    accumulate,
     status,
     cluster,
     add,

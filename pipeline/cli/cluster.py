@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.config import ExperimentConfig
     from pipeline.plan import ExperimentPlan
 
-__all__ = ["ClusterChoice", "cluster", "cluster_options", "connected", "size_options"]
+__all__ = ["ClusterChoice", "alone", "cluster", "cluster_options", "connected", "size_options"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,15 @@ class ClusterChoice:
         Number of workers, instead of the profile's.
     minimum, maximum
         Bounds of an adaptive cluster, instead of the profile's number.
+    port
+        Where the dashboard listens, instead of the profile's ``dashboard_port``.
     """
 
     name: str | None = None
     workers: int | None = None
     minimum: int | None = None
     maximum: int | None = None
+    port: int | None = None
 
     def profile(self, configured: str | None = None) -> Profile:
         """Return the chosen profile, with the options applied to it.
@@ -60,6 +63,10 @@ class ClusterChoice:
         from cluster import AddressProfile, SlurmProfile, load_profile
 
         profile = load_profile(self.source(configured))
+        if self.port is not None:
+            if isinstance(profile, AddressProfile):
+                raise ConfigError("--dashboard-port: a scheduler that runs already has its dashboard; leave it out")
+            profile = profile.model_copy(update={"dashboard_port": self.port})
         if self.workers is not None:
             if self.minimum is not None or self.maximum is not None:
                 raise ConfigError("--workers is a fixed number, --min and --max are bounds; give one or the others")
@@ -81,6 +88,7 @@ class ClusterChoice:
     def words(self) -> str:
         """Return the options as they were given, to record the command with them."""
         given = {"cluster": self.name, "workers": self.workers, "min": self.minimum, "max": self.maximum}
+        given |= {"dashboard-port": self.port}
         return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
 
     def checked_profile(self, config: ExperimentConfig, folder: Path) -> Profile:
@@ -144,15 +152,27 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--cluster``, ``--workers``, ``--min`` and ``--max``; the command gets them as ``choice``."""
+    """Add ``--cluster``, the number of workers and ``--dashboard-port``; the command gets them as ``choice``."""
 
     @click.option("--cluster", "name", metavar="PROFILE", help="Cluster profile: a name or a file; local by default.")
     @size_options
+    @click.option(
+        "--dashboard-port",
+        "port",
+        type=click.IntRange(1, 65535),
+        help="Port of Dask's dashboard on 127.0.0.1; any free one by default.",
+    )
     @functools.wraps(command)
     def chosen(
-        *arguments: Any, name: str | None, workers: int | None, minimum: int | None, maximum: int | None, **options: Any
+        *arguments: Any,
+        name: str | None,
+        workers: int | None,
+        minimum: int | None,
+        maximum: int | None,
+        port: int | None,
+        **options: Any,
     ) -> Any:
-        return command(*arguments, choice=ClusterChoice(name, workers, minimum, maximum), **options)
+        return command(*arguments, choice=ClusterChoice(name, workers, minimum, maximum, port), **options)
 
     return chosen
 
@@ -173,6 +193,13 @@ def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Pro
         address = find_dashboard(client)
         with journal.attend(client, address.link if address else None, tunnel_hint(client)):
             yield client
+
+
+@contextmanager
+def alone(journal: RunJournal) -> Iterator[None]:
+    """Yield no client: this process computes alone, and nothing listens on any port."""
+    journal.enter("running")
+    yield None
 
 
 @click.group()

@@ -12,19 +12,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import RunJournal, choose_progress
-from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
-from pipeline.cli.words import json_option, output_path, print_json, print_table, quiet_option, summarise_run
+from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
+from pipeline.cli.words import (
+    json_option,
+    output_path,
+    print_json,
+    print_next,
+    print_table,
+    quiet_option,
+    summarise_run,
+)
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
-if TYPE_CHECKING:
-    from pipeline.config import ExperimentConfig
     from pipeline.plan import ExperimentPlan, Rates, Scaling
 
-__all__ = ["plan", "run", "run_folder", "submit"]
+__all__ = ["accumulate", "plan", "run", "run_folder", "submit"]
 
 
 @click.command()
@@ -34,9 +40,18 @@ __all__ = ["plan", "run", "run_folder", "submit"]
     "--dashboard", is_flag=True, help="Open Dask's dashboard in a browser; it stays open until you press a key."
 )
 @cluster_options
+@click.option("--no-dask", is_flag=True, help="Compute in this process alone, where nothing may listen on a port.")
 @quiet_option
 @json_option
-def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
+def run(
+    config: str,
+    out: Path | None,
+    dashboard: bool,
+    choice: ClusterChoice,
+    no_dask: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Run an experiment, from shards to a report.
 
     The steps are: convert shards to stores (if needed), sum the moments of the training spectra, solve the models,
@@ -55,12 +70,16 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
     folder = run_folder(config, out)
     require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
+    if no_dask and (dashboard or choice != ClusterChoice()):
+        raise ConfigError(
+            "--no-dask: this process computes alone then, without workers and a dashboard; leave the other options out"
+        )
     profile = choice.checked_profile(experiment, folder)
-    command = f"headroom run {config} --out {folder}{choice.words()}"
+    command = f"headroom run {config} --out {folder}{choice.words()}{' --no-dask' if no_dask else ''}"
     with RunJournal(folder, command) as journal:
         progress = journal.progress(shown)
-        with connected(journal, profile, folder, progress) as client:
-            if dashboard or not quiet:
+        with alone(journal) if no_dask else connected(journal, profile, folder, progress) as client:
+            if client is not None and (dashboard or not quiet):
                 say = partial(click.echo, err=as_json) if quiet else shown.note
                 announce(client, say, browser=dashboard)
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
@@ -74,6 +93,42 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
             return
         print_table(results, experiment)
         click.echo(f"report: {page}")
+    print_next("to use the models elsewhere", f"headroom export {folder} MODEL", quiet=quiet)
+
+
+@click.command()
+@click.argument("config")
+@click.option("--part", type=click.IntRange(min=1), required=True, metavar="K", help="Number of this part, from 1.")
+@click.option("--of", "parts", type=click.IntRange(min=1), required=True, metavar="N", help="Number of all parts.")
+@click.option("--out", type=output_path, help="Run folder, the same for all parts; runs/NAME by default.")
+@quiet_option
+@json_option
+def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool, as_json: bool) -> None:
+    """Compute one part of a run's moments, as one job of a job array.
+
+    This is for clusters whose nodes may not open ports: it needs neither Dask nor a network. Every part computes its
+    share of the pass over the training spectra. Parts may run at the same time, in any order, and again after they were
+    killed. Then `headroom run` with the same --out merges what is there, computes what is missing, and scores. The
+    results are the same, bit for bit, as without parts.
+
+    \b
+    Example:
+      headroom accumulate my.yaml --part 1 --of 2 --out runs/parts
+      headroom accumulate my.yaml --part 2 --of 2 --out runs/parts
+      headroom run my.yaml --out runs/parts --no-dask
+    """
+    from pipeline.run import accumulate_part
+
+    experiment = load_config(config)
+    folder = run_folder(config, out)
+    done = accumulate_part(experiment, folder, part, parts, progress=choose_progress(quiet=quiet))
+    if as_json:
+        print_json({"run": folder, "part": part, "of": parts, **asdict(done)})
+        return
+    click.echo(
+        f"part {part} of {parts}: {done.computed} of its {done.partitions} pieces were missing, and are there now"
+    )
+    print_next("when all parts are done", f"headroom run {config} --out {folder}", quiet=quiet)
 
 
 def run_folder(config: str, out: Path | None) -> Path:

@@ -20,6 +20,7 @@ __all__ = [
     "json_option",
     "output_path",
     "print_json",
+    "print_next",
     "print_table",
     "quiet_option",
     "run_argument",
@@ -54,6 +55,12 @@ def print_json(value: Any) -> None:
     except UnicodeEncodeError:  # escaped, it says the same
         text = json.dumps(json.loads(text), indent=1)
     click.echo(text)
+
+
+def print_next(when: str, command: str, *, quiet: bool = False) -> None:
+    """Say on the standard error what to do next, unless it is to be ``quiet``; results stand alone on the output."""
+    if not quiet:
+        click.echo(f"next, {when}:  {command}", err=True)
 
 
 def print_table(results: RunResults, config: ExperimentConfig) -> None:

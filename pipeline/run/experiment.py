@@ -26,7 +26,6 @@ from pipeline.base import (
     available_memory,
     count_workers,
     describe_environment,
-    exclusive,
     peak_memory,
     recorded,
     workers_limits,
@@ -36,8 +35,8 @@ from pipeline.config import ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs
-from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
+from pipeline.questions import QUESTIONS, Facts, Question, Trained, Truth, list_needs
+from pipeline.run.folder import Run, open_run, require_own_folder, save_config, whole_run_folder, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
     SetHeader,
@@ -56,7 +55,18 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["limits_of_workers", "list_remarks", "plan_experiment", "render_run", "run_demo", "run_experiment"]
+__all__ = [
+    "limits_of_workers",
+    "list_noises",
+    "list_remarks",
+    "plan_dense",
+    "plan_experiment",
+    "plan_with_headers",
+    "prepare_pass",
+    "render_run",
+    "run_demo",
+    "run_experiment",
+]
 
 
 def plan_experiment(
@@ -71,15 +81,16 @@ def plan_experiment(
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    return _plan(config, read_headers(config), worker_limits, worker_threads)
+    return plan_with_headers(config, read_headers(config), worker_limits, worker_threads)
 
 
-def _plan(
+def plan_with_headers(
     config: ExperimentConfig,
     headers: Iterable[SetHeader],
     worker_limits: Sequence[int] | None,
     worker_threads: int | None,
 ) -> ExperimentPlan:
+    """Do as :func:`plan_experiment`, with headers that were read already."""
     train, test = headers
     check_headers(train, test, config)
     plan = plan_run(
@@ -142,9 +153,9 @@ def run_experiment(
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))
-    plan = _plan(config, headers, limits, threads)
+    plan = plan_with_headers(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
-    with writable_folder(out), exclusive(out, "the run folder"):
+    with writable_folder(out), whole_run_folder(out):
         run = open_run(out, config, progress or SilentProgress())
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
@@ -160,12 +171,7 @@ def _run_steps(
 ) -> RunResults:
     """Accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
     config = run.config
-    facts = _gather_facts(run, sets, plan, client)
-    drop_unsearchable(facts)
-    facts.truth = read_truth(facts)
-    questions = [question(facts) for question in QUESTIONS]
-    for question in questions:
-        question.check()
+    facts, questions = prepare_pass(run, sets, plan, client)
     moments, plan = _accumulate(run, facts, plan)
     facts.trained = solve_models(facts, moments, plan)
     run.finish_step("solve")
@@ -188,6 +194,19 @@ def _run_steps(
     for one in moments:
         delete_unwanted(one.folder)  # now that results without them stand
     return read_results(run.folder)
+
+
+def prepare_pass(
+    run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None
+) -> tuple[Facts, list[Question[Any]]]:
+    """Return what is known before the pass, and the questions, after they have refused what cannot be answered."""
+    facts = _gather_facts(run, sets, plan, client)
+    drop_unsearchable(facts)
+    facts.truth = read_truth(facts)
+    questions = [question(facts) for question in QUESTIONS]
+    for question in questions:
+        question.check()
+    return facts, questions
 
 
 def _gather_facts(run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None) -> Facts:
@@ -216,8 +235,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
 
     Where no small basis will do, more moments are dense than the plan has counted. The plan is then another one.
     """
-    noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
-    folder, compute = run.folder / "moments", run.config.compute
+    noises, folder, compute = list_noises(run.config), run.folder / "moments", run.config.compute
     classes = list_needs(run.config).noise_classes
     factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute, classes)
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
@@ -226,7 +244,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
     def make_pass(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
         nonlocal plan
         if sum(noise not in bases for noise in of) > plan.n_dense:
-            plan = _plan_dense(facts, plan)
+            plan = plan_dense(facts, plan)
         return accumulate_moments(
             facts.plan,
             of,
@@ -246,7 +264,12 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
     return moments, plan
 
 
-def _plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
+def list_noises(config: ExperimentConfig) -> list[Noise]:
+    """Return the noises that an experiment trains on."""
+    return training_noises(config.noise.mode, config.noise.levels, config.seeds)
+
+
+def plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
     """Return the plan of a run with dense moments alone.
 
     Raises
