@@ -74,11 +74,11 @@ def run(
         raise ConfigError(
             "--no-dask: this process computes alone then, without workers and a dashboard; leave the other options out"
         )
-    profile = choice.checked_profile(experiment, folder)
+    profile = None if no_dask else choice.checked_profile(experiment, folder)
     command = f"headroom run {config} --out {folder}{choice.words()}{' --no-dask' if no_dask else ''}"
     with RunJournal(folder, command) as journal:
         progress = journal.progress(shown)
-        with alone(journal) if no_dask else connected(journal, profile, folder, progress) as client:
+        with connected(journal, profile, folder, progress) if profile else alone(journal) as client:
             if client is not None and (dashboard or not quiet):
                 say = partial(click.echo, err=as_json) if quiet else shown.note
                 announce(client, say, browser=dashboard)
