@@ -389,6 +389,11 @@ def packaged_profiles() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def array_script() -> str:
+    """Return the script of a job array, each of whose jobs computes a part of a run without Dask."""
+    return (resources.files("cluster") / "job_array.sh").read_text(encoding="utf-8")
+
+
 def load_profile(source: str | Path) -> Profile:
     """Read and validate a cluster profile.
 

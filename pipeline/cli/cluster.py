@@ -253,6 +253,21 @@ def show(profile: str, workers: int | None) -> None:
         click.echo(render_job_script(chosen), nl=False)
 
 
+@cluster.command("array")
+def show_array() -> None:
+    """Print the script of a job array, for clusters whose nodes may not open ports.
+
+    Each job of the array runs `headroom accumulate`. Change time, memory and cores in the script for your site.
+
+    \b
+    Example:
+      headroom cluster array > job_array.sh
+    """
+    from cluster.profiles import array_script
+
+    click.echo(array_script(), nl=False)
+
+
 def _describe(profile: Profile) -> str:
     from cluster import LocalProfile, SlurmProfile
     from cluster.profiles import format_walltime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from disturbances import require_equal
 from slurm_site import SlurmSite
 
 pytestmark = pytest.mark.timeout(180)
-SCRIPT = Path(__file__).parents[2] / "cluster" / "job_array.sh"
 #: As small as the nodes of the site.
 SMALL = ("--cpus-per-task=1", "--mem=1200M")
 
@@ -19,10 +19,12 @@ SMALL = ("--cpus-per-task=1", "--mem=1200M")
 def test_a_job_array_and_a_run_that_merges_give_the_bytes_of_one_machine(
     slurm: SlurmSite, config_file: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The array as the file in ``cluster`` has it; one task is killed and repeated; then a job of its own merges."""
+    """The array's script as the command prints it; one task is killed and repeated; then a job of its own merges."""
     monkeypatch.setenv("PATH", f"{Path(HEADROOM).parent}{os.pathsep}{os.environ['PATH']}")
     run, log = tmp_path / "run", f"--output={tmp_path}/%A_%a.log"
-    parts = (str(SCRIPT), str(config_file), str(run), "3")
+    script = tmp_path / "job_array.sh"
+    script.write_text(subprocess.check_output([HEADROOM, "cluster", "array"], text=True))
+    parts = (str(script), str(config_file), str(run), "3")
     array = slurm.run("sbatch", "--parsable", "--array=1-3", *SMALL, log, *parts).strip()
     wait_until(lambda: (run / "parts" / "part-2-of-3.log").exists(), "part 2 has begun", 60)
     slurm.run("scancel", f"{array}_2", check=False)  # wherever it is, also at its end
