@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, RunJournal
+from pipeline.cli.words import json_option, print_json
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ def cluster() -> None:
 
 
 @cluster.command("list")
-def list_profiles() -> None:
+@json_option
+def list_profiles(as_json: bool) -> None:
     """List the profiles that come with the package, and their files.
 
     Copy one of these files and change it for your site.
@@ -226,14 +228,19 @@ def list_profiles() -> None:
     """
     from cluster import load_profile, packaged_profiles
 
-    for name, path in packaged_profiles().items():
+    packaged = packaged_profiles()
+    if as_json:
+        print_json({name: {"file": path, "says": _describe(load_profile(name))} for name, path in packaged.items()})
+        return
+    for name, path in packaged.items():
         click.echo(f"{name:8} {_describe(load_profile(name))}\n{'':8} {path}")
 
 
 @cluster.command("show")
 @click.argument("profile", metavar="PROFILE")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of workers, instead of the profile's.")
-def show(profile: str, workers: int | None) -> None:
+@json_option
+def show(profile: str, workers: int | None, as_json: bool) -> None:
     """Show a profile and, for batch jobs, the script of one job.
 
     Nothing is submitted. The scheduler's address and the folder of certificates exist only during a run, so the script
@@ -245,16 +252,22 @@ def show(profile: str, workers: int | None) -> None:
     """
     from cluster import SlurmProfile
 
-    chosen = ClusterChoice(profile, workers).profile()
-    click.echo(f"# {profile}: {_describe(chosen)}")
+    chosen, script = ClusterChoice(profile, workers).profile(), None
     if isinstance(chosen, SlurmProfile):
         from cluster.slurm import render_job_script
 
-        click.echo(render_job_script(chosen), nl=False)
+        script = render_job_script(chosen)
+    if as_json:
+        print_json({"profile": chosen.model_dump(mode="json"), "says": _describe(chosen), "script": script})
+        return
+    click.echo(f"# {profile}: {_describe(chosen)}")
+    if script is not None:
+        click.echo(script, nl=False)
 
 
 @cluster.command("array")
-def show_array() -> None:
+@json_option
+def show_array(as_json: bool) -> None:
     """Print the script of a job array, for clusters whose nodes may not open ports.
 
     Each job of the array runs `headroom accumulate`. Change time, memory and cores in the script for your site.
@@ -265,7 +278,7 @@ def show_array() -> None:
     """
     from cluster.profiles import array_script
 
-    click.echo(array_script(), nl=False)
+    print_json({"script": array_script()}) if as_json else click.echo(array_script(), nl=False)
 
 
 def _describe(profile: Profile) -> str:

@@ -14,10 +14,10 @@ import click
 from pipeline.base import RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
 from pipeline.cli.words import (
+    config_argument,
     json_option,
     output_path,
     print_json,
-    print_next,
     print_table,
     quiet_option,
     summarise_run,
@@ -34,7 +34,7 @@ __all__ = ["accumulate", "plan", "run", "run_folder", "submit"]
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @click.option(
     "--dashboard", is_flag=True, help="Open Dask's dashboard in a browser; it stays open until you press a key."
@@ -93,21 +93,20 @@ def run(
             return
         print_table(results, experiment)
         click.echo(f"report: {page}")
-    print_next("to use the models elsewhere", f"headroom export {folder} MODEL", quiet=quiet)
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option("--part", type=click.IntRange(min=1), required=True, metavar="K", help="Number of this part, from 1.")
 @click.option("--of", "parts", type=click.IntRange(min=1), required=True, metavar="N", help="Number of all parts.")
 @click.option("--out", type=output_path, help="Run folder, the same for all parts; runs/NAME by default.")
 @quiet_option
 @json_option
 def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool, as_json: bool) -> None:
-    """Compute one part of a run's moments, as one job of a job array.
+    """Compute one part of a run, as one job of a job array.
 
-    This is for clusters whose nodes may not open ports: it needs neither Dask nor a network. Every part computes its
-    share of the pass over the training spectra. Parts may run at the same time, in any order, and again after they were
+    This is for clusters whose nodes may not open ports: it needs neither Dask nor a network. Every part sums its
+    share of the training spectra. Parts may run at the same time, in any order, and again after they were
     killed. Then `headroom run` with the same --out merges what is there, computes what is missing, and scores. The
     results are the same, bit for bit, as without parts.
 
@@ -128,7 +127,6 @@ def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool
     click.echo(
         f"part {part} of {parts}: {done.computed} of its {done.partitions} pieces were missing, and are there now"
     )
-    print_next("when all parts are done", f"headroom run {config} --out {folder}", quiet=quiet)
 
 
 def run_folder(config: str, out: Path | None) -> Path:
@@ -137,11 +135,12 @@ def run_folder(config: str, out: Path | None) -> Path:
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option("--profile", metavar="PROFILE", help="Cluster profile of kind slurm: a name or a file.")
 @click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @size_options
 @click.option("--dry-run", is_flag=True, help="Check the plan and print the batch script; submit nothing.")
+@json_option
 def submit(
     config: str,
     profile: str | None,
@@ -150,6 +149,7 @@ def submit(
     minimum: int | None,
     maximum: int | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Submit a run as a SLURM batch job.
 
@@ -185,9 +185,13 @@ def submit(
     for option, value in (("cluster", choice.name), ("workers", workers), ("min", minimum), ("max", maximum)):
         arguments += [f"--{option}", str(value)] if value is not None else []
     if dry_run:
-        click.echo(render_driver_script(chosen, arguments, folder), nl=False)
+        script = render_driver_script(chosen, arguments, folder)
+        print_json({"run": folder, "script": script}) if as_json else click.echo(script, nl=False)
         return
     job = submit_driver(chosen, source, arguments, folder)
+    if as_json:
+        print_json({"run": folder, "job": job, "log": folder / "driver.log"})
+        return
     click.echo(f"job {job} is queued; it runs the experiment, in {folder}")
     click.echo(f"where it stands:  headroom status {folder} --watch")
     click.echo(f"what it prints:   {folder / 'driver.log'}")

@@ -1,5 +1,6 @@
 from .files import describe_findings as describe_findings
 from .files import load_config as load_config
+from .files import packaged_configs as packaged_configs
 from .files import read_yaml as read_yaml
 from .files import with_absolute_paths as with_absolute_paths
 from .files import yaml_text as yaml_text
