@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -160,6 +161,17 @@ def test_leftovers_of_others_at_work_stay(small_config: ExperimentConfig, tmp_pa
         assert half.exists(), "part 1 may be writing it"
     accumulate_part(small_config, folder, 2, 2)
     assert not half.exists()
+
+
+def test_status_tells_of_every_part(
+    small_config: ExperimentConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (1, 10):
+        accumulate_part(small_config, tmp_path / "run", part, 10)
+    code, out, _ = invoke(capsys, "status", tmp_path / "run")
+    assert code == 1, "it waits for a run that merges"
+    assert re.search(r"parts      part-1-of-10: [-\d]+ [:\d]+ finished \(UTC\)\n +part-10-of-10: ", out)
+    assert "headroom run CONFIG --out" in out
 
 
 def test_a_wait_for_the_folder_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
