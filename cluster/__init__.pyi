@@ -1,4 +1,5 @@
 from .certificates import make_certificates as make_certificates
+from .client import Connection as Connection
 from .client import connect as connect
 from .client import connect_local as connect_local
 from .dashboard import DashboardAddress as DashboardAddress

@@ -5,13 +5,15 @@ On one machine the worker is a thread of this process.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from distributed import Worker
@@ -33,7 +35,7 @@ from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceErro
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ThreadedWorker", "connect", "connect_address", "connect_local", "silence_dask"]
+__all__ = ["Connection", "ThreadedWorker", "connect", "connect_address", "connect_local", "silence_dask"]
 
 # --- A Dask worker that is a thread of this process, and does not hold up its end.
 
@@ -65,11 +67,62 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@contextmanager
+class Connection:
+    """A cluster that is there until it is closed: by :meth:`close`, by the end of a ``with`` block, or with Python.
+
+    ``with connect() as client`` gives the client. In a notebook the cluster outlives the cell::
+
+        connection = cluster.connect()
+        results = pipeline.run_experiment("my.yaml", "runs/my", client=connection)
+        connection.close()
+
+    What is asked of a client may be asked of the connection.
+
+    Attributes
+    ----------
+    client
+        The Dask client.
+    """
+
+    def __init__(self, opening: AbstractContextManager[Client]) -> None:
+        self._stack = ExitStack()
+        self.client = self._stack.enter_context(opening)
+        self.is_closed = False
+        atexit.register(self.close)
+
+    def __enter__(self) -> Client:
+        return self.client
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        atexit.unregister(self.close)
+        self.is_closed = True
+        self._stack.__exit__(kind, error, trace)
+
+    def close(self) -> None:
+        """Close the client, and stop what was started for it; again does nothing."""
+        if not self.is_closed:
+            self.__exit__(None, None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the client has of this name."""
+        if name.startswith("_") or name == "client":
+            raise AttributeError(name)
+        return getattr(self.client, name)
+
+    def __repr__(self) -> str:
+        return "Connection(closed)" if self.is_closed else f"Connection({self.client!r})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the client, with a link to its dashboard."""
+        return "a closed connection" if self.is_closed else str(self.client._repr_html_())
+
+
 def connect(
     profile: Profile | None = None, *, run_folder: Path | None = None, say: Say = lambda _line: None
-) -> Iterator[Client]:
-    """Start or find a cluster, yield a client once a worker is there, and leave nothing behind.
+) -> Connection:
+    """Start or find a cluster, and connect to it once a worker is there; nothing is left behind when it is closed.
 
     Parameters
     ----------
@@ -80,6 +133,11 @@ def connect(
     say
         Told what is being waited for.
 
+    Returns
+    -------
+    Connection
+        For a ``with`` block, or for as long as a notebook needs it.
+
     Raises
     ------
     ConfigError
@@ -87,8 +145,13 @@ def connect(
     ResourceError
         If workers do not start, or are not what the run needs.
     """
+    return Connection(_open(profile, run_folder, say))
+
+
+@contextmanager
+def _open(profile: Profile | None, run_folder: Path | None, say: Say) -> Iterator[Client]:
     if profile is None or isinstance(profile, LocalProfile):
-        with connect_local(profile) as client:
+        with _open_local(profile) as client:
             yield client
         return
     if profile.insecure:
@@ -139,9 +202,8 @@ def _start_up_told(has_processes: bool) -> Iterator[None]:
         raise ResourceError(f"Dask did not start ({reason}); {settings_of_dask()}") from error
 
 
-@contextmanager
-def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
-    """Start workers on this machine and yield a client; everything stops with the block.
+def connect_local(profile: LocalProfile | None = None) -> Connection:
+    """Start workers on this machine and connect to them; everything stops when the connection is closed.
 
     A single worker is a thread of this process, unless the profile says otherwise; nothing but the dashboard listens
     then. Several are processes, and scheduler, workers and dashboard listen on 127.0.0.1 only; the scheduler speaks TLS
@@ -152,6 +214,11 @@ def connect_local(profile: LocalProfile | None = None) -> Iterator[Client]:
     ResourceError
         If the workers do not start; a script without a ``__main__`` guard is the usual reason, or a setting of Dask's.
     """
+    return Connection(_open_local(profile))
+
+
+@contextmanager
+def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 

@@ -2,24 +2,29 @@
 
 ``docs/images/rooms.svg`` shows the rooms and what imports what. The floors are those of the contract "Imports point
 down" in ``pyproject.toml``, and the lines are the imports that the code has now. A line is left out where a longer way
-says the same already. ``docs/summary.schema.json`` is the JSON schema of ``summary.json``. A test compares both with
-the code.
+says the same already. ``docs/summary.schema.json`` is the JSON schema of ``summary.json``.
+``pipeline/configs/experiment.schema.json`` is that of a configuration, for editors; its descriptions are the table of
+``docs/configuration.md``. A test compares all of them with the code.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import grimp
 
+from pipeline.config import ExperimentConfig, schema_file
 from pipeline.questions import describe_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "rooms.svg"
 SCHEMA = ROOT / "docs" / "summary.schema.json"
+SETTINGS = ROOT / "docs" / "configuration.md"
 WIDTH, FLOOR, BOX, MARGIN = 960, 76, 34, 16
 
 
@@ -102,7 +107,44 @@ def write_schema() -> str:
     return json.dumps(describe_summary(), indent=1, ensure_ascii=False) + "\n"
 
 
+def write_config_schema() -> str:
+    """Return the JSON schema of a configuration, described by the table of its page."""
+    schema = ExperimentConfig.model_json_schema(by_alias=True)
+    for part in (schema, *schema["$defs"].values()):
+        for one in part.get("properties", {}).values():
+            one.pop("title", None)
+    for setting, words in list_descriptions().items():
+        place = schema
+        *sections, last = setting.split(".")
+        for section in sections:
+            place = schema["$defs"][find_section(place["properties"][section])]
+        place["properties"][last]["description"] = words
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Configuration of a headroom experiment"
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def list_descriptions() -> dict[str, str]:
+    """Return what the page says of every setting, as plain text."""
+    found = {}
+    for row in re.findall(r"^\| (`.*) \|$", SETTINGS.read_text(encoding="utf-8"), re.MULTILINE):
+        names, values, meaning = row.split(" | ", 2)
+        words = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", f"{meaning} Values: {values}.").replace("`", "")
+        found |= dict.fromkeys(re.findall(r"`([\w.]+)`", names), words)
+    return found
+
+
+def find_section(described: dict[str, Any]) -> str:
+    """Return the name of the only section that a setting's schema refers to."""
+    [name] = set(re.findall(r"#/\$defs/(\w+)", json.dumps(described)))
+    return name
+
+
 if __name__ == "__main__":
-    for path, text in ((PICTURE, draw_rooms()), (SCHEMA, write_schema())):
+    for path, text in (
+        (PICTURE, draw_rooms()),
+        (SCHEMA, write_schema()),
+        (schema_file(), write_config_schema()),
+    ):
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))

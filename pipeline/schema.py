@@ -63,6 +63,8 @@ COLUMN_SYMBOLS: Final = MappingProxyType({"T_eff": "T_eff", "log_g": "log g", "M
 
 # --- the store (Zarr v3) ---------------------------------------------------------------------------
 STORE_FORMAT: Final = "headroom-store"
+#: The metadata conventions (CF) that names of attributes follow.
+CONVENTIONS: Final = "CF-1.11"
 DIM_SPECTRUM: Final = "spectrum"
 DIM_WAVELENGTH: Final = "wavelength"
 #: Pixel arrays of a store, dims (spectrum, wavelength); ``mask`` and ``noisy`` only where shards have them.
@@ -100,6 +102,8 @@ BUNDLE_VERSION: Final = 2
 SUMMARY_VERSION: Final = 2
 #: ``status.json`` of a run.
 STATUS_VERSION: Final = 1
+#: ``finished.json`` of a run.
+FINISHED_VERSION: Final = 1
 
 # --- versions of algorithms ----------------------------------------------------------------------
 # Raised when the same inputs and settings would give other numbers: what older programs saved is then made again. Noise

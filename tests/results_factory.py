@@ -29,6 +29,7 @@ from pipeline.questions.gate import Gates
 from pipeline.questions.gate.fit import RunGate
 from pipeline.questions.labels import Labels
 from pipeline.questions.penalty import Penalty
+from pipeline.questions.rank import Rank
 from pipeline.report import render_report
 from pipeline.report.figures import PICTURES
 from pipeline.report.section import Picture
@@ -131,10 +132,15 @@ def change_summary(results: RunResults, change: Callable[[dict[str, Any]], objec
     return replace(results, summary=Summary.model_validate(plain))
 
 
+#: Figures of questions that answer from moments or a library, which a made-up run does not have.
+NOT_MADE_UP = ("moe_ceiling.png", "moe_forecast.png")
+
+
 def list_pictures(results: RunResults | None = None) -> dict[str, Picture]:
-    """Return all pictures by their files, in the order of the page; with results those that the run has."""
+    """Return all pictures by their files, in the order of the page; with results those that it has."""
     every = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
-    return {picture.file: picture for picture in every if results is None or picture.is_there(results)}
+    made = [picture for picture in every if picture.file not in NOT_MADE_UP]
+    return {picture.file: picture for picture in made if results is None or picture.is_there(results)}
 
 
 def render_page(results: RunResults, figures: Mapping[str, Path] | None = None) -> tuple[Path, Path]:
@@ -208,7 +214,8 @@ class _Maker:
         if self.run.alphas:
             models[-1] = replace(models[-1], search=self._search(noise))
         others = [] if is_compared else [self._models(np.full(one.n_bins, 1 / one.n_bins)) for one in self._others()]
-        return Trained(noise, cast(Any, None), f"models/{noise.name}.npz", models, others, is_compared)
+        moments: Any = SimpleNamespace(totals=list)  # artificial runs have none, so none that are factored
+        return Trained(noise, moments, f"models/{noise.name}.npz", models, others, is_compared)
 
     def _others(self) -> Sequence[Any]:
         needs = list_needs(self.settings)
@@ -411,7 +418,8 @@ class _Maker:
                 origin = (reading.draw.seed, reading.draw.level)
                 frame = tabulate_predictions(origin, self.y_true, self.bins, reading.predicted, reading.variance)
                 frames.append(frame.assign(**{f"y_{name}": values for name, values in reading.routed.items()}))
-        answers = {one.name: answer.to_dict() for one in questions if (answer := one.answer()) is not None}
+        heard = [one for one in questions if one.name != Rank.name]  # which answers from moments: there are none here
+        answers = {one.name: answer.to_dict() for one in heard if (answer := one.answer()) is not None}
         if self.run.design:
             answers[BinDesign.name] = self._design(readings)
         draws = [reading.draw for reading in readings if not reading.trained.is_compared]

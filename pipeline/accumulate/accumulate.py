@@ -65,8 +65,8 @@ SECONDS_TO_APPEAR = 90.0
 
 def accumulate_moments(
     plan: AccumulationPlan,
-    draws: Sequence[Noise],
-    folder: Path,
+    draws: Noise | Sequence[Noise],
+    folder: Path | str,
     *,
     bases: Mapping[Noise, str] | None = None,
     client: Client | None = None,
@@ -80,7 +80,7 @@ def accumulate_moments(
     plan
         From :func:`plan_accumulation`.
     draws
-        Noise draws; each gets a folder of its own below ``folder``.
+        Noise draws, or one; each gets a folder of its own below ``folder``.
     folder
         Where checkpoints and results live; reachable by all workers under the same path.
     bases
@@ -105,7 +105,8 @@ def accumulate_moments(
     ResourceError
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
-    targets = list_targets(plan, draws, folder, bases)
+    draws = draws if isinstance(draws, Sequence) else [draws]
+    targets = list_targets(plan, draws, Path(folder), bases)
     for one in targets:
         claim_folder(one.folder, one.plan, one.draw)
     pieces = list(plan_pieces(plan, targets, draws_per_pass))
@@ -119,7 +120,7 @@ def list_targets(
     plan: AccumulationPlan, draws: Sequence[Noise], folder: Path, bases: Mapping[Noise, str] | None
 ) -> list[Target]:
     """Return a target for every draw; see :func:`accumulate_moments`."""
-    return [Target(draw, Path(folder) / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws]
+    return [Target(draw, folder / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws]
 
 
 def compute_pieces(

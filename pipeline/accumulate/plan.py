@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import schema
+from pipeline.base import PathLike
 from pipeline.bins import BinGrid, CellGrid, Partition, find_gaps, plan_folds, plan_partitions, tighten_folds
-from pipeline.config import ComputeConfig, content_hash
+from pipeline.config import ComputeConfig, content_hash, settle
 from pipeline.noise import NOISE_ALGORITHM
 from pipeline.schema import ACCUMULATION_ALGORITHM
-from pipeline.store import AnyStore, digest_array, find_kept, find_left_out, first_store, list_parts
+from pipeline.store import AnyStore, digest_array, find_kept, find_left_out, first_store, list_parts, open_stores
 
 __all__ = ["AccumulationPlan", "plan_accumulation"]
 
@@ -145,9 +148,32 @@ class AccumulationPlan:
 
 
 def plan_accumulation(
-    store: AnyStore, cells: CellGrid, compute: ComputeConfig, precision: str = "float32"
+    store: AnyStore | PathLike | Sequence[PathLike],
+    cells: CellGrid | BinGrid | Mapping[str, Sequence[float]],
+    compute: ComputeConfig | Mapping[str, Any] | None = None,
+    precision: str = "float32",
 ) -> AccumulationPlan:
-    """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone."""
+    """Cut a store, or several as one, into folds and partitions; a function of the store and the settings alone.
+
+    Parameters
+    ----------
+    store
+        The store, or its path, or the paths of several.
+    cells
+        The bins, as edges by column; moments are kept for every bin, and for all spectra outside.
+    compute
+        The settings ``compute`` of a configuration; its defaults if left out.
+    precision
+        ``float32`` or ``float64``, of the products.
+
+    Examples
+    --------
+    >>> plan = pipeline.plan_accumulation("train.zarr", {"T_eff": [3750, 4500, 6000]}, {"folds": 1})
+    >>> [moments] = pipeline.accumulate_moments(plan, pipeline.NoiseDraw(1.0, 42, 0), "moments")
+    """
+    store = open_stores(store) if isinstance(store, str | os.PathLike | Sequence) else store
+    cells = cells if isinstance(cells, CellGrid) else CellGrid((BinGrid.of(cells),))
+    compute = settle(ComputeConfig, compute, "compute")
     left_out, origin = find_left_out(store), first_store(store)
     kept = find_kept(store)
     folds = tighten_folds(plan_folds(store.shard_lengths, compute.folds, left_out), kept)

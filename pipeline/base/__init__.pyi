@@ -5,6 +5,7 @@ from .direct_io import aligned_buffer as aligned_buffer
 from .direct_io import write_file as write_file
 from .files import DAMAGE as DAMAGE
 from .files import HEADER_LOCK as HEADER_LOCK
+from .files import PathLike as PathLike
 from .files import Products as Products
 from .files import disk_errors_told as disk_errors_told
 from .files import exclusive as exclusive
@@ -15,6 +16,7 @@ from .files import is_held as is_held
 from .files import is_same_file as is_same_file
 from .files import is_sealed as is_sealed
 from .files import json_text as json_text
+from .files import list_paths as list_paths
 from .files import open_npz as open_npz
 from .files import open_regular as open_regular
 from .files import parse_array as parse_array
@@ -44,10 +46,13 @@ from .machine import format_bytes as format_bytes
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
+from .notebook import render_html as render_html
 from .progress import Advance as Advance
+from .progress import NumberedProgress as NumberedProgress
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress
 from .progress import choose_progress as choose_progress
+from .progress import format_rate as format_rate
 from .progress import wants_colour as wants_colour
 from .status import JOBS_FILE as JOBS_FILE
 from .status import LOG_FILE as LOG_FILE

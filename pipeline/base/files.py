@@ -17,12 +17,12 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any, Final, TypeVar
+from typing import IO, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ __all__ = [
     "DAMAGE",
     "HEADER_LOCK",
     "TEMPORARY_SUFFIX",
+    "PathLike",
     "Products",
     "disk_errors_told",
     "exclusive",
@@ -45,6 +46,7 @@ __all__ = [
     "is_same_file",
     "is_sealed",
     "json_text",
+    "list_paths",
     "open_npz",
     "open_own",
     "open_regular",
@@ -526,6 +528,14 @@ HEADER_LOCK = threading.Lock()
 _HEADER: Final = "header"
 #: What a damaged archive raises, depending on which byte is wrong.
 _NPZ_DAMAGE: Final = (*DAMAGE, EOFError, SyntaxError, TokenError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def list_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """Return paths as a list. A single one is a list of one, and a text is one path, not a sequence of letters."""
+    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:

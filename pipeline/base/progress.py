@@ -8,11 +8,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
-__all__ = ["BarProgress", "LogProgress", "Progress", "SilentProgress", "choose_progress", "wants_colour"]
+__all__ = [
+    "BarProgress",
+    "LogProgress",
+    "NumberedProgress",
+    "Progress",
+    "SilentProgress",
+    "choose_progress",
+    "format_rate",
+    "wants_colour",
+]
 
 Advance = Callable[[int], None]
 
@@ -28,6 +37,19 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Say one line between or within steps."""
+
+
+def format_rate(done: float, seconds: float, unit: str) -> str:
+    """Return how fast things are done, such as ``1,943 spectra/s``, ``2.5 models/s`` or ``4.2 s each``.
+
+    Nothing where one thing or none is done: the time says the same.
+    """
+    if done <= 1 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    if rate < 1:
+        return f"{1 / rate:,.1f} s each"
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
 class SilentProgress:
@@ -57,22 +79,23 @@ class LogProgress:
         """Log the step's start, its advance and its end with the rate."""
         started = last = time.monotonic()
         finished = 0
-        self.note(f"{title}: {total:,} {unit}")
+        self.note(f"{title}: {total:,} {unit}" if total > 1 else title)
 
         def advance(count: int) -> None:
             nonlocal finished, last
             finished += count
             now = time.monotonic()
             if now - last >= self._interval and finished < total:
-                rate = finished / (now - started)
-                left = (total - finished) / rate if rate > 0 else float("inf")
-                self.note(f"{title}: {finished:,} of {total:,} {unit}, {rate:,.0f}/s, {left:,.0f} s left")
+                told = [f"{finished:,} of {total:,} {unit}", format_rate(finished, now - started, unit)]
+                if finished > 0:
+                    told.append(f"{(total - finished) * (now - started) / finished:,.0f} s left")
+                self.note(f"{title}: {', '.join(filter(None, told))}")
                 last = now
 
         yield advance
         seconds = time.monotonic() - started
-        rate_text = f", {finished / seconds:,.0f} {unit}/s" if finished and seconds > 0 else ""
-        self.note(f"{title}: done in {seconds:.1f} s{rate_text}")
+        told = [f"done in {seconds:.1f} s", format_rate(finished, seconds, unit)]
+        self.note(f"{title}: {', '.join(filter(None, told))}")
 
     def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
         """Log no parts: the step's units say it."""
@@ -106,7 +129,7 @@ class BarProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit + " {task.fields[rate]}"),
+            TextColumn(f"{unit}  {{task.fields[rate]}}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -120,7 +143,7 @@ class BarProgress:
                 nonlocal finished
                 finished += count
                 seconds = max(time.monotonic() - started, 1e-9)
-                bar.update(task, advance=count, rate=f"{finished / seconds:,.0f}/s")
+                bar.update(task, advance=count, rate=format_rate(finished, seconds, unit))
 
             yield advance
 
@@ -130,6 +153,46 @@ class BarProgress:
     def note(self, message: str) -> None:
         """Print one line above the bar."""
         self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+class NumberedProgress:
+    """Tells another progress which of a run's steps is under way: ``3 of 6, solve``.
+
+    Parameters
+    ----------
+    shown
+        Is told.
+    """
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._names: Sequence[str] = ()
+        self._name = ""
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Say which steps there will be, in their order."""
+        self._names = names
+
+    def enter(self, name: str) -> None:
+        """Begin a step. One that was not expected has no number."""
+        self._name = name
+
+    @contextmanager
+    def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
+        """Open a part of the present step, and say which step it is."""
+        if self._name in self._names:
+            number = f"{self._names.index(self._name) + 1} of {len(self._names)}, {self._name}"
+            title = number if title == self._name else f"{number}: {title}"
+        with self._shown.step(title, total, unit) as advance:
+            yield advance
+
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Pass it on."""
+        self._shown.count_parts(done, total, unit)
+
+    def note(self, message: str) -> None:
+        """Pass it on."""
+        self._shown.note(message)
 
 
 def choose_progress(*, quiet: bool = False) -> Progress:

@@ -71,6 +71,11 @@ class BinGrid:
             if values.size < 2 or not np.isfinite(values).all() or not (np.diff(values) > 0).all():
                 raise ConfigError(f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}")
 
+    @classmethod
+    def of(cls, bins: BinGrid | Mapping[str, Sequence[float]]) -> BinGrid:
+        """Return a grid, which may be given as its edges by column."""
+        return bins if isinstance(bins, BinGrid) else cls({name: tuple(edges) for name, edges in bins.items()})
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns the grid is defined on."""

@@ -10,11 +10,13 @@ import click
 
 from pipeline.cli.cluster import cluster
 from pipeline.cli.doctor import doctor
+from pipeline.cli.plot import plot
 from pipeline.cli.predict import export, predict
 from pipeline.cli.results import add, compare, forecast, moments, remove, report
 from pipeline.cli.run import accumulate, plan, run, run_folder, submit
-from pipeline.cli.spectra import convert, inspect, sample
+from pipeline.cli.spectra import convert, init, inspect, sample
 from pipeline.cli.status import status
+from pipeline.cli.sweep import sweep
 from pipeline.cli.words import hint_option, is_quiet
 from pipeline.errors import ResourceError
 
@@ -23,9 +25,11 @@ _COMMANDS: Final = (
     doctor,
     sample,
     inspect,
+    init,
     convert,
     plan,
     run,
+    sweep,
     submit,
     accumulate,
     status,
@@ -33,6 +37,7 @@ _COMMANDS: Final = (
     add,
     remove,
     report,
+    plot,
     compare,
     forecast,
     moments,
@@ -45,9 +50,11 @@ _NEXT: Final = {
     "doctor": ("to try everything on simulated spectra", "headroom sample spectra"),
     "sample": ("to measure the headroom of these spectra", "HEADROOM_DEMO={directory} headroom run demo"),
     "inspect": ("to see what a run of these spectra costs", "headroom plan CONFIG"),
+    "init": ("to see what the run costs", "headroom plan CONFIG"),
     "convert": ("to run on this store, name it as data.train or data.test", "headroom plan CONFIG"),
     "plan": ("to run it", "headroom run {config} --out {out}"),
     "run": ("to use the models elsewhere", "headroom export {out} MODEL"),
+    "sweep": ("to use the models elsewhere", "headroom export RUN MODEL"),
     "accumulate": ("when all parts are done", "headroom run {config} --out {out}"),
     "cluster list": ("to see the job script of a profile", "headroom cluster show slurm"),
     "cluster show": ("to see whether a run fits", "headroom plan CONFIG --cluster {profile}"),
@@ -55,6 +62,7 @@ _NEXT: Final = {
     "add": ("to use the models elsewhere", "headroom export {folder} MODEL"),
     "remove": ("to put the shard back", "headroom add {folder} {shard}"),
     "report": ("to hold the run against another one", "headroom compare {folder} RUN_B"),
+    "plot": ("to write all figures and the report again", "headroom report {folder}"),
     "compare": ("to draw the report of a run again", "headroom report RUN"),
     "forecast": ("when there are more spectra", "headroom add {folder} SHARDS_OR_STORES"),
     "moments": ("to read every byte of them", "headroom moments {folder} --verify"),

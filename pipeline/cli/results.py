@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import RunJournal, choose_progress, read_status
+from pipeline.base import NumberedProgress, RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
 from pipeline.cli.words import (
     json_option,
@@ -91,15 +91,18 @@ def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
 @click.option("--out", type=output_path, metavar="PAGE.html", help="Also write one HTML page.")
 @json_option
 def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Say how finished runs differ.
+    """Say how finished runs differ, and which one is best.
 
-    The first run is the reference. The command prints the settings that differ, R² and ΔR², and how certain their
-    differences are. If two runs have the same test spectra, both are scored on the same resamples of them. Such a
-    paired comparison shows differences far smaller than the interval of either run.
+    The first run is the reference. The command prints the settings that differ, R² and ΔR², which run has the best
+    experts, and how certain the differences are. Any number of runs can be compared.
+
+    If two runs have the same test spectra, both are scored on the same resamples of them. Such a paired comparison
+    shows differences far smaller than the interval of either run.
 
     \b
     Example:
       headroom compare runs/first runs/second --out comparison.html
+      headroom compare runs/*/
     """
     from pipeline.report import compare_runs, write_page
 
@@ -109,7 +112,7 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(comparison.to_dict())
         return
-    _print(comparison)
+    print_comparison(comparison)
     if out is not None:
         click.echo(f"page: {out}")
 
@@ -171,42 +174,46 @@ def _print_forecast(rows: list[dict[str, Any]], level: float) -> None:
     console.print(table)
 
 
-def _print(comparison: Comparison) -> None:
-    from rich import box
+def print_comparison(comparison: Comparison) -> None:
+    """Print the runs, what differs, which one is best, and the differences to the first one."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    from pipeline.report import describe_difference, format_setting, list_merits
+    from pipeline.report import describe_difference, describe_ranking, list_merits, list_settings
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    table = Table(
-        title=f"{comparison.target}, covered spectra: R², mean over seeds",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("run", overflow="fold")
-    for heading in ("noise", "train", "test", "oracle", "global", "ΔR²", "interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in list_merits(comparison):
-        table.add_row(*map(Text, row))  # names of folders are no markup
-    console.print(table)
-    if comparison.settings:
-        differing = Table(title="what differs", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-        for heading in ("setting", *comparison.names):
-            differing.add_column(Text(heading), overflow="fold")
-        for name, values in comparison.settings:
-            differing.add_row(*map(Text, (name, *map(format_setting, values))))
-        console.print(differing)
+    headings = ("no.", "run", "noise", "train", "test", "oracle", "global", "ΔR²", "interval", "verdict")
+    title = f"{comparison.target}, covered spectra: R², mean over seeds"
+    _print_rows(console, title, headings, list_merits(comparison), folded=("run", "verdict"))
+    header, rows = list_settings(comparison)
+    if rows:
+        _print_rows(console, "what differs", header, rows, folded=header)
     else:
         _say(console, "what differs: nothing; the same settings, spectra and software")
+    for ranking in comparison.rankings:
+        _say(console, describe_ranking(comparison, ranking))
     for one in comparison.differences:
         if one.scope == "covered":
             _say(console, describe_difference(comparison, one))
     for name, why in zip(comparison.names, comparison.unpaired, strict=True):
         if why:
             _say(console, f"note: {name} is not paired: {why}")
+
+
+def _print_rows(
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], folded: Sequence[str]
+) -> None:
+    """Print a table; columns that may be folded hold words, and the others numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for heading in headings:
+        options: dict[str, Any] = {"justify": "right", "no_wrap": True}
+        table.add_column(Text(heading), **({"overflow": "fold"} if heading in folded else options))
+    for row in rows:
+        table.add_row(*map(Text, row))  # names of folders are no markup
+    console.print(table)
 
 
 def _say(console: Console, text: str) -> None:
@@ -294,9 +301,10 @@ def _change(
         progress.note("the results of this command stand already; what comes after them is finished now")
         change = partial(run_experiment, load_config(folder / CONFIG_FILE), folder)
     with RunJournal(folder, command) as journal:
-        progress = journal.progress(progress)
+        progress = NumberedProgress(journal.progress(progress))
         with connected(journal, profile, folder, progress) as client:
             results = change(client=client, progress=progress, command=command)
+        progress.enter("report")
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)

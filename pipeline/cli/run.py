@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import RunJournal, choose_progress
+from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
 from pipeline.cli.words import (
     config_argument,
+    join_summary,
     json_option,
     output_path,
     print_json,
@@ -23,12 +26,12 @@ from pipeline.cli.words import (
     summarise_run,
 )
 from pipeline.config import load_config
-from pipeline.errors import ConfigError, ResourceError
+from pipeline.errors import ConfigError, HeadroomError, ResourceError
 
 if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
-    from pipeline.plan import ExperimentPlan, Rates, Scaling
+    from pipeline.plan import ExperimentPlan, Rates, RunTime, Scaling
 
 __all__ = ["accumulate", "plan", "run", "run_folder", "submit"]
 
@@ -63,11 +66,13 @@ def run(
       headroom run oracle_noise1.yaml --out runs/first
       headroom run oracle_noise1.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
-    from cluster.dashboard import announce
-    from pipeline.run import render_run, require_own_folder, run_experiment
-
     experiment = load_config(config)
     folder = run_folder(config, out)
+    if not dashboard and _tell_standing(experiment, folder, choice, quiet=quiet, as_json=as_json):
+        return
+    from cluster.dashboard import announce
+    from pipeline.run import record_standing, render_run, require_own_folder, run_experiment
+
     require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
     if no_dask and (dashboard or choice != ClusterChoice()):
@@ -77,7 +82,7 @@ def run(
     profile = None if no_dask else choice.checked_profile(experiment, folder)
     command = f"headroom run {config} --out {folder}{choice.words()}{' --no-dask' if no_dask else ''}"
     with RunJournal(folder, command) as journal:
-        progress = journal.progress(shown)
+        progress = NumberedProgress(journal.progress(shown))
         with connected(journal, profile, folder, progress) if profile else alone(journal) as client:
             if client is not None and (dashboard or not quiet):
                 say = partial(click.echo, err=as_json) if quiet else shown.note
@@ -85,9 +90,14 @@ def run(
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
             if dashboard and sys.stdin.isatty() and not as_json:
                 click.pause("Press any key to close the dashboard …")
+        progress.enter("report")
         with progress.step("draw figures and report", 1, "page") as advance:
             _, page = render_run(folder)
             advance(1)
+        printed = StringIO()
+        print_table(results, experiment, printed)
+        with suppress(OSError, ValueError, HeadroomError):  # without the record, the next command takes longer
+            record_standing(experiment, folder, printed.getvalue())
         if as_json:
             print_json(summarise_run(results, page))
             return
@@ -127,6 +137,29 @@ def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool
     click.echo(
         f"part {part} of {parts}: {done.computed} of its {done.partitions} pieces were missing, and are there now"
     )
+
+
+def _tell_standing(
+    experiment: ExperimentConfig, folder: Path, choice: ClusterChoice, *, quiet: bool, as_json: bool
+) -> bool:
+    """Print the results of a run that stands as it was left, and tell whether it does. No cluster is started."""
+    from pipeline.run import find_standing
+
+    standing = find_standing(experiment, folder)
+    if standing is None:
+        return False
+    if choice != ClusterChoice():
+        choice.profile()  # a wrong profile is a mistake all the same
+    printed, summary, metadata = standing
+    page = folder / "report.html"
+    if not quiet:
+        click.echo("nothing to do: settings, spectra and results are those of the finished run", err=True)
+    if as_json:
+        print_json(join_summary(folder, page, summary, metadata))
+    else:
+        click.echo(printed, nl=False)
+        click.echo(f"report: {page}")
+    return True
 
 
 def run_folder(config: str, out: Path | None) -> Path:
@@ -297,7 +330,7 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
       HEADROOM_DEMO=spectra headroom plan demo
       headroom plan --spectra 1e8 --pixels 7200 --workers 200 --cores 16 --memory 64GB
     """
-    from pipeline.plan import plan_run, project_scaling
+    from pipeline.plan import plan_run, project_run, project_scaling
     from pipeline.run import plan_experiment
 
     experiment = _stated_config(config, stated)
@@ -312,8 +345,10 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         click.echo(projected.render())
     rates, source = _stated_rates(projected, experiment, cores, stated)
     scaling = project_scaling(projected, experiment, rates, cores)
+    times = project_run(projected, experiment, scaling)
     if not as_json:
         click.echo(scaling.render(source))
+        click.echo(f"the whole run        {times.describe()}")
     if config is not None and not on_paper:
         choice.require_fit(projected, profile, experiment.cluster)
         projected.require_fit(run_folder(config, out), Path(experiment.data.stores))
@@ -321,21 +356,23 @@ def plan(config: str | None, out: Path | None, choice: ClusterChoice, as_json: b
         projected.require_workers_fit()
     better = _better_partitions(projected, experiment, rates, limits, cores)
     if as_json:
-        print_json(_summarise(projected, scaling, source) | {"shorter": better})
+        print_json(_summarise(projected, scaling, times, source) | {"shorter": better})
     elif better is not None:
         click.echo(f"shorter              {better}")
 
 
-def _summarise(projected: ExperimentPlan, scaling: Scaling, source: str) -> dict[str, Any]:
+def _summarise(projected: ExperimentPlan, scaling: Scaling, times: RunTime, source: str) -> dict[str, Any]:
     """Return the printed numbers for scripts, in bytes, seconds and counts."""
     what, remedy = scaling.bottleneck
-    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "total", "traffic", "merging")}
+    seconds = {name: getattr(scaling, name) for name in ("accumulating", "solving", "traffic", "merging")}
+    seconds["total"] = times.total
     return {
         **asdict(projected),
         "n_passes": projected.n_passes,
         "n_pieces": projected.n_pieces,
         "read_bytes": scaling.read,
         "seconds": seconds,
+        "steps": {step.name: step.seconds for step in times.steps},
         "efficiency": scaling.efficiency,
         "bottleneck": what,
         "remedy": remedy,

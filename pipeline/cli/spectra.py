@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,10 @@ from pipeline.cli.words import external_option, json_option, output_path, print_
 from pipeline.config import load_config
 from pipeline.errors import printable
 
-__all__ = ["convert", "inspect", "sample"]
+if TYPE_CHECKING:
+    from pipeline.shards import ShardInfo
+
+__all__ = ["convert", "init", "inspect", "sample"]
 
 
 @click.command()
@@ -23,7 +26,11 @@ __all__ = ["convert", "inspect", "sample"]
 @click.option("--test", default=5000, show_default=True, help="Number of test spectra.")
 @click.option("--pixels", default=1024, show_default=True, help="Pixels of each spectrum.")
 @click.option("--seed", default=0, show_default=True, help="Seed of labels and noise.")
-@click.option("--grid", type=click.Path(path_type=Path), help="File of model spectra to interpolate (NPZ or HDF5).")
+@click.option(
+    "--grid",
+    type=click.Path(path_type=Path),
+    help="Model spectra to interpolate: a file (NPZ or HDF5), or a folder of BOSZ 2024 files from MAST.",
+)
 @click.option("--only", multiple=True, metavar="NAME", help="Write only this file: train/shard_K or test; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
@@ -43,12 +50,16 @@ def sample(
     A shard is an HDF5 file of spectra; these have the pfsspec layout. The spectra come from a compact physical model
     with the real line list, not from spectral synthesis.
 
+    --grid interpolates your own model spectra instead: an NPZ or HDF5 file with wave (Å), flux, teff, logg and mh, or a
+    folder with files of the BOSZ library (bosz2024_*_resam.txt.gz and bosz2024_wave_*.txt), as MAST serves them.
+
     --only writes a single file (K counts from 0). The file has the same bits as if it were written with the others.
     So a million spectra can be simulated, converted and deleted shard by shard on a small disk.
 
     \b
     Example:
       headroom sample spectra/ --train 40000 --pixels 512
+      headroom sample spectra/ --grid bosz2024/r2000
       headroom sample spectra/ --train 1000000 --shards 40 --pixels 4096 --only train/shard_0
     """
     from pipeline.base import format_bytes
@@ -113,7 +124,43 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 
 
 @click.command()
-@click.argument("paths", metavar="SHARDS... STORE", nargs=-1, required=True)
+@click.argument("paths", metavar="SPECTRA...", nargs=-1, required=True)
+@click.option("--test", multiple=True, metavar="SPECTRA", help="The test spectra; repeatable.")
+@quiet_option
+@json_option
+def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+    """Write a first configuration for your spectra, with comments.
+
+    SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Headers
+    and labels are read, no pixels. The configuration goes to standard output; its comments say what was found and what
+    was guessed. Its bins hold spectra, and its penalties fit their number. Without --test the last of several shards is
+    kept for the test.
+
+    \b
+    Example:
+      headroom init spectra/train --test spectra/test > my.yaml
+      headroom plan my.yaml
+    """
+    from pipeline.run import propose_config
+
+    text, guesses = propose_config(list(paths), list(test) or None)
+    if as_json:
+        print_json({"configuration": text, "guesses": [printable(guess) for guess in guesses]})
+        return
+    click.echo(text, nl=False)
+    for guess in () if quiet else guesses:
+        click.echo(f"note: {printable(guess)}", err=True)
+
+
+@click.command()
+@click.argument("paths", metavar="SPECTRA... STORE", nargs=-1, required=True)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="OURS=YOURS",
+    help="Which of your variables is flux, error, wavelength, T_eff, log_g or M_H, if it has another name; repeatable.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
 @click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
@@ -132,15 +179,18 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 @json_option
 def convert(
     paths: tuple[str, ...],
+    names: tuple[str, ...],
     verify: bool,
     delete_sources: bool,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert HDF5 shards to one Zarr store (its name comes last).
+    """Convert spectra to one Zarr store (its name comes last).
 
-    After an interruption, run the same command again; it resumes.
+    SPECTRA are pfsspec shards (HDF5), netCDF files, Zarr folders, or HDF5 files with the arrays flux, error and
+    wavelength and the labels T_eff, log_g and M_H at their top. Usual spellings of these names are understood (Teff,
+    logg, feh, wave); --name states others. After an interruption, run the same command again; it resumes.
 
     With --verify the finished store is compared with the shards, bit for bit. This covers every pixel, and every
     column that a store keeps; text columns and the edges of pixels are not kept. If the exit code is 0, everything is
@@ -150,12 +200,12 @@ def convert(
     \b
     Example:
       headroom convert spectra/train/shard_index.txt train.zarr
+      headroom convert mine.nc train.zarr --name T_eff=temperature
       headroom convert spectra/train/shard_3 train_3.zarr --verify && rm spectra/train/shard_3/dataset.h5
     """
     from pipeline.base import format_bytes
-    from pipeline.convert import convert_shards, verify_store
+    from pipeline.convert import convert_shards, find_sources, read_source_info, verify_store
     from pipeline.errors import ConfigError
-    from pipeline.shards import find_shards
 
     if delete_sources:
         raise ConfigError(
@@ -168,11 +218,15 @@ def convert(
             f"last, such as `headroom convert {paths[0]} train.zarr`"
         )
     store, progress = Path(paths[-1]), choose_progress(quiet=quiet)
-    found = find_shards(paths[:-1], Path.cwd())
-    made = convert_shards(found, store, progress=progress, **options)
-    if verify:
-        given = {name: options[name] for name in ("workers", "allow_external")}
-        verify_store(made, found, progress=progress, **given)
+    found = find_sources(paths[:-1], Path.cwd())
+    stated, allow_external = _split_names(names), options.pop("allow_external")
+
+    def describe() -> list[ShardInfo]:
+        return [read_source_info(path, allow_external=allow_external, names=stated) for path in found]
+
+    made = convert_shards(describe(), store, progress=progress, **options)
+    if verify:  # of the files as they are now
+        verify_store(made, describe(), progress=progress, workers=options["workers"])
     size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
     if as_json:
         sizes = {"n_spectra": made.n_spectra, "n_pixels": made.n_pixels, "bytes": size}
@@ -182,3 +236,14 @@ def convert(
     if verify:
         what = f"{len(found)} shard{'s' if len(found) > 1 else ''}"
         click.echo(f"verified: the store and {what} are the same, bit for bit; you may now delete the source files")
+
+
+def _split_names(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the user's names of variables by ours, from words such as ``T_eff=temperature``."""
+    from pipeline.errors import ConfigError
+
+    pairs = [name.partition("=") for name in names]
+    for ours, sign, yours in pairs:
+        if not (ours and sign and yours):
+            raise ConfigError(f"--name must be OURS=YOURS, such as T_eff=temperature, found {ours + sign + yours!r}")
+    return {ours: yours for ours, _, yours in pairs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,6 +21,7 @@ __all__ = [
     "external_option",
     "hint_option",
     "is_quiet",
+    "join_summary",
     "json_option",
     "output_path",
     "print_json",
@@ -97,8 +98,8 @@ def print_json(value: Any) -> None:
     click.echo(text)
 
 
-def print_table(results: RunResults, config: ExperimentConfig) -> None:
-    """Print the scores of every noise level, the verdict, and the run's warnings."""
+def print_table(results: RunResults, config: ExperimentConfig, stream: TextIO | None = None) -> None:
+    """Print the scores of every noise level, the verdict, and the run's warnings; to standard output by default."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -107,7 +108,7 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
     from pipeline.run import list_remarks
     from pipeline.scoring import DELTA_R2, MERITS
 
-    console = Console(width=None if sys.stdout.isatty() else 80)
+    console = Console(width=None if stream is None and sys.stdout.isatty() else 80, file=stream)
     for level in results.summary.levels:
         seeds = set(results.overall.loc[results.overall["noise_level"] == level.noise_level, "seed"]) - {NO_SEED}
         over = f", mean over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else ""
@@ -140,7 +141,11 @@ def print_table(results: RunResults, config: ExperimentConfig) -> None:
 
 def summarise_run(results: RunResults, page: Path) -> dict[str, Any]:
     """Return a run's results for scripts: the content of ``summary.json``, and the paths of folder and report."""
-    metadata = results.metadata
-    where = {"run": results.folder, "report": page, "config_hash": metadata["config_hash"]}
+    return join_summary(results.folder, page, results.summary.to_dict(), results.metadata)
+
+
+def join_summary(folder: Path, page: Path, summary: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the same from the contents of ``summary.json`` and ``metadata.json``."""
+    where = {"run": folder, "report": page, "config_hash": metadata["config_hash"]}
     facts = {name: metadata[name] for name in ("simulated", "steps", "warnings", "peak_memory_bytes")}
-    return {**where, **results.summary.to_dict(), **facts}
+    return {**where, **summary, **facts}

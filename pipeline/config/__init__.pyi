@@ -1,7 +1,11 @@
+from .files import ConfigSource as ConfigSource
 from .files import describe_findings as describe_findings
 from .files import load_config as load_config
 from .files import packaged_configs as packaged_configs
+from .files import parse_yaml as parse_yaml
 from .files import read_yaml as read_yaml
+from .files import schema_file as schema_file
+from .files import settle as settle
 from .files import with_absolute_paths as with_absolute_paths
 from .files import yaml_text as yaml_text
 from .settings import MAIN_BINNING as MAIN_BINNING

@@ -11,23 +11,30 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.base import read_file
-from pipeline.config.settings import ExperimentConfig
+from pipeline.config.settings import ExperimentConfig, Section
 from pipeline.errors import ConfigError, DeprecatedName, did_you_mean
 
 __all__ = [
+    "ConfigSource",
     "describe_findings",
     "load_config",
     "packaged_configs",
+    "parse_yaml",
     "read_yaml",
+    "schema_file",
+    "settle",
     "with_absolute_paths",
     "yaml_text",
 ]
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -36,13 +43,24 @@ def packaged_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(source: str | Path, variables: Mapping[str, str] | None = None) -> ExperimentConfig:
+def schema_file() -> Path:
+    """Return the JSON schema of a configuration, which editors read; ``docs/generate.py`` writes it."""
+    return Path(str(resources.files("pipeline"))) / "configs" / "experiment.schema.json"
+
+
+#: What a configuration may be given as: a YAML file, a packaged name, the settings themselves, or what was loaded.
+ConfigSource: TypeAlias = str | Path | Mapping[str, Any] | ExperimentConfig
+
+
+def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None) -> ExperimentConfig:
     """Read and validate a configuration.
 
     Parameters
     ----------
     source
-        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``).
+        A YAML file, or the name of a packaged configuration (``demo``, ``oracle_noise1``). Or the settings as a
+        dictionary, spelled as in the file; relative paths then start at the working folder. A configuration that was
+        loaded before is returned as it is.
     variables
         Values of ``${NAME}`` in data paths; the environment by default.
 
@@ -56,7 +74,17 @@ def load_config(source: str | Path, variables: Mapping[str, str] | None = None) 
     ConfigError
         If the file is missing or not YAML, a ``${VARIABLE}`` is not set, or a setting is unknown or wrong.
     """
-    path = Path(source)
+    if isinstance(source, ExperimentConfig):
+        return source
+    variables = os.environ if variables is None else variables
+    if isinstance(source, Mapping):
+        return _validate(_plain(source), "configuration", Path.cwd(), variables)
+    if not isinstance(source, str | Path):
+        raise ConfigError(
+            "a configuration is a YAML file, a packaged name or a dictionary of settings, found "
+            f"{type(source).__name__}"
+        )
+    path = Path(source).expanduser()
     if not path.exists():
         packaged = packaged_configs()
         if str(source) not in packaged:
@@ -71,12 +99,53 @@ def load_config(source: str | Path, variables: Mapping[str, str] | None = None) 
     # Relative paths of a packaged file belong to the caller's folder, because no spectra lie beside that file.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
     content = _without_deprecated(content, path)
-    expanded = _expand_data_paths(content, base, path, os.environ if variables is None else variables)
+    return _validate(content, f"configuration {path}", base, variables)
+
+
+def _validate(content: dict[str, Any], name: str, base: Path, variables: Mapping[str, str]) -> ExperimentConfig:
+    expanded = _expand_data_paths(content, base, name, variables)
     try:
-        config = ExperimentConfig.model_validate(_expand_cluster(expanded, base))
+        return ExperimentConfig.model_validate(_expand_cluster(expanded, base))
     except ValidationError as error:
-        raise ConfigError(f"configuration {path}: {describe_findings(error, ExperimentConfig)}") from None
-    return config
+        raise ConfigError(f"{name}: {describe_findings(error, ExperimentConfig)}") from None
+
+
+def settle(kind: type[SectionT], value: SectionT | Mapping[str, Any] | None, name: str) -> SectionT:
+    """Return a part of the configuration that may be given as a dictionary, or left out for its defaults.
+
+    Parameters
+    ----------
+    kind
+        Which.
+    value
+        It, or its settings.
+    name
+        How messages call it.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or wrong.
+    """
+    if isinstance(value, kind):
+        return value
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: a dictionary of settings is required, found {type(value).__name__}")
+    try:
+        return kind.model_validate(_plain(value or {}))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {describe_findings(error, kind)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return settings as a YAML file would give them: paths as text, and NumPy's numbers and arrays as Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list | tuple | range) else value
 
 
 #: Settings of earlier versions, by section and name, and what to do about them.
@@ -123,6 +192,23 @@ def read_yaml(path: Path, what: str) -> Any:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain value that a text is in YAML 1.2, as it would be in a configuration.
+
+    Raises
+    ------
+    ValueError
+        If it is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    finally:
+        loader.dispose()
 
 
 def yaml_text(content: Any) -> str:
@@ -193,7 +279,7 @@ def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**content, "cluster": str(base / os.path.expanduser(cluster))}
 
 
-def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     section = content.get("data")
     if not isinstance(section, dict):
         return content
@@ -205,13 +291,13 @@ def _expand_data_paths(content: dict[str, Any], base: Path, path: Path, variable
         return expanded if os.path.isabs(expanded) else str(base / expanded)
 
     def substitute(match: re.Match[str]) -> str:
-        name = match.group(1) or match.group(2)
-        if name not in variables:
+        variable = match.group(1) or match.group(2)
+        if variable not in variables:
             raise ConfigError(
-                f"configuration {path}: the environment variable {name} is not set; "
-                f"set it first, for example: export {name}=/path/to/spectra"
+                f"{name}: the environment variable {variable} is not set; "
+                f"set it first, for example: export {variable}=/path/to/spectra"
             )
-        return variables[name]
+        return variables[variable]
 
     expanded = dict(section)
     expanded.setdefault("stores", "stores")

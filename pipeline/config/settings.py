@@ -12,7 +12,18 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipeline import schema
 from pipeline.errors import did_you_mean
@@ -44,6 +55,17 @@ __all__ = [
 ]
 
 # --- How columns are cut into bins, and the search for better bins.
+
+
+class OneOrMore(BeforeValidator):
+    """Marks a list that may be written as its only entry: ``test: spectra/test`` means ``test: [spectra/test]``."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: [value] if isinstance(value, str | int | float) else value)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        listed = handler(core)
+        return {"anyOf": [listed, listed["items"]]}
 
 
 class Section(BaseModel):
@@ -207,12 +229,7 @@ class GateConfig(Section):
     #: Training spectra that are read once more for the gate. More are slower and hardly better.
     spectra: Annotated[int, Field(ge=100)] = 50_000
     blend: bool = False
-    binnings: tuple[str, ...] = ()
-
-    @field_validator("binnings", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    binnings: Annotated[tuple[str, ...], OneOrMore()] = ()
 
     def require_binnings(self, columns: dict[str, tuple[str, ...]]) -> None:
         """Refuse binnings that do not exist or are not by ``snr`` alone. Pydantic's validators call this."""
@@ -271,9 +288,9 @@ class DataConfig(Section):
     training spectra, spread evenly over all shards, and always the same ones.
     """
 
-    train: tuple[str, ...] = Field(min_length=1)
-    test: tuple[str, ...] = Field(min_length=1)
-    exclude: tuple[str, ...] = ()
+    train: Annotated[tuple[str, ...], Field(min_length=1), OneOrMore()]
+    test: Annotated[tuple[str, ...], Field(min_length=1), OneOrMore()]
+    exclude: Annotated[tuple[str, ...], OneOrMore()] = ()
     spectra: Annotated[int, Field(ge=1)] | None = None
     stores: str = "stores"
     nonfinite: Literal["refuse", "drop"] = "refuse"
@@ -289,11 +306,6 @@ class DataConfig(Section):
         """Where spectra lie, or will, by the setting that says so."""
         return {"data.stores": (self.stores,), "data.train": self.train, "data.test": self.test}
 
-    @field_validator("train", "test", "exclude", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
 
 class NoiseConfig(Section):
     """The noise that is added to the clean flux, in units of its 1σ error.
@@ -305,13 +317,8 @@ class NoiseConfig(Section):
     """
 
     mode: Literal["drawn", "marginal", "both", "checked"] = "drawn"
-    levels: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(1.0,), min_length=1)
+    levels: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1), OneOrMore()] = (1.0,)
     test: Literal["stored", "drawn", "marginal"] = "stored"
-
-    @field_validator("levels", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int | float) else value
 
     @field_validator("levels")
     @classmethod
@@ -421,7 +428,7 @@ class ForecastConfig(Section):
     It needs factored moments of marginal noise.
     """
 
-    sizes: tuple[Annotated[int, Field(ge=100, le=10**12)], ...] = ()
+    sizes: Annotated[tuple[Annotated[int, Field(ge=100, le=10**12)], ...], OneOrMore()] = ()
 
     @field_validator("sizes", mode="before")
     @classmethod
@@ -479,9 +486,9 @@ class ExperimentConfig(Section):
     """One experiment, as its YAML file states it. ``pipeline/configs/oracle_noise1.yaml`` is an example."""
 
     data: DataConfig
-    target: str = "log_g"
+    target: Literal["log_g", "T_eff", "M_H"] = "log_g"
     bins: dict[str, tuple[float, ...]] = Field(default_factory=lambda: dict(REFERENCE_EDGES), min_length=1)
-    bin_names: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    bin_names: dict[str, Annotated[tuple[str, ...], OneOrMore()]] = Field(default_factory=dict)
     #: Other ways to divide the spectra among experts, by name. The pass is the same; ``bins`` is compared with them.
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
     #: Whether each column of ``bins`` by itself is compared with ``bins``, too.
@@ -496,9 +503,15 @@ class ExperimentConfig(Section):
     forecast: ForecastConfig | None = None
     noise: NoiseConfig = NoiseConfig()
     ridge: RidgeConfig = RidgeConfig()
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(42, 123, 456, 789, 2024), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1), OneOrMore()] = (
+        42,
+        123,
+        456,
+        789,
+        2024,
+    )
     #: Training sizes of the learning curve, rounded to whole folds. By default there is one size after every fold.
-    learning_curve: tuple[Annotated[int, Field(ge=2)], ...] | None = None
+    learning_curve: Annotated[tuple[Annotated[int, Field(ge=2)], ...], OneOrMore()] | None = None
     decision: DecisionConfig = DecisionConfig()
     hypotheses: HypothesesConfig | None = None
     bootstrap: BootstrapConfig = BootstrapConfig()
@@ -506,11 +519,6 @@ class ExperimentConfig(Section):
     precision: Literal["float32", "float64"] = "float32"
     #: Where ``headroom run`` computes: a packaged cluster profile or a file. It changes no result and no key.
     cluster: str | None = None
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _listed(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int) else value
 
     @field_validator("seeds")
     @classmethod
@@ -522,12 +530,12 @@ class ExperimentConfig(Section):
     def _growing(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return None if value is None else tuple(sorted(_require_distinct(value, "training sizes")))
 
-    @field_validator("target")
+    @field_validator("target", mode="before")
     @classmethod
-    def _known_label(cls, value: str) -> str:
+    def _known_label(cls, value: Any) -> Any:
         if value not in schema.LABELS:
             raise ValueError(
-                f"must be one of {', '.join(schema.LABELS)}, found {value!r}{did_you_mean(value, schema.LABELS)}"
+                f"must be one of {', '.join(schema.LABELS)}, found {value!r}{did_you_mean(str(value), schema.LABELS)}"
             )
         return value
 

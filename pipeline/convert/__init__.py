@@ -1,4 +1,4 @@
-"""From HDF5 shards to one checked Zarr store: resumable, and verified pixel by pixel on request.
+"""From HDF5 shards, or spectra of another layout, to one checked Zarr store: resumable, and verified on request.
 
 ``inspection`` looks at shards or stores without converting anything.
 """

@@ -17,13 +17,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
-import zarr
 
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress, available_cores, find_json, hash_file, is_sealed
+from pipeline.convert.datasets import describe_dataset, read_source_info
 from pipeline.convert.processes import run_in_processes
 from pipeline.convert.ranges import FAULTS, Bounds, ConversionPlan, RangeWriter, cast_rows, convert_disk_errors
 from pipeline.convert.sources import (
@@ -42,7 +42,6 @@ from pipeline.convert.verify import compare_changed, find_changed, record_stamps
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.shards import HDF5_SUFFIXES, ShardInfo
 from pipeline.store import (
-    MANIFEST_GROUP,
     Manifest,
     RangeRecord,
     SpectraStore,
@@ -52,17 +51,21 @@ from pipeline.store import (
     digest_rows,
     write_chunks,
     write_columns,
+    write_manifest,
 )
 
-__all__ = ["build_manifest", "convert_shards", "put_in_place", "read_records", "verify_sample"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["build_manifest", "convert_shards", "put_in_place", "read_records", "verify_sample", "write_store"]
 
 #: Share of the uncompressed float32 size that is required free: noise-free spectra compress to 0.5 to 0.75.
 _DISK_SHARE: Final = 0.8
 
 
 def convert_shards(
-    shards: Sequence[Path | ShardInfo],
-    store: Path,
+    shards: Sequence[Path | str | ShardInfo] | Path | str,
+    store: Path | str,
     *,
     workers: int | None = None,
     overwrite: bool = False,
@@ -83,7 +86,7 @@ def convert_shards(
     ----------
     shards
         Files, e.g. from :func:`pipeline.shards.find_shards`, which are opened read-only; or what has been read of their
-        headers already.
+        headers already. A single path is one file. Files of other layouts are taken as by :func:`write_store`.
     store
         Folder to create. Work happens in ``<store>.partial`` beside it.
     workers
@@ -112,14 +115,77 @@ def convert_shards(
             "pipeline.convert.verify_store, then delete them yourself"
         )
     wanted = ConversionSettings(**shape)
+    listed = [shards] if isinstance(shards, str | Path) else shards
     return _convert(
-        read_sources([shard if isinstance(shard, ShardInfo) else Path(shard) for shard in shards], allow_external),
+        read_sources(listed, allow_external),
         Path(store),
         wanted,
         _count_workers(workers),
         overwrite,
         progress or SilentProgress(),
     )
+
+
+def write_store(
+    dataset: xr.Dataset | Path | str | Sequence[Path | str],
+    path: Path | str,
+    *,
+    names: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **shape: Unpack[StoreShape],
+) -> SpectraStore:
+    """Write spectra of your own to a store: checked, with the same manifest and digests as a converted shard.
+
+    Variables are found by name: ``flux``, ``error``, ``wavelength`` and the labels ``T_eff``, ``log_g`` and ``M_H``
+    (also ``Teff``, ``logg``, ``feh`` and other usual spellings; case and underscores do not matter). ``flux`` and
+    ``error`` have one dimension along spectra and one along wavelengths, in either order. Wavelengths are in Å, or in
+    the unit that their attribute ``units`` states: nm, µm or m. All other columns of numbers along the spectra are
+    kept, too. ``mask`` (whole numbers, 0 = good) and ``noisy`` are taken if they are there.
+
+    Parameters
+    ----------
+    dataset
+        An xarray Dataset, in memory or lazy. Or the path of a Zarr folder, a netCDF file, or an HDF5 file with such
+        arrays at its top; or several of these, whose rows follow each other.
+    path
+        Folder to create.
+    names
+        Your names of variables where they are others, such as ``{"T_eff": "temperature"}``.
+    workers
+        Processes for files, one per processor by default. A Dataset is written by this process.
+    overwrite, progress, **shape
+        See :func:`convert_shards`.
+
+    Raises
+    ------
+    InputError
+        If a variable is missing, has another shape, or holds what no store may hold; or if the target is something
+        else; ConfigError for wrong settings.
+    ResourceError
+        If the disk is full or cannot be written.
+
+    Examples
+    --------
+    >>> pipeline.write_store(dataset, "train.zarr")
+    >>> pipeline.write_store("mine.nc", "train.zarr", names={"T_eff": "temperature"}, nonfinite="drop")
+    """
+    wanted = ConversionSettings(**shape)
+    if isinstance(dataset, str | Path):
+        dataset = [dataset]
+    if isinstance(dataset, Sequence):
+        infos = [read_source_info(one, names=names) for one in dataset]
+    elif hasattr(dataset, "data_vars"):
+        infos, workers = [describe_dataset(dataset, names)], 1
+    else:
+        raise ConfigError(
+            f"write_store takes an xarray.Dataset or a path, found {type(dataset).__name__}; put your arrays into "
+            "xarray.Dataset({'flux': (('spectrum', 'wavelength'), flux), ...}, coords={'wavelength': ...})"
+        )
+    infos = read_sources(infos)
+    watcher = progress or SilentProgress()
+    return _convert(infos, Path(path), wanted, _count_workers(workers), overwrite, watcher)
 
 
 def _convert(
@@ -221,6 +287,7 @@ def _plan_conversion(infos: Sequence[ShardInfo], layout: StoreLayout, work: Path
         lengths=tuple(info.n_spectra for info in infos),
         stamps=tuple(info.stamp for info in infos),
         others=tuple(info.others for info in infos),
+        openers=tuple(info.opener for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(() for _ in infos),
         bounds=tuple(map(Bounds.of_shard, infos)),
@@ -414,11 +481,7 @@ def build_manifest(
             for name in (*variables, "wavelength", schema.STORE_ORIGIN, *columns)
         },
     )
-    zarr.open_group(plan.store / MANIFEST_GROUP, mode="w", zarr_format=3, attributes=manifest.to_json())
-    root = zarr.open_group(plan.store, mode="r+", zarr_format=3)
-    root.attrs.update(
-        {"format": schema.STORE_FORMAT, "version": schema.STORE_VERSION, "fingerprint": manifest.fingerprint}
-    )
+    write_manifest(plan.store, manifest)
     return manifest
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress
 from pipeline.config import REFERENCE_EDGES
+from pipeline.convert.datasets import DatasetInfo, find_sources, is_foreign_zarr, read_source_info
 from pipeline.convert.ranges import Bounds, cast_rows, describe_fault
 from pipeline.errors import HeadroomError, InputError
-from pipeline.shards import ShardReader, find_shards, find_typical_flux, read_shard_info
+from pipeline.shards import find_typical_flux
 from pipeline.store import SpectraStore, find_stores
 
 __all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
@@ -68,7 +69,7 @@ def inspect_path(
     Parameters
     ----------
     path
-        Anything :func:`pipeline.store.joined.find_stores` or :func:`pipeline.shards.reader.find_shards` takes.
+        Anything :func:`pipeline.store.joined.find_stores` or :func:`pipeline.convert.datasets.find_sources` takes.
     bins
         Edges by column, half-open with the last edge closed.
     allow_external
@@ -84,8 +85,8 @@ def inspect_path(
     """
     progress = progress or SilentProgress()
     try:
-        stores = find_stores([path])
-        shards = () if stores else find_shards([path], Path())
+        stores = () if is_foreign_zarr(Path(path)) else find_stores([path])
+        shards = () if stores else find_sources([path], Path())
     except InputError as error:
         return [Inspection(Path(path), problem=str(error))]
     if stores:
@@ -153,16 +154,17 @@ def _inspect_safely(
 def _inspect_shard(
     path: Path, bins: Mapping[str, Sequence[float]], progress: Progress, *, allow_external: bool
 ) -> Inspection:
-    info = read_shard_info(path, allow_external=allow_external)
+    info = read_source_info(path, allow_external=allow_external)
+    is_shard = not isinstance(info, DatasetInfo)
     layout = {
         variable: f"{info.dtypes[variable]}, "
-        + (f"chunks {info.chunks[variable]}" if info.chunks[variable] else "contiguous")
+        + (f"chunks {info.chunks[variable]}" if info.chunks[variable] else "contiguous" if is_shard else "own layout")
         + (", true = valid" if variable == "mask" and info.mask_is_boolean else "")
         for variable in info.variables
     }
-    with ShardReader(path, allow_external=allow_external) as reader:
+    with info.opener() as reader:
         return _inspect_pixels(
-            Inspection(path, kind="shard", layout=layout, remarks=info.remarks),
+            Inspection(path, kind="shard" if is_shard else "own layout", layout=layout, remarks=info.remarks),
             info.wavelength,
             info.columns,
             info.variables,

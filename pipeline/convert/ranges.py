@@ -14,21 +14,21 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
 from pipeline.base import seal, write_json
 from pipeline.errors import InputError, ResourceError
 from pipeline.schema import ABSURD
-from pipeline.shards import PIXEL_PATHS, ShardInfo, ShardReader, stamp_files
+from pipeline.shards import PIXEL_PATHS, RowReader, ShardInfo, ShardReader, stamp_files
 from pipeline.store import StoreLayout, digest_rows, fill_value, write_chunks
 
 __all__ = [
@@ -159,6 +159,34 @@ class RowSource:
         if variable not in self._plain:
             self._plain[variable] = _describe(self._reader, variable)
         return self._plain[variable]
+
+
+class WholeRows:
+    """Reads rows through any reader, as many at a time as are asked for."""
+
+    def __init__(self, reader: RowReader) -> None:
+        self._reader = reader
+
+    def __enter__(self) -> Self:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    def tile_rows(self, variable: str, largest: int) -> int:
+        """Return ``largest``."""
+        del variable
+        return largest
+
+    def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Read rows, see :meth:`RowSource.read_rows`."""
+        return self._reader.read_rows(variable, start, stop, None if variable == "mask" else out)
+
+
+TiledReader: TypeAlias = RowSource | WholeRows
 
 
 def _describe(reader: ShardReader, variable: str) -> _PlainArray | None:
@@ -327,7 +355,8 @@ _LARGEST_KEPT: Final = 31 << 20
 class ConversionPlan:
     """Which rows of which shards become which rows of the store; small, and sent to every worker.
 
-    ``stamps`` are the shards' sizes and times of change (ns) when they were checked, :attr:`ShardInfo.stamp`;
+    ``stamps`` are the shards' sizes and times of change (ns) when they were checked, :attr:`ShardInfo.stamp`, a size of
+    0 if the spectra lie in memory; ``openers`` make readers of their rows;
     ``dropped`` are sorted rows per shard, ``bounds`` is what its pixels are held against; ``variables`` are the float
     arrays; ``has_mask`` says which shards carry a mask; ``key`` stands for sources and settings.
     """
@@ -336,6 +365,7 @@ class ConversionPlan:
     lengths: tuple[int, ...]
     stamps: tuple[tuple[int, int], ...]
     others: tuple[tuple[Path, ...], ...]
+    openers: tuple[Callable[[], RowReader], ...]
     has_mask: tuple[bool, ...]
     dropped: tuple[tuple[int, ...], ...]
     bounds: tuple[Bounds, ...]
@@ -389,14 +419,21 @@ class ConversionPlan:
         segments = [(*segment, *self.stamps[segment[0]]) for segment in self.iter_segments(start, stop)]
         return hashlib.sha256(repr(segments).encode()).hexdigest()
 
-    def open_shard(self, shard: int) -> ShardReader:
+    def open_shard(self, shard: int) -> RowReader:
         """Return the reader of a shard, which reads no other files than those that it was found to refer to."""
-        return ShardReader(self.shards[shard], allow_external=bool(self.others[shard]))
+        return self.openers[shard]()
+
+    def open_rows(self, shard: int) -> TiledReader:
+        """Return the same, with the fastest way to read many rows one after the other."""
+        reader = self.open_shard(shard)
+        return RowSource(reader) if isinstance(reader, ShardReader) else WholeRows(reader)
 
     def require_unchanged(self, shards: Iterable[int]) -> None:
         """Refuse shards that were written to since they were checked."""
         for shard in shards:
             path = self.shards[shard]
+            if not self.stamps[shard][0]:
+                continue  # it lies in the caller's memory
             try:
                 stamp = stamp_files([path, *self.others[shard]])
             except OSError as error:
@@ -438,10 +475,12 @@ class RangeWriter:
         record |= {"digests": {}, "file_bytes": {}, "checksums": {}, "sources": plan.describe_range(start, stop)}
         sums = np.zeros(plan.layout.n_pixels)
         with convert_disk_errors(plan.work), ExitStack() as stack:
-            readers: dict[int, RowSource] = {}
+            readers: dict[int, TiledReader] = {}
             for shard, *_ in plan.iter_segments(start, stop):
                 if shard not in readers:
-                    readers[shard] = stack.enter_context(RowSource(plan.open_shard(shard)))
+                    source = plan.open_rows(shard)
+                    readers[shard] = source
+                    stack.enter_context(source)
             for variable in plan.variables:
                 self._write(record, variable, self._iter_chunks(readers, variable, record, sums))
             if any(plan.has_mask[shard] for shard in readers):
@@ -458,7 +497,7 @@ class RangeWriter:
         shard, start, stop = task
         faults: dict[str, set[int]] = {kind: set() for kind in FAULTS}
         bounds = self.plan.bounds[shard]
-        with convert_disk_errors(self.plan.work), RowSource(self.plan.open_shard(shard)) as reader:
+        with convert_disk_errors(self.plan.work), self.plan.open_rows(shard) as reader:
             for variable in self.plan.variables:
                 step = reader.tile_rows(variable, self.plan.block_rows)
                 for low in range(start, stop, step):
@@ -482,7 +521,7 @@ class RangeWriter:
         record["digests"][variable] = f"{record['digests'][variable] % 2**64:016x}"
 
     def _iter_blocks(
-        self, readers: Mapping[int, RowSource], variable: str, start: int, stop: int
+        self, readers: Mapping[int, TiledReader], variable: str, start: int, stop: int
     ) -> Iterator[tuple[int, int, int, int]]:
         """Yield (shard, first row, end row, first row in the store) in pieces that fit the block buffer."""
         for shard, low, high, row in self.plan.iter_segments(start, stop):
@@ -492,7 +531,7 @@ class RangeWriter:
                 yield shard, first, min(first + step, high), row + first - low
 
     def _iter_chunks(
-        self, readers: Mapping[int, RowSource], variable: str, record: dict[str, Any], sums: np.ndarray
+        self, readers: Mapping[int, TiledReader], variable: str, record: dict[str, Any], sums: np.ndarray
     ) -> Iterator[np.ndarray]:
         """Read, check and cast the chunks of a range; every one is the same buffer, padded with the fill value."""
         for start, stop in self._iter_bounds(record["start"], record["stop"]):
@@ -508,7 +547,7 @@ class RangeWriter:
                 record["digests"][variable] += digest_rows(target, row)  # while they are in the processor's cache
             yield self._chunk
 
-    def _iter_masks(self, readers: Mapping[int, RowSource], record: dict[str, Any]) -> Iterator[np.ndarray]:
+    def _iter_masks(self, readers: Mapping[int, TiledReader], record: dict[str, Any]) -> Iterator[np.ndarray]:
         for low, high in self._iter_bounds(record["start"], record["stop"]):
             self._mask_chunk[high - low :] = fill_value("mask")
             for shard, first, last, row in self._iter_blocks(readers, "mask", low, high):
@@ -518,7 +557,7 @@ class RangeWriter:
                 record["digests"]["mask"] += digest_rows(target, row)
             yield self._mask_chunk
 
-    def _count_flagged(self, readers: Mapping[int, RowSource], start: int, stop: int) -> int:
+    def _count_flagged(self, readers: Mapping[int, TiledReader], start: int, stop: int) -> int:
         return sum(
             int(np.count_nonzero(readers[shard].read_rows("mask", first, last, self._block)))
             for shard, first, last, _ in self._iter_blocks(readers, "mask", start, stop)
@@ -558,7 +597,7 @@ def _refuse(fault: Fault, variable: str, shard: Path, first_row: int, bounds: Bo
     found = describe_fault(replace(fault, row=first_row + fault.row), variable, bounds)
     return InputError(
         f"shard {Path(*shard.parts[-2:])}: {found}; re-run the simulation, or leave such spectra out: "
-        "'data.nonfinite: drop' in a configuration, '--nonfinite drop' for headroom convert"
+        "'data.nonfinite: drop' in a configuration, '--nonfinite drop' for headroom convert, nonfinite='drop' in Python"
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any, Final, Literal, TypedDict
 import numpy as np
 
 from pipeline.base import find_json, hold_file, is_same_file, write_json
+from pipeline.convert.datasets import read_source_info
 from pipeline.errors import ConfigError, InputError
-from pipeline.shards import TAKEN_NAMES, ShardInfo, read_shard_info
+from pipeline.shards import TAKEN_NAMES, ShardInfo
 from pipeline.store import SourceRecord, StoreLayout, plan_layout, require_same_wavelengths
 
 __all__ = [
@@ -85,7 +86,7 @@ def read_sources(shards: Sequence[Path | str | ShardInfo], allow_external: bool 
     if not shards:
         raise InputError("at least one shard is required, found none; name the HDF5 shards to convert")
     infos = [
-        shard if isinstance(shard, ShardInfo) else read_shard_info(shard, allow_external=allow_external)
+        shard if isinstance(shard, ShardInfo) else read_source_info(shard, allow_external=allow_external)
         for shard in shards
     ]
     for info in infos[1:]:

@@ -18,21 +18,22 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pipeline.base import Progress, SilentProgress, available_cores, find_json, seal, write_json
+from pipeline.convert.datasets import read_source_info
 from pipeline.convert.processes import run_in_processes
 from pipeline.convert.ranges import Bounds, ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
-from pipeline.shards import ShardInfo, ShardReader, read_shard_info
+from pipeline.shards import RowReader, ShardInfo
 from pipeline.store import MANIFEST_GROUP, Manifest, RangeRecord, SpectraStore, digest_rows, find_other_wavelengths
 
 __all__ = ["RowVerifier", "compare_changed", "find_changed", "record_stamps", "verify_store"]
 
-Readers: TypeAlias = Mapping[int, ShardReader]
+Readers: TypeAlias = Mapping[int, RowReader]
 
 
 def verify_store(
     store: SpectraStore,
-    shards: Sequence[Path],
+    shards: Sequence[Path | ShardInfo] | Path | str,
     *,
     workers: int | None = None,
     allow_external: bool = False,
@@ -49,7 +50,7 @@ def verify_store(
     store
         Finished and in place.
     shards
-        All shards it was made of, in order.
+        All shards it was made of, in order; paths, or what has been read of their headers already.
     workers
         Processes that compare, this one included; by default one per processor.
     allow_external
@@ -64,13 +65,17 @@ def verify_store(
         store is written to meanwhile.
     """
     progress = progress or SilentProgress()
+    shards = [Path(shards)] if isinstance(shards, str | Path) else shards
     if len(shards) != len(store.sources):
         raise InputError(
             f"store {store.path} was made of {len(store.sources)} shards, found {len(shards)} to compare it with; name "
             "all of them, in the same order"
         )
     _settle_on_disk(store.path)
-    plan = _plan_verification(store, [read_shard_info(one, allow_external=allow_external) for one in shards])
+    infos = [
+        one if isinstance(one, ShardInfo) else read_source_info(one, allow_external=allow_external) for one in shards
+    ]
+    plan = _plan_verification(store, infos)
     bounds = list(accumulate(store.shard_lengths, initial=0))
     step = store.layout.range_rows
     tasks = [
@@ -94,6 +99,7 @@ def _plan_verification(store: SpectraStore, infos: Sequence[ShardInfo]) -> Conve
         lengths=tuple(source.n_spectra for source in store.sources),
         stamps=tuple(info.stamp for info in infos),
         others=tuple(info.others for info in infos),
+        openers=tuple(info.opener for info in infos),
         has_mask=tuple(info.has_mask for info in infos),
         dropped=tuple(source.dropped_rows for source in store.sources),
         bounds=tuple(map(Bounds.of_shard, infos)),
@@ -215,7 +221,7 @@ class RowVerifier:
                     self._compare(reader, variable, low, high)
         return {"shard": shard, "start": start, "stop": stop}
 
-    def _compare(self, reader: ShardReader, variable: str, start: int, stop: int) -> None:
+    def _compare(self, reader: RowReader, variable: str, start: int, stop: int) -> None:
         expected, kept = (rows[: stop - start] for rows in self._rows[np.uint8 if variable == "mask" else np.float32])
         if variable in self.store.variables:
             try:

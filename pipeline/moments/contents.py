@@ -16,7 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base import Progress, SilentProgress, format_bytes, is_sealed, parse_object, read_file
+from pipeline.base import (
+    PathLike,
+    Progress,
+    SilentProgress,
+    format_bytes,
+    is_sealed,
+    list_paths,
+    parse_object,
+    read_file,
+    render_html,
+)
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import ExperimentConfig, Quantiles, load_config
 from pipeline.errors import InputError
@@ -187,6 +197,16 @@ class MomentsContents:
     def cell_name(self, cell: int) -> str:
         """Return ``bin 0 (Cool, Poor)``, ``outside``, or ``cell 0`` where bins have no names."""
         return f"cell {cell}" if self.cell_names is None else self.cell_names[cell]
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a line for each noise draw."""
+        rows = []
+        for draw in self.draws:
+            state = "damaged" if draw.problems else "complete" if draw.complete else "unfinished"
+            size = format_bytes(sum(piece.nbytes for piece in draw.pieces))
+            rows.append((draw.folder.name, f"{sum(draw.counts):,}", len(draw.counts), len(draw.folds), size, state))
+        headings = ("noise", "spectra", "cells", "folds", "size", "state")
+        return render_html(f"Moments of {self.folder}", self.problems, headings, rows)
 
     def verify(self, progress: Progress | None = None) -> MomentsContents:
         """Read every Gram matrix and check it against its checksum; return the contents with the problems found."""
@@ -380,7 +400,7 @@ class MergedMoments:
         return Moments.merge(fold.read(cell) for fold in self.folds)
 
 
-def merge_runs(folders: Sequence[str | Path]) -> tuple[MergedMoments, ...]:
+def merge_runs(folders: PathLike | Sequence[PathLike]) -> tuple[MergedMoments, ...]:
     """Merge the moments of runs that accumulated different shards of one set of spectra.
 
     Every run names all stores in ``data.train``, and leaves out the shards of the others by ``data.exclude``. So all
@@ -403,7 +423,7 @@ def merge_runs(folders: Sequence[str | Path]) -> tuple[MergedMoments, ...]:
         If noise draws, bins, labels, origins, precision or another setting differ, if a spectrum is in two runs, or if
         moments are unfinished or damaged; the message says which.
     """
-    runs = [open_moments(folder) for folder in folders]
+    runs = [open_moments(folder) for folder in list_paths(folders)]
     if not runs:
         raise InputError("cannot merge no runs at all; give at least one run folder")
     names = [[draw.folder.name for draw in run.draws] for run in runs]

@@ -10,3 +10,8 @@ from .scaling import Scaling as Scaling
 from .scaling import format_seconds as format_seconds
 from .scaling import measure_rates as measure_rates
 from .scaling import project_scaling as project_scaling
+from .steps import RunTime as RunTime
+from .steps import StepTime as StepTime
+from .steps import measure_quickly as measure_quickly
+from .steps import name_steps as name_steps
+from .steps import project_run as project_run

@@ -91,6 +91,8 @@ class ExperimentPlan:
         Bytes of stores that are still to be converted, as if they did not compress.
     library
         What the ceiling costs; None where it is not asked for.
+    n_test
+        Test spectra; 0 where they are not known.
     flops
         Floating-point operations of the products: N·P² for each draw with dense moments, 2·N·P·r with factored ones.
     """
@@ -116,6 +118,7 @@ class ExperimentPlan:
     design_models: int = 0
     n_factored: int = 0
     library: LibraryPlan | None = None
+    n_test: int = 0
 
     @property
     def n_dense(self) -> int:
@@ -218,6 +221,7 @@ def plan_run(
     left_out: Sequence[int] = (),
     kept: Sequence[tuple[int, int]] | None = None,
     noise_classes: int = 1,
+    n_test: int = 0,
     worker_threads: int | None = None,
 ) -> ExperimentPlan:
     """Project the cost of an experiment. Only sizes are needed, so shards need not be converted before.
@@ -242,6 +246,8 @@ def plan_run(
         The rows that are used; by default those of all other shards.
     noise_classes
         Into how many classes of like noise factored moments are divided.
+    n_test
+        Test spectra, if they are known.
     worker_threads
         Cores of a worker; as many as this process may use by default.
     """
@@ -265,8 +271,8 @@ def plan_run(
     draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits)) if n_dense else 1
     of_pass = of_draws[draws_per_pass - 1] if n_dense else 0
     solving = _plan_solving(config, n_pixels if n_dense else 0, len(folds), of_pass, allowed - fixed, cores)
-    n_test = config.ceiling.test if config.ceiling else 0  # at most
-    library = plan_library(config, n_spectra, n_test, n_pixels, chunk_rows=chunk_rows)
+    held = config.ceiling.test if config.ceiling else 0  # at most
+    library = plan_library(config, n_spectra, held, n_pixels, chunk_rows=chunk_rows)
     in_folds = [part.fold for part in partitions]
     disk = _MomentsDisk.plan(in_folds, TileLayout(n_pixels), config.precision)
     return ExperimentPlan(
@@ -297,6 +303,7 @@ def plan_run(
         design_models=_count_tries(config, len(folds)),
         n_factored=factored.n_noises,
         library=library,
+        n_test=n_test,
         flops=float(n_spectra) * n_pixels * (n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
 

@@ -34,6 +34,7 @@ from pipeline.base import (
     SilentProgress,
     disk_errors_told,
     exclusive,
+    list_paths,
     parse_object,
     remove_leftovers,
     replacing,
@@ -102,7 +103,7 @@ class PredictOptions:
 
 def predict_spectra(
     model: MixtureModel,
-    spectra: SpectraSource | Sequence[str | Path],
+    spectra: SpectraSource | Path | str | Sequence[Path | str],
     out: str | Path,
     options: PredictOptions | None = None,
     *,
@@ -138,8 +139,8 @@ def predict_spectra(
     """
     settings, report = options or PredictOptions(), progress or SilentProgress()
     source = (
-        open_spectra_source(spectra, Path.cwd(), allow_external=settings.allow_external)
-        if isinstance(spectra, Sequence)
+        open_spectra_source(list_paths(spectra), Path.cwd(), allow_external=settings.allow_external)
+        if isinstance(spectra, str | Path | Sequence)
         else spectra
     )
     work = _Work(model, source, settings)

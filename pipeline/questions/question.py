@@ -30,7 +30,7 @@ from pipeline.base import Products, Progress
 from pipeline.bins import BinGrid, Binning
 from pipeline.config import Cut, ExperimentConfig
 from pipeline.noise import Noise
-from pipeline.report import Picture, Section, Subject
+from pipeline.report import Card, Picture, Section, Subject
 from pipeline.ridge import ExpertModels
 from pipeline.scoring import Bootstrap, Columns, Plain, RunResults, ScoredBinning, ScoredDraw, Stacked
 from pipeline.store import AnyStore
@@ -290,6 +290,12 @@ class Question(Generic[AnswerT]):
         """Return its section of the page; None where it has nothing to say."""
         del results
         return None
+
+    @classmethod
+    def cards(cls, results: RunResults) -> Sequence[Card]:
+        """Return numbers for the first screen of the page: name, number, remark."""
+        del results
+        return ()
 
     @classmethod
     def remarks(cls, results: RunResults, noise_level: float) -> Sequence[str]:

@@ -1,9 +1,12 @@
 from .compare import Comparison as Comparison
 from .compare import compare_runs as compare_runs
 from .compare import describe_difference as describe_difference
+from .compare import describe_ranking as describe_ranking
 from .compare import format_setting as format_setting
 from .compare import list_merits as list_merits
+from .compare import list_settings as list_settings
 from .compare import write_page as write_page
+from .interactive import Card as Card
 from .page import render_report as render_report
 from .section import Block as Block
 from .section import Picture as Picture

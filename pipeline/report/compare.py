@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import open_regular, replacing
+from pipeline.base import PathLike, list_paths, open_regular, replacing
 from pipeline.bins import BinGrid
 from pipeline.errors import InputError
 from pipeline.report.interactive import read_asset
@@ -27,6 +27,7 @@ from pipeline.report.page import open_templates
 from pipeline.scoring import (
     DELTA_R2,
     MERITS,
+    R2_ORACLE,
     SCOPES,
     Bootstrap,
     HeadroomScore,
@@ -40,11 +41,14 @@ from pipeline.scoring import (
 __all__ = [
     "Comparison",
     "Difference",
+    "Ranking",
     "Shift",
     "compare_runs",
     "describe_difference",
+    "describe_ranking",
     "format_setting",
     "list_merits",
+    "list_settings",
     "name_scope",
     "write_page",
 ]
@@ -97,6 +101,31 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Which run's experts are best at one noise level, on covered spectra.
+
+    Attributes
+    ----------
+    noise_level
+        Of the reference run.
+    order
+        The runs' positions by R²_oracle, the best first. Every run is measured against the reference run on spectra
+        that both cover.
+    behind
+        For every run after the best one its R²_oracle minus the best one's, with its interval; in the same order.
+    """
+
+    noise_level: float
+    order: tuple[int, ...]
+    behind: tuple[Shift, ...]
+
+    @property
+    def level_with_the_best(self) -> list[int]:
+        """Runs that are not shown to be worse than the best one."""
+        return [run for run, shift in zip(self.order[1:], self.behind, strict=True) if not shift.high < 0]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What :func:`compare_runs` found.
 
@@ -110,6 +139,8 @@ class Comparison:
         Rows ``(setting, value in each run)`` of all settings and facts in which the runs differ.
     differences
         Every later run minus the first, by noise level and scope.
+    rankings
+        Which run is best, for every noise level of the reference that all runs have.
     unpaired
         For each run, why it is not paired with the reference; empty where it is.
     bootstrap
@@ -120,6 +151,7 @@ class Comparison:
     results: tuple[RunResults, ...]
     settings: tuple[tuple[str, tuple[Any, ...]], ...]
     differences: tuple[Difference, ...]
+    rankings: tuple[Ranking, ...]
     unpaired: tuple[str, ...]
     bootstrap: Bootstrap
 
@@ -151,18 +183,21 @@ class Comparison:
             "target": self.target,
             "runs": runs,
             "settings": [{"setting": name, "values": list(values)} for name, values in self.settings],
+            "rankings": [asdict(one) | {"order": [self.names[run] for run in one.order]} for one in self.rankings],
             "differences": [asdict(one) | {"run": self.names[one.run]} for one in self.differences],
             "bootstrap": asdict(self.bootstrap),
         }
 
 
-def compare_runs(folders: Sequence[str | Path]) -> Comparison:
+def compare_runs(folders: PathLike | Sequence[PathLike], names: Sequence[str] = ()) -> Comparison:
     """Hold finished runs against the first of them.
 
     Parameters
     ----------
     folders
         Two run folders or more. The same folder twice gives differences of exactly 0.
+    names
+        What to call the runs; their folders by default.
 
     Returns
     -------
@@ -176,9 +211,10 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     InputError
         If there are fewer than two runs, one is not finished, or they predict different labels.
     """
+    folders = list_paths(folders)
     if len(folders) < 2:
         raise InputError(f"at least two run folders are required, found {len(folders)}; give the runs to be compared")
-    names = tuple(str(folder) for folder in folders)
+    names = tuple(names) or tuple(str(folder) for folder in folders)
     results = tuple(read_results(folder) for folder in folders)
     first = results[0]
     for name, other in zip(names, results, strict=True):
@@ -197,7 +233,28 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         for level, reference in _pair_levels(first, other)
         for one in _compare(k, (other, level), (first, reference), bootstrap, is_paired=not unpaired[k])
     ]
-    return Comparison(names, results, tuple(_list_settings(results)), tuple(differences), unpaired, bootstrap)
+    rankings = tuple(_rank(results, differences, bootstrap))
+    return Comparison(names, results, tuple(_list_settings(results)), tuple(differences), rankings, unpaired, bootstrap)
+
+
+def _rank(results: Sequence[RunResults], differences: Sequence[Difference], bootstrap: Bootstrap) -> Iterator[Ranking]:
+    """Order the runs by R²_oracle, and hold the best one against every other."""
+    for level in (one.noise_level for one in results[0].summary.levels):
+        found = {one.run: one for one in differences if one.scope == SCOPES[0] and one.reference_level == level}
+        if len(found) < len(results) - 1:
+            continue
+        levels = {0: level} | {run: one.noise_level for run, one in found.items()}
+        ahead = {0: 0.0} | {run: one.merits[R2_ORACLE.name].mean for run, one in found.items()}
+        if not all(math.isfinite(value) for value in ahead.values()):
+            continue
+        order = sorted(ahead, key=lambda run: (-ahead[run], run))
+        best, behind = order[0], []
+        for run in order[1:]:
+            is_paired = not _why_unpaired(results[best], results[run])
+            pair = ((results[run], levels[run]), (results[best], levels[best]))
+            one = next(iter(_compare(run, *pair, bootstrap, is_paired=is_paired)), None)
+            behind.append(one.merits[R2_ORACLE.name] if one is not None else Shift(math.nan, math.nan, math.nan))
+        yield Ranking(level, tuple(order), tuple(behind))
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,26 +401,74 @@ def format_setting(value: Any) -> str:
 
 
 def list_merits(comparison: Comparison, scope: str = "covered") -> list[tuple[str, ...]]:
-    """Return a row per run and noise level: run, level, training and test spectra, R² of both, ΔR², its interval.
+    """Return a row per run and noise level: number and name of the run, level, spectra, R², ΔR², interval, verdict.
 
     The intervals are those of the runs themselves.
     """
     rows: list[tuple[str, ...]] = []
-    for name, results in zip(comparison.names, comparison.results, strict=True):
+    for number, (name, results) in enumerate(zip(comparison.names, comparison.results, strict=True), 1):
         for level in results.summary.levels:
             one = level.scopes[scope]
             low, high = (DELTA_R2.format(end, digits=3) for end in (one.delta_r2.low, one.delta_r2.high))
             rows.append(
                 (
+                    f"{number}",
                     name,
                     f"{level.noise_level:g}",
                     f"{one.n_train:,}",
                     f"{one.n_test:,}",
                     *(merit.format(one.merit(merit).mean, digits=3) for merit in MERITS),
                     f"{low} to {high}",
+                    level.decision.verdict,
                 )
             )
     return rows
+
+
+def describe_ranking(comparison: Comparison, one: Ranking) -> str:
+    """Return in a sentence which run is best."""
+    names, confidence = comparison.names, f"{comparison.bootstrap.confidence:.0%}"
+    best, level = one.order[0], f"At noise level {one.noise_level:g}"
+    if len({result.summary.headline.noise_level for result in comparison.results}) > 1:
+        level = "Each at its own noise level"
+    equal = one.level_with_the_best
+    if equal:
+        shown = ", ".join(names[run] for run in equal[:_MOST_NAMED])
+        more = f" and {len(equal) - _MOST_NAMED} more" if len(equal) > _MOST_NAMED else ""
+        worse = len(one.behind) - len(equal)
+        rest = f" Shown to be worse: {worse} of {len(names)} runs." if worse else ""
+        return (
+            f"{level}, {names[best]} has the highest R²_oracle on covered spectra, but no difference to {shown}{more} "
+            f"is shown ({confidence} intervals).{rest}"
+        )
+    nearest = one.behind[0]
+    ahead = Shift(-nearest.mean, -nearest.high, -nearest.low)
+    return (
+        f"{level}, {names[best]} is best: its R²_oracle on covered spectra is higher than that of "
+        f"{names[one.order[1]]}, the next one, by {DELTA_R2.format(ahead.mean, digits=3)} ({confidence} interval "
+        f"{format_interval(ahead)})."
+    )
+
+
+#: Runs that a sentence names, and runs that a table of settings has columns for, at most.
+_MOST_NAMED, _MOST_COLUMNS = 3, 4
+
+
+def list_settings(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return what differs as a table: its header, and its rows.
+
+    A few runs have a column each. With more of them, a row is one value of a setting, and the runs that have it.
+    """
+    rows: list[tuple[str, ...]] = []
+    if len(comparison.names) <= _MOST_COLUMNS:
+        rows += [(name, *map(format_setting, values)) for name, values in comparison.settings]
+        return ("setting", *comparison.names), rows
+    for name, values in comparison.settings:
+        shown = [format_setting(value) for value in values]
+        for k, value in enumerate(dict.fromkeys(shown)):
+            runs = ", ".join(str(number) for number, own in enumerate(shown, 1) if own == value)
+            rows.append((name if k == 0 else "", value, runs))
+    return ("setting", "value", "runs, by number"), rows
 
 
 def describe_difference(comparison: Comparison, one: Difference) -> str:
@@ -405,7 +510,7 @@ def format_interval(shift: Shift) -> str:
     return f"{DELTA_R2.format(shift.low, digits=3)} to {DELTA_R2.format(shift.high, digits=3)}"
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
+def write_page(comparison: Comparison, path: Path, title: str = "") -> None:
     """Write the comparison as one HTML file; the same comparison gives the same bytes.
 
     Raises
@@ -421,6 +526,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         .get_template("compare.html.j2")
         .render(
             style=read_asset("report.css"),
+            title=title,
             target=schema.COLUMN_SYMBOLS.get(comparison.target, comparison.target),
             names=comparison.names,
             confidence=f"{comparison.bootstrap.confidence:.0%}",
@@ -429,13 +535,14 @@ def write_page(comparison: Comparison, path: Path) -> None:
                 for name, results in zip(comparison.names, comparison.results, strict=True)
                 if results.metadata.get("simulated")
             ],
+            best=[describe_ranking(comparison, one) for one in comparison.rankings],
             sentences=[
                 describe_difference(comparison, one) for one in comparison.differences if one.scope == "covered"
             ],
             unpaired=[f"{name}: {why}" for name, why in zip(comparison.names, comparison.unpaired, strict=True) if why],
             merits=[(scope, list_merits(comparison, scope)) for scope in ("covered", "all")],
             blocks=_list_blocks(comparison),
-            settings=[(name, [format_setting(value) for value in values]) for name, values in comparison.settings],
+            settings=list_settings(comparison),
         )
     )
     with replacing(path) as temporary:

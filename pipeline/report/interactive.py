@@ -33,12 +33,14 @@ from pipeline.scoring import (
     Scope,
 )
 
-__all__ = ["answer_cards", "describe_interactive", "hash_script", "read_asset"]
+__all__ = ["Card", "answer_cards", "describe_interactive", "hash_script", "read_asset"]
 
 _ASSETS = Path(__file__).parent / "templates"
 #: The choice that stands for all seeds together.
 _MEAN = "mean"
 _OUTSIDE = "outside"
+#: Name, number and remark of a number that the page opens with.
+Card = tuple[str, str, str]
 #: The figures of merit in the order of importance.
 _SHOWN = (DELTA_R2, R2_ORACLE, R2_GLOBAL)
 
@@ -53,17 +55,19 @@ def hash_script(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}'"
 
 
-def answer_cards(results: RunResults) -> list[tuple[str, str, str]]:
-    """Return name, number and remark of what the page opens with: ΔR² and R² of covered spectra, and the verdict."""
-    level, limits = results.summary.headline, thresholds(results)
+def answer_cards(results: RunResults, subjects: Sequence[Card] = ()) -> list[Card]:
+    """Return name, number and remark of what the page opens with: R² of the global model and of experts, and more.
+
+    What the questions add, such as the ceiling, stands after the experts'; the gain is the last one.
+    """
+    level = results.summary.headline
     confidence = f"{results.summary.confidence:.0%} interval"
     cards = []
-    for merit in _SHOWN:
+    for merit, name in ((R2_GLOBAL, "Global model"), (R2_ORACLE, "Oracle experts"), (DELTA_R2, "Gain")):
         mean, low, high = merit_cells(merit, level.covered.merit(merit))
-        name = f"{merit.symbol} of {level.covered.n_test:,} covered spectra" if merit is DELTA_R2 else merit.symbol
-        cards.append((name, mean, MISSING if low == MISSING else f"{confidence} {low} to {high}"))
-    rule = f"build experts from {limits.continue_:g}, not worth it below {limits.stop:g}"
-    return [*cards, ("Decision", level.decision.verdict, rule)]
+        remark = MISSING if low == MISSING else f"{confidence} {low} to {high}"
+        cards.append((f"{name}, {merit.symbol}", mean, remark))
+    return [*cards[:2], *subjects, cards[2]]
 
 
 def describe_interactive(results: RunResults, others: Sequence[Subject] = ()) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.base import list_recordings, replacing
 from pipeline.config import yaml_text
 from pipeline.errors import ResourceError
 from pipeline.noise import NO_SEED, describe_test_noise, is_marginal
-from pipeline.report.interactive import answer_cards, describe_interactive, hash_script, read_asset
+from pipeline.report.interactive import Card, answer_cards, describe_interactive, hash_script, read_asset
 from pipeline.report.section import (
     Block,
     Code,
@@ -41,11 +41,14 @@ from pipeline.report.section import (
     list_stores,
 )
 from pipeline.report.words import (
+    collapse_warnings,
     conclusion,
+    count_spectra,
     describe_words,
     explain_economy,
     explain_hypotheses,
     explain_levels,
+    explain_numbers,
     list_commands,
     symbol,
 )
@@ -78,6 +81,7 @@ def render_report(
     pictures: Sequence[tuple[Picture, Path]],
     sections: Sequence[Section] = (),
     subjects: Sequence[Subject] = (),
+    cards: Sequence[Card] = (),
 ) -> tuple[Path, Path]:
     """Write ``report.md`` and the self-contained ``report.html`` into the run folder.
 
@@ -92,6 +96,8 @@ def render_report(
         What the questions of the run have to say, between the bins and the predictions.
     subjects
         Labels beside the target that the interactive view can show.
+    cards
+        Numbers that the questions put beside those of the models, on the first screen.
 
     Returns
     -------
@@ -103,7 +109,7 @@ def render_report(
     ResourceError
         If a figure cannot be read or a report cannot be written; the message names the path.
     """
-    content = _collect(results, pictures, sections, subjects)
+    content = _collect(results, pictures, sections, subjects, cards)
     written = []
     for name, environment in ((REPORT_MARKDOWN, _markdown()), (REPORT_HTML, _html())):
         text = environment.get_template(f"{name}.j2").render(**content)
@@ -119,6 +125,7 @@ def _collect(
     pictures: Sequence[tuple[Picture, Path]],
     sections: Sequence[Section],
     subjects: Sequence[Subject],
+    cards: Sequence[Card],
 ) -> dict[str, Any]:
     level = results.summary.headline
     script, shown = read_asset("report.js"), _read_pictures(results, pictures)
@@ -128,13 +135,16 @@ def _collect(
         "script": script,
         "script_hash": hash_script(script),
         "interactive": describe_interactive(results, subjects),
-        "cards": answer_cards(results),
+        "cards": answer_cards(results, cards),
+        "run": results.folder.resolve().name,
+        "counts": count_spectra(results),
+        "meanings": explain_numbers(results),
         "title": f"Headroom of a mixture of experts for {symbol(results.summary.target)}",
         "verdict": find_verdict(level.decision.verdict).style,
         "conclusion": conclusion(results),
         "about_levels": explain_levels(results),
         "simulated": bool(results.metadata.get("simulated")),
-        "warnings": [str(warning) for warning in results.metadata.get("warnings") or ()],
+        "warnings": collapse_warnings([str(warning) for warning in results.metadata.get("warnings") or ()]),
         "sections": all_sections,
         "pictures": shown,
         "dashboard": _DASHBOARD,
@@ -186,7 +196,9 @@ def _close_sections(results: RunResults, questions: Sequence[Section], shown: Ma
             "in closed form, so the number of draws does not limit them."
         )
         about_noise = (trained, *about_noise)
-    warnings = tuple(("", str(warning)) for warning in metadata.get("warnings") or ())
+    warnings = tuple(
+        ("", warning) for warning in collapse_warnings([str(one) for one in metadata.get("warnings") or ()])
+    )
     written = yaml_text(config).rstrip()
     again = (
         "In a checkout of this repository, with the run's own configuration (its paths are absolute) and spectra of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,12 +16,15 @@ from pipeline.scoring import RunResults, Scope, cut_name
 
 __all__ = [
     "bin_edges",
+    "collapse_warnings",
     "conclusion",
+    "count_spectra",
     "coverage",
     "describe_words",
     "explain_economy",
     "explain_hypotheses",
     "explain_levels",
+    "explain_numbers",
     "interval_labels",
     "learning_points",
     "list_commands",
@@ -180,6 +184,60 @@ def describe_words(results: RunResults) -> list[tuple[str, str]]:
             "simpler; it is never chosen on the test spectra.",
         ),
     ]
+
+
+def count_spectra(results: RunResults) -> str:
+    """Return in a line how many spectra a run is made of, and of which size."""
+    stores, covered = results.metadata.get("stores") or {}, results.summary.headline.covered
+    train, test = ((stores.get(part) or {}).get("n_spectra") for part in ("train", "test"))
+    whole = results.summary.headline.scopes.get("all", covered)
+    pixels = (stores.get("train") or {}).get("n_pixels")
+    size = f" of {pixels:,} pixels" if pixels else ""
+    return (
+        f"{train or whole.n_train:,} training and {test or whole.n_test:,} test spectra{size}; "
+        f"{covered.n_test:,} test spectra are covered."
+    )
+
+
+def explain_numbers(results: RunResults) -> list[tuple[str, str]]:
+    """Return what covered, oracle and ΔR² mean, in a line each."""
+    columns = " and ".join(symbol(column) for column in results.metadata["bin_columns"])
+    return [
+        ("covered", f"test spectra whose true {columns} lie in a bin; the numbers above are theirs."),
+        ("oracle", "the expert of a spectrum's true bin answers. In production nobody knows that bin."),
+        ("R²", "share of the label's variance that is explained: 1 is perfect, 0 is a guess of the mean."),
+    ]
+
+
+def collapse_warnings(warnings: Sequence[str]) -> list[str]:
+    """Return warnings, those that differ in their numbers or names alone as one, with what differs in the others.
+
+    Examples
+    --------
+    >>> collapse_warnings(["bin 3 has 12 spectra", "bin 4 has 7 spectra", "no noise"])
+    ['bin 3 has 12 spectra (and 1 more of this kind: bin 4 has 7 spectra)', 'no noise']
+    """
+    kinds: dict[str, list[str]] = {}
+    for warning in warnings:
+        kinds.setdefault(re.sub(r"'[^']*'|\([^()]*\)|[-+−]?\d[\d,.e%+-]*", "#", warning), []).append(warning)
+    told = []
+    for same in kinds.values():
+        if len(same) == 1:
+            told.append(same[0])
+            continue
+        others = "; ".join(_tell_difference(same[0], other) for other in same[1:])
+        told.append(f"{same[0]} (and {len(same) - 1} more of this kind: {others})")
+    return told
+
+
+def _tell_difference(first: str, other: str) -> str:
+    """Return the beginning of a text up to its last difference from another one."""
+    end = len(other)
+    while end and other[-(len(other) - end + 1) :] == first[-(len(other) - end + 1) :]:
+        end -= 1
+    while end < len(other) and not other[end].isspace():
+        end += 1
+    return other[: max(end, 1)].rstrip(" ,;:") if end < len(other) - 20 else other
 
 
 def list_commands(results: RunResults) -> str:

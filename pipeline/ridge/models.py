@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline.accumulate import MomentsFolder
 from pipeline.base import open_npz, write_npz
-from pipeline.bins import NamedBins
-from pipeline.config import RidgeConfig
+from pipeline.bins import BinGrid, NamedBins
+from pipeline.config import RidgeConfig, settle
 from pipeline.errors import InputError
 from pipeline.moments import Moments, PixelSums
 from pipeline.ridge.penalties import SolvedSearch, resolve_alpha
@@ -151,18 +152,25 @@ class ExpertModels:
         return weights, np.concatenate([self.global_intercepts[[q]], self.expert_intercepts[:, q]])
 
 
-def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: NamedBins, threads: int = 1) -> ExpertModels:
+def solve_experts(
+    cells: Sequence[Moments] | MomentsFolder,
+    ridge: RidgeConfig | Mapping[str, Any] | float,
+    grid: NamedBins | Mapping[str, Sequence[float]],
+    threads: int = 1,
+) -> ExpertModels:
     """Solve the global model and one expert for each bin, from moments in memory.
 
     Parameters
     ----------
     cells
-        Moments of every bin and, last, of the outside.
+        Moments of every bin and, last, of the outside; or those that :func:`pipeline.accumulate_moments` has left of
+        one noise, summed over their folds.
     ridge
-        Penalty, scaling, and which spectra train the global model. The scaler of ``standardize: global`` is
-        fitted on the spectra that train the global model. The penalty may not be a search, which needs folds.
+        The settings ``ridge`` of a configuration, or the penalty α alone: penalty, scaling, and which spectra train the
+        global model. The scaler of ``standardize: global`` is fitted on the spectra that train the global model. The
+        penalty may not be a search, which needs folds.
     grid
-        The bins, for naming them.
+        The bins, for naming them; or their edges by column.
     threads
         Models solved side by side, each by BLAS on one thread. More threads are faster and need more memory, a dense
         matrix each; they change no bit.
@@ -176,6 +184,9 @@ def solve_experts(cells: Sequence[Moments], ridge: RidgeConfig, grid: NamedBins,
     TooFewSpectraError
         If a bin has fewer than ``ridge.min_spectra`` training spectra; the message names it.
     """
+    cells = list(cells.totals()) if isinstance(cells, MomentsFolder) else cells
+    ridge = settle(RidgeConfig, {"alpha": ridge} if isinstance(ridge, int | float) else ridge, "ridge")
+    grid = BinGrid.of(grid) if isinstance(grid, Mapping) else grid
     require_enough_spectra([cell.count for cell in cells[:-1]], ridge, grid)
     whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
     shared = shared_scale(whole.pixel_sums, ridge)

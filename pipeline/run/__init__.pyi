@@ -12,7 +12,15 @@ from .folder import writable_folder as writable_folder
 from .parts import PARTS_FOLDER as PARTS_FOLDER
 from .parts import FinishedPart as FinishedPart
 from .parts import accumulate_part as accumulate_part
+from .proposal import propose_config as propose_config
 from .revisit import Revisit as Revisit
 from .revisit import ask_forecast as ask_forecast
 from .revisit import forecast_run as forecast_run
 from .revisit import revisit_run as revisit_run
+from .standing import find_standing as find_standing
+from .standing import record_standing as record_standing
+from .sweep import WORK_FOLDER as WORK_FOLDER
+from .sweep import SweepPoint as SweepPoint
+from .sweep import list_open as list_open
+from .sweep import plan_sweep as plan_sweep
+from .sweep import run_sweep as run_sweep

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import Progress, SilentProgress
+from pipeline.base import PathLike, Progress, SilentProgress, list_paths
 from pipeline.config import ExperimentConfig, load_config, with_absolute_paths
+from pipeline.convert import find_sources
 from pipeline.errors import InputError
 from pipeline.run.experiment import limits_of_workers, plan_experiment, run_experiment
 from pipeline.run.folder import CONFIG_FILE, whole_run_folder
 from pipeline.run.spectra import SetHeader, SpectraSets, check_addition, fix_edges, open_or_convert
 from pipeline.scoring import RunResults, read_results
-from pipeline.shards import find_shards
 from pipeline.store import find_left_out, find_stores, match_shards, open_stores, select_shards
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["add_spectra", "describe_reuse", "remove_shard"]
 
 def add_spectra(
     folder: str | Path,
-    sources: Sequence[str | Path],
+    sources: PathLike | Sequence[PathLike],
     *,
     client: Client | None = None,
     convert_workers: int | None = None,
@@ -66,7 +66,7 @@ def add_spectra(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    report, named = progress or SilentProgress(), [str(source) for source in sources]
+    report, named = progress or SilentProgress(), [str(source) for source in list_paths(sources)]
 
     def change(standing: _Standing) -> ExperimentConfig:
         return _plan_addition(standing, named, report, convert_workers)
@@ -232,7 +232,7 @@ def _describe_sources(sources: Sequence[str], config: ExperimentConfig) -> tuple
     if stores := find_stores(sources):
         store = open_stores(stores)
         return {one.fingerprint: one.name for one in store.sources}, SetHeader.of_store("train", store)
-    header = SetHeader.of_shards("train", find_shards(sources, Path.cwd()), plain)
+    header = SetHeader.of_shards("train", find_sources(sources, Path.cwd()), plain)
     return {info.fingerprint: "/".join(info.path.parts[-2:]) for info in header.shards}, header
 
 

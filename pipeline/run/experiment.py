@@ -6,7 +6,8 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.accumulate import (
     plan_accumulation,
 )
 from pipeline.base import (
+    NumberedProgress,
     Progress,
     SilentProgress,
     ask_workers,
@@ -31,11 +33,11 @@ from pipeline.base import (
     workers_limits,
     workers_peak,
 )
-from pipeline.config import ExperimentConfig, content_hash, load_config
+from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
-from pipeline.plan import ExperimentPlan, plan_run
-from pipeline.questions import QUESTIONS, Facts, Question, Trained, Truth, list_needs
+from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
+from pipeline.questions import QUESTIONS, Facts, Question, Trained, Truth, list_needs, list_pictures
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, whole_run_folder, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
@@ -46,6 +48,7 @@ from pipeline.run.spectra import (
     read_headers,
     resolve_binnings,
 )
+from pipeline.run.standing import forget_standing
 from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
@@ -66,11 +69,12 @@ __all__ = [
     "render_run",
     "run_demo",
     "run_experiment",
+    "share_pass",
 ]
 
 
 def plan_experiment(
-    config: ExperimentConfig, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
+    config: ConfigSource, worker_limits: Sequence[int] | None = None, worker_threads: int | None = None
 ) -> ExperimentPlan:
     """Check an experiment's inputs and return what it will cost on workers of the given memory and cores.
 
@@ -81,7 +85,8 @@ def plan_experiment(
     InputError
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
-    return plan_with_headers(config, read_headers(config), worker_limits, worker_threads)
+    settings = load_config(config)
+    return plan_with_headers(settings, read_headers(settings), worker_limits, worker_threads)
 
 
 def plan_with_headers(
@@ -103,6 +108,7 @@ def plan_with_headers(
         left_out=train.left_out,
         kept=train.kept,
         noise_classes=list_needs(config).noise_classes,
+        n_test=test.n_spectra,
         worker_threads=worker_threads,
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
@@ -111,7 +117,7 @@ def plan_with_headers(
 
 
 def run_experiment(
-    config: ExperimentConfig,
+    config: ConfigSource,
     folder: str | Path,
     *,
     client: Client | None = None,
@@ -124,7 +130,7 @@ def run_experiment(
     Parameters
     ----------
     config
-        From :func:`pipeline.load_config`.
+        A YAML file, a packaged name, a dictionary of settings, or what :func:`pipeline.load_config` made of one.
     folder
         The run folder, created if needed. With a client it must be reachable by the workers under this path.
     client
@@ -148,7 +154,39 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
-    out = Path(folder)
+    with (
+        _opened(load_config(config), Path(folder), client, convert_workers, progress) as (run, sets, plan),
+        recorded(client, run.folder, command or "", run.progress.note),
+    ):
+        return _run_steps(run, sets, plan, client, command)
+
+
+def share_pass(
+    config: ExperimentConfig,
+    folder: str | Path,
+    *,
+    client: Client | None = None,
+    convert_workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Convert and accumulate only: what experiments that differ in noise levels or seeds then find in this folder.
+
+    Parameters, and errors, are those of :func:`run_experiment`.
+    """
+    with _opened(config, Path(folder), client, convert_workers, progress) as (run, sets, plan):
+        run.progress.enter("accumulate")
+        _accumulate(run, _gather_facts(run, sets, plan, client), plan)
+
+
+@contextmanager
+def _opened(
+    config: ExperimentConfig,
+    out: Path,
+    client: Client | None,
+    convert_workers: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Run, SpectraSets, ExperimentPlan]]:
+    """Check and plan an experiment, and open its folder and its stores, converted if needed."""
     require_own_folder(out, config)
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
@@ -156,14 +194,25 @@ def run_experiment(
     plan = plan_with_headers(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), whole_run_folder(out):
-        run = open_run(out, config, progress or SilentProgress())
+        forget_standing(out)
+        told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
+        told.expect(name_steps(config))
+        if progress is not None:
+            told.note(_tell_time(config, plan))
+        run = open_run(out, config, told)
+        run.progress.enter("convert")
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
         # Again, on what the stores hold: conversion may have left spectra out.
         run.warnings += check_headers(*sets.headers, config)
         run.finish_step("convert", skipped=plan.store_disk == 0)
-        with recorded(client, out, command or "", run.progress.note):
-            return _run_steps(run, sets, plan, client, command)
+        yield run, sets, plan
+
+
+def _tell_time(config: ExperimentConfig, plan: ExperimentPlan) -> str:
+    """Return how long the run takes, and each of its steps, if nothing of it is there."""
+    scaling = project_scaling(plan, config, measure_quickly(plan, config), plan.worker_threads)
+    return f"time: {project_run(plan, config, scaling).describe()}; what is there already is not made again"
 
 
 def _run_steps(
@@ -172,11 +221,14 @@ def _run_steps(
     """Accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
     config = run.config
     facts, questions = prepare_pass(run, sets, plan, client)
+    run.progress.enter("accumulate")
     moments, plan = _accumulate(run, facts, plan)
+    run.progress.enter("solve")
     facts.trained = solve_models(facts, moments, plan)
     run.finish_step("solve")
     made_of = {name: key for one in facts.trained for name, key in _list_products(facts, one).items()}
     for question in questions:
+        run.progress.enter(question.step)
         prepared = question.prepare()
         if prepared is not None:
             run.finish_step(question.step)
@@ -185,6 +237,7 @@ def _run_steps(
     asked = [question.name for question in questions]  # a finished run has no answer to a question that is new
     settings = [config.to_dict(), list(config.bins)]
     key = content_hash([RESULTS_ALGORITHM, asked, made_of, sets.test.fingerprint, *settings])
+    run.progress.enter("score")
     if not results_hold(run.folder, key):
         draws = read_test_spectra(facts, questions)
         run.finish_step("score", skipped=False)
@@ -302,13 +355,14 @@ def _list_products(facts: Facts, trained: Trained) -> dict[str, str]:
 def render_run(folder: str | Path) -> tuple[Path, Path]:
     """Draw the figures and write ``report.md`` and ``report.html`` of a scored run; return the two pages."""
     from pipeline.report import render_report
-    from pipeline.report.figures import PICTURES, render_figures
+    from pipeline.report.figures import render_figures
 
     results = read_results(folder)
-    pictures = [*PICTURES, *(picture for question in QUESTIONS for picture in question.pictures)]
+    pictures = list_pictures()
     sections = [section for question in QUESTIONS if (section := question.section(results)) is not None]
     subjects = [subject for question in QUESTIONS for subject in question.subjects(results)]
-    return render_report(results, render_figures(results, pictures), sections, subjects)
+    cards = [card for question in QUESTIONS for card in question.cards(results)]
+    return render_report(results, render_figures(results, pictures), sections, subjects, cards)
 
 
 def list_remarks(results: RunResults, noise_level: float) -> list[str]:
@@ -354,7 +408,7 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
 # --- The demonstration as one call: simulated shards, and the packaged experiment on them.
 
 
-#: A quarter of a minute on two cores, and enough spectra that the result means something.
+#: Less than half a minute on two cores, and enough spectra that the result means something.
 _SMALL = SampleSpec(train=12_000, shards=4, test=3_000, pixels=512)
 
 
@@ -388,4 +442,6 @@ def run_demo(
     spectra = Path(folder).absolute() / "spectra"
     write_sample(spectra, spec or _SMALL, progress=progress)
     config = load_config("demo", variables={"HEADROOM_DEMO": str(spectra)})
+    # The forecast needs factored moments, however few the pixels are.
+    config = config.model_copy(update={"compute": config.compute.model_copy(update={"moments": "factored"})})
     return run_experiment(config, folder, client=client, progress=progress, command="pipeline.run_demo(folder)")

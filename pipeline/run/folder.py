@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.base import (
     SCRIPT_FILE,
     STATUS_FILE,
+    NumberedProgress,
     Products,
-    Progress,
     exclusive,
     is_held,
     remove_leftovers,
@@ -47,7 +47,7 @@ class Run:
 
     folder: Path
     config: ExperimentConfig
-    progress: Progress
+    progress: NumberedProgress
     products: Products
     steps: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Run:
         self._clock, self._made = ended, made
 
 
-def open_run(folder: Path, config: ExperimentConfig, progress: Progress) -> Run:
+def open_run(folder: Path, config: ExperimentConfig, progress: NumberedProgress) -> Run:
     """Read what a run folder holds already; the caller holds its lock."""
     remove_leftovers(folder)
     remove_leftovers(folder / "models")

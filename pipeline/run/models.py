@@ -186,10 +186,9 @@ def read_truth(facts: Facts) -> Truth:
     Test spectra need the target alone: a label that some of them do not have is left out.
     """
     columns = facts.test.columns
-    known = {label: np.asarray(columns[label], dtype=np.float64) for label in (facts.settings.target, *LABELS)}
-    labels = {
-        label: values for label, values in known.items() if label == facts.settings.target or np.isfinite(values).all()
-    }
+    target: str = facts.settings.target
+    known = {label: np.asarray(columns[label], dtype=np.float64) for label in (target, *LABELS)}
+    labels = {label: values for label, values in known.items() if label == target or np.isfinite(values).all()}
     return Truth(labels, [binning.assign(columns) for binning in facts.binnings])
 
 

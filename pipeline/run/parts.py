@@ -17,6 +17,7 @@ from pipeline.accumulate import Share, SharedPass, decide_factoring
 from pipeline.base import (
     LogFile,
     LoggedProgress,
+    NumberedProgress,
     Products,
     Progress,
     SilentProgress,
@@ -112,7 +113,9 @@ def accumulate_part(
                     (out / made).mkdir(exist_ok=True)
             log.say(f"begun: part {part} of {parts}")
             shared, found = _set_up(
-                Run(out, config, shown, Products(out, shown.note)), Share(part, parts), convert_workers
+                Run(out, config, NumberedProgress(shown), Products(out, shown.note)),
+                Share(part, parts),
+                convert_workers,
             )
         shared.accumulate(hold, shown)
         return FinishedPart(*found, log.path)

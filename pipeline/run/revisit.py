@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder, available_threads
-from pipeline.base import Products, available_memory
+from pipeline.base import Products, available_memory, render_html
 from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
@@ -81,6 +81,21 @@ class Revisit:
     def names(self) -> tuple[str, ...]:
         """Names of the models: ``global``, then ``bin 0 (Cool, Poor)`` and so on."""
         return ("global", *map(self.grid.describe, range(self.grid.n_bins)))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the models, with their penalties. Nothing is read or computed for it."""
+        models = self.models
+        rows = [
+            (name, f"{count:,}", f"{alpha:g}")
+            for name, count, alpha in zip(
+                self.names,
+                (models.global_count, *models.expert_counts),
+                (models.global_alpha, *models.expert_alphas),
+                strict=True,
+            )
+        ]
+        lines = ["table() scores them; weights(), predictions() and score() tell more."]
+        return render_html(f"{self.config.target} from {self.noise.name}", lines, ("model", "train", "α"), rows)
 
     def weights(self) -> xr.Dataset:
         """Return the models of the run's target with their wavelengths.

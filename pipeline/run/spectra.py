@@ -18,10 +18,10 @@ from pipeline import schema
 from pipeline.base import Progress
 from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, keep_rows, plan_binnings, quantile_edges
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
-from pipeline.convert import convert_shards
+from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
 from pipeline.errors import InputError, did_you_mean
 from pipeline.questions import list_needs
-from pipeline.shards import ShardInfo, find_shards, read_shard_info
+from pipeline.shards import ShardInfo
 from pipeline.store import (
     AnyStore,
     cut_block,
@@ -42,9 +42,11 @@ __all__ = [
     "SpectraSets",
     "check_addition",
     "check_headers",
+    "find_stores_of",
     "fix_edges",
     "open_or_convert",
     "open_spectra_sets",
+    "read_header",
     "read_headers",
     "require_disjoint",
     "require_new",
@@ -125,7 +127,7 @@ class SetHeader:
     @classmethod
     def of_shards(cls, role: str, shards: Sequence[Path], config: ExperimentConfig) -> SetHeader:
         """Describe shards that are to become a store; whether they fit together is the conversion's to check."""
-        infos = tuple(map(read_shard_info, shards))
+        infos = tuple(map(read_source_info, shards))
         first, lengths = infos[0], tuple(info.n_spectra for info in infos)
         names = tuple(name for name in first.columns if all(name in info.columns for info in infos))
         arrays = 3 if any(info.has_noisy for info in infos) else 2
@@ -181,14 +183,16 @@ def read_headers(config: ExperimentConfig) -> tuple[SetHeader, SetHeader]:
     InputError
         If a source is missing or broken.
     """
-    headers = []
-    for role, sources in (("train", config.data.train), ("test", config.data.test)):
-        if stores := _find_stores(role, sources):
-            of_train = (config.data.exclude, config.data.spectra) if role == "train" else ((), None)
-            headers.append(SetHeader.of_store(role, select_shards(open_stores(stores), *of_train)))
-        else:
-            headers.append(SetHeader.of_shards(role, find_shards(sources, Path.cwd()), config))
-    return headers[0], headers[1]
+    return read_header("train", config), read_header("test", config)
+
+
+def read_header(role: str, config: ExperimentConfig) -> SetHeader:
+    """Describe the spectra of one role, see :func:`read_headers`."""
+    sources = config.data.train if role == "train" else config.data.test
+    if stores := find_stores_of(role, sources):
+        of_train = (config.data.exclude, config.data.spectra) if role == "train" else ((), None)
+        return SetHeader.of_store(role, select_shards(open_stores(stores), *of_train))
+    return SetHeader.of_shards(role, find_sources(sources, Path.cwd()), config)
 
 
 def check_headers(train: SetHeader, test: SetHeader, config: ExperimentConfig) -> list[str]:
@@ -263,10 +267,10 @@ def open_spectra_sets(
     return SpectraSets(select_shards(train, data.exclude, data.spectra), test).scaled(flux_exponent(train))
 
 
-def _find_stores(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
+def find_stores_of(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
     """Return the stores that a configuration names; none if it names shards."""
     try:
-        return find_stores(sources)
+        return () if any(is_foreign_zarr(Path(source)) for source in sources) else find_stores(sources)
     except InputError as error:
         raise InputError(f"data.{role}: {error}") from None
 
@@ -288,7 +292,7 @@ def open_or_convert(
         If any of them is missing or broken.
     """
     if not header.shards:
-        return open_stores(_find_stores(header.role, sources))
+        return open_stores(find_stores_of(header.role, sources))
     path = _store_path(header.role, [info.fingerprint for info in header.shards], data)
     return convert_shards(header.shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
 

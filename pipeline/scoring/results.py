@@ -25,14 +25,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base import hash_file, is_sealed, parse_object, read_file
-from pipeline.errors import InputError
-from pipeline.scoring.summary import Summary
+from pipeline.base import hash_file, is_sealed, parse_object, read_file, render_html
+from pipeline.errors import InputError, did_you_mean
+from pipeline.scoring.summary import DELTA_R2, SHOWN_MERITS, Summary
 
 __all__ = [
     "LEARNING_FILE",
@@ -58,7 +58,7 @@ METADATA_FILE = "metadata.json"
 _TEXT_COLUMNS = ("model", "part", "scope", "binning")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResults:
     """Everything a report needs, read from a run folder.
 
@@ -91,6 +91,10 @@ class RunResults:
         ``alpha_search.csv``: the R² of every model and penalty; empty without a search.
     labels
         ``other_labels.csv``: the figures of merit of the labels beside the target.
+
+    Every other table of the run folder is an attribute of its name, too: ``results.routing`` is ``routing.csv``,
+    ``results.forecast`` is ``forecast.csv``. A question that writes a table needs to do nothing for it.
+    :attr:`table_names` lists them.
     """
 
     folder: Path
@@ -105,8 +109,49 @@ class RunResults:
     labels: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a table of the run folder as it is now, for example ``routing.csv``; empty where there is none."""
-        return _read_table(self.folder / name)
+        """Return a table of the run folder as it is now, for example ``routing``; empty where there is none."""
+        return _read_table(self.folder / f"{name.removesuffix('.csv')}.csv")
+
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        """Names of all tables that the run has left, without ``.csv``."""
+        return tuple(sorted(path.stem for path in self.folder.glob("*.csv")))
+
+    if not TYPE_CHECKING:  # a wrong name is to be found by whoever checks types
+
+        def __getattr__(self, name: str) -> pd.DataFrame:
+            """Return the table of this name."""
+            if name.startswith("_") or name == "folder":
+                raise AttributeError(name)
+            if name not in self.table_names:
+                raise AttributeError(
+                    f"the run has no table {name!r}{did_you_mean(name, self.table_names)}; it has "
+                    f"{', '.join(self.table_names)}"
+                )
+            return self.table(name)
+
+    def __dir__(self) -> list[str]:
+        """Return what can be asked for, tables included."""
+        return sorted({*super().__dir__(), *self.table_names})
+
+    def __repr__(self) -> str:
+        headline = self.summary.headline
+        delta = headline.scopes["covered"].delta_r2
+        return f"RunResults({str(self.folder)!r}, ΔR² {DELTA_R2.format(delta.mean)}, {headline.decision.verdict})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict, the scores, and which tables there are."""
+        level, confidence = self.summary.headline, self.summary.confidence
+        headings = ("spectra", "train", "test", *(merit.symbol for merit in SHOWN_MERITS), f"{confidence:.0%} interval")
+        rows = []
+        for name, scope in level.scopes.items():
+            low, high = (DELTA_R2.format(end) for end in (scope.delta_r2.low, scope.delta_r2.high))
+            merits = [merit.format(scope.merit(merit).mean) for merit in SHOWN_MERITS]
+            rows.append((name, f"{scope.n_train:,}", f"{scope.n_test:,}", *merits, f"{low} to {high}"))
+        simulated = ["Simulated spectra."] if self.metadata.get("simulated") else []
+        title = f"{self.folder.name}: {self.summary.target} at noise level {level.noise_level:g}"
+        tables = f"Tables: {', '.join(self.table_names)}."
+        return render_html(title, [level.decision.sentence, *simulated, tables], headings, rows)
 
     def store_paths(self, role: str) -> list[str]:
         """Return the stores of the ``train`` or ``test`` spectra, for :func:`pipeline.open_spectra`."""

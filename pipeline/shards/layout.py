@@ -37,13 +37,16 @@ __all__ = [
     "PIXEL_PATHS",
     "READ_PATHS",
     "TAKEN_NAMES",
+    "USABLE_NAME",
     "find_pixel_arrays",
     "list_remarks",
     "parse_pickled_names",
     "read_columns",
     "read_wavelength",
+    "require_angstroms",
     "require_columns",
     "require_inside",
+    "require_labels",
     "require_written",
 ]
 
@@ -205,7 +208,8 @@ def find_pixel_arrays(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
         if not isinstance(dataset, h5py.Dataset):
             raise InputError(
                 f"{name}: {dataset_path!r} is missing, so this is no pfsspec shard or its writer did not finish; "
-                "re-run the simulation or leave this shard out"
+                "re-run the simulation or leave this shard out; of spectra in another layout make a store first: "
+                "headroom convert FILE STORE"
             )
         allowed = "biu" if variable == "mask" else "f"
         if dataset.ndim != 2 or dataset.dtype.kind not in allowed or 0 in dataset.shape:
@@ -240,22 +244,40 @@ def read_wavelength(file: h5py.File, name: str, n_pixels: int) -> np.ndarray:
             f"{found}; re-run the simulation or leave this shard out"
         )
     wavelength: np.ndarray = dataset[()].astype(np.float64)
+    require_angstroms(wavelength, f"{name}: {schema.SHARD_WAVE!r}", "re-run the simulation")
+    return wavelength
+
+
+def require_angstroms(wavelength: np.ndarray, what: str, remedy: str) -> None:
+    """Refuse wavelengths that are not finite and strictly increasing, or that look like another unit than Å.
+
+    Parameters
+    ----------
+    wavelength
+        Shape (P,), float64.
+    what
+        How the message calls them.
+    remedy
+        What to do besides sorting the pixels.
+
+    Raises
+    ------
+    InputError
+        Naming the first pixel that is wrong, or the unit that is likely.
+    """
     wrong = np.flatnonzero(~np.isfinite(wavelength))
     if not wrong.size:
         wrong = np.flatnonzero(np.diff(wavelength) <= 0) + 1
     if wrong.size:
         raise InputError(
-            f"{name}: {schema.SHARD_WAVE!r} must be finite and strictly increasing, found {wavelength[wrong[0]]} at "
-            f"pixel {wrong[0]}; sort the pixels or re-run the simulation"
+            f"{what} must be finite and strictly increasing, found {wavelength[wrong[0]]} at pixel {wrong[0]}; sort "
+            f"the pixels or {remedy}"
         )
     first, last = wavelength[0], wavelength[-1]
-    for (low, high), likely, remedy in _OTHER_UNITS:
+    for (low, high), likely, cure in _OTHER_UNITS:
         if low <= last < high:
-            raise InputError(
-                f"{name}: {schema.SHARD_WAVE!r} must be in Å, found {first:.6g} to {last:.6g}, which look like "
-                f"{likely}; {remedy}"
-            )
-    return wavelength
+            found = f"{first:.6g} to {last:.6g}, which look like {likely}"
+            raise InputError(f"{what} must be in Å, found {found}; {cure}")
 
 
 def require_written(dataset: h5py.Dataset, variable: str, name: str) -> None:
@@ -322,7 +344,7 @@ _LIST_OF_STRINGS: Final = re.compile(r"(?:ms*l|e)(?:sa|ms*x)*\.")
 #: Attributes longer than this cannot be column names (HDF5 itself stops compact attributes at 64 KiB).
 _LONGEST_PICKLE: Final = 1 << 20
 #: A column's name becomes the name of a folder in a store, and a word in the attributes of its arrays.
-_USABLE_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+USABLE_NAME: Final = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 #: Names that a store uses itself: a column so called is kept there as ``params_<name>``.
 TAKEN_NAMES: Final = frozenset(
     {*PIXEL_VARIABLES, STORE_ORIGIN, DIM_SPECTRUM, DIM_WAVELENGTH, "shard", "row", "manifest"}
@@ -407,7 +429,7 @@ def read_columns(file: h5py.File, name: str) -> tuple[dict[str, np.ndarray], tup
     remarks = []
     for column in list(columns):
         reason = ""
-        if not _USABLE_NAME.fullmatch(column):
+        if not USABLE_NAME.fullmatch(column):
             reason = "names must be ASCII letters, digits and underscores"
         elif column in TAKEN_NAMES and f"params_{column}" in columns:
             reason = f"a store would keep it as 'params_{column}', which exists too"
@@ -477,6 +499,27 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
                 f"{name}: column {column!r} is required in {SHARD_PARAMS_TABLE}, found "
                 f"{', '.join(columns) or 'none'}{did_you_mean(column, columns)}; rename it or re-run the simulation"
             )
+    require_labels(columns, name, SHARD_PARAMS_TABLE, "re-run the simulation")
+
+
+def require_labels(columns: Mapping[str, np.ndarray], name: str, table: str, remedy: str) -> None:
+    """Refuse labels that are not finite numbers, and rows whose labels are all 0.
+
+    Parameters
+    ----------
+    columns
+        All of :data:`pipeline.schema.LABELS`, each (N,).
+    name, table
+        How messages call the file, and where in it the labels are.
+    remedy
+        What to do besides leaving such spectra out.
+
+    Raises
+    ------
+    InputError
+        Naming the label and the first bad row.
+    """
+    n_spectra = len(columns[LABELS[0]])
     for column in LABELS:
         values = columns[column]
         if values.dtype.kind not in "fiu":
@@ -492,9 +535,9 @@ def require_columns(columns: dict[str, np.ndarray], name: str, n_spectra: int) -
     unwritten = np.flatnonzero(~np.column_stack([columns[column] for column in LABELS]).any(axis=1))
     if unwritten.size:
         raise InputError(
-            f"{name}: {SHARD_PARAMS_TABLE} must hold labels, but all of {', '.join(LABELS)} are 0 at row "
-            f"{unwritten[0]} ({unwritten.size} of {n_spectra} rows), as storage reads that was never written; re-run "
-            "the simulation or remove those spectra from the shard"
+            f"{name}: {table} must hold labels, but all of {', '.join(LABELS)} are 0 at row "
+            f"{unwritten[0]} ({unwritten.size} of {n_spectra} rows), as storage reads that was never written; {remedy} "
+            "or remove those spectra from the shard"
         )
 
 

@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import h5py
 import numpy as np
@@ -40,13 +41,16 @@ from pipeline.shards.layout import (
 
 __all__ = [
     "HDF5_SUFFIXES",
+    "RowReader",
     "ShardInfo",
     "ShardReader",
+    "digest_spectra",
     "find_shards",
     "find_typical_flux",
     "natural_key",
     "read_shard_info",
     "require_outside_data",
+    "require_usual_unit",
     "stamp_files",
 ]
 
@@ -54,7 +58,7 @@ __all__ = [
 #
 # No file is opened here; only names and folders are looked at.
 
-HDF5_SUFFIXES = (".h5", ".hdf5")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
 
 
 def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
@@ -263,6 +267,28 @@ class ShardInfo:
         """The pixel arrays present, in the order of :data:`pipeline.schema.PIXEL_VARIABLES`."""
         return tuple(name for name in schema.PIXEL_VARIABLES if name in self.dtypes)
 
+    @property
+    def opener(self) -> Callable[[], RowReader]:
+        """What makes a reader of its rows, here or in another process."""
+        return partial(ShardReader, self.path.absolute(), allow_external=bool(self.others))
+
+
+class RowReader(Protocol):
+    """Reads rows of spectra; a context manager. See :class:`ShardReader`."""
+
+    name: str
+
+    def __enter__(self) -> Self:
+        """Open it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+
+    def read_rows(self, variable: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Read spectra ``start`` to ``stop`` (exclusive) of one pixel array, see :meth:`ShardReader.read_rows`."""
+
 
 class ShardReader:
     """Reads rows of one shard; a context manager.
@@ -429,19 +455,20 @@ def _describe_shard(reader: ShardReader) -> ShardInfo:
     for variable, dataset in datasets.items():
         require_written(dataset, variable, name)
     typical = find_typical_flux(reader.read_rows, n_spectra)
-    _require_usual_unit(typical, name)
+    require_usual_unit(typical, name)
+    dtypes = {variable: str(dataset.dtype) for variable, dataset in datasets.items()}
     return ShardInfo(
         path=reader.path,
         n_spectra=n_spectra,
         n_pixels=n_pixels,
         wavelength=wavelength,
-        dtypes={variable: str(dataset.dtype) for variable, dataset in datasets.items()},
+        dtypes=dtypes,
         chunks={variable: dataset.chunks for variable, dataset in datasets.items()},
         has_mask="mask" in datasets,
         has_noisy="noisy" in datasets,
         mask_is_boolean="mask" in datasets and datasets["mask"].dtype == bool,
         columns=columns,
-        fingerprint=_fingerprint(reader, wavelength, columns, datasets),
+        fingerprint=digest_spectra(reader.read_rows, n_spectra, wavelength, columns, dtypes),
         size=size,
         mtime_ns=mtime_ns,
         remarks=(*list_remarks(file, n_pixels), *remarks),
@@ -465,7 +492,7 @@ def find_typical_flux(read_rows: Callable[[str, int, int], np.ndarray], n_spectr
     return float(np.median(medians)) if medians else math.nan
 
 
-def _require_usual_unit(typical: float, name: str) -> None:
+def require_usual_unit(typical: float, name: str) -> None:
     """Refuse flux that single precision, in which stores keep pixels, cannot hold with room to spare."""
     if typical < _LEAST_FLUX or typical > 1 / _LEAST_FLUX:
         raise InputError(
@@ -579,7 +606,7 @@ def _explain_opening(path: Path, error: BaseException) -> HeadroomError:
         reason = text[text.index("truncated file") :].rstrip(")")
         remedy = f"is cut off ({reason}), so a copy or a simulation did not finish; copy or simulate it again"
     elif "signature" in text:
-        remedy = "is not an HDF5 file; name a pfsspec dataset.h5"
+        remedy = "is not an HDF5 file; name a pfsspec dataset.h5, or spectra in netCDF, Zarr or plain HDF5"
     else:
         remedy = f"cannot be opened ({text}); copy or simulate it again"
     return InputError(f"shard {path} {remedy}")
@@ -601,18 +628,34 @@ def _cache_bytes(file: h5py.File) -> int | None:
     return needed + (1 << 20) if needed > (1 << 20) else None
 
 
-def _fingerprint(
-    reader: ShardReader,
+def digest_spectra(
+    read_rows: Callable[[str, int, int], np.ndarray],
+    n_spectra: int,
     wavelength: np.ndarray,
     columns: Mapping[str, np.ndarray],
-    datasets: Mapping[str, h5py.Dataset],
+    dtypes: Mapping[str, str],
 ) -> str:
+    """Digest wavelengths, columns and a few spread spectra; see :class:`ShardInfo`.
+
+    Parameters
+    ----------
+    read_rows
+        Takes a variable, the first row and one past the last.
+    n_spectra
+        N.
+    wavelength
+        Shape (P,), Å.
+    columns
+        By name, each (N,).
+    dtypes
+        Of the pixel arrays, by variable.
+    """
     digest = hashlib.sha256(wavelength.tobytes())
     for column, values in sorted(columns.items()):
         digest.update(f"{column} {values.dtype} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).tobytes())
-    for variable, dataset in datasets.items():
-        digest.update(f"{variable} {dataset.dtype} {dataset.shape}".encode())
-        for row in _spread_rows(dataset.shape[0]):
-            digest.update(reader.read_rows(variable, row, row + 1).tobytes())
+    for variable, dtype in dtypes.items():
+        digest.update(f"{variable} {dtype} {(n_spectra, len(wavelength))}".encode())
+        for row in _spread_rows(n_spectra):
+            digest.update(read_rows(variable, row, row + 1).tobytes())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from pipeline.errors import InputError, did_you_mean
 from pipeline.shards import require_inside
+from pipeline.simulate.bosz import find_bosz, read_bosz
 from pipeline.simulate.spectra import Labels, normalise_spectra
 
 __all__ = ["SpectrumGrid", "average_over_pixels", "fingerprint_grid", "open_grid"]
@@ -40,6 +41,7 @@ class SpectrumGrid:
 
     ``nodes`` (n, 3) are labels scaled by ``centre`` and ``spread`` (3,); ``scores`` (n, K) and ``components`` (K, P)
     rebuild the spectra around ``mean`` (P,); ``facets`` (F, 4) are the convex hull's half-spaces ``a·x + b <= 0``.
+    ``notes`` say what was chosen of a library, and what is missing.
     """
 
     wave: FloatArray
@@ -51,6 +53,7 @@ class SpectrumGrid:
     components: FloatArray
     scores: FloatArray
     name: str = "rbf"
+    notes: tuple[str, ...] = ()
 
     def clip_labels(self, labels: Labels) -> tuple[Labels, int]:
         """Move labels outside the grid's convex hull onto it and say how many moved.
@@ -88,7 +91,7 @@ def open_grid(path: Path, edges: FloatArray) -> SpectrumGrid:
     ----------
     path
         NPZ or HDF5 file with ``wave`` (W,) in Å, ``flux`` (n, W), ``teff`` in K, ``logg`` and ``mh`` in dex, each (n,).
-        Nodes may be regular or scattered.
+        Nodes may be regular or scattered. Or a folder of BOSZ files, see :mod:`pipeline.simulate.bosz`.
     edges
         Wanted pixel edges, within the grid's wavelengths.
 
@@ -97,7 +100,8 @@ def open_grid(path: Path, edges: FloatArray) -> SpectrumGrid:
     InputError
         If the file is not such a grid; the message names the file and what to change.
     """
-    arrays = _read_arrays(path)
+    library = find_bosz(path) if path.is_dir() else None
+    arrays = _read_arrays(path) if library is None else read_bosz(library, edges)
     _check_arrays(path, arrays, edges)
     wave = 0.5 * (edges[1:] + edges[:-1])
     flux = average_over_pixels(arrays["wave"], arrays["flux"], edges)
@@ -109,11 +113,14 @@ def open_grid(path: Path, edges: FloatArray) -> SpectrumGrid:
     nodes = _check_nodes(path, labels, centre, spread)
     mean, components, scores = _reduce_spectra(normalise_spectra(flux, wave))
     facets = np.asarray(_span_hull(path, nodes).equations, dtype=np.float64)
-    return SpectrumGrid(wave, centre, spread, nodes, facets, mean, components, scores)
+    notes = () if library is None else library.notes
+    return SpectrumGrid(wave, centre, spread, nodes, facets, mean, components, scores, notes=notes)
 
 
 def fingerprint_grid(path: Path) -> str:
-    """Return the SHA-256 of a grid file, so that a sample remembers which grid made it, wherever that lies."""
+    """Return the SHA-256 of a grid's files, so that a sample remembers which grid made it, wherever that lies."""
+    if path.is_dir():
+        return find_bosz(path).fingerprint()
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

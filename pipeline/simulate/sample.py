@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.base import Advance, Progress, SilentProgress, available_cores
 from pipeline.errors import ConfigError, InputError, ResourceError, did_you_mean
 from pipeline.schema import SAMPLE_ALGORITHM, SHARD_FILE_NAME, SHARD_INDEX_NAME
-from pipeline.simulate.grid import fingerprint_grid, open_grid
+from pipeline.simulate.grid import SpectrumGrid, fingerprint_grid, open_grid
 from pipeline.simulate.lines import MODEL_RANGE
 from pipeline.simulate.shard import ShardPlan, SpectrumSource, read_record, read_snr, write_shard
 from pipeline.simulate.spectra import NORMALISATION_RANGE, SpectrumModel, plan_wavelengths
@@ -83,7 +83,8 @@ class SampleSpec:
     seed
         Same seed, same arrays, whatever the number of workers.
     grid
-        A grid of model spectra (NPZ or HDF5) to interpolate in instead of the built-in model.
+        A grid of model spectra (NPZ, HDF5, or a folder of BOSZ 2024 files) to interpolate in instead of the built-in
+        model.
     wave_range
         First and last pixel edge in Å.
     """
@@ -189,6 +190,8 @@ def write_sample(
     _check_disk(directory, missing)
     if missing:
         source = _open_source(spec)
+        for note in source.notes if isinstance(source, SpectrumGrid) else ():
+            progress.note(note)
         # The index goes first and comes last: while it is absent the sample is not complete.
         with _writing(directory):
             (directory / "train").mkdir(parents=True, exist_ok=True)
@@ -409,12 +412,13 @@ _INDEX_HEADER = "# Simulated spectra (headroom sample): a stand-in for pfsspec s
 
 
 def is_sample(directory: Path) -> bool:
-    """Tell whether :func:`write_sample` wrote a folder."""
-    try:
-        with open(directory / "train" / SHARD_INDEX_NAME, encoding="utf-8", errors="replace") as index:
-            return index.readline().rstrip("\n") == _INDEX_HEADER
-    except OSError:
-        return False
+    """Tell whether :func:`write_sample` wrote a folder. It may have written the test file alone, without an index."""
+    marks = {Path("train") / SHARD_INDEX_NAME: _INDEX_HEADER, Path("README.txt"): _README.splitlines()[0]}
+    for name, first_line in marks.items():
+        with suppress(OSError), open(directory / name, encoding="utf-8", errors="replace") as text:
+            if text.readline().rstrip("\n") == first_line:
+                return True
+    return False
 
 
 def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]) -> None:

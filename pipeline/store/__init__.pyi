@@ -26,6 +26,7 @@ from .layout import digest_rows as digest_rows
 from .layout import fill_value as fill_value
 from .layout import plan_layout as plan_layout
 from .layout import write_columns as write_columns
+from .layout import write_manifest as write_manifest
 from .store import SpectraStore as SpectraStore
 from .store import find_other_wavelengths as find_other_wavelengths
 from .store import is_store as is_store

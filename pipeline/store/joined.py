@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from pipeline import schema
+from pipeline.base import PathLike, list_paths
 from pipeline.bins import keep_rows, shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
@@ -251,7 +252,7 @@ class JoinedStores(StoredSpectra):
 AnyStore: TypeAlias = SpectraStore | JoinedStores
 
 
-def open_stores(paths: Sequence[Path | str]) -> AnyStore:
+def open_stores(paths: PathLike | Sequence[PathLike]) -> AnyStore:
     """Open one store, or several as one set whose rows follow each other in the order given.
 
     Raises
@@ -260,7 +261,7 @@ def open_stores(paths: Sequence[Path | str]) -> AnyStore:
         If a store does not open (see :meth:`SpectraStore.open`), if two differ in wavelength, or if two are the same
         or hold spectra of the same shard; the message names both.
     """
-    stores = [SpectraStore.open(path) for path in paths]
+    stores = [SpectraStore.open(path) for path in list_paths(paths)]
     if not stores:
         raise InputError("at least one store is required, found none; make one with headroom convert")
     if len(stores) == 1:
@@ -522,8 +523,7 @@ def open_spectra(path: Path | str | Sequence[Path | str], *, chunks: Chunks = "s
 
     Pixel arrays stay on disk; all coordinates along ``spectrum`` (labels, ``snr``, ``shard``, ``row``, ...) are in
     memory, about 200 bytes for each spectrum, so that selecting by them is plain indexing. The pipeline itself does
-    not hold them. ``xarray.open_zarr(path, consolidated=False)`` works too, but does not check that the store is
-    complete.
+    not hold them. ``xarray.open_zarr(path)`` works too, but does not check that the store is complete.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline import schema
-from pipeline.base import is_sealed, seal
+from pipeline.base import is_sealed, parse_object, read_file, seal, write_json
 from pipeline.errors import ConfigError
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "open_group",
     "plan_layout",
     "write_columns",
+    "write_manifest",
 ]
 
 #: The manifest is the attributes of this empty sub-group: an ordinary file in a store makes zarr warn.
@@ -58,6 +59,10 @@ _TITLES: Final = {
     "mask": "1 where the pixel is flagged",
     "noisy": "flux with noise drawn by the simulation",
 }
+
+
+#: What CF asks of an array of flags.
+_FLAGS: Final[dict[str, Any]] = {"mask": {"flag_values": [0, 1], "flag_meanings": "good flagged"}}
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def create_store(path: Path, layout: StoreLayout, variables: tuple[str, ...]) ->
             # a chunk that got lost after opening reads as NaN (mask: flagged), never as a plausible zero
             fill_value=fill_value(variable),
             dimension_names=(schema.DIM_SPECTRUM, schema.DIM_WAVELENGTH),
-            attributes={"units": "1", "long_name": _TITLES[variable]},
+            attributes={"units": "1", "long_name": _TITLES[variable], **_FLAGS.get(variable, {})},
         )
 
 
@@ -159,7 +164,8 @@ def write_columns(path: Path, wavelength: np.ndarray, mean_flux: np.ndarray, col
     """Write the small arrays: wavelengths, mean spectrum and one array per column, replacing older ones."""
     root = zarr.open_group(path, mode="r+", zarr_format=3)
     spectrum, pixel = (schema.DIM_SPECTRUM,), (schema.DIM_WAVELENGTH,)
-    _write_vector(root, "wavelength", wavelength, pixel, {"units": "Angstrom", "long_name": "wavelength"})
+    attributes = {"units": "angstrom", "long_name": "wavelength", "standard_name": "radiation_wavelength"}
+    _write_vector(root, "wavelength", wavelength, pixel, attributes)
     attributes = {"units": "1", "long_name": "mean clean spectrum of the store, origin of all moments"}
     _write_vector(root, schema.STORE_ORIGIN, mean_flux, pixel, attributes)
     for name, values in columns.items():
@@ -170,6 +176,29 @@ def write_columns(path: Path, wavelength: np.ndarray, mean_flux: np.ndarray, col
     for variable in schema.PIXEL_VARIABLES:
         if variable in root:
             root[variable].attrs["coordinates"] = " ".join(columns)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write what makes a store of the arrays of a folder: the manifest, and what the root group says.
+
+    The root group repeats the metadata of all arrays. So xarray opens the store by one file, and without a warning.
+    This program reads the arrays' own files, whose digests the manifest holds.
+    """
+    zarr.open_group(path / MANIFEST_GROUP, mode="w", zarr_format=3, attributes=manifest.to_json())
+    root = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
+    root.attrs.update(
+        {
+            "format": schema.STORE_FORMAT,
+            "version": schema.STORE_VERSION,
+            "fingerprint": manifest.fingerprint,
+            "title": "stellar spectra with labels",
+            "Conventions": schema.CONVENTIONS,
+        }
+    )
+    plain = parse_object(read_file(path / "zarr.json"))
+    arrays = {name: parse_object(read_file(path / name / "zarr.json")) for name in manifest.metadata}
+    plain["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    write_json(path / "zarr.json", plain)
 
 
 def _write_vector(

@@ -470,7 +470,7 @@ def test_a_run_is_watched_to_its_end_and_a_watch_is_left_with_ctrl_c(config_file
     finally:
         run.kill()
         run.wait(10)
-    assert [step["title"] for step in lines[-1]["steps"]][:1] == ["accumulate"]
+    assert [step["title"] for step in lines[-1]["steps"]][:1] == ["2 of 5, accumulate"]
     assert shown_on_a_terminal([HEADROOM, "status", str(out), "--watch"]).count("finished at") == 1
 
 

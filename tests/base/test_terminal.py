@@ -15,7 +15,7 @@ import yaml
 from commands import HEADROOM, invoke
 
 from pipeline.base import progress, wants_colour
-from pipeline.base.progress import LogProgress
+from pipeline.base.progress import LogProgress, NumberedProgress, format_rate
 from pipeline.cli.app import cli
 from pipeline.config import ExperimentConfig
 from pipeline.store import SpectraStore
@@ -98,8 +98,38 @@ def test_log_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> N
         advance(700)
     assert stream.getvalue().splitlines() == [
         "accumulate: 1,000 spectra",
-        "accumulate: 200 of 1,000 spectra, 10/s, 80 s left",
+        "accumulate: 200 of 1,000 spectra, 10 spectra/s, 80 s left",
         "accumulate: done in 100.0 s, 10 spectra/s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "unit", "told"),
+    [
+        (0, 3.0, "spectra", ""),
+        (1, 4.3, "page", ""),
+        (5, 0.0, "models", ""),
+        (7, 28.0, "blends", "4.0 s each"),
+        (5, 2.0, "models", "2.5 models/s"),
+        (128_000, 64.0, "spectra", "2,000 spectra/s"),
+    ],
+)
+def test_a_rate_says_something(done: int, seconds: float, unit: str, told: str) -> None:
+    assert format_rate(done, seconds, unit) == told
+
+
+def test_steps_are_numbered() -> None:
+    stream = io.StringIO()
+    progress = NumberedProgress(LogProgress(stream))
+    progress.expect(["convert", "solve", "report"])
+    for name, title in (("solve", "solve"), ("report", "draw"), ("unheard", "of")):
+        progress.enter(name)
+        with progress.step(title, 1):
+            pass
+    assert [line for line in stream.getvalue().splitlines() if "done" not in line] == [
+        "2 of 3, solve",
+        "3 of 3, report: draw",
+        "of",
     ]
 
 
@@ -131,13 +161,15 @@ def test_a_run_as_json_prints_one_object_and_its_steps_beside_it(
     plan = json.loads(out)
     assert (plan["n_spectra"], plan["n_pixels"]) == (1600, 48)
     assert plan["flops"] == 1600 * 48**2
-    assert plan["seconds"]["total"] == pytest.approx(plan["seconds"]["accumulating"] + plan["seconds"]["solving"])
+    assert plan["seconds"]["total"] == pytest.approx(sum(plan["steps"].values()))
+    assert list(plan["steps"]) == ["convert", "accumulate", "solve", "score", "report"]
     code, out, err = invoke(capsys, "run", str(config_file), "--out", str(folder), "--json")
     assert code == 0, err
     found = json.loads(out)
     assert found["levels"] == json.loads((folder / "summary.json").read_text())["levels"]
     assert Path(found["report"]).is_file()
-    for step in ("accumulate", "predict", "draw figures and report"):
+    assert "time: about " in err
+    for step in ("2 of 5, accumulate", "4 of 5, score: predict", "5 of 5, report: draw figures and report"):
         assert f"{step}: done in" in err
     for command in (["status", str(folder)], ["moments", str(folder)], ["compare", str(folder), str(folder)]):
         code, out, _ = invoke(capsys, *command, "--json")

@@ -36,7 +36,9 @@ from cluster.certificates import (
 )
 from cluster.checks import nonce_file, require_same_workers, unfit_workers
 from cluster.dashboard import find_dashboard
+from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.run import run_experiment
 
 SMALL = LocalProfile(workers=1, processes=True, memory_limit=2**30)
 
@@ -416,3 +418,24 @@ def test_a_worker_of_another_version_is_refused(guarded: Client) -> None:
     finally:
         guarded.run(pretend, np.__version__)
     assert unfit_workers(guarded, None) == {}
+
+
+def test_a_connection_lasts_across_cells(small_config: ExperimentConfig, tmp_path: Path) -> None:
+    before = {name: os.environ.get(name) for name in ("HEADROOM_THREADS",)}
+    connection = connect(LocalProfile(threads=1, memory_limit=2**30))  # a first cell
+    assert repr(connection).startswith("Connection(<Client")
+    assert connection.submit(sum, [1, 2]).result() == 3
+    results = run_experiment(small_config, tmp_path / "run", client=connection)  # another one
+    assert results.summary.levels
+    client = connection.client
+    connection.close()
+    connection.close()
+    assert client.status == "closed"
+    assert repr(connection) == "Connection(closed)"
+    assert {name: os.environ.get(name) for name in before} == before
+
+
+def test_a_connection_ends_with_python(tmp_path: Path) -> None:
+    code = "import cluster; connection = cluster.connect(); print(connection.submit(sum, [1, 2]).result())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert (found.stdout, found.stderr) == ("3\n", "")

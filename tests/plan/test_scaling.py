@@ -19,7 +19,17 @@ from pipeline.accumulate import accumulate
 from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
-from pipeline.plan import ExperimentPlan, Rates, Scaling, format_seconds, measure_rates, plan_run, project_scaling
+from pipeline.plan import (
+    ExperimentPlan,
+    Rates,
+    Scaling,
+    format_seconds,
+    measure_rates,
+    name_steps,
+    plan_run,
+    project_run,
+    project_scaling,
+)
 from pipeline.plan.cost import TYPICAL_RANK, choose_sharing
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
@@ -385,3 +395,40 @@ def test_finer_cuts_are_advised_where_workers_would_wait(capsys: pytest.CaptureF
     assert code == 0
     assert "workers without work" in out
     assert line_of(out, "shorter").startswith("compute.partition_rows: ")
+
+
+def time_run(n: int = 64_000, pixels: int = 1024, workers: int = 1, **changes: object) -> dict[str, float]:
+    config = make_config(**changes)
+    plan = plan_run([n], pixels, config, [MEMORY] * workers, n_test=8000)
+    times = project_run(plan, config, project_scaling(plan, config, RATES, 2))
+    assert times.total == pytest.approx(sum(step.seconds for step in times.steps))
+    assert [step.name for step in times.steps] == name_steps(config)
+    return {step.name: step.seconds for step in times.steps}
+
+
+def test_every_step_of_a_run_has_its_time() -> None:
+    """Of two noises, marginal and drawn, with what a demonstration asks."""
+    asked = {"noise": {"mode": "checked", "test": "stored"}, "gate": {"blend": True}, "ceiling": {}, "forecast": {}}
+    times = time_run(ridge={"alpha": {"search": [1, 10, 100]}}, **asked)
+    assert list(times) == ["convert", "accumulate", "solve", "ceiling", "gate", "score", "report"]
+    assert all(0.4 < seconds < 60 for seconds in times.values())
+    assert 20 < sum(times.values()) < 120
+    assert list(time_run()) == ["convert", "accumulate", "solve", "score", "report"]
+
+
+def test_more_work_takes_longer_in_its_own_step() -> None:
+    asked: dict[str, object] = {"noise": {"mode": "marginal"}, "forecast": {}}
+    few, many = time_run(pixels=1024, **asked), time_run(pixels=4096, **asked)
+    assert all(many[name] > few[name] for name in ("accumulate", "solve", "score"))
+    assert many["report"] == few["report"]
+    assert time_run(n=640_000, **asked)["accumulate"] > 2 * few["accumulate"]
+    without = time_run(pixels=1024, noise={"mode": "marginal"})
+    assert few["score"] > 2 * without["score"], "a forecast solves models of many sizes while it scores"
+    assert few["solve"] == without["solve"]
+
+
+def test_shards_that_are_stores_already_take_no_time() -> None:
+    config = make_config()
+    shards, stores = (plan_run([64_000], 1024, config, [MEMORY], store_disk=size) for size in (64_000 * 8192, 0))
+    first = [project_run(plan, config, project_scaling(plan, config, RATES, 2)).steps[0] for plan in (shards, stores)]
+    assert first[0].seconds > first[1].seconds + 1

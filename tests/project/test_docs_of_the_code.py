@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from scripts import load_script
 
+from pipeline.config import schema_file
 from pipeline.questions import QUESTIONS
 from pipeline.questions.gate import ROUTES
 
@@ -40,6 +41,10 @@ def test_the_page_names_every_room(generate: ModuleType) -> None:
 
 def test_the_schema_of_the_summary_is_that_of_the_code(generate: ModuleType) -> None:
     assert generate.SCHEMA.read_text(encoding="utf-8") == generate.write_schema(), "run python docs/generate.py"
+
+
+def test_the_schema_of_a_configuration_is_that_of_the_code(generate: ModuleType) -> None:
+    assert schema_file().read_text(encoding="utf-8") == generate.write_config_schema(), "run python docs/generate.py"
 
 
 @pytest.mark.usefixtures("no_figures")  # the toys have none

@@ -15,7 +15,7 @@ import pytest
 from pipeline.base import seal
 from pipeline.cli import main
 from pipeline.errors import InputError
-from pipeline.report import compare_runs, describe_difference, write_page
+from pipeline.report import compare_runs, describe_difference, describe_ranking, list_settings, write_page
 from pipeline.scoring import METADATA_FILE, PREDICTIONS_FILE
 from tests.results_factory import FakeRun, make_results, restate_hashes
 
@@ -228,3 +228,43 @@ def test_the_command(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         main(["compare", str(runs[0])])
     assert "at least two run folders" in capsys.readouterr().err
+
+
+def test_the_best_run_is_told_with_the_interval_of_what_it_is_ahead_by(runs: tuple[Path, Path]) -> None:
+    comparison = compare_runs(runs)
+    [ranking] = comparison.rankings
+    assert ranking.order == (1, 0), "the second run's experts are nearer to the truth"
+    frames = [pd.read_parquet(folder / PREDICTIONS_FILE) for folder in runs]
+    bins = frames[0].query("seed == 42")["bin"].to_numpy()
+
+    def ahead(rows: np.ndarray) -> float:
+        each = []
+        for seed in (42, 123):
+            first, second = (frame[frame["seed"] == seed] for frame in frames)
+            y = first["y_true"].to_numpy()[rows]
+            each.append(r2(y, second["y_oracle"].to_numpy()[rows]) - r2(y, first["y_oracle"].to_numpy()[rows]))
+        return float(np.mean(each))
+
+    [behind] = ranking.behind
+    assert behind.mean == pytest.approx(-ahead(np.flatnonzero(bins >= 0)), rel=1e-9)
+    shifts = [-ahead(rows) for rows in draw_resamples(bins, 9, "covered")]
+    assert (behind.low, behind.high) == pytest.approx(np.quantile(shifts, [0.05, 0.95]), rel=1e-9)
+    assert f"{runs[1]} is best" in describe_ranking(comparison, ranking)
+    same = compare_runs([runs[0], runs[0]])
+    assert "no difference" in describe_ranking(same, same.rankings[0])
+
+
+def test_ten_runs_are_told_by_their_numbers(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = compare_runs([runs[0]] * 9 + [runs[1]])
+    header, rows = list_settings(comparison)
+    assert header == ("setting", "value", "runs, by number")
+    standardize = [row[1:] for row in rows if row[0] == "ridge.standardize" or row[1] == "none"]
+    assert standardize[-1] == ("none", "10")
+    assert comparison.rankings[0].order[0] == 9
+    main(["compare", *map(str, [runs[0]] * 9 + [runs[1]]), "--out", str(tmp_path / "ten.html")])
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: next(k for k, line in enumerate(lines) if "is best" in line)]
+    assert max(map(len, table)) <= 100, "it fits where the runs are many"
+    assert (tmp_path / "ten.html").read_text().count("<details>") == 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import struct
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from commands import invoke
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -20,7 +22,18 @@ from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, m
 from pipeline.errors import ResourceError
 from pipeline.report import learning_points
 from pipeline.report.figures import render_figures
-from pipeline.report.figures.canvas import SMALL, choose_ink, format_count, format_counts, format_value, save_figure
+from pipeline.report.figures.canvas import (
+    PRINT_SCALE,
+    SMALL,
+    Medium,
+    choose_ink,
+    format_count,
+    format_counts,
+    format_value,
+    house_style,
+    save_figure,
+    typeset,
+)
 from pipeline.report.figures.per_bin import draw_delta_heatmap
 from pipeline.report.words import conclusion, interval_labels
 from pipeline.scoring import RunResults
@@ -115,6 +128,70 @@ def test_save_figure__same_results_give_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
 
 
+@pytest.mark.parametrize("width", [3.5, 7.0])
+def test_files_for_paper_are_as_wide_as_asked_and_have_their_fonts(tmp_path: Path, width: float) -> None:
+    results = make_results(tmp_path, RUNS["four snr bins"])
+    with house_style(Medium(width)):
+        for name in ("one.pdf", "two.pdf", "one.svg", "two.svg", "one.png"):
+            save_figure(draw_delta_heatmap(results), tmp_path / name)
+    for ending in ("pdf", "svg"):
+        assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
+    pdf = (tmp_path / "one.pdf").read_bytes()
+    [box] = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+) \]", pdf)
+    assert float(box[0]) == pytest.approx(72 * width, rel=1e-4)
+    assert b"/FontFile2" in pdf, "a TrueType font is embedded"
+    assert b"/Type3" not in pdf
+    svg = (tmp_path / "one.svg").read_text()
+    [size] = re.findall(r'<svg [^>]*width="([\d.]+)pt"', svg)
+    [page] = re.findall(r'viewBox="0 0 ([\d.]+) ', svg)
+    assert float(size) == pytest.approx(72 * width, rel=1e-4)
+    assert float(page) > float(size), "the page is wider and drawn smaller"
+    assert _png_size(tmp_path / "one.png")[0] == pytest.approx(300 * width, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("plain", "shown"),
+    [
+        ("T_eff (K)", r"$T_\mathrm{eff}$ (K)"),
+        ("true log g (dex)", r"true $\log\,g$ (dex)"),
+        ("ΔR² = R²_oracle − R²_global", r"$\Delta R^2$ = $R^2_\mathrm{oracle}$ − $R^2_\mathrm{global}$"),
+        ("M_H only", "[M/H] only"),
+        ("catalog general", "catalog general"),
+        ("T_effective", "T_effective"),
+        ("cheap: $5 T_eff", "cheap: $5 T_eff"),
+    ],
+)
+def test_names_of_quantities_are_typeset(plain: str, shown: str) -> None:
+    assert typeset(plain) == shown
+    assert typeset(shown) == shown
+
+
+def test_the_command_lists_and_writes_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_results(tmp_path / "run", RUNS["four snr bins"])
+    code, out, _ = invoke(capsys, "plot", tmp_path / "run")
+    assert code == 0
+    assert "learning_curve " in out
+    assert "ceiling" not in out, "the run has none"
+    options = ("--width", 3.5, "--no-title")
+    code, out, _ = invoke(capsys, "plot", tmp_path / "run", "learning_curve", *options)
+    assert code == 0
+    path = tmp_path / "run/figures/learning_curve.pdf"
+    assert out.startswith(f"{path}: A curve that still rises")
+    assert path.read_bytes().startswith(b"%PDF")
+    out_file = tmp_path / "a.svg"
+    assert invoke(capsys, "plot", tmp_path / "run", "gate", "--format", "svg", "--out", out_file)[0] == 0
+    assert out_file.is_file()
+    for wrong, words in (
+        (("learning_curv",), "learning_curve"),
+        (("gate", "--out", tmp_path / "b.png"), "--format pdf"),
+        (("gate", "--all"), "--all"),
+        (("gate", "--width", 1), "--width"),
+    ):
+        code, _, err = invoke(capsys, "plot", tmp_path / "run", *wrong)
+        assert code == 2
+        assert words in err
+
+
 def test_figures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
     image = draw_delta_heatmap(make_results(tmp_path))._repr_png_()
     assert image.startswith(b"\x89PNG")
@@ -172,6 +249,17 @@ def test_figures__no_text_overlaps_is_clipped_or_too_small(
     assert _find_flaws(figure) == []
     shown = any("simulated spectra" in text.get_text().lower() for text in _texts(figure))
     assert shown == run.metadata["simulated"]
+
+
+@pytest.mark.parametrize("figure_name", list(PICTURES))
+def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResults], figure_name: str) -> None:
+    run = find_run("few bins, every question")
+    with house_style(Medium(3.5, shows_title=False)):
+        figure = PICTURES[figure_name].draw(run)
+        assert _find_flaws(figure, smallest=SMALL - 2) == []
+    assert not figure.get_suptitle()
+    width = figure.get_size_inches()[0]
+    assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
 
 
 def test_find_flaws__sees_overlap_clipping_and_small_print(tmp_path: Path) -> None:
@@ -414,13 +502,13 @@ def _texts(figure: Figure) -> list[Text]:
     return [text for text in every if text.get_text().strip() and text.get_visible() and id(text) not in hidden]
 
 
-def _find_flaws(figure: Figure) -> list[str]:
+def _find_flaws(figure: Figure, smallest: float = SMALL) -> list[str]:
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     paper = figure.bbox.padded(1)
     boxes = [(text, text.get_window_extent(renderer).padded(-1)) for text in _texts(figure)]
     assert len(boxes) > 4
-    flaws = [f"{text.get_text()!r} is too small" for text, _ in boxes if text.get_fontsize() < SMALL]
+    flaws = [f"{text.get_text()!r} is too small" for text, _ in boxes if text.get_fontsize() < smallest]
     flaws += [
         f"{text.get_text()!r} is clipped"
         for text, box in boxes

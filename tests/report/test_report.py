@@ -27,7 +27,7 @@ from pipeline.questions.marginal_curve import MarginalCurve
 from pipeline.report import Picture, learning_points, render_report
 from pipeline.report.figures import draw_delta_heatmap
 from pipeline.report.page import escape_markdown
-from pipeline.report.words import describe_words, list_commands
+from pipeline.report.words import collapse_warnings, describe_words, list_commands
 from pipeline.schema import SIMULATED_REMARK
 from pipeline.scoring import RunResults, Scope, read_results
 
@@ -718,3 +718,27 @@ def test_factory__summary_agrees_with_its_own_files(tmp_path: Path) -> None:
 )
 def test_escape_markdown__shows_text_as_it_is(text: str, escaped: str) -> None:
     assert escape_markdown(text) == escaped
+
+
+def test_the_first_screen_says_what_the_numbers_are_about(tmp_path: Path) -> None:
+    results, _, _ = _report(tmp_path)
+    page = (results.folder / "report.html").read_text(encoding="utf-8")
+    header = page[page.index("<header>") : page.index("</header>")]
+    assert f"Run <strong>{results.folder.name}</strong>" in header
+    covered = results.summary.headline.covered
+    assert f"{covered.n_test:,} test spectra are covered" in header
+    names = re.findall(r"<div><dt>(.*?)</dt>", header)
+    assert names[:3] == ["Global model, R²_global", "Oracle experts, R²_oracle", "Gain, ΔR²"]
+    assert names[3:] == ["covered", "oracle", "R²"]
+    assert header.count(results.summary.headline.decision.sentence) == 1
+    assert re.search(r"<details><summary>Configuration as YAML</summary>\s*<pre", page), "it is folded"
+
+
+def test_warnings_of_one_kind_are_one() -> None:
+    same = [f"bin {k} ('Cool, {k}') has {10 * k} training spectra; widen it" for k in range(4)]
+    told = collapse_warnings([*same, "no noise was drawn"])
+    assert len(told) == 2
+    assert told[0].startswith(f"{same[0]} (and 3 more of this kind: ")
+    assert all(f"bin {k}" in told[0] for k in range(4)), "which ones is not lost"
+    assert told[1] == "no noise was drawn"
+    assert collapse_warnings(["a 1", "b 1"]) == ["a 1", "b 1"]

@@ -360,6 +360,13 @@ def test_only__shard_by_shard_with_deletion(tmp_path: Path) -> None:
     assert _files(tmp_path) == ["README.txt", "test/dataset.h5"]
 
 
+def test_only__goes_on_after_the_test_file_alone_was_written_and_deleted(tmp_path: Path) -> None:
+    write_sample(tmp_path, SPEC, only=["test"], workers=1)
+    shutil.rmtree(tmp_path / "test")
+    write_sample(tmp_path, SPEC, only=["train/shard_0"], workers=1)
+    assert (tmp_path / "train/shard_0/dataset.h5").is_file()
+
+
 def test_only__overwriting_leaves_no_file_of_the_other_sample(tmp_path: Path) -> None:
     small = SampleSpec(train=20, shards=2, test=5, pixels=16)
     write_sample(tmp_path, small, workers=1)

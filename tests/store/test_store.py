@@ -311,7 +311,7 @@ def test_open_spectra__dataset(path: Path) -> None:
     assert set(store.columns) | {"wavelength"} == set(dataset.coords)
     rows = store.layout.file_rows
     assert dataset.flux.chunks == (tuple(min(rows, N - start) for start in range(0, N, rows)), (P,))
-    assert (dataset.T_eff.attrs["units"], dataset.wavelength.attrs["units"]) == ("K", "Angstrom")
+    assert (dataset.T_eff.attrs["units"], dataset.wavelength.attrs["units"]) == ("K", "angstrom")
     assert dataset.flux.attrs["long_name"]
     for variable in store.variables:
         np.testing.assert_array_equal(dataset[variable].to_numpy(), expected(variable))
@@ -330,10 +330,13 @@ def test_open_spectra__chunks(path: Path) -> None:
 
 
 def test_open_zarr__plain_and_without_warnings(path: Path) -> None:
-    dataset = xr.open_zarr(path, consolidated=False)
+    dataset = xr.open_zarr(path)  # a warning would be an error
+    assert dataset.attrs["Conventions"].startswith("CF-")
+    assert dataset.wavelength.attrs["standard_name"] == "radiation_wavelength"
+    xr.testing.assert_identical(dataset, xr.open_zarr(path, consolidated=False))
     assert "T_eff" in dataset.coords
     np.testing.assert_array_equal(dataset.flux.to_numpy(), expected("flux"))
-    group = zarr.open_group(path, mode="r")
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
     assert {name for name, _ in group.arrays()} >= {"flux", "error", "T_eff"}
     assert list(group.group_keys()) == ["manifest"]
 

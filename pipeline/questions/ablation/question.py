@@ -16,12 +16,13 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_interval,
     add_title,
+    is_narrow,
     new_figure,
+    page_width,
     style_axes,
 )
 from pipeline.scoring import (
@@ -88,7 +89,7 @@ class AblationAnswer(Plain):
 
 def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
     """Draw ΔR² of every binning at the headline noise level, the main one on top, with intervals and shares."""
-    figure = new_figure(SLIDE[0], max(3.8, 0.8 * len(views) + 2.4))
+    figure = new_figure(page_width(), max(3.8, 0.8 * len(views) + 2.4))
     axes = figure.subplots()
     for place, view in enumerate(views):
         value = view.delta_r2.mean if math.isfinite(view.delta_r2.mean) else 0.0
@@ -105,10 +106,10 @@ def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
     limit = thresholds(results).continue_
     axes.axvline(limit, color=INK, linewidth=1.2, linestyle="--")
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    style_axes(axes, x=f"ΔR²  (dashed: build experts, ≥ {limit:g})", grid="x")
+    style_axes(axes, x=f"ΔR²  (dashed: build experts, ≥ {limit:g})", y="binning", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high + 0.45 * (high - low))  # room for the words
+    axes.set_xlim(low, high + (1.6 if is_narrow() else 0.45) * (high - low))  # room for the words
     add_title(
         figure,
         "Which division of the spectra brings the gain?",

@@ -13,7 +13,15 @@ from pipeline.config import DecisionConfig
 from pipeline.errors import enumerate_words
 from pipeline.questions.question import Facts, Question, Reading
 from pipeline.report import Picture, Section, Show, Table, merit_cells, thresholds
-from pipeline.report.figures.canvas import SLIDE, TEXT, add_title, draw_delta_curve, draw_r2_curves, new_figure
+from pipeline.report.figures.canvas import (
+    TEXT,
+    add_title,
+    draw_delta_curve,
+    draw_r2_curves,
+    new_figure,
+    page_width,
+    place_panels,
+)
 from pipeline.scoring import DELTA_R2, R2_GLOBAL, R2_ORACLE, Number, Plain, RunResults, Stacked
 
 __all__ = ["Amplification", "AmplificationAnswer", "draw_noise_levels"]
@@ -34,8 +42,8 @@ class AmplificationAnswer(Plain):
 
 def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -> Figure:
     """Draw R²_global, R²_oracle and ΔR² against the noise level, on covered test spectra."""
-    figure = new_figure(SLIDE[0], 6.2)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(page_width(), 6.2)
+    left, right = place_panels(figure, 2)
     levels = sorted(results.summary.levels, key=lambda level: level.noise_level)
     at, scopes = [level.noise_level for level in levels], [level.covered for level in levels]
     draw_r2_curves(left, at, scopes)

@@ -18,12 +18,14 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_interval,
     add_title,
+    is_narrow,
     new_figure,
+    page_width,
+    place_panels,
     show_empty,
     style_axes,
 )
@@ -77,11 +79,11 @@ class DesignAnswer(Plain):
 
 def draw_bin_design(results: RunResults, design: DesignAnswer | None) -> Figure:
     """Draw ΔR² of the best division against its number of experts, and the recommended division in the plane."""
-    figure = new_figure(SLIDE[0], 6.6)
+    figure = new_figure(page_width(), 6.6)
     if design is None:
         show_empty(figure.subplots(), "no bin design was asked for in this run")
         return figure
-    left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+    left, right = place_panels(figure, 2, width_ratios=(1.35, 1))
     _draw_gain(left, design, thresholds(results).continue_)
     _draw_plane(right, design, results)
     add_title(
@@ -117,7 +119,8 @@ def _draw_gain(axes: Axes, design: DesignAnswer, limit: float) -> None:
         axes.axhline(limit, color=INK, linewidth=1.2, linestyle="--", label=f"build experts, ≥ {limit:g}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=15, integer=True))
     style_axes(axes, x="number of experts", y="ΔR²", grid="y")
-    axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
+    axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.01),
+                ncols=1 if is_narrow() else 2)  # fmt: skip
 
 
 def _draw_plane(axes: Axes, design: DesignAnswer, results: RunResults) -> None:

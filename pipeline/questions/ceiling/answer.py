@@ -16,12 +16,14 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_title,
+    is_narrow,
     label_counts,
     new_figure,
+    page_width,
+    place_panels,
     style_axes,
 )
 from pipeline.scoring import Estimate, Number, Plain, RunResults
@@ -271,8 +273,8 @@ def draw_ceiling(results: RunResults, level: CeilingLevel) -> Figure:
     label = level.labels[results.summary.target]
     rows = [("all covered", label.scopes["covered"])]
     rows += [(one.label, part) for one, part in zip(results.summary.headline.bins, label.bins, strict=True)]
-    figure = new_figure(SLIDE[0], max(5.6, 2.6 + 0.5 * len(rows)))
-    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    figure = new_figure(page_width(), max(5.6, 2.6 + 0.5 * len(rows)))
+    left, right = place_panels(figure, 2, width_ratios=(1.7, 1))
     _draw_ladder(left, rows)
     _draw_growth(right, label.growth["covered"])
     add_title(
@@ -302,14 +304,17 @@ def _draw_ladder(axes: Axes, rows: Sequence[tuple[str, CeilingPart]]) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.axhline(0.5, color=MUTED, linewidth=0.8)
-    style_axes(axes, title="R² of the global model, of experts, and the ceiling", x="R²", grid="x")
+    style_axes(axes, title="R² of the global model, of experts, and the ceiling", x="R²", y="bin", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     marks = [
         axes.plot([], [], color=GLOBAL, marker="s", linestyle="none", label="global ridge")[0],
         axes.plot([], [], color=ORACLE, marker="o", linestyle="none", label="oracle experts")[0],
         Patch(color=_CEILING, alpha=0.45, label="ceiling (hatched: not converged)"),
     ]
-    axes.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, -0.1), fontsize=SMALL, frameon=False, ncols=3)
+    below, columns = (-0.15, 1) if is_narrow() else (-0.1, 3)
+    axes.legend(
+        handles=marks, loc="upper center", bbox_to_anchor=(0.5, below), ncols=columns, fontsize=SMALL, frameon=False
+    )
 
 
 def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
@@ -325,7 +330,7 @@ def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
             f"{part.effective_size:.1f}", (count, part.lower.mean), (0, -16), textcoords="offset points",
             ha="center", fontsize=SMALL, color=INK,
         )  # fmt: skip
-    style_axes(axes, title="How it closes (numbers: effective size)", x="stars in the library", grid="y")
+    style_axes(axes, title="How it closes (numbers: effective size)", x="stars in the library", y="R²", grid="y")
     axes.margins(x=0.12, y=0.2)
     label_counts(axes, counts)
     low, high = axes.get_ylim()

@@ -32,7 +32,7 @@ from pipeline.questions.ceiling.posterior import GROUPS, OTHER, OUTSIDE, OWN, TE
 from pipeline.questions.gate import ORACLE, SOFT, Evidence, RouteScore, estimate_kept, mix_predictions, score_routes
 from pipeline.questions.labels import without_oracle
 from pipeline.questions.question import Facts, Question, Reading, Trained
-from pipeline.report import Picture, Section, Show, Table, number_cell, percent_cell, symbol
+from pipeline.report import Card, Picture, Section, Show, Table, number_cell, percent_cell, symbol
 from pipeline.scoring import (
     SCOPES,
     Columns,
@@ -160,6 +160,18 @@ class Ceiling(Question[CeilingAnswer]):
         """Return the ceiling at the level that the conclusion is about."""
         answer = cls.read(results)
         return answer.at(results.summary.headline.noise_level) if answer else None
+
+    @classmethod
+    def cards(cls, results: RunResults) -> list[Card]:
+        """Return the bracket of the ceiling, for the first screen."""
+        level = cls.at_headline(results)
+        if level is None:
+            return []
+        part = level.labels[results.summary.target].scopes["covered"]
+        remark = (
+            "what any model could reach; it lies between" if part.is_converged else "not converged: wider than it is"
+        )
+        return [("Ceiling, R²", part.tell(), remark)]
 
     @classmethod
     def tables(cls, answer: CeilingAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:

@@ -21,14 +21,16 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     VERDICT_COLORS,
     add_interval,
     add_title,
+    is_narrow,
     label_counts,
     new_figure,
+    page_width,
+    place_panels,
     style_axes,
 )
 from pipeline.scoring import (
@@ -365,8 +367,8 @@ def draw_forecast(results: RunResults) -> Figure:
     answer = Forecast.read(results)
     assert answer is not None
     level = _headline(results, answer)
-    figure = new_figure(SLIDE[0], 6.4)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(page_width(), 6.4)
+    left, right = place_panels(figure, 2)
     for merit, color, name in ((R2_ORACLE, ORACLE, "oracle experts"), (R2_GLOBAL, GLOBAL, "global ridge")):
         _draw_curves(left, level, merit, color, name)
     _draw_curves(right, level, DELTA_R2, INK, "ΔR²")
@@ -382,7 +384,9 @@ def draw_forecast(results: RunResults) -> Figure:
         label_counts(axes, counts)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.34 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL, frameon=False, ncols=2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL - 2 * is_narrow(), frameon=False, ncols=2
+        )
     add_title(
         figure,
         "What drawn runs of other sizes would say",

@@ -18,14 +18,16 @@ from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
     MUTED,
-    SLIDE,
     SMALL,
     TEXT,
     add_interval,
     add_title,
     choose_ink,
     format_value,
+    is_narrow,
     new_figure,
+    page_width,
+    place_panels,
     show_empty,
     style_axes,
 )
@@ -161,6 +163,8 @@ class GateAnswer(Plain):
 
 #: Cells of a matrix beyond which their numbers would touch.
 _READABLE_CELLS = 14
+#: Shares below this would be written as 0 %.
+_SHOWN_SHARE = 0.005
 #: Features shown, of those that a gate looks at.
 _MOST_FEATURES = 20
 
@@ -168,15 +172,15 @@ _MOST_FEATURES = 20
 def draw_gate(results: RunResults, gate: GateLevel | None) -> Figure:
     """Draw R² and ρ of every way of routing, the confusion matrix, and told against found probabilities."""
     level = results.summary.headline
-    figure = new_figure(SLIDE[0], 9.4)
+    figure = new_figure(page_width(), 9.4)
     if gate is None:
         show_empty(figure.subplots(), "no gate was asked for in this run")
         return figure
-    panels = figure.subplots(2, 2, width_ratios=(1, 1.15))
-    _draw_r2(panels[0, 0], gate.covered, level.covered.r2_global.mean)
-    _draw_confusion(panels[0, 1], gate, [str(one.bin) for one in level.bins])
-    _draw_kept(panels[1, 0], gate.covered, gate.keep)
-    _draw_reliability(panels[1, 1], gate.reliability)
+    of_r2, confusion, kept, reliability = _place_four(figure)
+    _draw_r2(of_r2, gate.covered, level.covered.r2_global.mean)
+    _draw_confusion(confusion, gate, [str(one.bin) for one in level.bins])
+    _draw_kept(kept, gate.covered, gate.keep)
+    _draw_reliability(reliability, gate.reliability)
     add_title(
         figure,
         "What routing without labels keeps of the headroom",
@@ -187,22 +191,32 @@ def draw_gate(results: RunResults, gate: GateLevel | None) -> Figure:
     return figure
 
 
+def _place_four(figure: Figure) -> list[Axes]:
+    """Return four panels, two by two; in one column of a paper one below the other."""
+    if is_narrow():
+        return place_panels(figure, 4)
+    return list(figure.subplots(2, 2, width_ratios=(1, 1.15)).flat)
+
+
 def draw_gate_probabilities(results: RunResults, gate: GateLevel | None) -> Figure:
     """Draw what probabilities spectra of each bin are given, and which features a gate lives on."""
     level = results.summary.headline
     importance = gate.importance if gate is not None else {}
-    figure = new_figure(SLIDE[0], 9.4 if importance else 5.4)
+    figure = new_figure(page_width(), 9.4 if importance else 5.4)
     if gate is None:
         show_empty(figure.subplots(), "no gate was asked for in this run")
         return figure
     names = [*(str(one.bin) for one in level.bins), "outside"]
-    panels = figure.subplots(2 if importance else 1, 2, squeeze=False, width_ratios=(1.15, 1))
-    _draw_spread(panels[0, 0], np.array(gate.spread), names)
-    _draw_truth(panels[0, 1], np.array(gate.truth_quantiles), names)
-    if importance:
-        for axes in panels[1]:
-            axes.remove()
-        _draw_importance(figure.add_subplot(panels[1, 0].get_gridspec()[1, :]), importance)
+    if is_narrow():
+        spread, truth, *rest = place_panels(figure, 3 if importance else 2)
+    else:
+        grid = figure.add_gridspec(2 if importance else 1, 2, width_ratios=(1.15, 1))
+        spread, truth = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+        rest = [figure.add_subplot(grid[1, :])] if importance else []
+    _draw_spread(spread, np.array(gate.spread), names)
+    _draw_truth(truth, np.array(gate.truth_quantiles), names)
+    for axes in rest:
+        _draw_importance(axes, importance)
     add_title(
         figure,
         "How probable the gate takes each bin to be",
@@ -225,8 +239,8 @@ def draw_routes(results: RunResults) -> Figure:
 
 
 def _draw_spread(axes: Axes, spread: np.ndarray, names: list[str]) -> None:
-    axes.imshow(spread, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
-    _write_cells(axes, spread, names, np.isfinite(spread))
+    axes.imshow(np.ma.masked_less(spread, _SHOWN_SHARE), cmap=BLUES, vmin=0, vmax=1, aspect="auto")
+    _write_cells(axes, spread, names)
     style_axes(axes, title="Mean probability of each bin, by true bin", x="bin", y="true bin", grid="")
 
 
@@ -241,7 +255,8 @@ def _draw_truth(axes: Axes, quantiles: np.ndarray, names: list[str]) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    style_axes(axes, title="Probability of the true bin (dot: median; bar: half)", x="true bin", grid="y")
+    style_axes(axes, title="Probability of the true bin (dot: median; bar: half)", x="true bin",
+               y="probability", grid="y")  # fmt: skip
 
 
 def _draw_importance(axes: Axes, importance: Mapping[str, float]) -> None:
@@ -252,18 +267,22 @@ def _draw_importance(axes: Axes, importance: Mapping[str, float]) -> None:
     axes.set_xticks(places, [name.replace("_", " ") for name, _ in largest], rotation=35, ha="right")
     shown = "" if len(largest) == len(importance) else f"the {len(largest)} of {len(importance)} that matter most; "
     title = f"Features of the gate ({shown}log loss gained when a feature is shuffled)"
-    style_axes(axes, title=title, y="nats per spectrum", grid="y")
+    style_axes(axes, title=title, x="feature", y="nats per spectrum", grid="y")
 
 
-def _write_cells(axes: Axes, shares: np.ndarray, labels: list[str], is_shown: np.ndarray) -> None:
-    """Name rows and columns of a matrix, and write its shares into the cells while these can be read."""
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
+def _write_cells(axes: Axes, shares: np.ndarray, labels: list[str]) -> None:
+    """Name rows and columns of a matrix, and write its shares into the cells while these can be read.
+
+    Cells that would say 0 % are empty, and have no tint.
+    """
+    short = [label if label != "outside" else "out" for label in labels] if is_narrow() else labels
+    axes.set_xticks(range(len(labels)), short)
+    axes.set_yticks(range(len(labels)), short)
     if len(labels) > _READABLE_CELLS:
         return
-    for row, column in zip(*np.nonzero(is_shown), strict=True):
+    for row, column in zip(*np.nonzero(shares >= _SHOWN_SHARE), strict=True):
         ink, words = choose_ink(BLUES(shares[row, column])), f"{shares[row, column]:.0%}"
-        axes.text(column, row, words, ha="center", va="center", fontsize=SMALL, color=ink)
+        axes.text(column, row, words, ha="center", va="center", fontsize=SMALL - 2 * is_narrow(), color=ink)
 
 
 def _draw_r2(axes: Axes, routes: Mapping[str, RouteScore], of_global: float) -> None:
@@ -272,7 +291,7 @@ def _draw_r2(axes: Axes, routes: Mapping[str, RouteScore], of_global: float) -> 
         axes.plot([score.r2.mean], [place], color=color, marker="o", markersize=10, linestyle="none", zorder=5)
         add_interval(axes, place, score.r2, horizontal=True, color=color)
     axes.axvline(of_global, color=GLOBAL, linewidth=2.4)
-    style_axes(axes, title="R² by routing (line: global model)", x="R²", grid="x")
+    style_axes(axes, title="R² by routing (line: global model)", x="R²", y="route", grid="x")
     axes.margins(y=0.25)
     _name_routes(axes, tuple(routes))
 
@@ -292,7 +311,7 @@ def _draw_kept(axes: Axes, routes: Mapping[str, RouteScore], keep: float) -> Non
         )  # fmt: skip
     axes.axvline(keep, color=INK, linewidth=1.2, linestyle="--")
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    style_axes(axes, title=f"ρ, the share kept (dashed: asked for, ≥ {keep:g})", x="ρ", grid="x")
+    style_axes(axes, title=f"ρ, the share kept (dashed: asked for, ≥ {keep:g})", x="ρ", y="route", grid="x")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.0), max(high, keep * 1.1) + 0.3 * (high - low))  # room for the words
     _name_routes(axes, tuple(judged))
@@ -307,10 +326,10 @@ def _name_routes(axes: Axes, routes: tuple[str, ...]) -> None:
 def _draw_confusion(axes: Axes, gate: GateLevel, names: list[str]) -> None:
     counts = np.asarray(gate.confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1, aspect="auto")
-    _write_cells(axes, shares, [*names, "outside"], counts > 0)
+    axes.imshow(np.ma.masked_less(shares, _SHOWN_SHARE), cmap=BLUES, vmin=0, vmax=1, aspect="auto")
+    _write_cells(axes, shares, [*names, "outside"])
     accuracy = f"right: {gate.accuracy:.0%} of all spectra"
-    style_axes(axes, title=f"True bin and most probable one ({accuracy})", x="most probable", y="true", grid="")
+    style_axes(axes, title=f"True bin and most probable one ({accuracy})", x="most probable bin", y="true bin", grid="")
 
 
 def _draw_reliability(axes: Axes, reliability: Reliability) -> None:

@@ -12,13 +12,14 @@ from pipeline.bins import choose_prefixes
 from pipeline.questions.question import Facts, Question, Reading
 from pipeline.report import Picture, Section, Show, Table, learning_points, list_points
 from pipeline.report.figures.canvas import (
-    SLIDE,
     TEXT,
     add_title,
     draw_delta_curve,
     draw_r2_curves,
     label_counts,
     new_figure,
+    page_width,
+    place_panels,
 )
 from pipeline.scoring import Plain, RunResults, Scope, ScoredDraw, Stacked, interval_of, summarise_curve
 
@@ -32,8 +33,8 @@ def draw_learning_curve(results: RunResults) -> Figure:
 
     A point is the mean over seeds at one number of training folds; bars are the interval over seeds.
     """
-    figure = new_figure(SLIDE[0], 6.2)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(page_width(), 6.2)
+    left, right = place_panels(figure, 2)
     points = learning_points(results)
     counts = [float(point.n_train) for point in points]
     draw_r2_curves(left, counts, points)

@@ -19,14 +19,16 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     VERDICT_COLORS,
     add_interval,
     add_title,
+    is_narrow,
     label_counts,
     new_figure,
+    page_width,
+    place_panels,
     style_axes,
 )
 from pipeline.scoring import (
@@ -59,8 +61,8 @@ _STYLES = {"drawn": ("-", True), "marginal": ("--", False)}
 
 def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope]]) -> Figure:
     """Draw R²_global, R²_oracle and ΔR² of two training noises against the number of training spectra."""
-    figure = new_figure(SLIDE[0], 6.4)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(page_width(), 6.4)
+    left, right = place_panels(figure, 2)
     for name, (dashes, filled) in _STYLES.items():
         points = curves[name]
         look = {"linestyle": dashes, "linewidth": 2, "markersize": 7, "zorder": 5}
@@ -84,7 +86,9 @@ def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope
         label_counts(axes, counts)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.3 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL, frameon=False, ncols=2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL - 2 * is_narrow(), frameon=False, ncols=2
+        )
     add_title(
         figure,
         "What training on all noise at once gains",

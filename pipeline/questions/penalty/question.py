@@ -26,11 +26,12 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_title,
+    is_narrow,
     new_figure,
+    page_width,
     show_empty,
     style_axes,
 )
@@ -60,12 +61,13 @@ def draw_alpha_search(results: RunResults, paths: pd.DataFrame) -> Figure:
     level = results.summary.headline
     rows = paths[paths["noise_level"] == level.noise_level]
     names = {GLOBAL_MODEL: "Global ridge"} | {str(one.bin): one.label for one in level.bins}
-    n_rows = math.ceil((1 + len(names)) / _COLUMNS)
-    figure = new_figure(SLIDE[0], min(2.0 * n_rows + 1.9, 15.9))
+    n_columns = 2 if is_narrow() else _COLUMNS
+    n_rows = math.ceil((1 + len(names)) / n_columns)
+    figure = new_figure(page_width(), min(2.0 * n_rows + 1.9, 15.9))
     if rows.empty:
         show_empty(figure.subplots(), "no penalty was searched for in this run")
     else:
-        panels = list(figure.subplots(n_rows, _COLUMNS, sharex=True, squeeze=False).flat)
+        panels = list(figure.subplots(n_rows, n_columns, sharex=True, squeeze=False).flat)
         for axes, (model, name) in zip(panels, names.items(), strict=False):
             _draw_model(axes, rows[rows["model"] == model], name, GLOBAL if model == GLOBAL_MODEL else ORACLE)
         for axes in panels[len(names) :]:
@@ -73,7 +75,9 @@ def draw_alpha_search(results: RunResults, paths: pd.DataFrame) -> Figure:
         _label_penalties(panels, sorted(rows["alpha"].unique()))
         for number, axes in enumerate(panels[: len(names)]):
             # The panel below is the legend's or empty: the axis is labelled here.
-            axes.tick_params(labelbottom=number + _COLUMNS >= len(names))
+            is_last = number + n_columns >= len(names)
+            axes.tick_params(labelbottom=is_last)
+            axes.set_xlabel("penalty α" if is_last else "", fontsize=SMALL)
         _draw_legend(panels[len(names)])
     add_title(
         figure,

@@ -1,3 +1,5 @@
+from .canvas import FORMATS as FORMATS
+from .canvas import Medium as Medium
 from .lines import SPECTRAL_LINES as SPECTRAL_LINES
 from .lines import SpectralLine as SpectralLine
 from .lines import find_lines as find_lines
@@ -6,4 +8,6 @@ from .per_bin import draw_delta_heatmap as draw_delta_heatmap
 from .per_bin import draw_grouped_r2 as draw_grouped_r2
 from .pictures import FIGURES_FOLDER as FIGURES_FOLDER
 from .pictures import PICTURES as PICTURES
+from .pictures import name_picture as name_picture
+from .pictures import plot_picture as plot_picture
 from .pictures import render_figures as render_figures

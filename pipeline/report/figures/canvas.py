@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
-from matplotlib import colormaps, rc_context, rcdefaults
+from matplotlib import colormaps, rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, Op, PdfFile, PdfPages
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from pipeline.base import replacing
+from pipeline.errors import ConfigError
 from pipeline.report.words import thresholds
 from pipeline.scoring import BUILD, NOT_WORTH_IT, R2_GLOBAL, R2_ORACLE, UNDECIDED, Estimate, RunResults, Scope
 
 __all__ = [
     "BLUES",
     "DPI",
+    "FORMATS",
     "GLOBAL",
     "INK",
     "MUTED",
@@ -39,24 +48,33 @@ __all__ = [
     "TEXT",
     "VERDICT_COLORS",
     "WARNING",
+    "Medium",
     "add_interval",
     "add_title",
     "choose_ink",
     "draw_delta_curve",
     "draw_r2_curves",
+    "drawing_into",
     "few_ticks",
     "format_count",
     "format_counts",
     "format_value",
     "house_style",
+    "is_narrow",
     "label_counts",
     "new_figure",
+    "page_width",
+    "place_panels",
     "save_figure",
     "show_empty",
     "style_axes",
+    "typeset",
+    "typeset_figure",
 ]
 
 DPI = 150
+#: Of PNG files that are made for paper.
+PAPER_DPI = 300
 #: Inches of a 16:9 slide; at 150 dots per inch 2000 × 1125 pixels.
 SLIDE = (13.333, 7.5)
 #: Points. Nothing is smaller than SMALL.
@@ -72,7 +90,12 @@ BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.22, 1.0, 256)), name="vi
 
 
 class ShownFigure(Figure):
-    """A figure that a notebook shows by itself, though pyplot does not know it."""
+    """A figure that a notebook shows by itself, though pyplot does not know it; its words are typeset when drawn."""
+
+    def draw(self, renderer: Any) -> None:
+        """Typeset all words, then draw."""
+        typeset_figure(self)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         """Return the figure as notebooks ask for it."""
@@ -81,19 +104,170 @@ class ShownFigure(Figure):
         return buffer.getvalue()
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw with matplotlib's own settings in this block, whatever a user's ``matplotlibrc`` says.
+@dataclass(frozen=True)
+class Medium:
+    """What figures are drawn for.
 
-    Figures look the same everywhere then, and need no LaTeX (``text.usetex``).
+    Figures are laid out on a page that is wider than the medium, in the usual size of print, and then made smaller as a
+    whole. So lines, marks and letters keep their proportions.
+
+    Attributes
+    ----------
+    width
+        Inches of the finished figure; None for a slide.
+    shows_title
+        Whether title and small print stand in the figure. A paper has a caption instead.
     """
-    with rc_context():
-        rcdefaults()
+
+    width: float | None = None
+    shows_title: bool = True
+
+    @property
+    def page_width(self) -> float:
+        """Inches of the page on which a figure is laid out."""
+        return SLIDE[0] if self.width is None else min(self.width / PRINT_SCALE, SLIDE[0])
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether panels that stand side by side on a slide stand one below the other."""
+        return self.page_width < _NARROW
+
+
+#: Print of 12 points on a slide is print of 7.4 points in a paper.
+PRINT_SCALE: Final = 0.62
+_NARROW = 9.0
+#: Letters of a panel's title in one column.
+_LETTERS_OF_COLUMN = 40
+_ON_SLIDES: Final = Medium()
+_MEDIUM: ContextVar[Medium] = ContextVar("medium", default=_ON_SLIDES)
+
+
+@contextmanager
+def house_style(medium: Medium | None = None) -> Iterator[None]:
+    """Draw for a medium (a slide by default), with matplotlib's own settings, whatever ``matplotlibrc`` says.
+
+    Figures look the same everywhere then, and need no LaTeX (``text.usetex``). Vector files have their fonts in them.
+    """
+    token = _MEDIUM.set(medium or Medium())
+    try:
+        with rc_context():
+            rcdefaults()
+            rcParams.update({"pdf.fonttype": 42, "svg.hashsalt": "headroom", "mathtext.fontset": "dejavusans"})
+            yield
+    finally:
+        _MEDIUM.reset(token)
+
+
+def page_width() -> float:
+    """Return the inches that a figure of the present medium is laid out in."""
+    return _MEDIUM.get().page_width
+
+
+def is_narrow() -> bool:
+    """Tell whether the present medium is one column of a paper."""
+    return _MEDIUM.get().is_narrow
+
+
+def place_panels(figure: Figure, columns: int, **options: Any) -> list[Axes]:
+    """Return axes side by side; in one column of a paper they stand one below the other, and the figure grows."""
+    if not is_narrow():
+        return list(figure.subplots(1, columns, squeeze=False, **options).flat)
+    options.pop("width_ratios", None)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, min(height, 0.8 * width) * columns)
+    return list(figure.subplots(columns, 1, squeeze=False, **options).flat)
+
+
+#: Names that stand in plain text, and how they are typeset. The longest come first.
+_TYPESET: Final = {
+    "R²_oracle": r"$R^2_\mathrm{oracle}$",
+    "R²_global": r"$R^2_\mathrm{global}$",
+    "ΔR²": r"$\Delta R^2$",
+    "R²": r"$R^2$",
+    "T_eff": r"$T_\mathrm{eff}$",
+    "log g": r"$\log\,g$",
+    "log_g": r"$\log\,g$",
+    "M_H": "[M/H]",
+}
+_NAMES = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in _TYPESET))
+
+
+def typeset(text: str) -> str:
+    """Return text in which the names of quantities are mathematics, such as T_eff with a subscript.
+
+    Text that holds a dollar sign already is returned as it is.
+    """
+    return text if "$" in text else _NAMES.sub(lambda found: _TYPESET[found.group()], text)
+
+
+def _typeset_tick(plain: Callable[[float, int | None], str], value: float, position: int | None = None) -> str:
+    return typeset(plain(value, position))
+
+
+def typeset_figure(figure: FigureBase) -> None:
+    """Typeset every text of a figure and the labels of its ticks. Other texts may hold dollars without a meaning."""
+    for axes in figure.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [typeset(label) for label in formatter.seq]
+            elif isinstance(formatter, FuncFormatter):  # what ticks with given labels have
+                formatter.func = partial(_typeset_tick, formatter.func)
+    for text in figure.findobj(Text):
+        plain, names = text.get_text(), tuple(_TYPESET.values())
+        shown = typeset(plain)
+        if shown != plain:
+            text.set_text(shown)
+        elif "$" in plain and not any(name in plain for name in names):
+            text.set_parse_math(False)
+
+
+class OneAxes:
+    """Stands in for the figure where a figure of one panel is drawn into somebody's own axes."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+
+    def subplots(self, *panels: int, **look: Any) -> Axes:
+        """Return the axes, which serve for one panel.
+
+        Raises
+        ------
+        ConfigError
+            If more are wanted.
+        """
+        if panels or look:
+            raise ConfigError(
+                "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
+                "your own: figure.subfigures(1, 2)[0]"
+            )
+        return self.axes
+
+    def colorbar(self, *arguments: Any, **look: Any) -> Any:
+        """Return a colour bar beside the axes."""
+        return self.axes.figure.colorbar(*arguments, **look)
+
+
+#: What figures are drawn into instead of a new one.
+_TARGET: ContextVar[Figure | SubFigure | Axes | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def drawing_into(target: Figure | SubFigure | Axes | None) -> Iterator[None]:
+    """Let :func:`new_figure` return this figure, or one that consists of these axes, within the block."""
+    token = _TARGET.set(target)
+    try:
         yield
+    finally:
+        _TARGET.reset(token)
 
 
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
-    """Return an empty figure whose layout makes room for every label."""
+    """Return an empty figure whose layout makes room for every label; or that of :func:`drawing_into`."""
+    target: Any = _TARGET.get()
+    if target is not None:
+        one: Any = OneAxes(target) if isinstance(target, Axes) else target
+        return cast(Figure, one)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
     figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -101,8 +275,14 @@ def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
 
 
 def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None:
-    """Write a left-aligned, wrapped title above the axes and a line of small print below them."""
-    width = figure.get_size_inches()[0]
+    """Write a left-aligned, wrapped title above the axes and small print below them, where the medium shows them."""
+    if isinstance(figure, OneAxes):
+        if simulated:
+            figure.axes.set_title("Simulated spectra", loc="right", fontsize=SMALL, color=MUTED)
+        return
+    if not _MEDIUM.get().shows_title:
+        return
+    width = figure.bbox.width / figure.dpi if isinstance(figure, SubFigure) else figure.get_size_inches()[0]
     # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
     wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
     figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)
@@ -127,6 +307,8 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
     if title:
+        if is_narrow():
+            title = "\n".join(_wrap_evenly(line, _LETTERS_OF_COLUMN) for line in title.split("\n"))
         axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=TEXT, color=INK)
     axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)
@@ -232,13 +414,70 @@ def show_empty(axes: Axes, message: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all; the same figure gives the same bytes."""
+    """Write a figure as PNG, PDF or SVG by the ending of its name, whole or not at all, as wide as the medium.
+
+    The same figure gives the same bytes.
+    """
     buffer = io.BytesIO()
-    # ``savefig`` would draw it twice, first for the layout alone. Level 3 packs faster, for a tenth more bytes.
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+    width = _MEDIUM.get().width
+    _WRITERS[path.suffix](figure, buffer, 1.0 if width is None else width / figure.get_size_inches()[0])
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
+
+
+def _write_png(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
+    # ``savefig`` would draw it twice, first for the layout alone. Level 3 packs faster, for a tenth more bytes.
+    figure.set_dpi(DPI if scale == 1 else PAPER_DPI * scale)
+    canvas: Any = FigureCanvasAgg(figure)
+    options: dict[str, Any] = {"compress_level": 3}
+    if scale != 1:
+        options["dpi"] = (PAPER_DPI, PAPER_DPI)
+    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs=options)
+
+
+class _ScaledFile(PdfFile):
+    """A PDF file whose pages are as many times smaller as the figure is to be."""
+
+    scale = 1.0
+
+    def newPage(self, width: float, height: float) -> None:
+        """Begin a page of the finished size, and draw everything on it smaller."""
+        super().newPage(width * self.scale, height * self.scale)  # type: ignore[no-untyped-call]
+        self.output(self.scale, 0, 0, self.scale, 0, 0, Op.concat_matrix)  # type: ignore[no-untyped-call]
+
+
+class _ScaledPages(PdfPages):
+    """What ``print_pdf`` takes instead of a file name."""
+
+    def __init__(self, buffer: io.BytesIO, scale: float) -> None:
+        metadata = {"Creator": None, "Producer": None, "CreationDate": None}
+        super().__init__(buffer, metadata=metadata)
+        self._file = _ScaledFile(buffer, metadata=metadata)  # type: ignore[no-untyped-call]
+        self._file.scale = scale
+
+
+def _write_pdf(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
+    canvas: Any = FigureCanvasPdf(figure)
+    with _ScaledPages(buffer, scale) as pages:
+        canvas.print_pdf(pages)
+
+
+def _write_svg(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
+    canvas: Any = FigureCanvasSVG(figure)
+    drawn = io.StringIO()
+    canvas.print_svg(drawn, metadata={"Date": None, "Creator": None})
+
+    def shrink(found: re.Match[str]) -> str:
+        return f'{found.group(1)}="{float(found.group(2)) * scale:.6g}pt"'
+
+    # The first element alone has sizes in points; its view box keeps those of the page.
+    text = re.sub(r'\b(width|height)="([\d.]+)pt"', shrink, drawn.getvalue(), count=2)
+    buffer.write(text.encode())
+
+
+_WRITERS: Final = {".png": _write_png, ".pdf": _write_pdf, ".svg": _write_svg}
+#: Endings of files that figures can be written to.
+FORMATS: Final = tuple(suffix.removeprefix(".") for suffix in _WRITERS)
 
 
 # --- R² of both models, and ΔR², as curves along one quantity: the number of training spectra, or the noise level.

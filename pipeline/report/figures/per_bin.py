@@ -19,7 +19,6 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     add_interval,
@@ -27,7 +26,9 @@ from pipeline.report.figures.canvas import (
     choose_ink,
     format_counts,
     format_value,
+    is_narrow,
     new_figure,
+    page_width,
     style_axes,
 )
 from pipeline.report.words import bin_edges, interval_labels, quantity
@@ -57,8 +58,8 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
     row_labels, column_labels = _heatmap_labels(results)
     n_rows, n_columns = len(row_labels), len(column_labels)
     # A slide is the smallest size; more bins than fit on one get a larger figure, never smaller print.
-    wide = n_columns <= 6
-    size = (max(SLIDE[0], (1.9 if wide else 1.15) * n_columns + 3.2), max(4.6, 1.3 * n_rows + 2.6))
+    wide = n_columns <= 6 and not is_narrow()
+    size = (max(page_width(), (1.9 if wide else 1.15) * n_columns + 2.0), max(4.6, 1.3 * n_rows + 2.6))
     figure = new_figure(*size)
     axes = figure.subplots()
     largest = max([abs(view.delta_r2.mean) for view in bins if math.isfinite(view.delta_r2.mean)], default=0.0)
@@ -135,8 +136,8 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     columns to the right, on axes of their own, where no bar can reach them.
     """
     bins = results.summary.headline.bins
-    figure = new_figure(SLIDE[0], max(4.4, 0.58 * len(bins) + 2.2))
-    axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 3.6))
+    figure = new_figure(page_width(), max(4.4, 0.58 * len(bins) + 2.2))
+    axes, table = figure.subplots(1, 2, sharey=True, width_ratios=(8.0, 1.6 if is_narrow() else 3.6))
     height = 0.36
     for offset, name, color, label in (
         (-height / 2, "r2_global", GLOBAL, "Global ridge"),
@@ -150,16 +151,18 @@ def draw_grouped_r2(results: RunResults) -> Figure:
             add_interval(axes, at, estimate, horizontal=True)
     estimates_drawn = [e for v in bins for e in (v.r2_global, v.r2_oracle)]
     limit_values(axes, estimates_drawn, lowest=LOWEST_R2, highest=1.0)
-    style_axes(axes, x="R²")
+    style_axes(axes, x="R²", y="bin")
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    columns = {
-        "global": [format_value(view.r2_global.mean) for view in bins],
-        "oracle": [format_value(view.r2_oracle.mean) for view in bins],
-        "ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins],
-        "n train": format_counts([view.n_train for view in bins]),
-        "n test": format_counts([view.n_test for view in bins]),
-    }
+    columns = {"ΔR²": [format_value(view.delta_r2.mean, "+.3f") for view in bins]}
+    if not is_narrow():
+        columns = {
+            "global": [format_value(view.r2_global.mean) for view in bins],
+            "oracle": [format_value(view.r2_oracle.mean) for view in bins],
+            **columns,
+            "n train": format_counts([view.n_train for view in bins]),
+            "n test": format_counts([view.n_test for view in bins]),
+        }
     write_columns(table, columns)
     figure.legend(loc="outside upper right", ncols=2, fontsize=TEXT, frameon=False)
     level = results.summary.headline.noise_level

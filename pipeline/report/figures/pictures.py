@@ -20,6 +20,7 @@ from pipeline.report.figures.canvas import (
     TEXT,
     VERDICT_COLORS,
     WARNING,
+    Medium,
     add_interval,
     add_title,
     draw_r2_curves,
@@ -27,8 +28,10 @@ from pipeline.report.figures.canvas import (
     format_counts,
     format_value,
     house_style,
+    is_narrow,
     label_counts,
     new_figure,
+    page_width,
     save_figure,
     style_axes,
 )
@@ -57,16 +60,20 @@ from pipeline.scoring import (
     Scope,
 )
 
-__all__ = ["FIGURES_FOLDER", "PICTURES", "draw_dashboard", "render_figures"]
+__all__ = ["FIGURES_FOLDER", "PICTURES", "draw_dashboard", "name_picture", "plot_picture", "render_figures"]
 
 
 def draw_dashboard(results: RunResults) -> Figure:
     """Draw the overview: the conclusion is the title, the panels are its evidence."""
     level = results.summary.headline
     bins, scopes = level.bins, level.scopes
-    figure = new_figure(SLIDE[0], max(SLIDE[1], 0.36 * len(bins) + 2.4))
-    halves = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2))
-    left, right = halves[0]
+    height = max(SLIDE[1], 0.36 * len(bins) + 2.4)
+    if is_narrow():
+        figure = new_figure(page_width(), SLIDE[1] + 0.36 * len(bins) + 1.2)
+        left, right = figure.subfigures(2, 1, squeeze=False, height_ratios=(SLIDE[1], 0.36 * len(bins) + 1.2)).flat
+    else:
+        figure = new_figure(page_width(), height)
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.2)).flat
     models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
     per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
     _draw_models(models, scopes)
@@ -78,6 +85,8 @@ def draw_dashboard(results: RunResults) -> Figure:
         "n train": format_counts([view.n_train for view in bins]),
         "n test": format_counts([view.n_test for view in bins]),
     }
+    if is_narrow():
+        del columns["n train"]
     write_columns(table, columns)
     add_title(
         figure,
@@ -109,11 +118,12 @@ def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
             add_interval(axes, row + offset, estimate, horizontal=True)
             _write_right(axes, row + offset, estimate, ".4f")
     limit_values(axes, estimates, lowest=LOWEST_R2, highest=1.0)
-    style_axes(axes, title="Overall R²")
+    style_axes(axes, title="Overall R²", x="R²", y="test spectra")
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=SMALL, frameon=False)
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.03, 0.97), "ncols": 2}
+    axes.legend(**place, fontsize=SMALL - 2 * is_narrow(), frameon=False, handlelength=1.2, columnspacing=1.0)
 
 
 def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:
@@ -141,7 +151,7 @@ def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults, verdic
     for start, end, outcome in spans:
         axes.axvspan(start, end, color=VERDICT_COLORS[outcome], alpha=0.28, linewidth=0, zorder=0)
     words = f"not worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
-    style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, grid="")
+    style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, y="test spectra", grid="")
     axes.xaxis.label.set_fontsize(SMALL)
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), list(scopes))
@@ -156,7 +166,7 @@ def _draw_bin_gain(axes: Axes, bins: Sequence[Bin], results: RunResults) -> None
         add_interval(axes, row, view.delta_r2, horizontal=True)
     limit_values(axes, [view.delta_r2 for view in bins], lowest=LOWEST_R2, highest=1.0)
     axes.set_xlim(right=max(axes.get_xlim()[1], 1.2 * decision.continue_))  # the threshold stays in view
-    style_axes(axes, title="ΔR² per bin", x=f"ΔR² (dashed: {decision.continue_:g})")
+    style_axes(axes, title="ΔR² per bin", y="bin", x=f"ΔR² (dashed: {decision.continue_:g})")
     few_ticks(axes)
     list_bins(axes, bins)
     axes.axvline(0, color=MUTED, linewidth=0.8)
@@ -167,6 +177,7 @@ def _draw_learning(axes: Axes, results: RunResults) -> None:
     points = learning_points(results)
     counts = [float(point.n_train) for point in points]
     draw_r2_curves(axes, counts, points, legend=False)
+    axes.set_xlabel("training spectra", fontsize=TEXT)
     axes.set_title("R² against training spectra", loc="left", fontsize=TEXT, fontweight="bold")
     label_counts(axes, counts)
 
@@ -213,6 +224,35 @@ PICTURES = (
 )
 
 
+def name_picture(picture: Picture) -> str:
+    """Return what a command calls a figure, such as ``pred_vs_true``."""
+    return picture.file.removeprefix("moe_").removesuffix(".png")
+
+
+def plot_picture(results: RunResults, picture: Picture, path: Path, medium: Medium | None = None) -> Path:
+    """Draw one figure of a run and write it as PNG, PDF or SVG, by the ending of the path.
+
+    Parameters
+    ----------
+    results
+        A scored run.
+    picture
+        Which; it must have something to draw.
+    path
+        The file.
+    medium
+        Its width, and whether it has a title; a slide by default.
+
+    Raises
+    ------
+    ResourceError
+        If the file cannot be written.
+    """
+    with house_style(medium):
+        save_figure(picture.draw(results), path)
+    return path
+
+
 def render_figures(results: RunResults, pictures: Sequence[Picture] = PICTURES) -> list[tuple[Picture, Path]]:
     """Draw and write figures of a run.
 
@@ -241,7 +281,6 @@ def render_figures(results: RunResults, pictures: Sequence[Picture] = PICTURES) 
         if not picture.is_there(results):
             path.unlink(missing_ok=True)
             continue
-        with house_style():
-            save_figure(picture.draw(results), path)
+        plot_picture(results, picture, path)
         written.append((picture, path))
     return written

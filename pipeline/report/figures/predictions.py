@@ -21,7 +21,9 @@ from pipeline.report.figures.canvas import (
     WARNING,
     add_title,
     format_value,
+    is_narrow,
     new_figure,
+    page_width,
     show_empty,
     style_axes,
 )
@@ -59,10 +61,11 @@ def draw_against_truth(results: RunResults, models: Mapping[str, str], title: st
     rows = results.predictions
     rows = rows[(rows["seed"] == seed) & (rows["noise_level"] == level) & (rows["bin"] >= 0)]
     shown = {model: name for model, name in models.items() if f"y_{model}" in rows}
-    columns = 2 if len(shown) <= 2 else 3
-    height = SLIDE[1] if len(shown) <= columns else 1.35 * SLIDE[1]
-    figure = new_figure(SLIDE[0], height)
-    grid = figure.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    columns = 2 if len(shown) <= 2 or is_narrow() else 3
+    n_rows = -(-len(shown) // columns)
+    height = n_rows * 0.62 * page_width() if is_narrow() else SLIDE[1] if n_rows == 1 else 1.35 * SLIDE[1]
+    figure = new_figure(page_width(), height)
+    grid = figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[len(shown) :] if len(rows) else panels[1:]:
         axes.set_axis_off()
@@ -124,9 +127,13 @@ def _draw_panels(
             )
         )
         _draw_identity(axes, ends)
-        name, merit = f"{names[model]}{_name_seed(seed)}:", f"R² = {format_value(scores[f'r2_{model}'], '.4f')}"
-        between, beyond_words = " " if len(panels) <= 2 else "\n", f"({beyond:,} beyond the axes)" if beyond else ""
-        title = f"{name}{between}{merit}, n = {len(rows):,}\n{beyond_words}".strip()
+        merit, count = f"R² = {format_value(scores[f'r2_{model}'], '.4f')}", f"n = {len(rows):,}"
+        beyond_words = f"({beyond:,} beyond the axes)" if beyond else ""
+        if is_narrow():
+            title = f"{names[model]}:\n{merit}\n{count}\n{beyond_words}".strip()
+        else:
+            between = " " if len(panels) <= 2 else "\n"
+            title = f"{names[model]}{_name_seed(seed)}:{between}{merit}, {count}\n{beyond_words}".strip()
         style_axes(axes, title=title, grid="both")
         axes.set(xlim=ends, ylim=ends, aspect="equal")
         place = axes.get_subplotspec()

@@ -16,12 +16,14 @@ from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
     ORACLE,
-    SLIDE,
     SMALL,
     TEXT,
     WARNING,
     add_title,
+    is_narrow,
     new_figure,
+    page_width,
+    place_panels,
     show_empty,
     style_axes,
 )
@@ -40,12 +42,12 @@ def draw_sample_distribution(results: RunResults) -> Figure:
     summed over the others.
     """
     columns = list(bin_edges(results))
-    figure = new_figure(SLIDE[0], 6.6)
+    figure = new_figure(page_width(), 6.6)
     note = "Lines: edges of the bins."
     if len(columns) == 1:
         _draw_steps(figure.subplots(), results, columns[0])
     else:
-        panels = list(figure.subplots(1, 2, sharex=True, sharey=True))
+        panels = place_panels(figure, 2, sharex=True, sharey=True)
         _draw_maps(figure, panels, results)
         if len(columns) > 2:
             note += f" Summed over {', '.join(map(quantity, columns[2:]))}."
@@ -117,7 +119,10 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
         mesh = axes.pcolormesh(cuts[rightward], cuts[upward], filled, cmap=BLUES, vmin=0, vmax=most)
         _draw_edges(axes, edges[rightward], edges[upward], number=len(edges) == 2)
         style_axes(axes, title=title + _outside(results, part), x=quantity(rightward), grid="")
-    panels[0].set_ylabel(quantity(upward), fontsize=TEXT)
+    for axes in panels:
+        axes.tick_params(labelbottom=True)
+    for axes in panels if is_narrow() else panels[:1]:
+        axes.set_ylabel(quantity(upward), fontsize=TEXT)
     bar = figure.colorbar(mesh, ax=panels, fraction=0.03, pad=0.02, extend="max")
     bar.ax.tick_params(labelsize=SMALL)
     bar.set_label("spectra per cell (%)", fontsize=TEXT)

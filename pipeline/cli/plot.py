@@ -1,0 +1,88 @@
+"""``headroom plot``: the figures of a run as files for a paper or a slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.words import json_option, output_path, print_json, run_argument
+from pipeline.errors import InputError, did_you_mean
+
+__all__ = ["plot"]
+
+#: Inches of the narrowest figure whose print can be read, and of the widest.
+_NARROWEST, _WIDEST = 3.0, 20.0
+
+
+@click.command()
+@run_argument
+@click.argument("figure", required=False)
+@click.option(
+    "--format",
+    "ending",
+    type=click.Choice(["pdf", "svg", "png"]),
+    default="pdf",
+    show_default=True,
+    help="Of the file.",
+)
+@click.option(
+    "--width",
+    type=click.FloatRange(_NARROWEST, _WIDEST),
+    help="Inches; 3.5 is one column of most journals and 7 are two. A slide (13.3) by default.",
+)
+@click.option("--no-title", is_flag=True, help="Leave out title and small print, which a caption replaces.")
+@click.option("--out", type=output_path, metavar="FILE", help="RUN/figures/FIGURE.FORMAT by default.")
+@click.option("--all", "everything", is_flag=True, help="Write every figure that the run has.")
+@json_option
+def plot(
+    folder: Path,
+    figure: str | None,
+    ending: str,
+    width: float | None,
+    no_title: bool,
+    out: Path | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Write a figure of a run for a paper or a slide.
+
+    Without FIGURE the figures that the run has are listed. PDF and SVG are vectors; a PDF has its fonts in it. Figures
+    of one column are laid out anew: panels stand one below the other, and print is as large as in a caption.
+
+    \b
+    Example:
+      headroom plot runs/demo
+      headroom plot runs/demo learning_curve --format pdf --width 3.5 --no-title
+      headroom plot runs/demo --all --format svg --width 7
+    """
+    from pipeline.questions import list_pictures
+    from pipeline.report.figures import FIGURES_FOLDER, Medium, name_picture, plot_picture
+    from pipeline.scoring import read_results
+
+    results = read_results(folder)
+    pictures = {name_picture(picture): picture for picture in list_pictures() if picture.is_there(results)}
+    if figure is None and not everything:
+        if as_json:
+            print_json({name: picture.title for name, picture in pictures.items()})
+            return
+        for name, picture in pictures.items():
+            click.echo(f"{name:24} {picture.title}")
+        return
+    if everything and (figure is not None or out is not None):
+        raise InputError("--all writes every figure into RUN/figures; leave FIGURE and --out out")
+    if figure is not None and figure not in pictures:
+        raise InputError(
+            f"figure {figure!r}: run {folder} has {', '.join(pictures)}{did_you_mean(figure, tuple(pictures))}"
+        )
+    if out is not None and out.suffix and out.suffix != f".{ending}":
+        raise InputError(f"--out {out}: the ending does not fit --format {ending}; give one of both, such as .{ending}")
+    written = {}
+    for name in pictures if figure is None else (figure,):
+        path = (out or folder / FIGURES_FOLDER / name).with_suffix(f".{ending}")
+        plot_picture(results, pictures[name], path, Medium(width, not no_title))
+        written[name] = {"file": path, "says": pictures[name].describe(results)}
+        if not as_json:
+            click.echo(f"{path}: {written[name]['says']}")
+    if as_json:
+        print_json(written)

@@ -1,0 +1,75 @@
+"""Every figure of the report from Python: by name, by function, into a figure or axes of one's own."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import pipeline
+from pipeline.errors import ConfigError, InputError
+from pipeline.questions import list_pictures
+from pipeline.scoring import RunResults
+
+
+@pytest.fixture
+def figure() -> Figure:
+    figure = Figure(figsize=(12, 6))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def test_every_figure_is_a_public_function() -> None:
+    functions = {name for name in dir(pipeline) if name.startswith("draw_")} - {"draw_figure"}
+    assert len(functions) == len(list_pictures())
+    for name in functions:
+        assert "pipeline.draw_figure" in getattr(pipeline, name).__doc__
+
+
+def test_a_run_says_which_figures_it_has(small_run: RunResults) -> None:
+    names = pipeline.list_figures(small_run)
+    assert names["ablation"] == "Gain of other divisions"
+    assert "gate" not in names
+    for name in names:
+        drawn = pipeline.draw_figure(small_run, name)
+        assert drawn.axes or drawn.subfigs
+    with pytest.raises(InputError, match=r"has nothing to draw for 'gate'; it has oracle_dashboard, "):
+        pipeline.draw_gate(small_run)
+    with pytest.raises(InputError, match=r"has no figure 'ablatoin' \(did you mean 'ablation'\?\)"):
+        pipeline.draw_figure(small_run, "ablatoin")
+
+
+def test_figures_of_one_panel_go_into_axes(small_run: RunResults, figure: Figure) -> None:
+    left, right = figure.subplots(1, 2)
+    size = figure.get_size_inches().tolist()
+    assert pipeline.draw_ablation(small_run, ax=left) is figure
+    pipeline.draw_delta_heatmap(small_run.folder, ax=right)
+    assert len(left.patches) == small_run.ablation["binning"].nunique()  # type: ignore[attr-defined]
+    assert any("bin 8" in text.get_text() for text in right.texts)
+    assert left.get_title(loc="right") == "Simulated spectra"
+    assert figure.get_suptitle() == ""
+    assert figure.get_size_inches().tolist() == size
+    figure.canvas.draw()
+
+
+def test_figures_of_several_panels_go_into_a_figure(small_run: RunResults, figure: Figure) -> None:
+    left, right = figure.subfigures(1, 2)
+    assert pipeline.draw_learning_curve(small_run, figure=left) is left
+    pipeline.draw_dashboard(small_run, figure=right)
+    assert len(left.axes) == 2
+    figure.canvas.draw()
+    with pytest.raises(ConfigError, match="ax= serves for figures of one panel, and this one has several"):
+        pipeline.draw_learning_curve(small_run, ax=figure.add_subplot())
+    with pytest.raises(ConfigError, match="give ax or figure, not both"):
+        pipeline.draw_ablation(small_run, ax=figure.add_subplot(), figure=figure)
+    assert pipeline.draw_learning_curve(small_run) is not left  # an error leaves nothing behind
+
+
+def test_own_settings_of_matplotlib_hold_in_own_figures(small_run: RunResults, figure: Figure) -> None:
+    with mpl.rc_context({"axes.facecolor": "#ffeeee"}):
+        axes = figure.subplots()
+        pipeline.draw_ablation(small_run, ax=axes)
+        new = pipeline.draw_ablation(small_run)
+    assert mpl.colors.to_hex(axes.get_facecolor()) == "#ffeeee"
+    assert mpl.colors.to_hex(new.axes[0].get_facecolor()) == "#ffffff"

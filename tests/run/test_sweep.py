@@ -1,0 +1,98 @@
+"""A grid of experiments: what its points are called, what they share, and that each is the run it would be alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from commands import invoke, require_one_line
+
+from pipeline.config import ExperimentConfig
+from pipeline.errors import ConfigError, InputError
+from pipeline.run import experiment, list_open, plan_sweep, run_experiment, run_sweep
+
+
+def test_a_grid_is_every_combination_in_the_order_of_its_settings(small_config: ExperimentConfig) -> None:
+    points = plan_sweep(small_config, ["noise.levels=0.2,1e0", "seeds=[1],[1, 2]", "ridge.standardize=none"])
+    assert [point.name for point in points] == [
+        "noise.levels=0.2,seeds=1,ridge.standardize=none",
+        "noise.levels=0.2,seeds=1+2,ridge.standardize=none",
+        "noise.levels=1.0,seeds=1,ridge.standardize=none",
+        "noise.levels=1.0,seeds=1+2,ridge.standardize=none",
+    ]
+    assert [point.config.noise.levels for point in points] == [(0.2,), (0.2,), (1.0,), (1.0,)]
+    assert [point.config.seeds for point in points] == [(1,), (1, 2)] * 2
+    assert {point.config.ridge.standardize for point in points} == {"none"}
+    assert small_config.seeds == (42, 123), "the configuration itself is left alone"
+    long = plan_sweep(small_config, [f"data.stores=/{'a' * 200},/{'a' * 200}b"])
+    assert len({point.name for point in long}) == 2
+    assert all(len(point.name) < 110 and "/" not in point.name for point in long)
+
+
+@pytest.mark.parametrize(
+    ("varied", "words"),
+    [
+        (["noise.levels"], "a setting and its values"),
+        (["=1,2"], "a setting and its values"),
+        (["seeds=[1"], "not valid YAML"),
+        (["nois.levels=1,2"], "unknown setting 'nois'"),
+        (["target.a=1,2"], "target holds a value"),
+        (["seeds=1,1"], "stands twice"),
+        (["seeds=1,2", "seeds=3"], "once only"),
+        (["noise.levels=1,-1"], "noise.levels"),
+        (["bins={snr: [0, 8, 40]}", "target=log_g,M_H"], "one target"),
+        ([f"seeds={','.join(map(str, range(300)))}"], "at most 200"),
+    ],
+)
+def test_what_is_no_grid_is_refused(varied: list[str], words: str, small_config: ExperimentConfig) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_sweep(small_config, varied)
+
+
+def test_points_share_one_pass_and_are_the_runs_that_they_would_be_alone(
+    small_config: ExperimentConfig, tmp_path: Path, no_figures: None
+) -> None:
+    config = small_config.model_copy(update={"seeds": (42,)})
+    points = plan_sweep(config, ["noise.levels=0.5,1", "ridge.standardize=global,none"])
+    with mock.patch.object(experiment, "accumulate_moments", wraps=experiment.accumulate_moments) as passes:
+        folders = run_sweep(points, tmp_path / "sweep")
+    computed = [call for call in passes.call_args_list if len(call.args[1]) > 1]
+    assert len(computed) == 1, "both noise levels come from one read"
+    assert [folder.name for folder in folders] == [point.name for point in points]
+    for point, folder in zip(points[1::2], folders[1::2], strict=True):
+        metadata = json.loads((folder / "metadata.json").read_text())
+        assert metadata["folds"]["reused"] == list(range(metadata["folds"]["total"]))
+        alone = run_experiment(point.config, tmp_path / "alone" / point.name)
+        for name in ("results.csv", "per_bin_results.csv", "learning_curve.csv"):
+            assert (folder / name).read_bytes() == (alone.folder / name).read_bytes()
+    assert list_open(points, tmp_path / "sweep") == []
+    (folders[2] / "results.csv").unlink()
+    assert list_open(points, tmp_path / "sweep") == [points[2]]
+    (folders[2] / "config.yaml").unlink()
+    with pytest.raises(InputError, match="found something else"):
+        run_sweep(points, tmp_path / "sweep")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_command_ends_in_one_table_and_one_page(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", config_file, "--set", "ridge.standardize=global,none", "--out", tmp_path / "grid"]
+    code, out, _ = invoke(capsys, *command, "--dry-run")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert not (tmp_path / "grid").exists()
+    code, out, err = invoke(capsys, *command, "--quiet")
+    assert code == 0, err
+    page = (tmp_path / "grid/sweep.html").read_text()
+    for shown in (out, page):
+        assert "ridge.standardize=none" in shown
+        assert "highest R²_oracle" in shown or "is best" in shown
+    assert f"page: {tmp_path / 'grid/sweep.html'}" in out
+    code, again, err = invoke(capsys, *command)
+    assert (code, again) == (0, out)
+    assert "nothing to do" in err
+    code, _, err = invoke(capsys, "sweep", config_file, "--set", "seeds=1")
+    assert code == 2
+    require_one_line(err)
