@@ -69,6 +69,9 @@ def sweep(
     if len(points) < 2:
         raise ConfigError("--set: at least two runs are required, found one; give several values, such as a=1,2")
     folder = out if out is not None else Path("sweeps") / Path(config).stem
+    if dry_run and as_json:
+        print_json({"runs": [folder / point.name for point in points]})
+        return
     if dry_run:
         for point in points:
             click.echo(folder / point.name)

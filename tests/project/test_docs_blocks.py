@@ -1,7 +1,7 @@
 """Every block of Python and of shell commands in the documentation runs, page by page, in the order of the page.
 
-Pages with tests of their own: the README (``test_readme.py``), ``extending.md`` (``test_docs_of_the_code.py``), and the
-way through a cluster, whose job array runs on a real SLURM (``tests/slurm``).
+Pages with tests of their own: the README (``test_readme.py``), ``extending.md`` (``test_docs_of_the_code.py``),
+``python.md`` (``test_python_page.py``), and the way through a cluster, whose job array runs on a real SLURM (``tests/slurm``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.simulate import SampleSpec, write_sample
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-ELSEWHERE = {"extending.md"}
+ELSEWHERE = {"extending.md", "python.md"}
 KINDS = {"python", "sh", "yaml", "text", "mermaid"}
 #: Lines that install things, and sizes that make commands take seconds.
 LEFT_OUT = re.compile(r"^(pip|make) ")
@@ -68,10 +68,8 @@ def prepare_howto(folder: Path) -> None:
     run(folder, "runs/other")
 
 
-def prepare_python(folder: Path) -> None:
-    from pipeline import convert_shards, find_shards
-
-    convert_shards(find_shards(["train_1"], folder), folder / "train.zarr", workers=1)
+def prepare_configuration(folder: Path) -> None:
+    run(folder, "runs/my")
 
 
 def prepare_forecast(folder: Path) -> None:
@@ -110,7 +108,7 @@ def prepare_nothing(folder: Path) -> None:
 
 PREPARED: dict[str, Callable[[Path], None]] = {
     "howto.md": prepare_howto,
-    "python.md": prepare_python,
+    "configuration.md": prepare_configuration,
     "forecast.md": prepare_forecast,
     "moments.md": prepare_moments,
     "scaling.md": prepare_scaling,
