@@ -227,7 +227,7 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
         "n_workers": chosen.workers,
         "threads_per_worker": 1,
         "memory_limit": chosen.resolved_memory(),
-        "dashboard_address": "127.0.0.1:0",
+        "dashboard_address": chosen.dashboard_address,
         "worker_dashboard_address": "127.0.0.1:0",  # or Dask opens it to all
         "silence_logs": 50,
     }

@@ -103,6 +103,7 @@ Walltime = Annotated[
     # As JSON it is what may be written down, so a profile reads back what it gives.
     PlainSerializer(format_walltime, return_type=str, when_used="json"),
 ]
+Port = Annotated[int, Field(ge=1, le=65535)]
 #: A word that SLURM takes as it is: nothing that ends a line or an argument.
 Word = Annotated[str, Field(pattern=r"^[\w.,:@%+=/-]+$")]
 Lines = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
@@ -121,6 +122,8 @@ class LocalProfile(Section):
         starts at once and speaks over no network.
     threads, memory_limit
         Of each, and its bytes; the cores, and the available memory, divided by the workers by default.
+    dashboard_port
+        The port of Dask's dashboard on 127.0.0.1; any free one by default.
     """
 
     kind: Literal["local"] = "local"
@@ -128,6 +131,7 @@ class LocalProfile(Section):
     processes: bool | None = None
     threads: Count | None = None
     memory_limit: Bytes | None = None
+    dashboard_port: Port | None = None
 
     @model_validator(mode="after")
     def _require_processes_of_several(self) -> Self:
@@ -151,6 +155,11 @@ class LocalProfile(Section):
     def worker_limits(self) -> list[int]:
         """Return the memory limit of every worker in bytes, before any is started."""
         return [self.resolved_memory()] * self.workers
+
+    @property
+    def dashboard_address(self) -> str:
+        """Where the dashboard listens: on loopback, always."""
+        return f"127.0.0.1:{self.dashboard_port or 0}"
 
     def with_workers(self, workers: int) -> Self:
         """Return the profile with another number of workers."""
@@ -199,6 +208,8 @@ class SlurmProfile(Section):
         How long to wait for the first worker.
     driver
         The job that ``headroom submit`` queues.
+    dashboard_port
+        The port of Dask's dashboard on 127.0.0.1 of the driver's node; any free one by default.
     """
 
     kind: Literal["slurm"] = "slurm"
@@ -220,6 +231,7 @@ class SlurmProfile(Section):
     insecure: bool = False
     startup_timeout: Seconds = 3600
     driver: DriverJob = DriverJob()
+    dashboard_port: Port | None = None
 
     @field_validator("scratch", "python")
     @classmethod
@@ -272,6 +284,11 @@ class SlurmProfile(Section):
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum ({self.minimum}) must not exceed maximum ({self.maximum})")
         return self
+
+    @property
+    def dashboard_address(self) -> str:
+        """Where the dashboard listens: on loopback, always."""
+        return f"127.0.0.1:{self.dashboard_port or 0}"
 
     @property
     def most_workers(self) -> int:
@@ -370,6 +387,11 @@ def packaged_profiles() -> dict[str, Path]:
     """Return the profiles that come with the package, by name."""
     folder = Path(str(resources.files("cluster"))) / "profiles"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def array_script() -> str:
+    """Return the script of a job array, each of whose jobs computes a part of a run without Dask."""
+    return (resources.files("cluster") / "job_array.sh").read_text(encoding="utf-8")
 
 
 def load_profile(source: str | Path) -> Profile:

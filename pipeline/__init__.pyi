@@ -63,6 +63,7 @@ from .ridge import read_models as read_models
 from .ridge import solve_experts as solve_experts
 from .ridge import solve_ridge_path as solve_ridge_path
 from .run import Revisit as Revisit
+from .run import accumulate_part as accumulate_part
 from .run import add_spectra as add_spectra
 from .run import forecast_run as forecast_run
 from .run import plan_experiment as plan_experiment

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ConfigError",
+    "DeprecatedName",
     "HeadroomError",
     "InputError",
     "ResourceError",
@@ -49,6 +50,10 @@ class ResourceError(HeadroomError):
     """The environment cannot do the work: disk, memory or cluster (exit code 3)."""
 
     exit_code = 3
+
+
+class DeprecatedName(FutureWarning):
+    """A name still works and will not work for ever; the message says what to write instead."""
 
 
 def printable(text: str) -> str:

@@ -89,7 +89,7 @@ def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
 def known_rates(monkeypatch: pytest.MonkeyPatch) -> Rates:
     """Rates of a machine of today for ``headroom plan``, which measures them for some seconds."""
     rates = Rates(gram=50e9, solve=25e9, noise=400e6, decode=2e9, merge=1e9, store=5e9)
-    monkeypatch.setattr("pipeline.plan.measure_rates", lambda *_, store: replace(rates, store=store))
+    monkeypatch.setattr("pipeline.plan.measure_rates", lambda *_, store=5e9: replace(rates, store=store))
     return rates
 
 

@@ -128,7 +128,7 @@ def _open_cluster(profile: SlurmProfile, shared: SharedFolder) -> Iterator[JobCl
         cluster = JobCluster(
             name=job_name(shared.token),
             security=None if profile.insecure else certificates.security(),
-            scheduler_options={"dashboard_address": "127.0.0.1:0", **where},
+            scheduler_options={"dashboard_address": profile.dashboard_address, **where},
             silence_logs=50,
             **job_options(profile, paths),
         )

@@ -13,4 +13,6 @@ from .hotloop import loop_memory as loop_memory
 from .plan import AccumulationPlan as AccumulationPlan
 from .plan import plan_accumulation as plan_accumulation
 from .projection import projection_memory as projection_memory
+from .shares import Share as Share
+from .shares import SharedPass as SharedPass
 from .sharing import sharing_memory as sharing_memory

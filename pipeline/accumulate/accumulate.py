@@ -54,7 +54,7 @@ from pipeline.store import AnyStore, first_store, open_stores
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["accumulate_moments"]
+__all__ = ["Piece", "Target", "accumulate_moments", "compute_pieces", "list_targets", "plan_pieces", "plan_tasks"]
 
 #: A task takes this many times less than an even share of the remaining pieces. So tasks are long at first, which saves
 #: pauses, and single pieces at the end, so that no worker waits longer than one piece takes.
@@ -105,26 +105,43 @@ def accumulate_moments(
     ResourceError
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
-    report = progress or SilentProgress()
     draws = draws if isinstance(draws, Sequence) else [draws]
-    targets = [
-        Target(draw, Path(folder) / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws
-    ]
+    targets = list_targets(plan, draws, Path(folder), bases)
     for one in targets:
         claim_folder(one.folder, one.plan, one.draw)
     pieces = list(plan_pieces(plan, targets, draws_per_pass))
-    if pieces:
-        tasks = [_name_task(plan, task) for task in plan_tasks(plan, pieces, count_workers(client))]
-        with report.step("accumulate", sum(task.size for task in tasks)) as advance:
-            count = _PieceCount(tasks, report.count_parts)
-            for task, _ in run_tasks(client, _accumulate_pieces, tasks, "accumulating", advance, count.observe):
-                done = {Path(checkpoint).parent for piece in task.argument.pieces for checkpoint in piece.folders}
-                for one in (one for one in targets if one.folder in done):
-                    for fold in sorted({piece.partition.fold for piece in task.argument.pieces}):
-                        merge_fold(one.plan, one.folder, fold)
+    compute_pieces(plan, targets, pieces, merge_fold, progress or SilentProgress(), client)
     _merge_all(targets)
     n_folds, n_cells = len(plan.folds), plan.cells.n_cells
     return [MomentsFolder(one.folder, one.draw, n_folds, n_cells, one.plan.fold_keys) for one in targets]
+
+
+def list_targets(
+    plan: AccumulationPlan, draws: Sequence[Noise], folder: Path, bases: Mapping[Noise, str] | None
+) -> list[Target]:
+    """Return a target for every draw; see :func:`accumulate_moments`."""
+    return [Target(draw, folder / draw.name, replace(plan, basis=(bases or {}).get(draw, ""))) for draw in draws]
+
+
+def compute_pieces(
+    plan: AccumulationPlan,
+    targets: Sequence[Target],
+    pieces: Sequence[Piece],
+    merge: Callable[[AccumulationPlan, Path, int], None],
+    report: Progress,
+    client: Client | None = None,
+) -> None:
+    """Compute pieces; after each task, call ``merge`` for the folds that it has worked on."""
+    if not pieces:
+        return
+    tasks = [_name_task(plan, task) for task in plan_tasks(plan, pieces, count_workers(client))]
+    with report.step("accumulate", sum(task.size for task in tasks)) as advance:
+        count = _PieceCount(tasks, report.count_parts)
+        for task, _ in run_tasks(client, _accumulate_pieces, tasks, "accumulating", advance, count.observe):
+            done = {Path(checkpoint).parent for piece in task.argument.pieces for checkpoint in piece.folders}
+            for one in (one for one in targets if one.folder in done):
+                for fold in sorted({piece.partition.fold for piece in task.argument.pieces}):
+                    merge(one.plan, one.folder, fold)
 
 
 @dataclass(frozen=True)

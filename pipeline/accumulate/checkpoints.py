@@ -132,13 +132,15 @@ def _fold_folder(folder: Path, fold: int) -> Path:
     return folder / f"fold-{fold:03d}"
 
 
-def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise) -> None:
+def claim_folder(folder: Path, plan: AccumulationPlan, draw: Noise, *, alone: bool = True) -> None:
     """Take a folder for a plan, or refuse it if it holds moments of other settings.
 
     Moments that the plan uses get their number in the plan. Others are named by their key and kept for the moment; see
-    :func:`delete_unwanted`.
+    :func:`delete_unwanted`. Half-written moments are deleted if this process is ``alone``. Otherwise another process
+    may be writing them.
     """
-    remove_leftovers(folder)
+    if alone:
+        remove_leftovers(folder)
     key_file = folder / KEY_FILE
     facts = {
         "key": plan.settings_key,

@@ -12,6 +12,7 @@ from .files import exclusive as exclusive
 from .files import find_json as find_json
 from .files import hash_file as hash_file
 from .files import hold_file as hold_file
+from .files import is_held as is_held
 from .files import is_same_file as is_same_file
 from .files import is_sealed as is_sealed
 from .files import json_text as json_text
@@ -35,6 +36,8 @@ from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised
 from .journal import RunJournal as RunJournal
+from .logfile import LogFile as LogFile
+from .logfile import LoggedProgress as LoggedProgress
 from .machine import Workspace as Workspace
 from .machine import available_cores as available_cores
 from .machine import available_memory as available_memory

@@ -13,6 +13,7 @@ import shutil
 import stat
 import struct
 import threading
+import time
 import uuid
 import zipfile
 import zlib
@@ -41,6 +42,7 @@ __all__ = [
     "find_json",
     "hash_file",
     "hold_file",
+    "is_held",
     "is_same_file",
     "is_sealed",
     "json_text",
@@ -363,24 +365,49 @@ except ImportError:  # not a POSIX system
 
 #: How often a file is locked again that its last owner deleted just then.
 _ATTEMPTS: Final = 100
+_SECONDS_BETWEEN_TRIES: Final = 0.2
 
 
 @contextmanager
-def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+def exclusive(
+    folder: Path, what: str, name: str = ".lock", *, wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a folder for this process; the lock ends with the process, however it ends.
 
     On a file system without locks nothing is held, and the user has to know. Locks of other names are other locks.
 
+    Parameters
+    ----------
+    folder
+        The folder.
+    what
+        What is being written to it, for messages.
+    name
+        The name of the lock.
+    wait
+        Told once that another process holds the folder. Then this one waits for its turn, without a limit. By default
+        it does not wait.
+
     Raises
     ------
     InputError
-        If another process holds it, or the name belongs to something else than a lock.
+        If another process holds it and this one does not wait, or the name belongs to something else than a lock.
     """
     lock = folder / name
-    try:
-        stream = hold_file(lock)
-    except BlockingIOError:
-        raise InputError(f"another process is writing {what} {folder}; wait for it, or choose another --out") from None
+    is_told = False
+    while True:
+        try:
+            stream = hold_file(lock)
+            break
+        except BlockingIOError:
+            if wait is None:
+                raise InputError(
+                    f"another process is writing {what} {folder}; wait for it, or choose another --out"
+                ) from None
+        if not is_told:
+            wait(f"another process is writing {what} {folder}; this one waits for it")
+            is_told = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
     with stream:
         try:
             yield
@@ -388,6 +415,19 @@ def exclusive(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
             if is_same_file(stream, lock):
                 with suppress(OSError):
                     lock.unlink()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a file that is a lock; a lock that nobody holds is deleted."""
+    if not path.exists():
+        return False
+    try:
+        with hold_file(path) as stream:
+            if is_same_file(stream, path):
+                path.unlink(missing_ok=True)
+        return False
+    except BlockingIOError:
+        return True
 
 
 def hold_file(path: Path, *, make_folder: bool = False) -> IO[bytes]:

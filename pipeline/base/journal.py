@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from pipeline.base.files import exclusive, open_own, replacing
+from pipeline.base.logfile import RUN_LOG, LogFile, LoggedProgress
 from pipeline.base.progress import Advance, Progress
 from pipeline.base.status import (
     STATUS_FILE,
@@ -51,7 +52,7 @@ class Workers(Protocol):
 
 
 class RunJournal:
-    """Keeps ``status.json`` while its context lasts.
+    """Keeps ``status.json`` and ``run.log`` while its context lasts.
 
     How the context is left is how the run ended: without an exception it is finished, with Ctrl-C or
     :class:`pipeline.base.interrupts.Terminated` interrupted, with any other failed, and the file says why.
@@ -86,6 +87,7 @@ class RunJournal:
         self._driver: Driver | None = None  # None where there is no file to write
         self._started = datetime.now(UTC)
         self._attempts: tuple[Attempt, ...] = ()
+        self._log = LogFile(self.folder / RUN_LOG)
 
     def __enter__(self) -> Self:
         try:
@@ -98,6 +100,7 @@ class RunJournal:
         self._driver = Driver.of_this_process(os.environ.get("SLURM_JOB_ID"))
         self._is_open = True
         self._write()
+        self._log.say(f"begun by process {self._driver.pid} on {self._driver.host}: {self._command}")
         self._thread = threading.Thread(target=self._keep_writing, name="journal", daemon=True)
         self._thread.start()
         return self
@@ -120,7 +123,7 @@ class RunJournal:
 
     def progress(self, shown: Progress) -> JournalProgress:
         """Return a progress that tells the journal what it tells ``shown``."""
-        return JournalProgress(shown, self)
+        return JournalProgress(LoggedProgress(shown, self._log), self)
 
     @contextmanager
     def attend(self, client: Workers, dashboard: str | None = None, tunnel: str | None = None) -> Iterator[None]:
@@ -194,12 +197,14 @@ class RunJournal:
             self._state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._facts["error"] = _describe(error)
         self._write()
+        self._log.say(self._state if error is None else f"{self._state}: {_describe(error)}")
 
     def _leave_nothing(self) -> None:
         # A mistake that was told before anything was made: there is no run to speak of.
         with suppress(OSError):
-            if {path.name for path in self.folder.iterdir()} <= {STATUS_FILE}:
-                (self.folder / STATUS_FILE).unlink(missing_ok=True)
+            if {path.name for path in self.folder.iterdir()} <= {STATUS_FILE, RUN_LOG}:
+                for name in (STATUS_FILE, RUN_LOG):
+                    (self.folder / name).unlink(missing_ok=True)
                 self.folder.rmdir()
 
     def _write(self) -> None:

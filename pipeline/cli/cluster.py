@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, RunJournal
+from pipeline.cli.words import json_option, print_json
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.config import ExperimentConfig
     from pipeline.plan import ExperimentPlan
 
-__all__ = ["ClusterChoice", "cluster", "cluster_options", "connected", "size_options"]
+__all__ = ["ClusterChoice", "alone", "cluster", "cluster_options", "connected", "size_options"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class ClusterChoice:
         Number of workers, instead of the profile's.
     minimum, maximum
         Bounds of an adaptive cluster, instead of the profile's number.
+    port
+        Where the dashboard listens, instead of the profile's ``dashboard_port``.
     """
 
     name: str | None = None
     workers: int | None = None
     minimum: int | None = None
     maximum: int | None = None
+    port: int | None = None
 
     def profile(self, configured: str | None = None) -> Profile:
         """Return the chosen profile, with the options applied to it.
@@ -60,6 +64,10 @@ class ClusterChoice:
         from cluster import AddressProfile, SlurmProfile, load_profile
 
         profile = load_profile(self.source(configured))
+        if self.port is not None:
+            if isinstance(profile, AddressProfile):
+                raise ConfigError("--dashboard-port: a scheduler that runs already has its dashboard; leave it out")
+            profile = profile.model_copy(update={"dashboard_port": self.port})
         if self.workers is not None:
             if self.minimum is not None or self.maximum is not None:
                 raise ConfigError("--workers is a fixed number, --min and --max are bounds; give one or the others")
@@ -81,6 +89,7 @@ class ClusterChoice:
     def words(self) -> str:
         """Return the options as they were given, to record the command with them."""
         given = {"cluster": self.name, "workers": self.workers, "min": self.minimum, "max": self.maximum}
+        given |= {"dashboard-port": self.port}
         return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
 
     def checked_profile(self, config: ExperimentConfig, folder: Path) -> Profile:
@@ -144,15 +153,27 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--cluster``, ``--workers``, ``--min`` and ``--max``; the command gets them as ``choice``."""
+    """Add ``--cluster``, the number of workers and ``--dashboard-port``; the command gets them as ``choice``."""
 
     @click.option("--cluster", "name", metavar="PROFILE", help="Cluster profile: a name or a file; local by default.")
     @size_options
+    @click.option(
+        "--dashboard-port",
+        "port",
+        type=click.IntRange(1, 65535),
+        help="Port of Dask's dashboard on 127.0.0.1; any free one by default.",
+    )
     @functools.wraps(command)
     def chosen(
-        *arguments: Any, name: str | None, workers: int | None, minimum: int | None, maximum: int | None, **options: Any
+        *arguments: Any,
+        name: str | None,
+        workers: int | None,
+        minimum: int | None,
+        maximum: int | None,
+        port: int | None,
+        **options: Any,
     ) -> Any:
-        return command(*arguments, choice=ClusterChoice(name, workers, minimum, maximum), **options)
+        return command(*arguments, choice=ClusterChoice(name, workers, minimum, maximum, port), **options)
 
     return chosen
 
@@ -175,6 +196,13 @@ def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Pro
             yield client
 
 
+@contextmanager
+def alone(journal: RunJournal) -> Iterator[None]:
+    """Yield no client: this process computes alone, and nothing listens on any port."""
+    journal.enter("running")
+    yield None
+
+
 @click.group()
 def cluster() -> None:
     """List cluster profiles and show their job scripts.
@@ -188,7 +216,8 @@ def cluster() -> None:
 
 
 @cluster.command("list")
-def list_profiles() -> None:
+@json_option
+def list_profiles(as_json: bool) -> None:
     """List the profiles that come with the package, and their files.
 
     Copy one of these files and change it for your site.
@@ -199,14 +228,19 @@ def list_profiles() -> None:
     """
     from cluster import load_profile, packaged_profiles
 
-    for name, path in packaged_profiles().items():
+    packaged = packaged_profiles()
+    if as_json:
+        print_json({name: {"file": path, "says": _describe(load_profile(name))} for name, path in packaged.items()})
+        return
+    for name, path in packaged.items():
         click.echo(f"{name:8} {_describe(load_profile(name))}\n{'':8} {path}")
 
 
 @cluster.command("show")
 @click.argument("profile", metavar="PROFILE")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of workers, instead of the profile's.")
-def show(profile: str, workers: int | None) -> None:
+@json_option
+def show(profile: str, workers: int | None, as_json: bool) -> None:
     """Show a profile and, for batch jobs, the script of one job.
 
     Nothing is submitted. The scheduler's address and the folder of certificates exist only during a run, so the script
@@ -218,12 +252,33 @@ def show(profile: str, workers: int | None) -> None:
     """
     from cluster import SlurmProfile
 
-    chosen = ClusterChoice(profile, workers).profile()
-    click.echo(f"# {profile}: {_describe(chosen)}")
+    chosen, script = ClusterChoice(profile, workers).profile(), None
     if isinstance(chosen, SlurmProfile):
         from cluster.slurm import render_job_script
 
-        click.echo(render_job_script(chosen), nl=False)
+        script = render_job_script(chosen)
+    if as_json:
+        print_json({"profile": chosen.model_dump(mode="json"), "says": _describe(chosen), "script": script})
+        return
+    click.echo(f"# {profile}: {_describe(chosen)}")
+    if script is not None:
+        click.echo(script, nl=False)
+
+
+@cluster.command("array")
+@json_option
+def show_array(as_json: bool) -> None:
+    """Print the script of a job array, for clusters whose nodes may not open ports.
+
+    Each job of the array runs `headroom accumulate`. Change time, memory and cores in the script for your site.
+
+    \b
+    Example:
+      headroom cluster array > job_array.sh
+    """
+    from cluster.profiles import array_script
+
+    print_json({"script": array_script()}) if as_json else click.echo(array_script(), nl=False)
 
 
 def _describe(profile: Profile) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.words import output_path, run_argument
+from pipeline.cli.words import json_option, output_path, print_json, run_argument
 from pipeline.errors import InputError, did_you_mean
 
 __all__ = ["plot"]
@@ -34,6 +34,7 @@ _NARROWEST, _WIDEST = 3.0, 20.0
 @click.option("--no-title", is_flag=True, help="Leave out title and small print, which a caption replaces.")
 @click.option("--out", type=output_path, metavar="FILE", help="RUN/figures/FIGURE.FORMAT by default.")
 @click.option("--all", "everything", is_flag=True, help="Write every figure that the run has.")
+@json_option
 def plot(
     folder: Path,
     figure: str | None,
@@ -42,6 +43,7 @@ def plot(
     no_title: bool,
     out: Path | None,
     everything: bool,
+    as_json: bool,
 ) -> None:
     """Write a figure of a run for a paper or a slide.
 
@@ -61,6 +63,9 @@ def plot(
     results = read_results(folder)
     pictures = {name_picture(picture): picture for picture in list_pictures() if picture.is_there(results)}
     if figure is None and not everything:
+        if as_json:
+            print_json({name: picture.title for name, picture in pictures.items()})
+            return
         for name, picture in pictures.items():
             click.echo(f"{name:24} {picture.title}")
         return
@@ -72,7 +77,12 @@ def plot(
         )
     if out is not None and out.suffix and out.suffix != f".{ending}":
         raise InputError(f"--out {out}: the ending does not fit --format {ending}; give one of both, such as .{ending}")
+    written = {}
     for name in pictures if figure is None else (figure,):
-        path = out or folder / FIGURES_FOLDER / f"{name}.{ending}"
-        plot_picture(results, pictures[name], path.with_suffix(f".{ending}"), Medium(width, not no_title))
-        click.echo(f"{path.with_suffix(f'.{ending}')}: {pictures[name].describe(results)}")
+        path = (out or folder / FIGURES_FOLDER / name).with_suffix(f".{ending}")
+        plot_picture(results, pictures[name], path, Medium(width, not no_title))
+        written[name] = {"file": path, "says": pictures[name].describe(results)}
+        if not as_json:
+            click.echo(f"{path}: {written[name]['says']}")
+    if as_json:
+        print_json(written)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, choose_progress
-from pipeline.cli.words import external_option, json_option, output_path, quiet_option, run_argument
+from pipeline.cli.words import external_option, json_option, output_path, print_json, quiet_option, run_argument
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -169,8 +169,9 @@ def _plain(summary: PredictSummary) -> dict[str, object]:
     help="A spectrum is out of domain if it lies farther from the mean than this share of the training spectra.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing model.")
+@json_option
 @quiet_option
-def export(folder: Path, model: Path, quiet: bool, **options: Any) -> None:
+def export(folder: Path, model: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write the models of a finished run to a folder.
 
     The folder MODEL needs neither the run nor its spectra. It holds the global model, the experts and the gate of one
@@ -185,6 +186,10 @@ def export(folder: Path, model: Path, quiet: bool, **options: Any) -> None:
     from pipeline.predict import export_model
 
     made = export_model(folder, model, progress=choose_progress(quiet=quiet), **options)
+    if as_json:
+        facts = {"labels": made.labels, "pixels": len(made.wavelength), "experts": made.n_experts}
+        print_json({"model": model, **facts, "gate": made.gate is not None, "card": model / "README.md"})
+        return
     gate = "a gate" if made.gate is not None else "no gate"
     click.echo(
         f"{model}: {', '.join(made.labels)} from {len(made.wavelength):,} pixels, {made.n_experts} experts, {gate}; "

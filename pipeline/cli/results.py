@@ -36,7 +36,8 @@ __all__ = ["add", "compare", "forecast", "moments", "remove", "report"]
 
 @click.command()
 @run_argument
-def report(folder: Path) -> None:
+@json_option
+def report(folder: Path, as_json: bool) -> None:
     """Draw the figures and write the report of a run again.
 
     Only the saved results of RUN are read.
@@ -47,8 +48,11 @@ def report(folder: Path) -> None:
     """
     from pipeline.run import render_run
 
-    _, page = render_run(folder)
-    click.echo(f"report: {page}")
+    text, page = render_run(folder)
+    if as_json:
+        print_json({"run": folder, "report": page, "text": text})
+    else:
+        click.echo(f"report: {page}")
 
 
 @click.command()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import NumberedProgress, RunJournal, choose_progress
-from pipeline.cli.cluster import ClusterChoice, cluster_options, connected, size_options
+from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
 from pipeline.cli.words import (
+    config_argument,
     join_summary,
     json_option,
     output_path,
@@ -30,22 +31,30 @@ from pipeline.errors import ConfigError, HeadroomError, ResourceError
 if TYPE_CHECKING:
     from cluster import SlurmProfile
     from pipeline.config import ExperimentConfig
-if TYPE_CHECKING:
     from pipeline.plan import ExperimentPlan, Rates, RunTime, Scaling
 
-__all__ = ["plan", "run", "run_folder", "submit"]
+__all__ = ["accumulate", "plan", "run", "run_folder", "submit"]
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @click.option(
     "--dashboard", is_flag=True, help="Open Dask's dashboard in a browser; it stays open until you press a key."
 )
 @cluster_options
+@click.option("--no-dask", is_flag=True, help="Compute in this process alone, where nothing may listen on a port.")
 @quiet_option
 @json_option
-def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
+def run(
+    config: str,
+    out: Path | None,
+    dashboard: bool,
+    choice: ClusterChoice,
+    no_dask: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     """Run an experiment, from shards to a report.
 
     The steps are: convert shards to stores (if needed), sum the moments of the training spectra, solve the models,
@@ -66,12 +75,16 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
 
     require_own_folder(folder, experiment)
     shown = choose_progress(quiet=quiet)
-    profile = choice.checked_profile(experiment, folder)
-    command = f"headroom run {config} --out {folder}{choice.words()}"
+    if no_dask and (dashboard or choice != ClusterChoice()):
+        raise ConfigError(
+            "--no-dask: this process computes alone then, without workers and a dashboard; leave the other options out"
+        )
+    profile = None if no_dask else choice.checked_profile(experiment, folder)
+    command = f"headroom run {config} --out {folder}{choice.words()}{' --no-dask' if no_dask else ''}"
     with RunJournal(folder, command) as journal:
         progress = NumberedProgress(journal.progress(shown))
-        with connected(journal, profile, folder, progress) as client:
-            if dashboard or not quiet:
+        with connected(journal, profile, folder, progress) if profile else alone(journal) as client:
+            if client is not None and (dashboard or not quiet):
                 say = partial(click.echo, err=as_json) if quiet else shown.note
                 announce(client, say, browser=dashboard)
             results = run_experiment(experiment, folder, client=client, progress=progress, command=command)
@@ -90,6 +103,40 @@ def run(config: str, out: Path | None, dashboard: bool, choice: ClusterChoice, q
             return
         print_table(results, experiment)
         click.echo(f"report: {page}")
+
+
+@click.command()
+@config_argument
+@click.option("--part", type=click.IntRange(min=1), required=True, metavar="K", help="Number of this part, from 1.")
+@click.option("--of", "parts", type=click.IntRange(min=1), required=True, metavar="N", help="Number of all parts.")
+@click.option("--out", type=output_path, help="Run folder, the same for all parts; runs/NAME by default.")
+@quiet_option
+@json_option
+def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool, as_json: bool) -> None:
+    """Compute one part of a run, as one job of a job array.
+
+    This is for clusters whose nodes may not open ports: it needs neither Dask nor a network. Every part sums its
+    share of the training spectra. Parts may run at the same time, in any order, and again after they were
+    killed. Then `headroom run` with the same --out merges what is there, computes what is missing, and scores. The
+    results are the same, bit for bit, as without parts.
+
+    \b
+    Example:
+      headroom accumulate my.yaml --part 1 --of 2 --out runs/parts
+      headroom accumulate my.yaml --part 2 --of 2 --out runs/parts
+      headroom run my.yaml --out runs/parts --no-dask
+    """
+    from pipeline.run import accumulate_part
+
+    experiment = load_config(config)
+    folder = run_folder(config, out)
+    done = accumulate_part(experiment, folder, part, parts, progress=choose_progress(quiet=quiet))
+    if as_json:
+        print_json({"run": folder, "part": part, "of": parts, **asdict(done)})
+        return
+    click.echo(
+        f"part {part} of {parts}: {done.computed} of its {done.partitions} pieces were missing, and are there now"
+    )
 
 
 def _tell_standing(
@@ -121,11 +168,12 @@ def run_folder(config: str, out: Path | None) -> Path:
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option("--profile", metavar="PROFILE", help="Cluster profile of kind slurm: a name or a file.")
 @click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @size_options
 @click.option("--dry-run", is_flag=True, help="Check the plan and print the batch script; submit nothing.")
+@json_option
 def submit(
     config: str,
     profile: str | None,
@@ -134,6 +182,7 @@ def submit(
     minimum: int | None,
     maximum: int | None,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Submit a run as a SLURM batch job.
 
@@ -169,9 +218,13 @@ def submit(
     for option, value in (("cluster", choice.name), ("workers", workers), ("min", minimum), ("max", maximum)):
         arguments += [f"--{option}", str(value)] if value is not None else []
     if dry_run:
-        click.echo(render_driver_script(chosen, arguments, folder), nl=False)
+        script = render_driver_script(chosen, arguments, folder)
+        print_json({"run": folder, "script": script}) if as_json else click.echo(script, nl=False)
         return
     job = submit_driver(chosen, source, arguments, folder)
+    if as_json:
+        print_json({"run": folder, "job": job, "log": folder / "driver.log"})
+        return
     click.echo(f"job {job} is queued; it runs the experiment, in {folder}")
     click.echo(f"where it stands:  headroom status {folder} --watch")
     click.echo(f"what it prints:   {folder / 'driver.log'}")

@@ -127,7 +127,8 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 @click.argument("paths", metavar="SPECTRA...", nargs=-1, required=True)
 @click.option("--test", multiple=True, metavar="SPECTRA", help="The test spectra; repeatable.")
 @quiet_option
-def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool) -> None:
+@json_option
+def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Write a first configuration for your spectra, with comments.
 
     SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Headers
@@ -143,6 +144,9 @@ def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool) -> None:
     from pipeline.run import propose_config
 
     text, guesses = propose_config(list(paths), list(test) or None)
+    if as_json:
+        print_json({"configuration": text, "guesses": [printable(guess) for guess in guesses]})
+        return
     click.echo(text, nl=False)
     for guess in () if quiet else guesses:
         click.echo(f"note: {printable(guess)}", err=True)

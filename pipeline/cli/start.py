@@ -25,11 +25,12 @@ import tempfile
 import threading
 import traceback
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
 from pipeline.base import Terminated, terminations_raised
-from pipeline.errors import HeadroomError, ResourceError, printable
+from pipeline.errors import DeprecatedName, HeadroomError, ResourceError, printable
 
 __all__ = ["main"]
 
@@ -85,8 +86,25 @@ def _call(arguments: Sequence[str] | None, signals: Sequence[signal.Signals] = (
     with _exit_codes():
         from pipeline.cli.app import cli
 
-        with _default_handlers(signals), terminations_raised():
+        with _default_handlers(signals), terminations_raised(), _deprecations_told():
             cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+
+
+@contextlib.contextmanager
+def _deprecations_told() -> Iterator[None]:
+    """Tell of deprecated names in one line each, without the line of code that used them."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, DeprecatedName):
+            print(f"headroom: note: {printable(str(message))}", file=sys.stderr)
+        else:
+            before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        warnings.simplefilter("always", DeprecatedName)
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -21,11 +21,12 @@ from pipeline.base import (
     SubmittedRun,
     Terminated,
     find_death,
+    read_file,
     read_status,
     read_submission,
 )
 from pipeline.cli.words import run_argument
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 
 __all__ = ["RunView", "status", "view_run"]
 
@@ -145,6 +146,8 @@ class RunView:
             facts.append(
                 ("submitted", f"{_clock(self.submitted.submission.submitted)} as job {', '.join(jobs)}{again}")
             )
+        if parts := _list_parts(self.folder):
+            facts.append(("parts", "\n".join(parts)))
         if self.has_results:
             which = "" if self.state == "finished" else " (of an earlier run: they stand until new ones are whole)"
             facts.append(("results", f"{self.folder / 'report.html'}{which}"))
@@ -201,6 +204,18 @@ class RunView:
         if self.state == "died":
             again = f"it was killed, or its machine stopped or ran out of memory; {again}"
         return again
+
+
+def _list_parts(folder: Path) -> list[str]:
+    """Return the last line of the log of every part that ``headroom accumulate`` has begun."""
+    lines = []
+    for log in sorted((folder / "parts").glob("part-*-of-*.log"), key=lambda log: (len(log.name), log.name)):
+        try:
+            said = read_file(log).decode("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        lines.append(printable(f"{log.stem}: {said[-1] if said else 'begun'} (UTC)"))
+    return lines
 
 
 def view_run(folder: Path) -> RunView:

@@ -11,7 +11,7 @@ import click
 from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
 from pipeline.cli.results import print_comparison
-from pipeline.cli.words import json_option, output_path, print_json, quiet_option
+from pipeline.cli.words import config_argument, json_option, output_path, print_json, quiet_option
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 
@@ -24,7 +24,7 @@ _PAGE = "sweep.html"
 
 
 @click.command()
-@click.argument("config")
+@config_argument
 @click.option(
     "--set",
     "varied",
@@ -69,6 +69,9 @@ def sweep(
     if len(points) < 2:
         raise ConfigError("--set: at least two runs are required, found one; give several values, such as a=1,2")
     folder = out if out is not None else Path("sweeps") / Path(config).stem
+    if dry_run and as_json:
+        print_json({"runs": [folder / point.name for point in points]})
+        return
     if dry_run:
         for point in points:
             click.echo(folder / point.name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.base import json_text
 from pipeline.config import ExperimentConfig
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
 __all__ = [
+    "config_argument",
     "external_option",
+    "hint_option",
+    "is_quiet",
     "join_summary",
     "json_option",
     "output_path",
@@ -43,7 +47,44 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 external_option = click.option(
     "--allow-external", is_flag=True, help="Read what shards have in other files, by HDF5 external links or storage."
 )
-quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+
+
+_QUIET = "headroom.quiet"
+
+
+def _keep_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    context.find_root().meta[_QUIET] = value
+    return value
+
+
+def is_quiet(context: click.Context) -> bool:
+    """Whether the command that has run was told to be quiet, or to print JSON."""
+    return bool(context.find_root().meta.get(_QUIET))
+
+
+quiet_option = click.option(
+    "--quiet", is_flag=True, callback=_keep_quiet, help="Show no progress, and no hint of what to do next."
+)
+#: The same for commands that show no progress anyway.
+hint_option = click.option(
+    "--quiet", is_flag=True, callback=_keep_quiet, expose_value=False, help="Give no hint of what to do next."
+)
+
+
+class _ConfigName(click.types.StringParamType):
+    """A YAML file, or the name of a packaged configuration, which the shell can complete."""
+
+    name = "configuration"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return what may follow: packaged names that begin so, and files."""
+        from pipeline.config import packaged_configs
+
+        names = [CompletionItem(name) for name in packaged_configs() if name.startswith(incomplete)]
+        return [*names, CompletionItem(incomplete, type="file")]
+
+
+config_argument = click.argument("config", type=_ConfigName())
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 

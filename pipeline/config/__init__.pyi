@@ -1,6 +1,7 @@
 from .files import ConfigSource as ConfigSource
 from .files import describe_findings as describe_findings
 from .files import load_config as load_config
+from .files import packaged_configs as packaged_configs
 from .files import parse_yaml as parse_yaml
 from .files import read_yaml as read_yaml
 from .files import schema_file as schema_file

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, Final, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.base import read_file
 from pipeline.config.settings import ExperimentConfig, Section
-from pipeline.errors import ConfigError, did_you_mean
+from pipeline.errors import ConfigError, DeprecatedName, did_you_mean
 
 __all__ = [
     "ConfigSource",
@@ -97,6 +98,7 @@ def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None
         raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
     # Relative paths of a packaged file belong to the caller's folder, because no spectra lie beside that file.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
+    content = _without_deprecated(content, path)
     return _validate(content, f"configuration {path}", base, variables)
 
 
@@ -144,6 +146,23 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(one) for one in value] if isinstance(value, list | tuple | range) else value
+
+
+#: Settings of earlier versions, by section and name, and what to do about them.
+DEPRECATED_SETTINGS: Final = {
+    ("compute", "block_rows"): "it has no effect; leave it out (`compute.run_rows` is what memory depends on)",
+}
+
+
+def _without_deprecated(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the settings without those of earlier versions, and warn of each."""
+    for (section, name), remedy in DEPRECATED_SETTINGS.items():
+        own = content.get(section)
+        if isinstance(own, dict) and name in own:
+            message = f"configuration {path}: {section}.{name} is deprecated: {remedy}"
+            warnings.warn(DeprecatedName(message), stacklevel=3)
+            content = {**content, section: {key: value for key, value in own.items() if key != name}}
+    return content
 
 
 def read_yaml(path: Path, what: str) -> Any:

@@ -9,6 +9,9 @@ from .experiment import run_experiment as run_experiment
 from .folder import CONFIG_FILE as CONFIG_FILE
 from .folder import require_own_folder as require_own_folder
 from .folder import writable_folder as writable_folder
+from .parts import PARTS_FOLDER as PARTS_FOLDER
+from .parts import FinishedPart as FinishedPart
+from .parts import accumulate_part as accumulate_part
 from .proposal import propose_config as propose_config
 from .revisit import Revisit as Revisit
 from .revisit import ask_forecast as ask_forecast

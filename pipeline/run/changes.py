@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import PathLike, Progress, SilentProgress, exclusive, list_paths
+from pipeline.base import PathLike, Progress, SilentProgress, list_paths
 from pipeline.config import ExperimentConfig, load_config, with_absolute_paths
 from pipeline.convert import find_sources
 from pipeline.errors import InputError
 from pipeline.run.experiment import limits_of_workers, plan_experiment, run_experiment
-from pipeline.run.folder import CONFIG_FILE
+from pipeline.run.folder import CONFIG_FILE, whole_run_folder
 from pipeline.run.spectra import SetHeader, SpectraSets, check_addition, fix_edges, open_or_convert
 from pipeline.scoring import RunResults, read_results
 from pipeline.store import find_left_out, find_stores, match_shards, open_stores, select_shards
@@ -149,7 +149,7 @@ def _change_run(
     command: str | None,
 ) -> RunResults:
     earlier = read_results(folder)  # before anything is written: it may be no run folder
-    with exclusive(folder, "the run folder"):
+    with whole_run_folder(folder):
         finished = _read_config(earlier)
         wanted = with_absolute_paths(load_config(folder / CONFIG_FILE))
         finished = finished.model_copy(update={"cluster": wanted.cluster})  # no results depend on it, so none name it

@@ -28,7 +28,6 @@ from pipeline.base import (
     available_memory,
     count_workers,
     describe_environment,
-    exclusive,
     peak_memory,
     recorded,
     workers_limits,
@@ -38,8 +37,8 @@ from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_c
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
-from pipeline.questions import QUESTIONS, Facts, Trained, Truth, list_needs, list_pictures
-from pipeline.run.folder import Run, open_run, require_own_folder, save_config, writable_folder
+from pipeline.questions import QUESTIONS, Facts, Question, Trained, Truth, list_needs, list_pictures
+from pipeline.run.folder import Run, open_run, require_own_folder, save_config, whole_run_folder, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
 from pipeline.run.spectra import (
     SetHeader,
@@ -59,11 +58,14 @@ from pipeline.store import find_kept, find_left_out
 if TYPE_CHECKING:
     from distributed import Client
 
-
 __all__ = [
     "limits_of_workers",
+    "list_noises",
     "list_remarks",
+    "plan_dense",
     "plan_experiment",
+    "plan_with_headers",
+    "prepare_pass",
     "render_run",
     "run_demo",
     "run_experiment",
@@ -84,15 +86,16 @@ def plan_experiment(
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
     settings = load_config(config)
-    return _plan(settings, read_headers(settings), worker_limits, worker_threads)
+    return plan_with_headers(settings, read_headers(settings), worker_limits, worker_threads)
 
 
-def _plan(
+def plan_with_headers(
     config: ExperimentConfig,
     headers: Iterable[SetHeader],
     worker_limits: Sequence[int] | None,
     worker_threads: int | None,
 ) -> ExperimentPlan:
+    """Do as :func:`plan_experiment`, with headers that were read already."""
     train, test = headers
     check_headers(train, test, config)
     plan = plan_run(
@@ -188,9 +191,9 @@ def _opened(
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))
-    plan = _plan(config, headers, limits, threads)
+    plan = plan_with_headers(config, headers, limits, threads)
     plan.require_fit(out, Path(config.data.stores))
-    with writable_folder(out), exclusive(out, "the run folder"):
+    with writable_folder(out), whole_run_folder(out):
         forget_standing(out)
         told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
         told.expect(name_steps(config))
@@ -217,12 +220,7 @@ def _run_steps(
 ) -> RunResults:
     """Accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
     config = run.config
-    facts = _gather_facts(run, sets, plan, client)
-    drop_unsearchable(facts)
-    facts.truth = read_truth(facts)
-    questions = [question(facts) for question in QUESTIONS]
-    for question in questions:
-        question.check()
+    facts, questions = prepare_pass(run, sets, plan, client)
     run.progress.enter("accumulate")
     moments, plan = _accumulate(run, facts, plan)
     run.progress.enter("solve")
@@ -251,6 +249,19 @@ def _run_steps(
     return read_results(run.folder)
 
 
+def prepare_pass(
+    run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None
+) -> tuple[Facts, list[Question[Any]]]:
+    """Return what is known before the pass, and the questions, after they have refused what cannot be answered."""
+    facts = _gather_facts(run, sets, plan, client)
+    drop_unsearchable(facts)
+    facts.truth = read_truth(facts)
+    questions = [question(facts) for question in QUESTIONS]
+    for question in questions:
+        question.check()
+    return facts, questions
+
+
 def _gather_facts(run: Run, sets: SpectraSets, plan: ExperimentPlan, client: Client | None) -> Facts:
     """Return what is known before the pass: the spectra, how they are divided, and how the pass is cut."""
     config = run.config
@@ -277,8 +288,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
 
     Where no small basis will do, more moments are dense than the plan has counted. The plan is then another one.
     """
-    noises = training_noises(run.config.noise.mode, run.config.noise.levels, run.config.seeds)
-    folder, compute = run.folder / "moments", run.config.compute
+    noises, folder, compute = list_noises(run.config), run.folder / "moments", run.config.compute
     classes = list_needs(run.config).noise_classes
     factoring = decide_factoring(facts.plan, facts.train, noises, folder, compute, classes)
     saved = factoring.find_saved_folds(facts.plan, noises, folder)
@@ -287,7 +297,7 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
     def make_pass(of: Sequence[Noise], bases: Mapping[Noise, str]) -> list[MomentsFolder]:
         nonlocal plan
         if sum(noise not in bases for noise in of) > plan.n_dense:
-            plan = _plan_dense(facts, plan)
+            plan = plan_dense(facts, plan)
         return accumulate_moments(
             facts.plan,
             of,
@@ -307,7 +317,12 @@ def _accumulate(run: Run, facts: Facts, plan: ExperimentPlan) -> tuple[list[Mome
     return moments, plan
 
 
-def _plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
+def list_noises(config: ExperimentConfig) -> list[Noise]:
+    """Return the noises that an experiment trains on."""
+    return training_noises(config.noise.mode, config.noise.levels, config.seeds)
+
+
+def plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
     """Return the plan of a run with dense moments alone.
 
     Raises

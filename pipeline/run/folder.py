@@ -10,14 +10,33 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import SCRIPT_FILE, STATUS_FILE, NumberedProgress, Products, remove_leftovers, replacing
+from pipeline.base import (
+    SCRIPT_FILE,
+    STATUS_FILE,
+    NumberedProgress,
+    Products,
+    exclusive,
+    is_held,
+    remove_leftovers,
+    replacing,
+)
 from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import InputError, ResourceError
 from pipeline.scoring import METADATA_FILE
 from pipeline.shards import require_outside_data
 from pipeline.simulate import is_sample
 
-__all__ = ["CONFIG_FILE", "Run", "open_run", "require_own_folder", "save_config", "writable_folder"]
+__all__ = [
+    "CONFIG_FILE",
+    "Run",
+    "list_parts_at_work",
+    "open_run",
+    "part_lock",
+    "require_own_folder",
+    "save_config",
+    "whole_run_folder",
+    "writable_folder",
+]
 
 CONFIG_FILE = "config.yaml"
 
@@ -116,3 +135,35 @@ def writable_folder(folder: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):
                 folder.rmdir()  # fails, as it should, if there is anything in it
+
+
+# --- The locks of a run folder: that of the whole folder, and one for each part of a pass that several processes share.
+
+
+def part_lock(part: int, parts: int) -> str:
+    """Return the name of the lock that a process holds while it computes a part."""
+    return f".part-{part}-of-{parts}.lock"
+
+
+def list_parts_at_work(folder: Path, but: str = "") -> list[str]:
+    """Return the parts that other processes compute at the moment, such as ``part-2-of-8``."""
+    locks = sorted(folder.glob(".part-*-of-*.lock"))
+    return [lock.stem.lstrip(".") for lock in locks if lock.name != but and is_held(lock)]
+
+
+@contextmanager
+def whole_run_folder(folder: Path) -> Iterator[None]:
+    """Hold a run folder for a run, in which no part of its pass may be at work.
+
+    Raises
+    ------
+    InputError
+        If another run, or a part, is at work there.
+    """
+    with exclusive(folder, "the run folder"):
+        if at_work := list_parts_at_work(folder):
+            raise InputError(
+                f"{folder}: `headroom accumulate` is at work there ({', '.join(at_work)}); wait until all parts are "
+                "done, and run again"
+            )
+        yield

@@ -9,10 +9,12 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ from pipeline.base import (
     terminations_raised,
 )
 from pipeline.base import journal as journal_module
+from pipeline.base.logfile import RUN_LOG
 from pipeline.base.status import STALE_SECONDS, STATUS_FILE, SUBMISSION_FILE, Driver
 from pipeline.cli.status import view_run
 from pipeline.config import ExperimentConfig
@@ -222,7 +225,7 @@ def test_the_journal_never_fails_a_run(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("went on\n", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [STATUS_FILE], "no half-written files"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_LOG, STATUS_FILE], "no half-written files"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of its own, which needs root")
@@ -607,3 +610,30 @@ def test_the_folder_can_be_deleted_under_a_journal(tmp_path: Path, quick: None) 
         shutil.rmtree(tmp_path / "run")
         journal.enter("running")
         time.sleep(0.3)
+
+
+def test_the_log_keeps_all_attempts_line_by_line(tmp_path: Path) -> None:
+    """Steps with their seconds, notes, and how each attempt ended; a line break in a message begins no line."""
+    for error in (None, InputError("bad\nspectra")):
+        with suppress(InputError), RunJournal(tmp_path, COMMAND) as journal:
+            progress = journal.progress(SilentProgress())
+            progress.note("a note")
+            with progress.step("accumulate", 7) as advance:
+                advance(7)
+            if error:
+                raise error
+    lines = (tmp_path / RUN_LOG).read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
+    said = [line[20:] for line in lines]
+    assert said[0] == f"begun by process {os.getpid()} on {socket.gethostname()}: {COMMAND}"
+    assert said[1:3] == ["a note", "accumulate: 7 spectra"]
+    assert re.fullmatch(r"accumulate: done in [\d.]+ s", said[3])
+    assert (said[4], said[9], len(said)) == ("finished", "failed: bad spectra", 10)
+
+
+def test_a_log_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / RUN_LOG).symlink_to(tmp_path / "precious")
+    with RunJournal(tmp_path, COMMAND):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"

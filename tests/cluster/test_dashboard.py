@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from browsing import keep_picture
 from dask.utils import key_split
@@ -21,11 +22,12 @@ from distributed.diagnostics.progress_stream import progress_quads
 from distributed.utils import key_split_group
 
 import pipeline
-from cluster import LocalProfile, connect_local
+from cluster import LocalProfile, connect_local, load_profile
 from cluster.dashboard import DashboardAddress, announce, find_dashboard, has_screen, tunnel_command
 from pipeline.base import list_recordings, name_group, recorded
+from pipeline.cli.cluster import ClusterChoice
 from pipeline.config import ExperimentConfig
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.report import render_report
 from pipeline.run.folder import save_config
 
@@ -319,3 +321,25 @@ def test_the_kept_page_opens_without_a_network(
     context.close()
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert problems == []
+
+
+def test_the_port_can_be_fixed(tmp_path: Path) -> None:
+    """By the profile, and by the option, which counts more; it is on loopback as ever."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    file = tmp_path / "site.yaml"
+    file.write_text(f"kind: local\ndashboard_port: {port}\n")
+    with connect_local(load_profile(file)) as client:
+        assert find_dashboard(client) == DashboardAddress(port)
+        own = [one.laddr for one in psutil.Process().net_connections() if one.status == psutil.CONN_LISTEN]
+        assert ("127.0.0.1", port) in own
+        assert {address.ip for address in own} == {"127.0.0.1"}
+    assert ClusterChoice(str(file), port=8123).profile().dashboard_address == "127.0.0.1:8123"
+    assert ClusterChoice("slurm", port=8123).profile().dashboard_address == "127.0.0.1:8123"
+    assert ClusterChoice("slurm").profile().dashboard_address == "127.0.0.1:0"
+    with pytest.raises(ConfigError, match="--dashboard-port"):
+        ClusterChoice("address", port=8123).profile()
+    file.write_text("kind: local\ndashboard_port: 70000\n")
+    with pytest.raises(ConfigError, match="dashboard_port"):
+        load_profile(file)

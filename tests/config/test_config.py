@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import invoke
 
 from pipeline.config import (
     REFERENCE_EDGES,
@@ -16,7 +17,7 @@ from pipeline.config import (
     load_config,
 )
 from pipeline.config.files import packaged_configs, read_yaml, yaml_text
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DeprecatedName
 
 MINIMAL: dict[str, Any] = {"data": {"train": ["train"], "test": ["test"]}}
 
@@ -254,3 +255,18 @@ def test_load__raise_on_words_that_mean_something_else(tmp_path: Path, content: 
 def test_load__raise_on_misleading_names(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, MINIMAL | change)
+
+
+def test_deprecated_settings_warn_and_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "old.yaml"
+    text = "data: {train: a, test: b}\ncompute: {run_rows: 512%s}\n"
+    file.write_text(text % "")
+    plain = load_config(file)
+    file.write_text(text % ", block_rows: 1024")
+    with pytest.warns(DeprecatedName, match=r"old.yaml: compute.block_rows is deprecated: .*leave it out") as told:
+        assert load_config(file) == plain
+    assert told[0].filename == __file__, "it points to the caller"
+    _, _, err = invoke(capsys, "plan", file)
+    assert [line for line in err.splitlines() if line.startswith("headroom: note")] == [
+        f"headroom: note: configuration {file}: {str(told[0].message).split(': ', 1)[1]}"
+    ]

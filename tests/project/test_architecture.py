@@ -7,11 +7,14 @@ import importlib
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import invoke
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,6 +77,72 @@ def test_environment_yml_agrees_with_pyproject() -> None:
         re.sub(r"^[\w-]+", lambda match: renamed.get(match.group(), match.group()), item) for item in wanted
     }
     assert set(listed) - {"pip"} == expected
+
+
+def test_pixi_toml_agrees_with_environment_yml() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pixi = tomllib.loads((ROOT / "pixi.toml").read_text())
+    split = (re.fullmatch(r"([\w-]+)(.*)", item) for item in environment["dependencies"] if isinstance(item, str))
+    assert pixi["dependencies"] == {found[1]: found[2] or "*" for found in split if found}
+    assert pixi["workspace"]["channels"] == environment["channels"]
+
+
+def test_the_container_is_built_from_the_lock() -> None:
+    """Its Python is one that the lock was made for, and it is given all that a build needs."""
+    recipe = (ROOT / "cluster" / "headroom.def").read_text()
+    [minor] = re.findall(r"^From: python:3\.(\d+)-slim$", recipe, flags=re.MULTILINE)
+    least = re.fullmatch(r">=3\.(\d+)", PROJECT["project"]["requires-python"])
+    assert least is not None
+    assert int(minor) >= int(least[1])
+    assert f"--python-version 3.{least[1]} " in (ROOT / "Makefile").read_text()
+    assert "--require-hashes -r requirements.lock" in recipe
+    given = dict(re.findall(r"^    (\S+) /opt/headroom/(\S+)$", recipe, flags=re.MULTILINE))
+    assert all(source == target and (ROOT / source).exists() for source, target in given.items())
+    built = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {*built, "pyproject.toml", "requirements.lock", PROJECT["project"]["readme"]} <= given.keys()
+    assert set(PROJECT["project"]["license-files"]) <= given.keys()
+
+
+def test_one_version_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a change of the version: `make install`, which writes it where `headroom --version` finds it."""
+    version = PROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    first = re.search(r"^## (\S+) — (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert first is not None
+    assert (first[1], first[2]) == (version, citation["date-released"]), "the changelog begins with this release"
+    assert citation["version"] == version
+    assert invoke(capsys, "--version")[1] == f"headroom, version {version}\n"
+
+
+def test_the_newest_changes_are_read_in_two_minutes() -> None:
+    newest = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
+    assert len(newest.split()) <= 480, "at 240 words a minute"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dist = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(dist)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    return dist
+
+
+def test_the_wheel_holds_all_files_of_the_packages(built: Path) -> None:
+    """Profiles, configurations, templates, faces and scripts too; `make dist` installs and runs it."""
+    [wheel] = built.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    files = [path for top in ("pipeline", "cluster") for path in (ROOT / top).rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
+    assert expected <= held
+    assert {name.split("/")[0] for name in held} == {"pipeline", "cluster", wheel.name.split("-py3")[0] + ".dist-info"}
+
+
+def test_the_sdist_holds_what_a_build_and_the_tests_need(built: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames()}
+    assert {"pipeline", "cluster", "tests", "docs", "pyproject.toml", "requirements.lock", "LICENSE"} <= tops
+    assert not {"runs", ".venv", ".mypy_cache", ".import_linter_cache", ".hypothesis"} & tops
 
 
 def pins_of(lock: str) -> dict[str, str]:

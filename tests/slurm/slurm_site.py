@@ -148,7 +148,7 @@ class SlurmSite:
 
     def jobs(self, *states: str) -> list[Job]:
         """Return jobs that are in the queue, in order of submission; all of them, or those in the states given."""
-        lines = self.run("squeue", "--noheader", "--format=%i|%j|%T|%r").splitlines()
+        lines = self.run("squeue", "--noheader", "--array", "--format=%A|%j|%T|%r").splitlines()
         found = [Job(int(i), name, state, reason) for i, name, state, reason in (line.split("|", 3) for line in lines)]
         return sorted((job for job in found if not states or job.state in states), key=lambda job: job.id)
 
