@@ -62,6 +62,10 @@ _TEXT_COLUMNS = ("model", "part", "scope", "binning")
 class RunResults:
     """Everything a report needs, read from a run folder.
 
+    Every other table of the run folder is an attribute of its name, too: ``results.routing`` is ``routing.csv``,
+    ``results.forecast`` is ``forecast.csv``. A question that writes a table needs to do nothing for it.
+    :attr:`table_names` lists them.
+
     Attributes
     ----------
     folder
@@ -91,10 +95,6 @@ class RunResults:
         ``alpha_search.csv``: the R² of every model and penalty; empty without a search.
     labels
         ``other_labels.csv``: the figures of merit of the labels beside the target.
-
-    Every other table of the run folder is an attribute of its name, too: ``results.routing`` is ``routing.csv``,
-    ``results.forecast`` is ``forecast.csv``. A question that writes a table needs to do nothing for it.
-    :attr:`table_names` lists them.
     """
 
     folder: Path
