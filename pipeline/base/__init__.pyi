@@ -36,6 +36,7 @@ from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised
 from .journal import RunJournal as RunJournal
+from .logfile import RUN_LOG as RUN_LOG
 from .logfile import LogFile as LogFile
 from .logfile import LoggedProgress as LoggedProgress
 from .machine import Workspace as Workspace

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import hash_file, is_sealed, json_text, parse_object, read_file, replacing, seal
+from pipeline.base import RUN_LOG, hash_file, is_sealed, json_text, parse_object, read_file, replacing, seal
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import HeadroomError
 from pipeline.schema import FINISHED_VERSION
@@ -24,7 +24,7 @@ __all__ = ["find_standing", "forget_standing", "record_standing"]
 _FILE = "finished.json"
 _METADATA, _SUMMARY = "metadata.json", "summary.json"
 #: What changes although nothing is computed: the journal, and Dask's own reports.
-_VOLATILE = ("status.json", _FILE)
+_VOLATILE = ("status.json", RUN_LOG, _FILE)
 _RECORDINGS = "dask_report"
 #: Numba's compiled code, beside the modules of this package.
 _COMPILED = (".pyc", ".nbi", ".nbc")
