@@ -272,5 +272,5 @@ def _merge_cells(parts: list[SavedMoments]) -> Iterator[Moments]:
     for cell in range(parts[0].n_cells):
         total = MomentsSum(memory)
         for part in parts:
-            total.add(part.read(cell, content))
+            total.add(part.read_divided(cell, content))
         yield total.moments

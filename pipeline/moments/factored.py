@@ -102,6 +102,11 @@ class Basis:
         return len(self.edges) + 1
 
     @cached_property
+    def undivided(self) -> Basis:
+        """The same directions, without classes."""
+        return replace(self, edges=np.empty(0)) if len(self.edges) else self
+
+    @cached_property
     def vectors(self) -> FloatArray:
         """B = √v̄ ∘ B̃, shape (P, r), flux units."""
         return np.asarray(np.sqrt(self.variance)[:, None] * self.directions)

@@ -309,7 +309,7 @@ class SavedMoments:
             If a file is missing or damaged: every byte is checked.
         """
         if not self.is_tiled:
-            return self._factored[cell]
+            return self._read_factored(cell)
         gram = self._read_gram(cell, out)
         sums = self._sums
         arrays = {name: sums[name][cell] for name in _SUMS}
@@ -325,25 +325,32 @@ class SavedMoments:
             exponent=self.exponent,
         )
 
-    @cached_property
-    def _factored(self) -> list[FactoredMoments]:
-        """Factored moments of all cells: they are small, and read once."""
+    def read_divided(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
+        """Return the moments of one cell as :meth:`read` does, with the classes of factored ones kept apart.
+
+        They take as much memory for every class as :meth:`read` takes for all.
+        """
+        return self.read(cell, out) if self.is_tiled else self._read_factored(cell, is_divided=True)
+
+    def _read_factored(self, cell: int, *, is_divided: bool = False) -> FactoredMoments:
+        """Return one cell, unpacked anew: those of all cells together would take several times their packed size."""
         basis = read_basis(self.folder.parent)
         if basis.digest != self.header["basis"]:
             raise InputError(
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
-        sums, labels, epsilon = self._sums, self.header["labels"], float(self.header["epsilon"])
-        found = []
-        for cell, count in enumerate(self.counts):
-            try:
-                factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
-            except ValueError as error:
-                raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
-            if int(factors.inner[:, basis.rank, basis.rank].sum()) != count:
-                raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
-            found.append(FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent))
-        return found
+        sums = self._sums
+        try:
+            factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
+        except ValueError as error:
+            raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
+        if int(factors.inner[:, basis.rank, basis.rank].sum()) != self.counts[cell]:
+            raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
+        labels, epsilon = self.header["labels"], float(self.header["epsilon"])
+        if not is_divided and basis.n_classes > 1:
+            inner, noise = factors.inner.sum(axis=0, keepdims=True), factors.noise.sum(axis=0, keepdims=True)
+            basis, factors = basis.undivided, replace(factors, inner=inner, noise=noise)
+        return FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent)
 
     @cached_property
     def _sums(self) -> dict[str, NDArray[np.float64]]:

@@ -284,12 +284,16 @@ def plan_run(
         n_partitions=len(partitions),
         draws_per_pass=draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed + max(of_pass, solving.memory, library.worker_memory if library else 0),
+        worker_memory=fixed
+        + max(of_pass, solving.memory, library.worker_memory if library else 0)
+        + factored.measure_held(len(folds)),
         solve_threads=solving.threads,
         solve_holds_folds=solving.held_folds > 1,
         worker_limit=limit,
         worker_threads=cores,
+        # A forecast holds every fold, what trains without each, and the whole.
         driver_memory=PROCESS_BYTES
+        + (factored.measure_held(2 * len(folds) + 1) if config.forecast is not None else 0)
         + max(
             _COLUMN_BYTES * n_spectra + (disk.merging if n_dense else 0),
             _CONVERT_BYTES * n_spectra if store_disk else 0,
@@ -342,6 +346,10 @@ class _Factored:
             sample=_SAMPLE_ARRAYS * SAMPLE_SPECTRA * n_pixels * 8,
             of_cell=Factors.nbytes(n_pixels, len(LABELS), rank, n_classes),
         )
+
+    def measure_held(self, copies: int) -> int:
+        """Return the bytes of all cells of one noise, so many times: what solving reads of every fold."""
+        return copies * self.n_cells * self.of_cell
 
     def measure_disk(self, folds: Sequence[int]) -> int:
         """Return the bytes of all folds, and of the partitions of the largest one, for partitions of these folds."""

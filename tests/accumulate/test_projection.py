@@ -164,7 +164,7 @@ def test_classes_survive_the_disk_and_belong_to_the_basis(
     write_moments(tmp_path / "fold-000", cells, len(cells), {"key": "a"})
     saved = SavedMoments.open(tmp_path / "fold-000")
     assert saved.n_classes == 4
-    assert all(saved.read(cell).identical(own) for cell, own in enumerate(cells))
+    assert all(saved.read_divided(cell).identical(own) for cell, own in enumerate(cells))
     size = basis.rank + 1 + len(LABELS)
     numbers = len(cells) * (4 * (size * (size + 1) // 2 + basis.x_origin.size) + basis.x_origin.size)
     assert (tmp_path / "fold-000" / "sums.npz").stat().st_size < 8 * numbers * 1.02 + 4096

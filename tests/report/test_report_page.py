@@ -466,10 +466,13 @@ def test_answer_stands_above_everything_else(results: RunResults, opened: Opener
     page = opened(results, PHONE)
     level = results.summary.headline
     cards = [card.inner_text().split("\n") for card in page.locator(".cards > div").all()]
-    delta = level["scopes"]["covered"]["delta_r2"]
-    assert _numbers(cards[0][1]) == pytest.approx([delta["mean"]], abs=0.5001e-4)
-    assert _numbers(cards[0][2]) == pytest.approx([delta["low"], delta["high"]], abs=0.5001e-4)
-    assert cards[3][1] == level["decision"]["verdict"]
+    titles = ["R²_global", "R²_oracle", "ΔR²"]
+    shown = {title: card for title in titles for card in cards if card[0].endswith(title)}
+    for title, merit in zip(titles, ("r2_global", "r2_oracle", "delta_r2"), strict=True):
+        expected = level["scopes"]["covered"][merit]
+        assert _numbers(shown[title][1]) == pytest.approx([expected["mean"]], abs=0.5001e-4)
+        # The first number is the confidence of the interval, in percent.
+        assert _numbers(shown[title][2])[-2:] == pytest.approx([expected["low"], expected["high"]], abs=0.5001e-4)
     box = page.locator(".cards").bounding_box()
     assert box["y"] + box["height"] < 900
 

@@ -113,7 +113,7 @@ class Forecaster:
     def _folds(self) -> list[list[FactoredMoments]]:
         """Every cell's moments of every fold."""
         folds = [self._moments.open(fold) for fold in range(self._moments.n_folds)]
-        found = [[saved.read(cell) for cell in range(self._moments.n_cells)] for saved in folds]
+        found = [[saved.read_divided(cell) for cell in range(self._moments.n_cells)] for saved in folds]
         return [[own for own in fold if isinstance(own, FactoredMoments)] for fold in found]
 
     @cached_property
