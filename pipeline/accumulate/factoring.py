@@ -71,9 +71,14 @@ class Factoring:
     reasons: tuple[str, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
 
+    @property
+    def bases(self) -> dict[Noise, str]:
+        """The digest of the basis of every factored noise, as :func:`pipeline.accumulate_moments` takes it."""
+        return {} if self.basis is None else dict.fromkeys(self.noises, self.basis.digest)
+
     def plan_for(self, plan: AccumulationPlan, noise: Noise) -> AccumulationPlan:
         """Return the plan of one noise's pass."""
-        return plan if self.basis is None or noise not in self.noises else replace(plan, basis=self.basis.digest)
+        return replace(plan, basis=self.bases.get(noise, ""))
 
     def find_saved_folds(self, plan: AccumulationPlan, noises: Sequence[Noise], folder: Path) -> set[int]:
         """Return the folds whose moments are on disk for all noises."""
@@ -297,7 +302,7 @@ def accumulate_noises(
             break
         # The first pass serves all noises. Later ones are for those whose basis has changed.
         missing = [noise for noise in noises if noise not in found or noise in factoring.noises]
-        found |= dict(zip(missing, run(missing, dict.fromkeys(factoring.noises, basis.digest)), strict=True))
+        found |= dict(zip(missing, run(missing, factoring.bases), strict=True))
         checks = {noise.name: _check(found[noise], basis) for noise in factoring.noises}
         failed = [(check.noise, cell) for check in checks.values() for cell in check.failures(compute.rank_tolerance)]
         if not failed:

@@ -40,6 +40,7 @@ __all__ = [
     "accumulate_rows",
     "available_threads",
     "loop_memory",
+    "raise_cause",
 ]
 
 # --- The filling half of the hot loop. It reads chunks of a store and fills buffers with noisy, centred rows of one
@@ -135,6 +136,12 @@ class CellRows:
 
 class StoppedError(RuntimeError):
     """Raised in one half because the other half failed. The other half's error is the one to show."""
+
+
+def raise_cause(failures: Iterable[BaseException | None]) -> None:
+    """Raise the first error that is a cause. Errors of what had to stop because of it follow from it."""
+    for failure in sorted(filter(None, failures), key=lambda failure: isinstance(failure, StoppedError)):
+        raise failure
 
 
 @dataclass(frozen=True)
@@ -412,11 +419,8 @@ def accumulate_parts(
         except BaseException:  # no thread could be started: the filling half must not wait for one
             filling.free.put(None)
             raise
-        # Each half ends when the other one fails. The first error is the cause, and later errors follow from it.
-        failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
-        failures += [failure for own in sums for one in own if (failure := one.failure()) is not None]
-        for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
-            raise failure
+        # Each half ends when the other one fails.
+        raise_cause([*(job.exception() for job in jobs), *(one.failure() for own in sums for one in own)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.accumulate.hotloop import SpectraReader, StoppedError
+from pipeline.accumulate.hotloop import SpectraReader, StoppedError, raise_cause
 
 __all__ = ["SharedReading", "read_together", "sharing_memory"]
 
@@ -53,10 +53,8 @@ def read_together(
     # The loops limit BLAS to one thread, too. The outer limit holds until both have ended.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2, "together") as threads:
         jobs = [threads.submit(run, lead, shared.leader), threads.submit(run, follow, shared.follower)]
-        failures = [failure for failure in (job.exception() for job in jobs) if failure is not None]
-    # The first error is the cause, and later errors follow from it.
-    for failure in sorted(failures, key=lambda failure: isinstance(failure, StoppedError)):
-        raise failure
+        failures = [job.exception() for job in jobs]
+    raise_cause(failures)
 
 
 @dataclass(eq=False)

@@ -147,7 +147,7 @@ def _set_up(run: Run, share: Share, convert_workers: int | None) -> tuple[Shared
     agreed = content_hash([facts.plan.key, facts.plan.settings_key, names, *settings])
     others = _require_same(run.folder, share, "key", agreed)
     factoring = decide_factoring(facts.plan, facts.train, noises, run.folder / "moments", compute, classes)
-    bases = {noise: factoring.plan_for(facts.plan, noise).basis for noise in factoring.noises}
+    bases = factoring.bases
     _require_same(run.folder, share, "basis", basis := sorted(set(bases.values())))
     if len(noises) - len(bases) > plan.n_dense:
         plan = plan_dense(facts, plan)
