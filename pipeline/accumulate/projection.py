@@ -58,6 +58,7 @@ def projection_memory(
     block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells
     # A run's sizes and check rows, and the memory to decode a chunk that is needed only in part.
     work = settings.run_rows * pixels // CHECK_EVERY * 4 + 2 * chunk_rows * n_pixels * 4
+    work += 2 * settings.run_rows * width * 8  # z of a run as it is projected, and what it is compared with
     # Rows of a class wait until they are a run; they are then joined with those of the next block.
     of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
     waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
