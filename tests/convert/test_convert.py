@@ -359,10 +359,11 @@ def test_convert__killed_in_the_middle_and_run_again(tmp_path: Path, how: signal
 def test_convert__killed_worker_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_shard(tmp_path / "train" / "dataset.h5", 3000, P)
     original, killed = RangeWriter.convert_range, threading.Event()
+    others = set(children_of(os.getpid()))  # an earlier test's worker may still be on its way out
 
     def kill_one() -> None:
         def find() -> list[int]:
-            return [pid for pid in children_of(os.getpid()) if b"spawn_main" in read_command(pid)]
+            return [pid for pid in children_of(os.getpid()) if pid not in others and b"spawn_main" in read_command(pid)]
 
         wait_until(find, "a worker")
         os.kill(find()[0], signal.SIGKILL)
