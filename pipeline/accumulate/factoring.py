@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.accumulate.checkpoints import MomentsFolder, find_saved_folds
 from pipeline.accumulate.hotloop import available_threads
 from pipeline.accumulate.plan import AccumulationPlan
-from pipeline.bins import shard_ranges, spread_rows
 from pipeline.config import ComputeConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.moments import (
     BASIS_FILE,
+    CHECK_EVERY,
     Basis,
     FactoredMoments,
     Moments,
@@ -35,19 +37,25 @@ from pipeline.moments import (
     find_class_edges,
     write_basis,
 )
-from pipeline.noise import Noise
+from pipeline.noise import Noise, Scatter
 from pipeline.store import AnyStore, first_store
 
 __all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "expect_factored"]
 
-#: Sampled spectra for the choice of a basis, over all noise levels; and how many of them follow each other.
-SAMPLE_SPECTRA, _RUN_ROWS = 3072, 64
+FloatArray = NDArray[np.float64]
+_PIXELS = ("flux", "error")
+#: Sampled spectra for the choice of a basis, over all noise levels. They come from so many windows of so many rows,
+#: because a chunk that is decoded for one row is decoded for all.
+SAMPLE_SPECTRA, _WINDOWS, _WINDOW_ROWS = 8192, 48, 1024
+#: One of so many sampled spectra tells of the classes of noise.
+_ERRORS_EVERY = 4
 #: With fewer pixels a dense matrix is small anyway.
 _FEWEST_PIXELS = 640
 #: Times that a basis is extended before moments are dense.
 _MOST_ROUNDS = 3
-#: What a basis that failed is enlarged by, besides the rows that it says least about.
-_GROWTH = 1.25
+#: What a basis that failed is enlarged by, besides the rows that it says least about; and the share of the tolerance
+#: that may be left without these rows if they alone are to extend it.
+_GROWTH, _SPARED = 1.25, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +136,8 @@ class CellCheck:
         Check rows.
     rows
         The rows that the basis says least about.
+    spared
+        About what would be lost if it told these rows.
     """
 
     cell: int
@@ -135,6 +145,7 @@ class CellCheck:
     single: float
     n_check: int
     rows: tuple[int, ...]
+    spared: float
 
 
 def expect_factored(noises: Sequence[Noise], n_pixels: int, compute: ComputeConfig) -> list[Noise]:
@@ -196,10 +207,11 @@ def decide_factoring(
             if found is not None and found[1].get("made_for") == made_for:
                 return Factoring(found[0], noisy, tuple(reasons))
         largest = store.n_pixels if compute.moments == "factored" else store.n_pixels // 4
-        sample = _read_sample(plan, store, noisy)
+        sample = _read_sample(plan, store, noisy, with_errors=noise_classes > 1)
         basis, lost = choose_basis(sample, first_store(store).mean_flux, compute.rank_tolerance, largest)
         if lost <= compute.rank_tolerance or compute.moments == "factored":
-            basis = _divide(basis, store, noisy, noise_classes)
+            if noise_classes > 1:
+                basis = replace(basis, edges=find_class_edges(sample.errors, basis, noise_classes))
             for noise in noisy:
                 _leave_basis(folder / noise.name, basis, made_for)
             return Factoring(basis, noisy, tuple(reasons))
@@ -226,40 +238,80 @@ def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
     write_basis(folder, basis, {"made_for": made_for})
 
 
-def _read_sample(plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise]) -> Sample:
-    """Read spectra that are spread over all shards, under every noise; each noise and cell is a group."""
+def _read_sample(
+    plan: AccumulationPlan, store: AnyStore, noises: Sequence[Noise], *, with_errors: bool = False
+) -> Sample:
+    """Read spectra that are spread over all shards, each under one noise; each noise and cell is a group.
+
+    The lowest noise asks for the most directions, so half of the spectra have it.
+    """
     origin, cells = first_store(store).mean_flux, plan.cells
-    runs = _sampled_rows(store, noises)
-    lengths = [len(noises) * (stop - start) for start, stop in runs]
-    shape = (sum(lengths), store.n_pixels)
+    n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, sorted(noises, key=lambda noise: noise.level)
+    kernels = [noise.kernel(np.dtype(np.float32)) for noise in ranked]
+    windows = list(_list_windows(store.n_spectra))
+    n_rows = sum(len(rows) for *_, rows in windows)
+    numbers = np.arange(n_rows)
+    of_noise = np.where(numbers % 2 == 0, 0, 1 + numbers // 2 % (len(ranked) - 1)) if len(ranked) > 1 else 0 * numbers
     # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
-    sample = Sample(np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape[0], np.int64))
+    means, groups = np.empty((n_rows, n_pixels), np.float32), np.empty(n_rows, np.int64)
+    told = numbers % _ERRORS_EVERY == 0 if with_errors else np.zeros(n_rows, dtype=bool)
+    errors = np.empty((np.count_nonzero(told), n_pixels), np.float32)
+    buffers: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
 
-    def read(run: tuple[int, int], begin: int) -> None:
-        own = cells.cells(store.read_columns(list(cells.columns), *run))
-        for k, noise in enumerate(noises):
-            place = slice(begin + k * len(own), begin + (k + 1) * len(own))
-            rows, spread = noise.read(store, *run, "float64")
-            sample.means[place], sample.variances[place] = rows - origin, spread
-            sample.groups[place] = own + k * cells.n_cells
+    def read(start: int, stop: int, rows: NDArray[np.int64], begin: int) -> tuple[NDArray[np.int64], FloatArray]:
+        """Fill the places of one window; return its groups, and their sums of variances."""
+        place = slice(begin, begin + len(rows))
+        buffer = buffers.get()
+        flux, error = (store.read_rows(name, start, stop, own)[rows] for name, own in zip(_PIXELS, buffer, strict=True))
+        buffers.put(buffer)
+        own_cells = cells.cells(store.read_columns(list(cells.columns), start, stop))[rows]
+        groups[place] = own_cells + of_noise[place] * n_cells
+        present, own_groups = np.unique(groups[place], return_inverse=True)
+        sums = np.zeros((len(present), n_pixels))
+        for k, kernel in enumerate(kernels):
+            members = np.flatnonzero(of_noise[place] == k)
+            found = np.empty((1, len(members), n_pixels), np.float32)
+            scatter = Scatter(
+                flux[members], error[members], start, origin.astype(np.float32), np.zeros(len(members), np.int64),
+                np.arange(len(members)), found, sums, own_groups[members],
+            )  # fmt: skip
+            for part in kernel.split(scatter, 1):
+                part()
+            means[begin + members] = found[0]
+        errors[np.count_nonzero(told[:begin]) :][: np.count_nonzero(told[place])] = error[told[place]]
+        return present, sums
 
-    # Most of the time goes into chunks of which a few rows are wanted; threads decode them side by side.
-    with ThreadPoolExecutor(available_threads(), "sample") as threads:
-        list(threads.map(read, runs, np.cumsum([0, *lengths[:-1]]).tolist()))
-    return sample
+    noise = np.zeros((len(ranked) * n_cells, n_pixels))
+    n_threads = available_threads()
+    for _ in range(n_threads):
+        buffers.put(np.empty((len(_PIXELS), _WINDOW_ROWS, n_pixels), np.float32))
+    begins = np.cumsum([0, *(len(rows) for *_, rows in windows)])
+    # Most of the time goes into decoding chunks; threads do it side by side.
+    with ThreadPoolExecutor(n_threads, "sample") as threads:
+        jobs = [(*window, int(begin)) for window, begin in zip(windows, begins, strict=False)]
+        for present, sums in threads.map(lambda job: read(*job), jobs):
+            noise[present] += sums
+    return Sample(means, groups, noise, errors)
 
 
-def _sampled_rows(store: AnyStore, noises: Sequence[Noise]) -> list[tuple[int, int]]:
-    spans = [(a, b) for a, b in shard_ranges(store.shard_lengths) if a < b]
-    return spread_rows(spans, max(_RUN_ROWS, SAMPLE_SPECTRA // len(noises)), _RUN_ROWS)
+def _list_windows(n_spectra: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Yield windows of rows that are evenly spread: first row, one past the last, and the sampled rows in each.
 
-
-def _divide(basis: Basis, store: AnyStore, noises: Sequence[Noise], n_classes: int) -> Basis:
-    """Return a basis with the edges of noise classes, which the errors of the sampled spectra give."""
-    if n_classes == 1:
-        return basis
-    errors = [store.read_rows("error", start, stop) for start, stop in _sampled_rows(store, noises)]
-    return replace(basis, edges=find_class_edges(np.concatenate(errors), basis, n_classes))
+    Where not all rows are sampled, no check row is: check rows shall judge what they have no part in.
+    """
+    n_windows = -(-n_spectra // _WINDOW_ROWS)
+    n_chosen = n_windows if n_spectra <= SAMPLE_SPECTRA else min(n_windows, _WINDOWS)
+    share = -(-SAMPLE_SPECTRA // n_chosen)
+    for k in range(n_chosen):
+        start = k * n_windows // n_chosen * _WINDOW_ROWS
+        stop = min(start + _WINDOW_ROWS, n_spectra)
+        size = stop - start
+        if share >= size:
+            yield start, stop, np.arange(size)
+            continue
+        rows = np.arange(share) * size // share
+        rows = np.unique(rows + ((start + rows) % CHECK_EVERY == 0))
+        yield start, stop, rows[rows < size]
 
 
 def accumulate_noises(
@@ -342,7 +394,11 @@ def _check(made: MomentsFolder, basis: Basis) -> Check:
             kept = (energies > max(0.0, 0.01 * float(energies[0]))) & (rows >= 0)
             lost = own.lost if own.n_check else whole.lost
             single = float(energies[0]) / own.count
-            found.append(CellCheck(cell, lost, single, own.n_check, tuple(rows[kept].astype(int).tolist())))
+            worst = rows[kept].astype(int)
+            of_worst = float(energies[kept][worst % CHECK_EVERY == 0].sum())
+            of_all = float((own.residual / basis.variance).sum())
+            spared = lost * max(0.0, 1 - of_worst / of_all) if of_all > 0 else 0.0
+            found.append(CellCheck(cell, lost, single, own.n_check, tuple(worst.tolist()), spared))
     return Check(made.draw, basis, tuple(found))
 
 
@@ -354,13 +410,16 @@ def _extend(
     failed: Sequence[tuple[Noise, CellCheck]],
     compute: ComputeConfig,
 ) -> Basis:
-    """Return a larger basis of the sample that also spans the rows of the failures."""
+    """Return a larger basis that spans the rows of the failures, and if these are not all, more of the sample."""
     origin = first_store(store).mean_flux
-    rank = math.ceil(_GROWTH * basis.rank / 16) * 16
-    sample = _read_sample(plan, store, noises)
-    larger, _ = choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)
+    larger = basis
+    if max(cell.spared for _, cell in failed) > _SPARED * compute.rank_tolerance:
+        rank = math.ceil(_GROWTH * basis.rank / 16) * 16
+        sample = _read_sample(plan, store, noises)
+        larger = replace(
+            choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)[0], edges=basis.edges
+        )
     wanted = sorted({(noise.level, row) for noise, cell in failed for row in cell.rows})
     by_level = {noise.level: noise for noise in noises}
     rows = [by_level[level].read(store, row, row + 1, "float64")[0][0] - origin for level, row in wanted]
-    extended = extend_basis(larger, np.array(rows)) if rows else larger
-    return _divide(extended, store, noises, basis.n_classes)
+    return extend_basis(larger, np.array(rows)) if rows else larger

@@ -23,35 +23,26 @@ The sums may be kept apart for J *classes* of spectra with like noise, which for
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import numba
 import numpy as np
+from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve
+from scipy.linalg import eigh, lu_factor, lu_solve, solve
 from scipy.linalg.blas import dsyrk
 from scipy.sparse.linalg import LinearOperator, eigsh
-from threadpoolctl import threadpool_limits
 
 from pipeline.errors import InputError
+from pipeline.moments.basis import Basis
 from pipeline.moments.moments import Moments, PixelSums, require_spectra
 
 __all__ = [
     "CHECK_EVERY",
-    "MOST_DIRECTIONS",
     "WORST",
-    "Basis",
     "FactoredMoments",
     "Factors",
-    "Sample",
-    "choose_basis",
-    "extend_basis",
-    "find_class_edges",
-    "sum_squares",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -59,85 +50,6 @@ FloatArray = NDArray[np.float64]
 CHECK_EVERY = 16
 #: Rows of a cell, farthest from what the basis can say, that are remembered.
 WORST = 4
-#: Ranks are multiples of this, which products like.
-_STEP = 16
-#: A basis that is chosen has no larger rank.
-MOST_DIRECTIONS = 512
-#: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
-_ROUNDING = 1e-15
-
-
-@dataclass(frozen=True, eq=False)
-class Basis:
-    """Directions in which mean noisy spectra differ, for P pixels and rank r.
-
-    Pixels are whitened by the mean noise variance v̄ of a sample, so that what is left out counts as the noise does.
-
-    Attributes
-    ----------
-    x_origin
-        o, shape (P,), flux units.
-    variance
-        v̄, shape (P,), flux², > 0.
-    directions
-        B̃, orthonormal columns, the most important first, shape (P, r), no unit.
-    edges
-        What divides spectra into J classes by the whitened energy of their errors (:func:`find_class_edges`),
-        increasing, shape (J − 1,).
-    """
-
-    x_origin: FloatArray
-    variance: FloatArray
-    directions: FloatArray
-    edges: FloatArray = field(default_factory=lambda: np.empty(0))
-
-    @property
-    def rank(self) -> int:
-        """r."""
-        return int(self.directions.shape[1])
-
-    @property
-    def n_classes(self) -> int:
-        """J."""
-        return len(self.edges) + 1
-
-    @cached_property
-    def undivided(self) -> Basis:
-        """The same directions, without classes."""
-        return replace(self, edges=np.empty(0)) if len(self.edges) else self
-
-    @cached_property
-    def vectors(self) -> FloatArray:
-        """B = √v̄ ∘ B̃, shape (P, r), flux units."""
-        return np.asarray(np.sqrt(self.variance)[:, None] * self.directions)
-
-    @cached_property
-    def projection(self) -> FloatArray:
-        """What ``m − o`` is multiplied by to give z, ``B̃ / √v̄``, shape (P, r), per flux unit."""
-        return np.asarray(self.directions / np.sqrt(self.variance)[:, None])
-
-    @cached_property
-    def digest(self) -> str:
-        """Identifies the basis: moments with the same digest can be added."""
-        content = hashlib.sha256()
-        for array in (self.x_origin, self.variance, self.directions, self.edges):
-            content.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
-        return content.hexdigest()
-
-    def leading(self, rank: int) -> Basis:
-        """Return the first ``rank`` directions as a basis."""
-        return replace(self, directions=np.ascontiguousarray(self.directions[:, :rank]))
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def sum_squares(x: Any, shrink: Any, out: Any) -> None:
-    """Write ``Σ_p (x_np shrink_p)²`` of every row, (N,), float64: with ``1/√v̄`` the whitened energy."""
-    for n in range(x.shape[0]):
-        total = 0.0
-        for p in range(x.shape[1]):
-            value = x[n, p] * shrink[p]
-            total += value * value
-        out[n] = total
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,7 +244,7 @@ class FactoredMoments(Moments):
         scale
             Shape (P,), all > 0.
         alphas
-            A penalties.
+            A penalties. Many of them share their ``K`` (:func:`_solve_by_table`).
 
         Returns
         -------
@@ -341,17 +253,53 @@ class FactoredMoments(Moments):
         """
         require_spectra(self.count)
         gram, cross = self._centred
-        vectors, noise = self.basis.vectors, self.noise / scale**2
+        if len(alphas) >= _FEWEST_TABULATED:
+            path = _solve_by_table(self.basis.vectors, gram, cross, self.noise, scale, np.asarray(alphas))
+            if path is not None:
+                return list(path)
         found: list[FloatArray | None] = []
         for alpha in alphas:
-            diagonal = noise + alpha
-            if not (diagonal > np.finfo(np.float64).eps * diagonal.max()).all():
+            diagonal = self._shifted_noise(scale, alpha)
+            if diagonal is None:
                 found.append(None)
                 continue
-            inside = _weighted_gram(vectors, 1 / (diagonal * scale**2))
-            own = vectors @ solve(np.eye(len(gram)) + gram @ inside, cross)
+            inside = _weighted_gram(self.basis.vectors, 1 / (diagonal * scale**2))
+            own = self.basis.vectors @ solve(np.eye(len(gram)) + gram @ inside, cross)
             found.append(own / (diagonal * scale)[:, None])
         return found
+
+    def solve_leading(self, scale: FloatArray, alpha: float, ranks: Sequence[int]) -> list[FloatArray] | None:
+        """Solve as :meth:`solve_shifted` does, for one α, with the first directions of the basis alone.
+
+        For K numbers of directions it costs little more than for one: ``C_c`` and ``K`` are leading blocks.
+
+        Parameters
+        ----------
+        scale
+            Shape (P,), all > 0.
+        alpha
+            The penalty.
+        ranks
+            K numbers of directions, each from 1 to r.
+
+        Returns
+        -------
+        list of FloatArray or None
+            K solutions, shapes (P, Q); None where the system is singular.
+        """
+        require_spectra(self.count)
+        gram, cross = self._centred
+        diagonal = self._shifted_noise(scale, alpha)
+        if diagonal is None:
+            return None
+        vectors, inside = self.basis.vectors, _weighted_gram(self.basis.vectors, 1 / (diagonal * scale**2))
+        shrink = (diagonal * scale)[:, None]
+        return [vectors[:, :r] @ solve(np.eye(r) + gram[:r, :r] @ inside[:r, :r], cross[:r]) / shrink for r in ranks]
+
+    def _shifted_noise(self, scale: FloatArray, alpha: float) -> FloatArray | None:
+        """Return ``d/scale² + α``, shape (P,); None where that is zero, or rounding."""
+        diagonal = np.asarray(self.noise / scale**2 + alpha)
+        return diagonal if (diagonal > np.finfo(np.float64).eps * diagonal.max()).all() else None
 
     def leading(self, rank: int) -> FactoredMoments:
         """Return the moments that a basis of the first ``rank`` directions would have given."""
@@ -510,157 +458,60 @@ def _weighted_gram(vectors: FloatArray, weights: FloatArray) -> FloatArray:
     return found
 
 
-# --- The choice of a basis.
+#: Paths of so many penalties tabulate K.
+_FEWEST_TABULATED = 16
+#: What the weights of a table may be wrong by, of their size; and its entries, as a share of the penalties, at most.
+_TABLE_ERROR, _TABLE_SHARE = 1e-6, 0.5
+#: Corrections of a solution, at most, of which each gains about six digits; and the residual that may be left, as a
+#: share of the right-hand side: what a factorisation leaves.
+_MOST_CORRECTIONS, _LEFT = 6, 1e-13
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Some training spectra whose noise is integrated out.
+def _solve_by_table(
+    vectors: FloatArray, gram: FloatArray, cross: FloatArray, noise: FloatArray, scale: FloatArray, alphas: FloatArray
+) -> FloatArray | None:
+    """Solve :meth:`FactoredMoments.solve_shifted` for A penalties in a third of the time; None where it will not do.
 
-    Attributes
-    ----------
-    means
-        ``m − o``, shape (N, P), flux units, float32 or float64.
-    variances
-        v, shape (N, P), flux², of the same type.
-    groups
-        A number for each spectrum, shape (N,): what is lost is bounded in every group.
-
-    Every third spectrum judges a basis that the others have chosen.
-    """
-
-    means: NDArray[Any]
-    variances: NDArray[Any]
-    groups: NDArray[np.int64]
-
-
-#: The share of the tolerance that a sample may use up: a second pass costs more than some directions.
-_MARGIN = 0.2
-#: One of so many sampled spectra judges a basis.
-_JUDGE_EVERY = 3
-#: Groups of fewer judging spectra are bounded together: a few spectra say little.
-_FEWEST_IN_GROUP = 16
-
-
-def choose_basis(
-    sample: Sample, x_origin: FloatArray, tolerance: float, largest: int, rank: int | None = None
-) -> tuple[Basis, float]:
-    """Return the smallest basis that loses less than a fifth of the tolerance in every group of a sample.
-
-    The directions are the eigenvectors of the whitened sample, through the Gram matrix of its rows: with N spectra it
-    costs ``N²P``, and all in float64, because in single precision the basis itself would end at 1e-7 of the largest
-    eigenvalue. Every third spectrum takes no part in this: it judges. (Spectra judge too well what they have chosen
-    themselves. With 2048 of 1024 pixels they saw a sixth of what was lost.) A fifth, because judges are few, and what
-    is lost lies in few spectra: a hundredth of them made three quarters of it. Check rows of the pass judge again.
-
-    Parameters
-    ----------
-    sample
-        Spread over all training spectra and all noise levels.
-    x_origin
-        o, shape (P,).
-    tolerance
-        Of R², see :attr:`FactoredMoments.lost`.
-    largest
-        The largest rank to be considered.
-    rank
-        A rank to use instead, at most P.
+    ``K(α) = Σ_p b_p b_pᵀ / (s_p² (u_p + α))`` with ``u = d/s²``. Interpolated between few values of log u, it is a sum
+    of as many matrices that do not know α, with weights that do. The weights are right to 1e-6. So are the solutions,
+    which are then corrected by their residuals. These take the exact K, but only times a vector.
 
     Returns
     -------
-    Basis
-        Of the largest rank, if none loses as little as is asked.
-    float
-        The largest loss of any group.
-
-    Raises
-    ------
-    InputError
-        If there are no spectra, or they do not differ.
+    FloatArray or None
+        Shape (A, P, Q).
     """
-    variance = sample.variances.mean(axis=0, dtype=np.float64)
-    # A pixel without noise must be kept whole: it gets a weight beyond all others.
-    positive = variance[variance > 0]
-    if not positive.size:
-        raise InputError("moments can only be factored where there is noise; use compute.moments: dense")
-    variance = np.where(variance > 0, variance, positive.min() * 1e-6)
-    judges = np.arange(len(sample.means)) % _JUDGE_EVERY == _JUDGE_EVERY - 1
-    white = sample.means[~judges] / np.sqrt(variance)
-    with threadpool_limits(1, user_api="blas"):
-        n = min(largest, MOST_DIRECTIONS, *white.shape)
-        products = dsyrk(1.0, white.T, trans=1, lower=1)
-        values, own = eigh(products, lower=True, overwrite_a=True, subset_by_index=(len(white) - n, len(white) - 1))
-        kept = np.flatnonzero(values > values[-1] * _ROUNDING)[::-1]
-        if not kept.size or not values[-1] > 0:
-            raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
-        found = white.T @ (own[:, kept] / np.sqrt(values[kept]))
-        # A rank that is asked for may need directions in which the sample does not differ: any will do.
-        directions, _ = np.linalg.qr(found, mode="reduced" if rank is None or rank <= kept.size else "complete")
-        whole = Basis(np.asarray(x_origin, dtype=np.float64), variance, np.ascontiguousarray(directions))
-        judge = _Judge.of(sample, judges, whole)
-        ranks = [rank] if rank is not None else [*range(_STEP, whole.rank, _STEP), whole.rank]
-        low, high = 0, len(ranks) - 1
-        # What is lost falls with the rank, so the smallest rank is found by bisection.
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if judge.bound(ranks[middle]) <= tolerance * _MARGIN else (middle + 1, high)
-        chosen = min(ranks[low], whole.rank)
-        return whole.leading(chosen), judge.bound(chosen)
-
-
-@dataclass(frozen=True, eq=False)
-class _Judge:
-    """Sampled spectra that took no part in the choice of a basis: ``m − o`` (N, P), its coordinates, v, and groups."""
-
-    means: FloatArray
-    coordinates: FloatArray
-    variances: NDArray[Any]
-    groups: NDArray[np.int64]
-    basis: Basis
-
-    @classmethod
-    def of(cls, sample: Sample, judges: NDArray[np.bool_], basis: Basis) -> _Judge:
-        chosen = judges if judges.any() else ~judges  # of one or two spectra
-        means, groups = sample.means[chosen].astype(np.float64), sample.groups[chosen]
-        found, counts = np.unique(groups, return_counts=True)
-        merged = np.where(np.isin(groups, found[counts < _FEWEST_IN_GROUP]), -1, groups)
-        return cls(means, means @ basis.projection, sample.variances[chosen], merged, basis)
-
-    def bound(self, rank: int) -> float:
-        """Return the largest loss of any group with the leading directions."""
-        left = self.means - self.coordinates[:, :rank] @ self.basis.vectors[:, :rank].T
-        np.square(left, out=left)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            bounds = [
-                float(
-                    np.nansum(
-                        left[self.groups == k].sum(axis=0)
-                        / self.variances[self.groups == k].sum(axis=0, dtype=np.float64)
-                    )
-                )
-                for k in np.unique(self.groups)
-            ]
-        return max(bounds)
-
-
-def find_class_edges(errors: FloatArray, basis: Basis, n_classes: int) -> FloatArray:
-    """Return the edges that divide sampled spectra, by the energy of their errors (N, P), into classes of equal size.
-
-    Whitened by v̄ the energies weigh pixels as the basis does. Their order is the same at every noise level. Fewer
-    classes are found where spectra have equal errors.
-    """
-    energies = np.empty(len(errors))
-    sum_squares(errors, 1 / np.sqrt(basis.variance), energies)
-    edges = np.unique(np.quantile(energies, np.arange(1, n_classes) / n_classes))
-    return np.asarray(edges[(edges > energies.min()) & np.isfinite(edges)])
-
-
-def extend_basis(basis: Basis, rows: FloatArray) -> Basis:
-    """Return a basis that also spans some spectra ``m − o`` (N, P), flux units; those that it spans add nothing."""
-    white = np.asarray(rows, dtype=np.float64) / np.sqrt(basis.variance)
-    sizes = np.linalg.norm(white, axis=1)
-    for _ in range(2):  # once leaves rounding errors that grow
-        white = white - (white @ basis.directions) @ basis.directions.T
-    left, values, _ = np.linalg.svd(white.T, full_matrices=False)
-    new = left[:, values > 1e-9 * sizes.max(initial=0.0)]
-    return replace(basis, directions=np.ascontiguousarray(np.column_stack([basis.directions, new])))
+    energies = noise / scale**2
+    if not energies.min() > 0:
+        return None
+    places = np.log(energies)
+    middle, half = (places.max() + places.min()) / 2, max((places.max() - places.min()) / 2, 1e-3)
+    for n in range(8, int(_TABLE_SHARE * len(alphas)) + 1, 4):
+        nodes = chebyshev.chebpts1(n)
+        shares = chebyshev.chebvander((places - middle) / half, n - 1) @ np.linalg.inv(
+            chebyshev.chebvander(nodes, n - 1)
+        )
+        weights = 1 / (np.exp(middle + half * nodes) + alphas[:, None])
+        if np.abs((shares @ weights.T) * (energies[:, None] + alphas) - 1).max() <= _TABLE_ERROR:
+            break
+    else:
+        return None
+    # Weighted products want positive weights: all are lifted, and what that adds is taken away.
+    lift = max(0.0, -float(shares.min())) + 1.0
+    whole = gram @ _weighted_gram(vectors, 1 / scale**2)
+    table = np.stack([gram @ _weighted_gram(vectors, (own + lift) / scale**2) - lift * whole for own in shares.T])
+    systems = [
+        lu_factor(np.eye(len(gram)) + np.tensordot(own, table, 1), overwrite_a=True, check_finite=False)
+        for own in weights
+    ]
+    exact = 1 / ((energies[:, None] + alphas) * scale[:, None] ** 2)
+    shape = (len(gram), len(alphas), cross.shape[1])
+    solved, left = np.zeros(shape), np.repeat(cross[:, None], len(alphas), axis=1)
+    for _ in range(_MOST_CORRECTIONS):
+        for k, system in enumerate(systems):
+            solved[:, k] += lu_solve(system, left[:, k], check_finite=False)
+        seen = (vectors @ solved.reshape(len(gram), -1)).reshape(len(vectors), *shape[1:]) * exact[:, :, None]
+        left = cross[:, None] - solved - (gram @ (vectors.T @ seen.reshape(len(vectors), -1))).reshape(shape)
+        if (np.abs(left).max(axis=0) <= _LEFT * np.abs(cross).max(axis=0)).all():
+            return np.ascontiguousarray(np.moveaxis(seen * scale[:, None, None], 1, 0))
+    return None

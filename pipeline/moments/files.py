@@ -51,7 +51,8 @@ from pipeline.base import (
     write_npz,
 )
 from pipeline.errors import InputError
-from pipeline.moments.factored import Basis, FactoredMoments, Factors
+from pipeline.moments.basis import Basis
+from pipeline.moments.factored import FactoredMoments, Factors
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
 from pipeline.schema import BASIS_VERSION, MOMENTS_VERSION
@@ -340,16 +341,19 @@ class SavedMoments:
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
         sums = self._sums
+        packed = {name: sums[name][cell] for name in _FACTORS}
         try:
-            factors = _unpack({name: sums[name][cell] for name in _FACTORS}, basis, len(sums["y_origin"]))
+            if not is_divided and basis.n_classes > 1:
+                if len(packed["inner"]) != basis.n_classes or len(packed["noise"]) != basis.n_classes:
+                    raise ValueError(f"there should be {basis.n_classes} classes, found {len(packed['inner'])}")
+                basis = basis.undivided
+                packed |= {name: packed[name].sum(axis=0, keepdims=True) for name in ("inner", "noise")}
+            factors = _unpack(packed, basis, len(sums["y_origin"]))
         except ValueError as error:
             raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
         if int(factors.inner[:, basis.rank, basis.rank].sum()) != self.counts[cell]:
             raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
         labels, epsilon = self.header["labels"], float(self.header["epsilon"])
-        if not is_divided and basis.n_classes > 1:
-            inner, noise = factors.inner.sum(axis=0, keepdims=True), factors.noise.sum(axis=0, keepdims=True)
-            basis, factors = basis.undivided, replace(factors, inner=inner, noise=noise)
         return FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent)
 
     @cached_property
@@ -401,16 +405,20 @@ class SavedMoments:
         return gram
 
 
+#: Rows and columns of a lower triangle, row by row: found once for all cells of a run.
+_lower_triangle = lru_cache(2)(np.tril_indices)
+
+
 def _pack(factors: Factors) -> dict[str, Any]:
     """Return the arrays of factors, of symmetric matrices the lower triangles."""
-    rows, columns = np.tril_indices(factors.inner.shape[1])
+    rows, columns = _lower_triangle(factors.inner.shape[1])
     return vars(factors) | {"inner": factors.inner[:, rows, columns]}
 
 
 def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int) -> Factors:
     """Return the factors whose arrays :func:`_pack` gave; ValueError if they have other shapes than the basis says."""
     zero = Factors.zeros(basis, n_labels)
-    rows, columns = np.tril_indices(zero.inner.shape[1])
+    rows, columns = _lower_triangle(zero.inner.shape[1])
     shapes = [(basis.n_classes, len(rows)), zero.noise.shape, zero.residual.shape, (), zero.worst.shape]
     for (name, array), shape in zip(arrays.items(), shapes, strict=True):
         if array.shape != shape:

@@ -20,6 +20,7 @@ from .penalties import resolve_alpha as resolve_alpha
 from .penalties import total_squares as total_squares
 from .ridge import RidgePath as RidgePath
 from .ridge import pixel_scale as pixel_scale
+from .ridge import solve_leading_directions as solve_leading_directions
 from .ridge import solve_ridge_path as solve_ridge_path
 from .solve import ModelCells as ModelCells
 from .solve import SolveJob as SolveJob

@@ -6,6 +6,7 @@ Krylov space (:mod:`pipeline.ridge.krylov`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.errors import InputError, SingularGramError
 from pipeline.moments import FactoredMoments, Moments, PixelSums, factorise_and_solve
 from pipeline.ridge.krylov import solve_shifted
 
-__all__ = ["RidgePath", "pixel_scale", "solve_ridge_path"]
+__all__ = ["RidgePath", "pixel_scale", "solve_leading_directions", "solve_ridge_path"]
 
 FloatArray = NDArray[np.float64]
 #: A variance counts as real if it exceeds so many roundings of a long sum, each one epsilon of the sum's type.
@@ -152,6 +153,39 @@ def solve_ridge_path(
             raise SingularGramError(_singular_message(moments, d, float(alpha)))
         weights[k] = solution / d[:, None]
     return _with_intercepts(moments, path, weights)
+
+
+def solve_leading_directions(
+    moments: FactoredMoments, alpha: float, ranks: Sequence[int], scale: ArrayLike | None = None
+) -> RidgePath:
+    """Solve ridge regression with the leading directions of a basis alone, for K numbers of directions.
+
+    Parameters
+    ----------
+    moments
+        Training statistics of P pixels and Q labels, ``count >= 2``.
+    alpha
+        The penalty, > 0 where a pixel has no noise.
+    ranks
+        K numbers of directions, each from 1 to the rank.
+    scale
+        What the pixels are divided by, shape (P,); ones by default.
+
+    Returns
+    -------
+    RidgePath
+        A model for each number of directions instead of each penalty: ``weights`` (K, P, Q), ``intercepts`` (K, Q).
+
+    Raises
+    ------
+    SingularGramError
+        If the system is singular; the message names the smallest α that works.
+    """
+    d = np.ones(moments.n_pixels) if scale is None else np.asarray(scale, dtype=np.float64)
+    found = moments.solve_leading(d, alpha, ranks)
+    if found is None:
+        raise SingularGramError(_singular_message(moments, d, alpha))
+    return _with_intercepts(moments, np.full(len(ranks), alpha), np.stack(found) / d[:, None])
 
 
 def _with_intercepts(moments: Moments, path: FloatArray, weights: FloatArray) -> RidgePath:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from loop_rows import SETTINGS, rows_of
+from random_moments import take_sample
 
 from pipeline.accumulate import (
     LoopSettings,
@@ -31,7 +32,6 @@ from pipeline.moments import (
     CHECK_EVERY,
     Basis,
     FactoredMoments,
-    Sample,
     SavedMoments,
     choose_basis,
     find_class_edges,
@@ -50,7 +50,7 @@ CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
 @pytest.fixture(scope="module")
 def basis(train_store: SpectraStore) -> Basis:
     means, variances = NOISES[0].read(train_store, 0, 400)
-    sample = Sample(means - train_store.mean_flux, variances, np.zeros(400, np.int64))
+    sample = take_sample(means - train_store.mean_flux, variances)
     return choose_basis(sample, train_store.mean_flux, 1e-4, 48, rank=20)[0]
 
 
@@ -203,9 +203,9 @@ def test_few_pixels_are_dense_unless_asked(train_store: SpectraStore, tmp_path: 
 def test_a_spike_that_the_sample_never_saw_extends_the_basis(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.accumulate.factoring.SAMPLE_SPECTRA", 512)  # rows 256 to 399 are not in it
+    monkeypatch.setattr("pipeline.accumulate.factoring.SAMPLE_SPECTRA", 256)  # rows 320 and 323 are not in it
     shards = find_shards([sample / "train"], sample)
-    for row in (320, 321):  # a check row, and one that is none
+    for row in (320, 323):  # a check row, and one that is none
         copies = [tmp_path / f"{row}" / path.parent.name / path.name for path in shards]
         for path, copy in zip(shards, copies, strict=True):
             copy.parent.mkdir(parents=True)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_rows import SETTINGS, rows_of
+from random_moments import take_sample
 
 from pipeline.accumulate.hotloop import SpectraReader, accumulate_parts
 from pipeline.accumulate.projection import project_parts
 from pipeline.accumulate.sharing import read_together
 from pipeline.convert import convert_shards
 from pipeline.errors import InputError
-from pipeline.moments import Basis, Sample, choose_basis
+from pipeline.moments import Basis, choose_basis
 from pipeline.noise import MarginalNoise, NoiseDraw
 from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
@@ -58,7 +59,7 @@ class Counting:
 def basis(train_store: SpectraStore) -> Basis:
     means, variances = MARGINAL.read(train_store, 0, 400)
     assert variances is not None
-    sample = Sample(means - train_store.mean_flux, variances, np.zeros(400, np.int64))
+    sample = take_sample(means - train_store.mean_flux, variances)
     return choose_basis(sample, train_store.mean_flux, 1e-4, 48, rank=20)[0]
 
 

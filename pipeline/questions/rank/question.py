@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.moments import FactoredMoments, Moments, sum_predictions
 from pipeline.questions.question import Question, Trained
 from pipeline.report import Section, Table
-from pipeline.ridge import pixel_scale, shared_scale, solve_ridge_path, total_squares, trained_cells
+from pipeline.ridge import pixel_scale, shared_scale, solve_leading_directions, total_squares, trained_cells
 from pipeline.schema import LABELS
 from pipeline.scoring import R2_GLOBAL, R2_ORACLE, Number, Plain, RunResults
 
 __all__ = ["Rank", "RankAnswer", "RankLevel", "RankPoint"]
 
+FloatArray = NDArray[np.float64]
 #: The ranks that are tried, as shares of the whole.
 _SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 
@@ -65,35 +67,37 @@ class Rank(Question[RankAnswer]):
         assert isinstance(whole, FactoredMoments)
         rank = whole.basis.rank
         lost = [cell.lost for cell in cells if cell.n_check]
+        ranks = sorted({max(1, round(share * rank)) for share in _SHARES})
         return RankLevel(
             noise_level=trained.noise.level,
             rank=rank,
             lost_at_most=max(lost, default=math.nan),
             check_rows=whole.n_check,
-            points=tuple(self._score(trained, cells, max(1, round(share * rank))) for share in _SHARES),
+            points=tuple(self._score(trained, cells, ranks)),
         )
 
-    def _score(self, trained: Trained, cells: Sequence[FactoredMoments], rank: int) -> RankPoint:
+    def _score(self, trained: Trained, cells: Sequence[FactoredMoments], ranks: Sequence[int]) -> Iterator[RankPoint]:
         """Solve with the leading directions, and judge on all of them."""
         settings, binning = self.facts.settings.ridge, self.facts.binnings[0]
         label, models = LABELS.index(self.facts.settings.target), trained.whole
-        trains = Moments.merge(cells[k] for k in trained_cells(settings, len(cells), binning.covered))
+        trains = _merge(cells, trained_cells(settings, len(cells), binning.covered))
         scale = shared_scale(trains.pixel_sums, settings)
-        covered = Moments.merge(cells[k] for k in binning.covered)
+        covered = _merge(cells, binning.covered)
 
-        def squares(training: Moments, judged: Moments, alpha: float, scale: NDArray[np.float64]) -> float:
-            assert isinstance(training, FactoredMoments)
-            path = solve_ridge_path(training.leading(rank), alpha, scale)
-            return float(sum_predictions(judged, path.weights, path.intercepts).squared_errors[0, label])
+        def squares(training: FactoredMoments, judged: Moments, alpha: float, scale: FloatArray) -> FloatArray:
+            path = solve_leading_directions(training, alpha, ranks, scale)
+            return sum_predictions(judged, path.weights, path.intercepts).squared_errors[:, label]
 
-        of_experts = 0.0
-        for members, alpha in zip(binning.members, models.expert_alphas, strict=True):
-            own = Moments.merge(cells[k] for k in members)
-            is_own = settings.standardize == "per_expert"
-            of_experts += squares(own, own, float(alpha), pixel_scale(own) if is_own else scale)
-        of_global = squares(trains, covered, models.global_alpha, scale)
+        with threadpool_limits(1, user_api="blas"):
+            of_experts = np.zeros(len(ranks))
+            for members, alpha in zip(binning.members, models.expert_alphas, strict=True):
+                own = _merge(cells, members)
+                is_own = settings.standardize == "per_expert"
+                of_experts += squares(own, own, float(alpha), pixel_scale(own) if is_own else scale)
+            of_global = squares(trains, covered, models.global_alpha, scale)
         total = float(total_squares(covered.count, covered.y_sum, np.diag(covered.y_gram))[label])
-        return RankPoint(rank=rank, r2_global=1 - of_global / total, r2_oracle=1 - of_experts / total)
+        for rank, r2_global, r2_oracle in zip(ranks, 1 - of_global / total, 1 - of_experts / total, strict=True):
+            yield RankPoint(rank=rank, r2_global=r2_global, r2_oracle=r2_oracle)
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:
@@ -122,6 +126,12 @@ class Rank(Question[RankAnswer]):
         )
         reasons = (results.metadata.get("factoring") or {}).get("dense_because") or []
         return Section("rank", "How many dimensions the spectra have", "Rank", (words, *reasons, table))
+
+
+def _merge(cells: Sequence[FactoredMoments], members: Iterable[int]) -> FactoredMoments:
+    merged = Moments.merge(cells[k] for k in members)
+    assert isinstance(merged, FactoredMoments)
+    return merged
 
 
 def _number(value: float) -> str:
