@@ -52,11 +52,12 @@ from pipeline.run.standing import forget_standing
 from pipeline.run.tables import results_hold, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
-from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import find_kept, find_left_out
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from pipeline.simulate import SampleSpec
 
 __all__ = [
     "limits_of_workers",
@@ -408,10 +409,6 @@ def _record(run: Run, plan: ExperimentPlan, command: str | None) -> dict[str, An
 # --- The demonstration as one call: simulated shards, and the packaged experiment on them.
 
 
-#: Less than half a minute on two cores, and enough spectra that the result means something.
-_SMALL = SampleSpec(train=12_000, shards=4, test=3_000, pixels=512)
-
-
 def run_demo(
     folder: str | Path,
     spec: SampleSpec | None = None,
@@ -439,8 +436,11 @@ def run_demo(
     ResourceError
         If memory or disk do not suffice.
     """
+    from pipeline.simulate import SampleSpec, write_sample  # which no other run needs
+
     spectra = Path(folder).absolute() / "spectra"
-    write_sample(spectra, spec or _SMALL, progress=progress)
+    # By default it takes less than half a minute, and the spectra are enough that the result means something.
+    write_sample(spectra, spec or SampleSpec(train=12_000, shards=4, test=3_000, pixels=512), progress=progress)
     config = load_config("demo", variables={"HEADROOM_DEMO": str(spectra)})
     # The forecast needs factored moments, however few the pixels are.
     config = config.model_copy(update={"compute": config.compute.model_copy(update={"moments": "factored"})})

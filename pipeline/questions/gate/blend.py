@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
@@ -251,6 +250,8 @@ class BlendProblem:
 
     def minimise(self, strength: float, start: FloatArray) -> FloatArray:
         """Return θ of the least penalised error that L-BFGS reaches from a start."""
+        from scipy.optimize import minimize  # a quarter of a second that most runs need not wait
+
         found = minimize(
             self.evaluate,
             start,

@@ -22,8 +22,6 @@ import numpy as np
 from matplotlib import colormaps, rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf, Op, PdfFile, PdfPages
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -435,47 +433,20 @@ def _write_png(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
     canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs=options)
 
 
-class _ScaledFile(PdfFile):
-    """A PDF file whose pages are as many times smaller as the figure is to be."""
+def _write_vectors(figure: Figure, buffer: io.BytesIO, scale: float, suffix: str) -> None:
+    from pipeline.report.figures.vectors import write_pdf, write_svg  # which cost every run half a second
 
-    scale = 1.0
-
-    def newPage(self, width: float, height: float) -> None:
-        """Begin a page of the finished size, and draw everything on it smaller."""
-        super().newPage(width * self.scale, height * self.scale)  # type: ignore[no-untyped-call]
-        self.output(self.scale, 0, 0, self.scale, 0, 0, Op.concat_matrix)  # type: ignore[no-untyped-call]
+    if suffix == ".pdf":
+        write_pdf(figure, buffer, scale)
+    else:
+        write_svg(figure, buffer, scale)
 
 
-class _ScaledPages(PdfPages):
-    """What ``print_pdf`` takes instead of a file name."""
-
-    def __init__(self, buffer: io.BytesIO, scale: float) -> None:
-        metadata = {"Creator": None, "Producer": None, "CreationDate": None}
-        super().__init__(buffer, metadata=metadata)
-        self._file = _ScaledFile(buffer, metadata=metadata)  # type: ignore[no-untyped-call]
-        self._file.scale = scale
-
-
-def _write_pdf(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
-    canvas: Any = FigureCanvasPdf(figure)
-    with _ScaledPages(buffer, scale) as pages:
-        canvas.print_pdf(pages)
-
-
-def _write_svg(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
-    canvas: Any = FigureCanvasSVG(figure)
-    drawn = io.StringIO()
-    canvas.print_svg(drawn, metadata={"Date": None, "Creator": None})
-
-    def shrink(found: re.Match[str]) -> str:
-        return f'{found.group(1)}="{float(found.group(2)) * scale:.6g}pt"'
-
-    # The first element alone has sizes in points; its view box keeps those of the page.
-    text = re.sub(r'\b(width|height)="([\d.]+)pt"', shrink, drawn.getvalue(), count=2)
-    buffer.write(text.encode())
-
-
-_WRITERS: Final = {".png": _write_png, ".pdf": _write_pdf, ".svg": _write_svg}
+_WRITERS: Final = {
+    ".png": _write_png,
+    ".pdf": partial(_write_vectors, suffix=".pdf"),
+    ".svg": partial(_write_vectors, suffix=".svg"),
+}
 #: Endings of files that figures can be written to.
 FORMATS: Final = tuple(suffix.removeprefix(".") for suffix in _WRITERS)
 
