@@ -24,7 +24,6 @@ from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import InputError, ResourceError
 from pipeline.scoring import METADATA_FILE
 from pipeline.shards import require_outside_data
-from pipeline.simulate import is_sample
 
 __all__ = [
     "CONFIG_FILE",
@@ -112,7 +111,11 @@ def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
         return
     require_outside_data(folder, config.data.sources, f"--out {folder}: a run", "such as --out runs/first")
     others = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
-    foreign = sorted(one.name for one in others if not is_sample(one))
+    if others:
+        from pipeline.simulate import is_sample  # which no other run needs
+
+        others = [one for one in others if not is_sample(one)]
+    foreign = sorted(one.name for one in others)
     if foreign:
         raise InputError(
             f"--out {folder}: an empty or a new folder is required, or that of a run, found {foreign[0]!r}"

@@ -442,7 +442,7 @@ def _write_vectors(figure: Figure, buffer: io.BytesIO, scale: float, suffix: str
         write_svg(figure, buffer, scale)
 
 
-_WRITERS: Final = {
+_WRITERS: Final[dict[str, Callable[[Figure, io.BytesIO, float], None]]] = {
     ".png": _write_png,
     ".pdf": partial(_write_vectors, suffix=".pdf"),
     ".svg": partial(_write_vectors, suffix=".svg"),
