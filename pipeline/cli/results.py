@@ -20,6 +20,7 @@ from pipeline.cli.words import (
     print_table,
     quiet_option,
     run_argument,
+    spectra_name,
     summarise_run,
 )
 from pipeline.config import ExperimentConfig, load_config
@@ -178,12 +179,14 @@ def print_comparison(comparison: Comparison) -> None:
     """Print the runs, what differs, which one is best, and the differences to the first one."""
     from rich.console import Console
 
-    from pipeline.report import describe_difference, describe_ranking, list_merits, list_settings
+    from pipeline.report import describe_difference, describe_ranking, list_merits, list_settings, list_withheld
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     headings = ("no.", "run", "noise", "train", "test", "oracle", "global", "ΔR²", "interval", "verdict")
     title = f"{comparison.target}, covered spectra: R², mean over seeds"
     _print_rows(console, title, headings, list_merits(comparison), folded=("run", "verdict"))
+    for reason in list_withheld(comparison):
+        _say(console, reason)
     header, rows = list_settings(comparison)
     if rows:
         _print_rows(console, "what differs", header, rows, folded=header)
@@ -225,7 +228,7 @@ def _say(console: Console, text: str) -> None:
 
 @click.command()
 @run_argument
-@click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
+@click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True, type=spectra_name)
 @cluster_options
 @quiet_option
 @json_option

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pipeline.config import DecisionConfig
 from pipeline.errors import enumerate_words
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, merit_cells, thresholds
+from pipeline.report import Picture, Section, Show, Table, merit_cells, over_seeds, thresholds
 from pipeline.report.figures.canvas import (
     TEXT,
     add_title,
@@ -50,7 +50,7 @@ def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -
     draw_delta_curve(right, at, scopes, results)
     for axes in (left, right):
         axes.set_xlabel("noise level (multiples of the simulated 1σ error)", fontsize=TEXT)
-    note = "Covered test spectra; mean over seeds, bars: confidence interval."
+    note = f"Covered test spectra{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval."
     if answer is not None and math.isfinite(answer.ratio):
         note += f" ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} × that at {answer.low:g}."
     add_title(
