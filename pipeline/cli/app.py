@@ -122,6 +122,8 @@ def next_step(name: str, given: dict[str, Any]) -> str | None:
             how = "headroom run CONFIG"
         else:
             words["out"] = shlex.quote(str(run_folder(config, given.get("out"))))
+    elif name == "convert":
+        words["store"] = shlex.quote(str(given["paths"][-1]))
     elif name == "predict":
         words |= {"out": str(given["out"]), "format": "csv" if str(given["out"]).endswith(".csv") else "parquet"}
     return f"next, {when}:  {how.format(**words)}"

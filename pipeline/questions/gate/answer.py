@@ -255,7 +255,7 @@ def _draw_truth(axes: Axes, quantiles: np.ndarray, names: list[str]) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    style_axes(axes, title="Probability of the true bin (dot: median; bar: middle half)", x="true bin",
+    style_axes(axes, title="Probability of the true bin (median, middle half)", x="true bin",
                y="probability", grid="y")  # fmt: skip
 
 
