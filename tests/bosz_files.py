@@ -11,15 +11,14 @@ import numpy as np
 
 from pipeline.simulate.spectra import Labels, SpectrumModel, plan_wavelengths
 
-WAVE, WAVE_EDGES = plan_wavelengths((8300.0, 8900.0), 400)
+WAVE, WAVE_EDGES = plan_wavelengths((7000.0, 9000.0), 400)
 TEFF, LOGG, MH = (4000, 5000, 6000), (1.0, 3.0, 5.0), (-2.0, -1.0, 0.5)
-_MODEL = SpectrumModel(WAVE_EDGES)
 
 
-def render(nodes: Iterable[tuple[float, float, float]]) -> np.ndarray:
+def render(nodes: Iterable[tuple[float, float, float]], edges: np.ndarray = WAVE_EDGES) -> np.ndarray:
     teff, logg, mh = np.array(list(nodes), dtype=float).T
     zero = np.zeros(len(teff))
-    return _MODEL.render(Labels(teff, logg, mh, zero, zero))
+    return SpectrumModel(edges).render(Labels(teff, logg, mh, zero, zero))
 
 
 def name_file(t: float, g: float, m: float, *, atmosphere: str = "mp", kind: str = "a+0.00_c+0.00_v2") -> str:
@@ -33,10 +32,10 @@ def write_spectrum(path: Path, flux: np.ndarray) -> None:
         np.savetxt(stream, np.column_stack([1e6 * flux, np.full_like(flux, 1e6)]), fmt="%14.7E")
 
 
-def write_bosz(folder: Path) -> Path:
+def write_bosz(folder: Path, wave: np.ndarray = WAVE, edges: np.ndarray = WAVE_EDGES) -> Path:
     """Write a folder in MAST's layout: one sub-folder for each metallicity, the wavelengths beside them."""
     nodes = list(product(TEFF, LOGG, MH))
-    for (t, g, m), flux in zip(nodes, render(nodes), strict=True):
+    for (t, g, m), flux in zip(nodes, render(nodes, edges), strict=True):
         write_spectrum(folder / f"m{m:+.2f}" / name_file(t, g, m), flux)
-    np.savetxt(folder / "bosz2024_wave_r2000.txt", WAVE, fmt="%.6f")
+    np.savetxt(folder / "bosz2024_wave_r2000.txt", wave, fmt="%.6f")
     return folder

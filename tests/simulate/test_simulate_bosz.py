@@ -101,8 +101,9 @@ def test_a_sample_is_made_of_the_folder(whole: Path, tmp_path: Path) -> None:
     assert again.kept == 2
 
 
-def test_wavelengths_must_cover_the_sample(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = invoke(capsys, "sample", tmp_path / "out", "--grid", whole, "--train", 8, "--test", 4, "--quiet")
+def test_wavelengths_must_cover_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = write_bosz(tmp_path / "r2000", *plan_wavelengths((8300.0, 8900.0), 400))
+    code, _, err = invoke(capsys, "sample", tmp_path / "out", "--grid", grid, "--train", 8, "--test", 4, "--quiet")
     assert code == 2
     assert "'wave' must cover 7100–8850 Å" in err
 
