@@ -13,12 +13,13 @@ from pipeline.simulate.spectra import Labels, SpectrumModel, plan_wavelengths
 
 WAVE, WAVE_EDGES = plan_wavelengths((7000.0, 9000.0), 400)
 TEFF, LOGG, MH = (4000, 5000, 6000), (1.0, 3.0, 5.0), (-2.0, -1.0, 0.5)
+_MODEL = SpectrumModel(WAVE_EDGES)
 
 
 def render(nodes: Iterable[tuple[float, float, float]], edges: np.ndarray = WAVE_EDGES) -> np.ndarray:
     teff, logg, mh = np.array(list(nodes), dtype=float).T
     zero = np.zeros(len(teff))
-    return SpectrumModel(edges).render(Labels(teff, logg, mh, zero, zero))
+    return (_MODEL if edges is WAVE_EDGES else SpectrumModel(edges)).render(Labels(teff, logg, mh, zero, zero))
 
 
 def name_file(t: float, g: float, m: float, *, atmosphere: str = "mp", kind: str = "a+0.00_c+0.00_v2") -> str:
