@@ -134,8 +134,8 @@ def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
     if (metadata.get("config") or {}).get("hypotheses") is not None:
         return ""
     return (
-        "The configuration states no hypotheses of its own (hypotheses: null), so these are the default hypotheses "
-        "of the reference run; the one about the lowest bins belongs to its grid and is left out on any other."
+        "The configuration states no hypotheses (hypotheses: null), so those of the reference run are tested. The one "
+        "about the lowest bins is tested on the bins of the reference run alone."
     )
 
 

@@ -65,10 +65,13 @@ def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -
 def _describe(results: RunResults) -> str:
     """Say what the figure shows of these levels."""
     answer = Amplification.read(results)
-    words = ""
+    words = (
+        "Left: R² of both models on covered test spectra, at every noise level. Right: their difference ΔR², with the "
+        "thresholds of the verdict. Bars are confidence intervals. "
+    )
     if answer is not None and math.isfinite(answer.ratio):
-        words = f"ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} times that at {answer.low:g}. "
-    return f"{words}{_describe_crossings(results)} A decision holds for the noise levels on its side of the thresholds."
+        words += f"ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} times that at {answer.low:g}. "
+    return words + _describe_crossings(results)
 
 
 class Amplification(Question[AmplificationAnswer]):

@@ -171,7 +171,9 @@ class Ceiling(Question[CeilingAnswer]):
             return []
         part = level.labels[results.summary.target].scopes["covered"]
         remark = (
-            "what any model could reach; it lies between" if part.is_converged else "not converged: wider than it is"
+            "no model can beat it; it lies in this range"
+            if part.is_converged
+            else "not converged: a larger library narrows it"
         )
         return [("Ceiling, R²", part.tell(), remark)]
 
