@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"cluster/README.md": "cluster.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 #: Roles of Sphinx, which docstrings use for what they name.
 _ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):(<code>)~?([\w.]+)(</code>)")
-_WIDTH = 100
+_WIDTH = 78  # what a block of code on the page has room for
 _SEARCH = "scripts/search_in_files.js"
 _SHIM = re.compile(r'src="https://unpkg.com/iframe-worker[^"]*"')
 

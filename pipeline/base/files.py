@@ -167,7 +167,7 @@ def open_regular(path: str, flags: int) -> int:
     OSError
         If there is no such file, or it is none of the regular ones.
     """
-    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return handle

@@ -158,6 +158,8 @@ class BarProgress:
 class NumberedProgress:
     """Tells another progress which of a run's steps is under way: ``3 of 6, solve``.
 
+    A note is passed on once: the runs of a sweep share stores, and say the same of them.
+
     Parameters
     ----------
     shown
@@ -168,6 +170,7 @@ class NumberedProgress:
         self._shown = shown
         self._names: Sequence[str] = ()
         self._name = ""
+        self._noted: set[str] = set()
 
     def expect(self, names: Sequence[str]) -> None:
         """Say which steps there will be, in their order."""
@@ -191,8 +194,10 @@ class NumberedProgress:
         self._shown.count_parts(done, total, unit)
 
     def note(self, message: str) -> None:
-        """Pass it on."""
-        self._shown.note(message)
+        """Pass it on, if it is new."""
+        if message not in self._noted:
+            self._noted.add(message)
+            self._shown.note(message)
 
 
 def choose_progress(*, quiet: bool = False) -> Progress:

@@ -49,9 +49,9 @@ _COMMANDS: Final = (
 _NEXT: Final = {
     "doctor": ("to try everything on simulated spectra", "headroom sample spectra"),
     "sample": ("to measure the headroom of these spectra", "HEADROOM_DEMO={directory} headroom run demo"),
-    "inspect": ("to see what a run of these spectra costs", "headroom plan CONFIG"),
+    "inspect": ("to write a configuration for such spectra", "headroom init SPECTRA --test SPECTRA > my.yaml"),
     "init": ("to see what the run costs", "headroom plan CONFIG"),
-    "convert": ("to run on this store, name it as data.train or data.test", "headroom plan CONFIG"),
+    "convert": ("to write a configuration for it", "headroom init {store} --test TEST_STORE > my.yaml"),
     "plan": ("to run it", "headroom run {config} --out {out}"),
     "run": ("to use the models elsewhere", "headroom export {out} MODEL"),
     "sweep": ("to use the models elsewhere", "headroom export RUN MODEL"),
@@ -113,13 +113,17 @@ def next_step(name: str, given: dict[str, Any]) -> str | None:
         return None
     when, how = _NEXT[name]
     words = {key: shlex.quote(str(value)) for key, value in given.items()}
-    if "config" in given:
+    if name == "inspect" and given.get("config") is not None:
+        when, how = "to see what a run of these spectra costs", "headroom plan {config}"
+    elif name != "inspect" and "config" in given:
         config = given["config"]
         if config is None:  # a plan on paper
             words["config"] = words["out"] = "CONFIG"
             how = "headroom run CONFIG"
         else:
             words["out"] = shlex.quote(str(run_folder(config, given.get("out"))))
+    elif name == "convert":
+        words["store"] = shlex.quote(str(given["paths"][-1]))
     elif name == "predict":
         words |= {"out": str(given["out"]), "format": "csv" if str(given["out"]).endswith(".csv") else "parquet"}
     return f"next, {when}:  {how.format(**words)}"

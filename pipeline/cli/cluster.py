@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, RunJournal
-from pipeline.cli.words import json_option, print_json
+from pipeline.cli.words import (
+    json_option,
+    print_json,
+    profile_name,
+)
 from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -155,7 +159,13 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--cluster``, the number of workers and ``--dashboard-port``; the command gets them as ``choice``."""
 
-    @click.option("--cluster", "name", metavar="PROFILE", help="Cluster profile: a name or a file; local by default.")
+    @click.option(
+        "--cluster",
+        "name",
+        metavar="PROFILE",
+        type=profile_name,
+        help="Cluster profile: a name or a file; local by default.",
+    )
     @size_options
     @click.option(
         "--dashboard-port",
@@ -237,7 +247,7 @@ def list_profiles(as_json: bool) -> None:
 
 
 @cluster.command("show")
-@click.argument("profile", metavar="PROFILE")
+@click.argument("profile", metavar="PROFILE", type=profile_name)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of workers, instead of the profile's.")
 @json_option
 def show(profile: str, workers: int | None, as_json: bool) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli.words import json_option, output_path, print_json, run_argument
 from pipeline.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipeline.report import Picture
+    from pipeline.scoring import RunResults
 
 __all__ = ["plot"]
 
@@ -31,7 +36,7 @@ _NARROWEST, _WIDEST = 3.0, 20.0
     type=click.FloatRange(_NARROWEST, _WIDEST),
     help="Inches; 3.5 is one column of most journals and 7 are two. A slide (13.3) by default.",
 )
-@click.option("--no-title", is_flag=True, help="Leave out title and small print, which a caption replaces.")
+@click.option("--no-title", is_flag=True, help="Leave out title and small print. Panels keep their headings.")
 @click.option("--out", type=output_path, metavar="FILE", help="RUN/figures/FIGURE.FORMAT by default.")
 @click.option("--all", "everything", is_flag=True, help="Write every figure that the run has.")
 @json_option
@@ -47,8 +52,9 @@ def plot(
 ) -> None:
     """Write a figure of a run for a paper or a slide.
 
-    Without FIGURE the figures that the run has are listed. PDF and SVG are vectors; a PDF has its fonts in it. Figures
-    of one column are laid out anew: panels stand one below the other, and print is as large as in a caption.
+    Without FIGURE the figures that the run has are listed. PDF and SVG are vectors; a PDF has its fonts in it. A figure
+    of one column is laid out anew: its panels stand one below the other, and its print is as large as a caption's. The
+    command prints a caption, which says what the figure shows and how to read it.
 
     \b
     Example:
@@ -81,8 +87,14 @@ def plot(
     for name in pictures if figure is None else (figure,):
         path = (out or folder / FIGURES_FOLDER / name).with_suffix(f".{ending}")
         plot_picture(results, pictures[name], path, Medium(width, not no_title))
-        written[name] = {"file": path, "says": pictures[name].describe(results)}
+        written[name] = {"file": path, "says": _caption(pictures[name], results, no_title=no_title)}
         if not as_json:
             click.echo(f"{path}: {written[name]['says']}")
     if as_json:
         print_json(written)
+
+
+def _caption(picture: Picture, results: RunResults, *, no_title: bool) -> str:
+    """Return the caption. It says that spectra are simulated where the figure no longer does."""
+    simulated = "Simulated spectra. " if no_title and results.metadata.get("simulated") else ""
+    return simulated + picture.describe(results)

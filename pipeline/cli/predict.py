@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import Progress, choose_progress
-from pipeline.cli.words import external_option, json_option, output_path, print_json, quiet_option, run_argument
+from pipeline.cli.words import (
+    external_option,
+    json_option,
+    output_path,
+    print_json,
+    quiet_option,
+    run_argument,
+    spectra_name,
+)
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +53,7 @@ def _list_routes() -> list[Route]:
 
 @click.command()
 @click.argument("model", metavar="RUN_OR_MODEL", type=click.Path(path_type=Path))
-@click.argument("spectra", nargs=-1, required=True)
+@click.argument("spectra", nargs=-1, required=True, type=spectra_name)
 @click.option(
     "--out", required=True, type=output_path, help="File to write, .parquet or .csv, one row for each spectrum."
 )

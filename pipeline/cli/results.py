@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,7 @@ from pipeline.cli.words import (
     print_table,
     quiet_option,
     run_argument,
+    spectra_name,
     summarise_run,
 )
 from pipeline.config import ExperimentConfig, load_config
@@ -178,12 +180,16 @@ def print_comparison(comparison: Comparison) -> None:
     """Print the runs, what differs, which one is best, and the differences to the first one."""
     from rich.console import Console
 
-    from pipeline.report import describe_difference, describe_ranking, list_merits, list_settings
+    from pipeline.report import describe_difference, describe_ranking, list_merits, list_settings, list_withheld
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     headings = ("no.", "run", "noise", "train", "test", "oracle", "global", "ΔR²", "interval", "verdict")
     title = f"{comparison.target}, covered spectra: R², mean over seeds"
-    _print_rows(console, title, headings, list_merits(comparison), folded=("run", "verdict"))
+    # Verdicts of two words take two lines before the name of a run is broken.
+    narrow = {"verdict": 9} if max(map(len, comparison.names)) > 12 else {}
+    _print_rows(console, title, headings, list_merits(comparison), folded=("run", "verdict"), narrow=narrow)
+    for reason in list_withheld(comparison):
+        _say(console, reason)
     header, rows = list_settings(comparison)
     if rows:
         _print_rows(console, "what differs", header, rows, folded=header)
@@ -200,9 +206,14 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _print_rows(
-    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], folded: Sequence[str]
+    console: Console,
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    folded: Sequence[str],
+    narrow: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Print a table; columns that may be folded hold words, and the others numbers."""
+    """Print a table; columns that may be folded hold words, and the others numbers. ``narrow`` is by heading."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -210,7 +221,8 @@ def _print_rows(
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for heading in headings:
         options: dict[str, Any] = {"justify": "right", "no_wrap": True}
-        table.add_column(Text(heading), **({"overflow": "fold"} if heading in folded else options))
+        words = {"overflow": "fold", "max_width": narrow.get(heading)}
+        table.add_column(Text(heading), **(words if heading in folded else options))
     for row in rows:
         table.add_row(*map(Text, row))  # names of folders are no markup
     console.print(table)
@@ -225,7 +237,7 @@ def _say(console: Console, text: str) -> None:
 
 @click.command()
 @run_argument
-@click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True)
+@click.argument("sources", metavar="SHARDS_OR_STORES...", nargs=-1, required=True, type=spectra_name)
 @cluster_options
 @quiet_option
 @json_option

@@ -17,11 +17,13 @@ from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
 from pipeline.cli.words import (
     config_argument,
+    config_name,
     join_summary,
     json_option,
     output_path,
     print_json,
     print_table,
+    profile_name,
     quiet_option,
     summarise_run,
 )
@@ -63,8 +65,8 @@ def run(
 
     \b
     Example:
-      headroom run oracle_noise1.yaml --out runs/first
-      headroom run oracle_noise1.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
+      headroom run oracle_noise1 --out runs/first
+      headroom run oracle_noise1 --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
     experiment = load_config(config)
     folder = run_folder(config, out)
@@ -169,7 +171,9 @@ def run_folder(config: str, out: Path | None) -> Path:
 
 @click.command()
 @config_argument
-@click.option("--profile", metavar="PROFILE", help="Cluster profile of kind slurm: a name or a file.")
+@click.option(
+    "--profile", metavar="PROFILE", type=profile_name, help="Cluster profile of kind slurm: a name or a file."
+)
 @click.option("--out", type=output_path, help="Run folder; runs/NAME by default.")
 @size_options
 @click.option("--dry-run", is_flag=True, help="Check the plan and print the batch script; submit nothing.")
@@ -193,7 +197,7 @@ def submit(
 
     \b
     Example:
-      headroom submit oracle_noise1.yaml --profile my_site.yaml --out runs/first
+      headroom submit oracle_noise1 --profile my_site.yaml --out runs/first
       headroom status runs/first --watch
     """
     from cluster import SlurmProfile
@@ -311,7 +315,7 @@ def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("config", required=False)
+@click.argument("config", required=False, type=config_name)
 @click.option("--out", type=output_path, help="Run folder whose disk is checked.")
 @cluster_options
 @_paper_options

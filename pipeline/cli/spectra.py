@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.base import choose_progress
-from pipeline.cli.words import external_option, json_option, output_path, print_json, quiet_option
+from pipeline.cli.words import (
+    config_name,
+    external_option,
+    json_option,
+    output_path,
+    print_json,
+    quiet_option,
+    spectra_name,
+)
 from pipeline.config import load_config
 from pipeline.errors import printable
 
@@ -86,8 +94,13 @@ def sample(
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True)
-@click.option("--config", help="Count the spectra in the bins of this configuration instead of the reference bins.")
+@click.argument("paths", nargs=-1, required=True, type=spectra_name)
+@click.option(
+    "--config",
+    metavar="CONFIG",
+    type=config_name,
+    help="Count the spectra in the bins of this configuration instead of the reference bins.",
+)
 @external_option
 @quiet_option
 @json_option
@@ -124,8 +137,8 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 
 
 @click.command()
-@click.argument("paths", metavar="SPECTRA...", nargs=-1, required=True)
-@click.option("--test", multiple=True, metavar="SPECTRA", help="The test spectra; repeatable.")
+@click.argument("paths", metavar="SPECTRA...", nargs=-1, required=True, type=spectra_name)
+@click.option("--test", multiple=True, metavar="SPECTRA", type=spectra_name, help="The test spectra; repeatable.")
 @quiet_option
 @json_option
 def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bool) -> None:
@@ -153,7 +166,7 @@ def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bo
 
 
 @click.command()
-@click.argument("paths", metavar="SPECTRA... STORE", nargs=-1, required=True)
+@click.argument("paths", metavar="SPECTRA... STORE", nargs=-1, required=True, type=spectra_name)
 @click.option(
     "--name",
     "names",

@@ -151,6 +151,8 @@ class RunView:
         if self.has_results:
             which = "" if self.state == "finished" else " (of an earlier run: they stand until new ones are whole)"
             facts.append(("results", f"{self.folder / 'report.html'}{which}"))
+        elif self.state == "finished":  # by `pipeline.run_experiment`, which draws nothing
+            facts.append(("results", f"there is no page yet; `headroom report {self.folder}` writes it"))
         return facts
 
     def _driver_facts(self, status: RunStatus) -> list[tuple[str, str]]:
@@ -238,7 +240,7 @@ def view_run(folder: Path) -> RunView:
             state, reason = "resubmitted" if len(submitted.jobs) > 1 else "submitted", None
     elif submitted is not None:
         state = "submitted"
-    elif has_results:
+    elif all((folder / name).is_file() for name in ("metadata.json", "summary.json")):
         state = "finished"
     elif any((folder / name).exists() for name in ("moments", "products.json", "models")):
         state = "unfinished"

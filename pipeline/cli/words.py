@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "config_argument",
+    "config_name",
     "external_option",
     "hint_option",
     "is_quiet",
@@ -26,8 +28,10 @@ __all__ = [
     "output_path",
     "print_json",
     "print_table",
+    "profile_name",
     "quiet_option",
     "run_argument",
+    "spectra_name",
     "summarise_run",
 ]
 
@@ -71,20 +75,43 @@ hint_option = click.option(
 )
 
 
-class _ConfigName(click.types.StringParamType):
-    """A YAML file, or the name of a packaged configuration, which the shell can complete."""
+class NameOrFile(click.types.StringParamType):
+    """A word that the shell can complete: one of some names, or a file.
 
-    name = "configuration"
+    Parameters
+    ----------
+    name
+        What the word is called in ``--help``.
+    list_names
+        Returns the names; none by default.
+    """
+
+    def __init__(self, name: str, list_names: Callable[[], Iterable[str]] = tuple) -> None:
+        self.name = name
+        self._list_names = list_names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return what may follow: packaged names that begin so, and files."""
-        from pipeline.config import packaged_configs
-
-        names = [CompletionItem(name) for name in packaged_configs() if name.startswith(incomplete)]
+        """Return what may follow: names that begin so, and files."""
+        names = [CompletionItem(name) for name in self._list_names() if name.startswith(incomplete)]
         return [*names, CompletionItem(incomplete, type="file")]
 
 
-config_argument = click.argument("config", type=_ConfigName())
+def _list_configs() -> Iterable[str]:
+    from pipeline.config import packaged_configs
+
+    return packaged_configs()
+
+
+def _list_profiles() -> Iterable[str]:
+    from cluster import packaged_profiles
+
+    return packaged_profiles()
+
+
+config_name = NameOrFile("configuration", _list_configs)
+profile_name = NameOrFile("profile", _list_profiles)
+spectra_name = NameOrFile("spectra")
+config_argument = click.argument("config", type=config_name)
 run_argument = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 
 

@@ -219,7 +219,10 @@ def _inspect_pixels(
     snr = np.empty(n_spectra)
     step_rows = max(1, _BLOCK_BYTES // (8 * n_pixels))
     cast, first_fault, n_refused = np.empty((step_rows, n_pixels), np.float32), "", 0
-    with progress.step(f"inspect {described.path.name}", n_spectra) as advance:
+    # Shards all have one name: their folders tell them apart.
+    path = described.path
+    name = f"{path.parent.name}/{path.name}" if path.name == schema.SHARD_FILE_NAME else path.name
+    with progress.step(f"inspect {name}", n_spectra) as advance:
         for start in range(0, n_spectra, step_rows):
             stop = min(start + step_rows, n_spectra)
             block = {variable: read_rows(variable, start, stop) for variable in variables}

@@ -72,7 +72,7 @@ def name_steps(config: ExperimentConfig) -> list[str]:
 
 
 def measure_quickly(plan: ExperimentPlan, config: ExperimentConfig) -> Rates:
-    """Measure the products of this machine for a tenth of a second, and assume the rest: the rest hardly matters."""
+    """Measure the products of this machine for a moment, and assume the rest: the rest hardly matters."""
     cores = available_cores()
     pixels = min(plan.n_pixels, 1024)
     gram = measure_flops(pixels, config.precision, rows=4096) / cores

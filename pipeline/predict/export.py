@@ -519,7 +519,10 @@ def measure_sample(
     runs = sample_rows(store, SAMPLE_SPECTRA, _RUN_ROWS)
     store = store.scaled(0)  # a model takes flux as the files have it
     distances, outside = [], []
-    with progress.step("sample", sum(b - a for a, b in runs)) as advance, threadpool_limits(1, user_api="blas"):
+    with (
+        progress.step("read training spectra", sum(b - a for a, b in runs)) as advance,
+        threadpool_limits(1, user_api="blas"),
+    ):
         for start, stop in runs:
             noisy = read_noisy_rows(store, start, stop, noise, precision)
             found = model.predict_block(noisy, zeros_are_bad=False)

@@ -5,6 +5,7 @@ from .compare import describe_ranking as describe_ranking
 from .compare import format_setting as format_setting
 from .compare import list_merits as list_merits
 from .compare import list_settings as list_settings
+from .compare import list_withheld as list_withheld
 from .compare import write_page as write_page
 from .interactive import Card as Card
 from .page import render_report as render_report
@@ -22,6 +23,7 @@ from .section import number_cell as number_cell
 from .section import percent_cell as percent_cell
 from .words import bin_edges as bin_edges
 from .words import learning_points as learning_points
+from .words import over_seeds as over_seeds
 from .words import quantity as quantity
 from .words import symbol as symbol
 from .words import thresholds as thresholds

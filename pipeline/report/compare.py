@@ -29,6 +29,7 @@ from pipeline.scoring import (
     MERITS,
     R2_ORACLE,
     SCOPES,
+    WITHHELD,
     Bootstrap,
     HeadroomScore,
     RunResults,
@@ -49,6 +50,7 @@ __all__ = [
     "format_setting",
     "list_merits",
     "list_settings",
+    "list_withheld",
     "name_scope",
     "write_page",
 ]
@@ -425,6 +427,16 @@ def list_merits(comparison: Comparison, scope: str = "covered") -> list[tuple[st
     return rows
 
 
+def list_withheld(comparison: Comparison) -> list[str]:
+    """Return a sentence for each verdict that is withheld: of which run, and why."""
+    return [
+        f"{name}, noise level {level.noise_level:g}: {level.decision.sentence}"
+        for name, results in zip(comparison.names, comparison.results, strict=True)
+        for level in results.summary.levels
+        if level.decision.verdict == WITHHELD.words
+    ]
+
+
 def describe_ranking(comparison: Comparison, one: Ranking) -> str:
     """Return in a sentence which run is best."""
     names, confidence = comparison.names, f"{comparison.bootstrap.confidence:.0%}"
@@ -540,6 +552,7 @@ def write_page(comparison: Comparison, path: Path, title: str = "") -> None:
                 describe_difference(comparison, one) for one in comparison.differences if one.scope == "covered"
             ],
             unpaired=[f"{name}: {why}" for name, why in zip(comparison.names, comparison.unpaired, strict=True) if why],
+            withheld=list_withheld(comparison),
             merits=[(scope, list_merits(comparison, scope)) for scope in ("covered", "all")],
             blocks=_list_blocks(comparison),
             settings=list_settings(comparison),

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import schema
 from pipeline.config import DecisionConfig
 from pipeline.errors import enumerate_words
+from pipeline.noise import NO_SEED
 from pipeline.scoring import RunResults, Scope, cut_name
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "interval_labels",
     "learning_points",
     "list_commands",
+    "over_seeds",
     "quantity",
     "symbol",
     "target_quantity",
@@ -49,6 +51,17 @@ def conclusion(results: RunResults) -> str:
         return level.decision.sentence
     verdicts = "; ".join(f"{one.noise_level:g}: {one.decision.verdict}" for one in others)
     return f"At noise level {level.noise_level:g}: {level.decision.sentence} ({verdicts})"
+
+
+def over_seeds(results: RunResults) -> str:
+    """Return of how many noise draws a number is the mean, to follow the noise level in a note.
+
+    For example ``, mean over 3 seeds``; nothing where no noise was drawn by the run.
+    """
+    seeds = sorted({int(seed) for seed in results.overall["seed"]} - {NO_SEED})
+    if len(seeds) == 1:
+        return f", seed {seeds[0]}"
+    return f", mean over {len(seeds)} seeds" if seeds else ""
 
 
 def learning_points(results: RunResults) -> Sequence[Scope]:
@@ -121,8 +134,8 @@ def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
     if (metadata.get("config") or {}).get("hypotheses") is not None:
         return ""
     return (
-        "The configuration states no hypotheses of its own (hypotheses: null), so these are the default hypotheses "
-        "of the reference run; the one about the lowest bins belongs to its grid and is left out on any other."
+        "The configuration states no hypotheses (hypotheses: null), so those of the reference run are tested. The one "
+        "about the lowest bins is tested on the bins of the reference run alone."
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_has
 from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
 from pipeline.errors import InputError, did_you_mean
 from pipeline.questions import list_needs
+from pipeline.schema import SHARD_FILE_NAME
 from pipeline.shards import ShardInfo
 from pipeline.store import (
     AnyStore,
@@ -145,7 +146,7 @@ class SetHeader:
 
         return cls(
             role,
-            first.path.parent.name if len(infos) == 1 else f"{len(infos)} shards",
+            _name_source(first.path) if len(infos) == 1 else f"{len(infos)} shards",
             lengths,
             first.wavelength,
             names,
@@ -423,6 +424,11 @@ def _find_problem(binning: Binning, config: ExperimentConfig, sets: SpectraSets)
     return f"no test spectrum lies in {binning.describe(int(empty[0]))}; move its edges" if empty.size else ""
 
 
+def _name_source(path: Path) -> str:
+    """Return what people call a file: shards all have one name, so that their folders tell them apart."""
+    return path.parent.name if path.name == SHARD_FILE_NAME else path.name
+
+
 # --- Spectra that occur twice: in train and in test, or in train and among those that are to join it.
 
 
@@ -436,7 +442,10 @@ def require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
     """
     for header in (train, test):
         if not _has_ids(header):
-            return [f"{header.name} has no usable ids, so whether test spectra also occur in train was not checked"]
+            return [
+                f"the {header.role} spectra ({header.name}) have no usable ids, so whether test spectra also occur in "
+                "train was not checked"
+            ]
     shared = _find_shared(train, test)
     if len(shared):
         raise InputError(

@@ -37,7 +37,7 @@ from pipeline.base import (
     terminations_raised,
 )
 from pipeline.base import journal as journal_module
-from pipeline.base.logfile import RUN_LOG
+from pipeline.base.logfile import RUN_LOG, LogFile
 from pipeline.base.status import STALE_SECONDS, STATUS_FILE, SUBMISSION_FILE, Driver
 from pipeline.cli.status import view_run
 from pipeline.config import ExperimentConfig
@@ -394,8 +394,10 @@ def test_a_run_without_a_journal_is_told_from_its_products(
     assert not (tmp_path / STATUS_FILE).exists()
     code, out, _ = invoke(capsys, "status", str(tmp_path))
     assert (code, "finished" in out, str(tmp_path / "report.html") in out) == (0, True, True)
-    for name in ("report.html", "metadata.json"):
-        (tmp_path / name).unlink()
+    (tmp_path / "report.html").unlink()  # as `pipeline.run_experiment` leaves it
+    code, out, _ = invoke(capsys, "status", str(tmp_path))
+    assert (code, "finished" in out, f"`headroom report {tmp_path}` writes it" in out) == (0, True, True)
+    (tmp_path / "metadata.json").unlink()
     code, out, _ = invoke(capsys, "status", str(tmp_path))
     assert (code, "unfinished" in out, "goes on" in out) == (1, True, True)
 
@@ -637,3 +639,9 @@ def test_a_log_is_no_link(tmp_path: Path) -> None:
     with RunJournal(tmp_path, COMMAND):
         pass
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_log_is_text_for_its_owner_and_no_program(tmp_path: Path) -> None:
+    LogFile(tmp_path / "run.log").say("a line")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "run.log").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -139,15 +139,23 @@ def test_json_is_all_that_commands_print_and_quiet_ones_give_no_hint(
     [
         ("moments run", "next, to read every byte of them:  headroom moments run --verify"),
         ("cluster show local", "next, to see whether a run fits:  headroom plan CONFIG --cluster local"),
+        (
+            "inspect {sample}/test/dataset.h5",
+            "next, to write a configuration for such spectra:  headroom init SPECTRA --test SPECTRA > my.yaml",
+        ),
+        (
+            "inspect {sample}/test/dataset.h5 --config my.yaml",
+            "next, to see what a run of these spectra costs:  headroom plan my.yaml",
+        ),
         ("plan my.yaml", "next, to run it:  headroom run my.yaml --out runs/my"),
     ],
 )
 @pytest.mark.usefixtures("known_rates")
 def test_a_command_ends_with_a_line_that_says_what_to_do(
-    call: str, hint: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: str, hint: str, place: Path, sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    code, out, err = invoke(capsys, *call.split())
+    code, out, err = invoke(capsys, *call.format(sample=sample).split())
     assert code == 0
     assert err.splitlines()[-1] == hint
     assert "next, " not in out, "results stand alone"
@@ -162,10 +170,21 @@ def test_hints_quote_what_was_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
-    [("headroom acc", "accumulate"), ("headroom run or", "oracle_noise1"), ("headroom run --no", "--no-dask")],
+    ("typed", "kind", "offered"),
+    [
+        ("headroom acc", "plain", "accumulate"),
+        ("headroom run or", "plain", "oracle_noise1"),
+        ("headroom plan de", "plain", "demo"),
+        ("headroom run --no", "plain", "--no-dask"),
+        ("headroom run demo --cluster sl", "plain", "slurm"),
+        ("headroom cluster show lo", "plain", "local"),
+        ("headroom inspect trai", "file", "trai"),
+        ("headroom init a.h5 --test te", "file", "te"),
+        ("headroom convert trai", "file", "trai"),
+        ("headroom predict model trai", "file", "trai"),
+    ],
 )
-def test_the_shell_completes(typed: str, offered: str) -> None:
+def test_the_shell_completes(typed: str, kind: str, offered: str) -> None:
     environment = os.environ | {
         "_HEADROOM_COMPLETE": "bash_complete",
         "COMP_WORDS": typed,
@@ -173,4 +192,4 @@ def test_the_shell_completes(typed: str, offered: str) -> None:
     }
     done = subprocess.run([HEADROOM], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert offered in re.findall(r"^plain,(.*)$", done.stdout, flags=re.MULTILINE)
+    assert offered in re.findall(rf"^{kind},(.*)$", done.stdout, flags=re.MULTILINE)

@@ -15,8 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import xarray as xr
 import yaml
+from bosz_files import write_bosz
 
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.run import run_experiment
@@ -27,8 +30,11 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ELSEWHERE = {"extending.md", "python.md"}
 KINDS = {"python", "sh", "yaml", "text", "mermaid"}
 #: Lines that install things, and sizes that make commands take seconds.
-LEFT_OUT = re.compile(r"^(pip|make) ")
-SMALLER = {"--train 12000 --test 2000 --pixels 256": "--train 1800 --test 300 --pixels 40 --shards 2 --workers 1"}
+LEFT_OUT = re.compile(r"^(pip|make|source) ")
+SMALLER = {
+    "--train 12000 --test 2000 --pixels 256": "--train 1800 --test 300 --pixels 40 --shards 2 --workers 1",
+    "--train 100000 --test 10000 --pixels 4096": "--train 60 --test 20 --pixels 40 --shards 2 --workers 1",
+}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -66,7 +72,24 @@ def run(folder: Path, out: str, config: str = "my.yaml") -> None:
 
 
 def prepare_howto(folder: Path) -> None:
-    run(folder, "runs/other")
+    """Two finished runs, a netCDF file whose temperatures have a name of their own, and BOSZ files."""
+    for name in ("mine", "other"):
+        run(folder, f"runs/{name}")
+    write_own(folder / "mine.nc")
+    write_bosz(folder / "bosz2024" / "r2000")
+
+
+def write_own(path: Path) -> None:
+    """Write spectra as somebody else keeps them: in nm, with names of their own."""
+    rng = np.random.default_rng(0)
+    flux = rng.uniform(0.8, 1.2, (30, 12))
+    columns = {"temperature": (3750, 6000), "logg": (1, 5), "feh": (-2, 0.5)}
+    dataset = xr.Dataset(
+        {"flux": (("star", "pixel"), flux), "error": (("star", "pixel"), 0.1 + 0.01 * flux)}
+        | {name: ("star", rng.uniform(*ends, 30)) for name, ends in columns.items()},
+        coords={"wave": ("pixel", np.linspace(710.0, 885.0, 12), {"units": "nm"})},
+    )
+    dataset.to_netcdf(path, engine="scipy")
 
 
 def prepare_configuration(folder: Path) -> None:

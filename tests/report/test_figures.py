@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands import invoke
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results
@@ -35,7 +36,7 @@ from pipeline.report.figures.canvas import (
     typeset,
 )
 from pipeline.report.figures.per_bin import draw_delta_heatmap
-from pipeline.report.words import conclusion, interval_labels
+from pipeline.report.words import conclusion, interval_labels, over_seeds
 from pipeline.scoring import RunResults
 
 LONG_NAMES = {
@@ -176,7 +177,8 @@ def test_the_command_lists_and_writes_figures(tmp_path: Path, capsys: pytest.Cap
     code, out, _ = invoke(capsys, "plot", tmp_path / "run", "learning_curve", *options)
     assert code == 0
     path = tmp_path / "run/figures/learning_curve.pdf"
-    assert out.startswith(f"{path}: A curve that still rises")
+    # What the figure no longer says, the caption does.
+    assert out.startswith(f"{path}: Simulated spectra. Left: R² of both models on covered test spectra")
     assert path.read_bytes().startswith(b"%PDF")
     out_file = tmp_path / "a.svg"
     assert invoke(capsys, "plot", tmp_path / "run", "gate", "--format", "svg", "--out", out_file)[0] == 0
@@ -190,6 +192,44 @@ def test_the_command_lists_and_writes_figures(tmp_path: Path, capsys: pytest.Cap
         code, _, err = invoke(capsys, "plot", tmp_path / "run", *wrong)
         assert code == 2
         assert words in err
+
+
+def test_captions_are_whole_sentences_about_what_is_shown(find_run: Callable[[str], RunResults]) -> None:
+    run = find_run("few bins, every question")
+    said = {name: picture.describe(run) for name, picture in PICTURES.items()}
+    for name, caption in said.items():
+        assert caption[0].isupper(), name
+        assert caption.endswith("."), name
+        assert len(re.findall(r"[.;] ", caption)) >= 2, name
+    assert len(set(said.values())) == len(said)
+
+
+@pytest.mark.parametrize(
+    ("run", "noted"),
+    [("few bins, every question", ", seed 42"), ("reference", f", mean over {len(FakeRun().seeds)} seeds")],
+)
+def test_notes_say_of_how_many_draws_a_number_is_the_mean(
+    find_run: Callable[[str], RunResults], run: str, noted: str
+) -> None:
+    assert over_seeds(find_run(run)) == noted
+    note = draw_delta_heatmap(find_run(run)).get_supxlabel().replace("\n", " ")
+    assert f"Noise level 1{noted}." in note
+
+
+def test_notes_name_no_seed_where_no_noise_was_drawn(tmp_path: Path) -> None:
+    results = make_results(tmp_path, FakeRun(no_draws=True))
+    assert over_seeds(results) == ""
+
+
+def test_empty_cells_have_no_tint(find_run: Callable[[str], RunResults]) -> None:
+    """Nor does the scale begin at zero, whose colour would be that of the fewest spectra."""
+    figure = PICTURES["moe_sample_distribution.png"].draw(find_run("reference"))
+    for axes in figure.axes[:2]:
+        [mesh] = [one for one in axes.collections if isinstance(one, QuadMesh)]
+        values = np.ma.masked_invalid(mesh.get_array())
+        assert values.min() > 0, "cells without spectra are masked, and white"
+        assert mesh.norm.vmin is not None
+        assert 0 < mesh.norm.vmin <= values.min()
 
 
 def test_figures_show_themselves_in_a_notebook(tmp_path: Path) -> None:
@@ -258,6 +298,7 @@ def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResu
         figure = PICTURES[figure_name].draw(run)
         assert _find_flaws(figure, smallest=SMALL - 2) == []
     assert not figure.get_suptitle()
+    assert not figure.get_supxlabel()
     width = figure.get_size_inches()[0]
     assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
 
@@ -449,7 +490,8 @@ def test_figures__of_several_levels_say_which_one_they_show(find_run: Callable[[
     shown = " ".join(text.get_text() for text in _texts(PICTURES["moe_oracle_dashboard.png"].draw(run))).replace(
         "\n", " "
     )
-    assert conclusion(run) in shown
+    assert conclusion(run) not in shown, "the page says it, once"
+    assert run.summary.headline.decision.verdict not in shown.split("not worth it <")[0]
 
 
 def test_conclusion__names_its_level_and_the_verdicts_of_the_others_in_order(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_bins_lie_where_the_spectra_are(tmp_path: Path) -> None:
     assert bins["T_eff"][-1] >= 8000
     assert all(edge % 50 == 0 for edge in bins["T_eff"])
     assert "the reference bins hold too few" in why
-    assert yaml.safe_load(text)["ridge"]["alpha"]["search"] == [0.2, 2, 20, 200]
+    assert yaml.safe_load(text)["ridge"]["alpha"]["search"] == [0.002, 0.02, 0.2, 2, 20, 200]
 
 
 def test_few_spectra_get_few_bins(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bosz_files import LOGG, MH, TEFF, WAVE, name_file, render, write_bosz, write_spectrum
 from commands import invoke
 
 from pipeline.base import SilentProgress
@@ -17,40 +16,15 @@ from pipeline.errors import InputError
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.simulate.bosz import find_bosz
 from pipeline.simulate.grid import fingerprint_grid, open_grid
-from pipeline.simulate.spectra import Labels, SpectrumModel, plan_wavelengths
+from pipeline.simulate.spectra import Labels, plan_wavelengths
 
 _, EDGES = plan_wavelengths((8400.0, 8800.0), 64)
-WAVE, WAVE_EDGES = plan_wavelengths((8300.0, 8900.0), 400)
-TEFF, LOGG, MH = (4000, 5000, 6000), (1.0, 3.0, 5.0), (-2.0, -1.0, 0.5)
-_MODEL = SpectrumModel(WAVE_EDGES)
-
-
-def render(nodes: Iterable[tuple[float, float, float]]) -> np.ndarray:
-    teff, logg, mh = np.array(list(nodes), dtype=float).T
-    zero = np.zeros(len(teff))
-    return _MODEL.render(Labels(teff, logg, mh, zero, zero))
-
-
-def name_file(t: float, g: float, m: float, *, atmosphere: str = "mp", kind: str = "a+0.00_c+0.00_v2") -> str:
-    return f"bosz2024_{atmosphere}_t{t:.0f}_g{g:+.1f}_m{m:+.2f}_{kind}_r2000_resam.txt.gz"
-
-
-def write_spectrum(path: Path, flux: np.ndarray) -> None:
-    """Two columns, H and the continuum, and no header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt") as stream:
-        np.savetxt(stream, np.column_stack([1e6 * flux, np.full_like(flux, 1e6)]), fmt="%14.7E")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in MAST's layout: one sub-folder for each metallicity, the wavelengths beside them."""
-    folder = tmp_path_factory.mktemp("bosz") / "r2000"
-    nodes = list(product(TEFF, LOGG, MH))
-    for (t, g, m), flux in zip(nodes, render(nodes), strict=True):
-        write_spectrum(folder / f"m{m:+.2f}" / name_file(t, g, m), flux)
-    np.savetxt(folder / "bosz2024_wave_r2000.txt", WAVE, fmt="%.6f")
-    return folder
+    return write_bosz(tmp_path_factory.mktemp("bosz") / "r2000")
 
 
 @pytest.fixture
@@ -127,8 +101,9 @@ def test_a_sample_is_made_of_the_folder(whole: Path, tmp_path: Path) -> None:
     assert again.kept == 2
 
 
-def test_wavelengths_must_cover_the_sample(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = invoke(capsys, "sample", tmp_path / "out", "--grid", whole, "--train", 8, "--test", 4, "--quiet")
+def test_wavelengths_must_cover_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = write_bosz(tmp_path / "r2000", *plan_wavelengths((8300.0, 8900.0), 400))
+    code, _, err = invoke(capsys, "sample", tmp_path / "out", "--grid", grid, "--train", 8, "--test", 4, "--quiet")
     assert code == 2
     assert "'wave' must cover 7100–8850 Å" in err
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.config import ExperimentConfig
 from pipeline.questions.question import Facts, Needs, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, estimate_cells, percent_cell, symbol, thresholds
+from pipeline.report import Picture, Section, Show, Table, estimate_cells, over_seeds, percent_cell, symbol, thresholds
 from pipeline.report.figures.canvas import (
     INK,
     MUTED,
@@ -113,8 +113,9 @@ def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
     add_title(
         figure,
         "Which division of the spectra brings the gain?",
-        f"Test spectra that each binning covers, noise level {results.summary.headline.noise_level:g}; mean over "
-        f"seeds, bars: {results.summary.confidence:.0%} interval. Share: ΔR² in units of the topmost one's.",
+        f"Test spectra that each binning covers, noise level {results.summary.headline.noise_level:g}"
+        f"{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval. Percentages beside ΔR² are in units "
+        "of the topmost one's.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -146,8 +147,10 @@ class Ablation(Question[AblationAnswer]):
         Picture(
             "moe_ablation.png",
             "Gain of other divisions",
-            "A share near 100 % with fewer experts says that the columns left out bring little. Each binning is scored "
-            "on the spectra that it covers; where these differ from the topmost one's, so does the global model's R².",
+            "Each bar is ΔR² of one way to divide the spectra, with its confidence interval. Beside it stand ΔR², its "
+            "share of the topmost ΔR², and the share of the test spectra that the division covers. A share near 100 % "
+            "with fewer experts says that the columns left out bring little. Each division is scored on the spectra "
+            "that it covers.",
             lambda results: draw_ablation(results, _at_headline(results)),
             lambda results: bool(_at_headline(results)),
         ),

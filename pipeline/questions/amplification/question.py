@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pipeline.config import DecisionConfig
 from pipeline.errors import enumerate_words
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, merit_cells, thresholds
+from pipeline.report import Picture, Section, Show, Table, merit_cells, over_seeds, thresholds
 from pipeline.report.figures.canvas import (
     TEXT,
     add_title,
@@ -50,7 +50,7 @@ def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -
     draw_delta_curve(right, at, scopes, results)
     for axes in (left, right):
         axes.set_xlabel("noise level (multiples of the simulated 1σ error)", fontsize=TEXT)
-    note = "Covered test spectra; mean over seeds, bars: confidence interval."
+    note = f"Covered test spectra{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval."
     if answer is not None and math.isfinite(answer.ratio):
         note += f" ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} × that at {answer.low:g}."
     add_title(
@@ -65,10 +65,13 @@ def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -
 def _describe(results: RunResults) -> str:
     """Say what the figure shows of these levels."""
     answer = Amplification.read(results)
-    words = ""
+    words = (
+        "Left: R² of both models on covered test spectra, at every noise level. Right: their difference ΔR², with the "
+        "thresholds of the verdict. Bars are confidence intervals. "
+    )
     if answer is not None and math.isfinite(answer.ratio):
-        words = f"ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} times that at {answer.low:g}. "
-    return f"{words}{_describe_crossings(results)} A decision holds for the noise levels on its side of the thresholds."
+        words += f"ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} times that at {answer.low:g}. "
+    return words + _describe_crossings(results)
 
 
 class Amplification(Question[AmplificationAnswer]):

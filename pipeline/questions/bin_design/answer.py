@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report import bin_edges, quantity, thresholds
+from pipeline.report import bin_edges, over_seeds, quantity, thresholds
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -89,7 +89,7 @@ def draw_bin_design(results: RunResults, design: DesignAnswer | None) -> Figure:
     add_title(
         figure,
         "How many experts, and where to cut",
-        f"Noise level {design.noise_level:g}; best division of a fine grid into rectangles, mean over seeds. The "
+        f"Noise level {design.noise_level:g}; best division of a fine grid into rectangles{over_seeds(results)}. The "
         f"held-out folds of the training set chose; the test spectra played no part (bars: "
         f"{results.summary.confidence:.0%} interval).",
         simulated=bool(results.metadata.get("simulated")),

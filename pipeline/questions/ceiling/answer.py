@@ -241,7 +241,7 @@ def judge_nonlinear(
     return judge(
         UNDECIDED,
         "Whether a nonlinear model is worth trying is undecided: it can gain between "
-        f"{least} and {most} of R² over the experts, on both sides of {threshold:g}. "
+        f"{least} and {most} of R² over the experts, and the threshold is {threshold:g}. "
         + _tell_remedy(growth, at_least, at_most, threshold),
     )
 

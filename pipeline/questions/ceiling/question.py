@@ -79,9 +79,11 @@ class Ceiling(Question[CeilingAnswer]):
         Picture(
             _PICTURE,
             "Global model, experts, and what any model could reach",
-            "The distance from the blue dot to the green bar is what a nonlinear model could still gain; where the dot "
-            "lies in the bar, the experts are at the limit of what the spectra say. A hatched bar has not converged: a "
-            "larger library would narrow it.",
+            "Left: R² of the global model (square), of the oracle experts (dot), and both ends of the ceiling (green "
+            "bar), for all covered spectra and in every bin. The ceiling lies somewhere within the bar; a hatched bar "
+            "has not converged, and a larger library would narrow it. From the dot to the bar is what a nonlinear "
+            "model could still gain. Right: both ends against the number of stars in the library. The number at a "
+            "point is the effective size: how many stars of the library share the weight of one spectrum.",
             lambda results: draw_ceiling(results, _require_headline(results)),
             lambda results: Ceiling.at_headline(results) is not None,
         ),
@@ -138,7 +140,7 @@ class Ceiling(Question[CeilingAnswer]):
         reading.exact = posterior
         target, confidence = labels[self.facts.settings.target], self.facts.bootstrap.confidence
         threshold = self.facts.settings.decision.nonlinear
-        names = [f"bin {k} ({self.facts.grid.describe(k)})" for k in range(self.facts.grid.n_bins)]
+        names = [self.facts.grid.describe(k) for k in range(self.facts.grid.n_bins)]
         self._levels[level] = CeilingLevel(
             noise_level=level,
             n_left_out=len(measured.own) - measured.n_test,
@@ -169,7 +171,9 @@ class Ceiling(Question[CeilingAnswer]):
             return []
         part = level.labels[results.summary.target].scopes["covered"]
         remark = (
-            "what any model could reach; it lies between" if part.is_converged else "not converged: wider than it is"
+            "no model can beat it; it lies in this range"
+            if part.is_converged
+            else "not converged: a larger library narrows it"
         )
         return [("Ceiling, R²", part.tell(), remark)]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipeline.questions.gate.routing import ORACLE, ROUTES
-from pipeline.report import symbol
+from pipeline.report import over_seeds, symbol
 from pipeline.report.figures.canvas import (
     BLUES,
     GLOBAL,
@@ -185,7 +185,7 @@ def draw_gate(results: RunResults, gate: GateLevel | None) -> Figure:
         figure,
         "What routing without labels keeps of the headroom",
         f"Noise level {level.noise_level:g}; {gate.kind} gate, fitted to held-out folds of the training set; "
-        f"covered test spectra, mean over seeds (bars: {results.summary.confidence:.0%} interval).",
+        f"covered test spectra{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -220,7 +220,7 @@ def draw_gate_probabilities(results: RunResults, gate: GateLevel | None) -> Figu
     add_title(
         figure,
         "How probable the gate takes each bin to be",
-        f"Noise level {level.noise_level:g}; {gate.kind} gate; all test spectra, mean over seeds. Bins have "
+        f"Noise level {level.noise_level:g}; {gate.kind} gate; all test spectra{over_seeds(results)}. Bins have "
         "the numbers of the tables; thin lines hold 90 % of the spectra."
         + (" Importance was measured on held-out folds of the training set." if importance else ""),
         simulated=bool(results.metadata.get("simulated")),
@@ -255,7 +255,7 @@ def _draw_truth(axes: Axes, quantiles: np.ndarray, names: list[str]) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    style_axes(axes, title="Probability of the true bin (dot: median; bar: half)", x="true bin",
+    style_axes(axes, title="Probability of the true bin (median, middle half)", x="true bin",
                y="probability", grid="y")  # fmt: skip
 
 
@@ -307,7 +307,8 @@ def _draw_kept(axes: Axes, routes: Mapping[str, RouteScore], keep: float) -> Non
         axes.annotate(
             f"{words}  {score.verdict}",
             (max(value, kept.high if np.isfinite(kept.high) else 0.0, 0.0), place), (8, 0),
-            textcoords="offset points", va="center", fontsize=SMALL, color=INK,
+            textcoords="offset points", va="center", fontsize=SMALL, color=INK, zorder=6,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},  # the dashed line ends beside the words
         )  # fmt: skip
     axes.axvline(keep, color=INK, linewidth=1.2, linestyle="--")
     axes.axvline(0, color=MUTED, linewidth=0.8)

@@ -110,26 +110,26 @@ class Gates(Question[GateAnswer]):
         Picture(
             "moe_gate.png",
             "Routing without labels",
-            "Soft routing near the oracle's bar says that the headroom can be had in production. Confusion between "
-            "neighbouring bins costs little, since their experts say much the same; points below the dashed line at "
-            "the lower right say that the gate is surer than it is right.",
+            "R² of every way to route, with the global model as a line; which bin the gate finds most probable, by "
+            "true bin; ρ, the share of the headroom that each route keeps; and how often the gate is right, against "
+            "the probability that it tells. Soft routing near the oracle says that the headroom can be had in "
+            "production. Points below the diagonal say that the gate is surer than it is right.",
             lambda results: draw_gate(results, Gates.at_headline(results)),
             _has_gate,
         ),
         Picture(
             "moe_gate_probabilities.png",
             "What the gate says of each bin",
-            "A row is a true bin. Probability beside the diagonal goes to neighbours, which costs little; probability "
-            "that goes far away, or outside, is where an expert is lost. A feature of no importance may be left out "
-            "without harm, unless another one tells the same.",
+            lambda results: _caption_probabilities(Gates.at_headline(results)),
             lambda results: draw_gate_probabilities(results, Gates.at_headline(results)),
             _has_gate,
         ),
         Picture(
             "moe_routes.png",
             "Predicted against true, by route",
-            "What routing costs shows between the oracle and the other routes: points far from the dashed line that "
-            "the oracle's panel does not have were sent to a wrong expert.",
+            "Covered test spectra, by their true and their predicted label, for every way to route. Predictions on the "
+            "dashed line are right. Points far from the line that the oracle's panel does not have were sent to a "
+            "wrong expert.",
             draw_routes,
             _has_gate,
         ),
@@ -464,6 +464,22 @@ def _explain_blend(level: GateLevel) -> str:
         else ""
     )
     return f" On covered test spectra its route keeps {kept.mean:.0%} of the headroom.{more}"
+
+
+def _caption_probabilities(gate: GateLevel | None) -> str:
+    """Say what the figure of the probabilities shows; features have a panel if their importance was measured."""
+    text = (
+        "Left: the mean probability that the gate gives to every bin (columns), for the test spectra of each true bin "
+        "(rows). Right: the probability that the true bin was given; dots are medians, thick bars hold half of the "
+        "spectra and thin ones 90 %. Probability beside the diagonal goes to neighbours, which costs little. "
+        "Probability that goes far away, or outside, is where an expert is lost."
+    )
+    if gate is None or not gate.importance:
+        return text
+    return (
+        f"{text} Below: by how much the gate gets worse when one feature is shuffled. A feature of no importance may "
+        "be left out without harm, unless another one tells the same."
+    )
 
 
 def _explain_importance(importance: Mapping[str, float]) -> str:

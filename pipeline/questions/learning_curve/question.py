@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.bins import choose_prefixes
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, learning_points, list_points
+from pipeline.report import Picture, Section, Show, Table, learning_points, list_points, over_seeds
 from pipeline.report.figures.canvas import (
     TEXT,
     add_title,
@@ -45,8 +45,8 @@ def draw_learning_curve(results: RunResults) -> Figure:
     add_title(
         figure,
         "Does more training data still help the experts?",
-        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}; mean over seeds, bars: "
-        f"{results.summary.confidence:.0%} interval.",
+        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}{over_seeds(results)}. "
+        f"Bars: {results.summary.confidence:.0%} interval.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -74,8 +74,10 @@ class LearningCurve(Question[LearningAnswer]):
         Picture(
             "moe_learning_curve.png",
             "Gain against the number of training spectra",
-            "A curve that still rises at its right end says that more spectra would help that model. Where ΔR² "
-            "falls, the global model is catching up; only its level at the right end counts for the decision.",
+            "Left: R² of both models on covered test spectra, against the number of training spectra. Right: their "
+            "difference ΔR², with the thresholds of the verdict. Bars are confidence intervals. A curve that still "
+            "rises at its right end says that more spectra would help. Where ΔR² falls, the global model is catching "
+            "up. Only the right end counts for the verdict.",
             draw_learning_curve,
         ),
     )

@@ -92,7 +92,7 @@ def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope
     add_title(
         figure,
         "What training on all noise at once gains",
-        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}; drawn: mean over seeds; bars: "
+        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}. Bars: "
         f"{results.summary.confidence:.0%} interval.",
         simulated=bool(results.metadata.get("simulated")),
     )
@@ -144,8 +144,10 @@ class MarginalCurve(Question[MarginalAnswer]):
         Picture(
             "moe_marginal_noise.png",
             "Drawn and marginal training noise",
-            "Where the dashed curve lies above the full one, the number of noisy spectra limits the model, not the "
-            "physics: more draws of the same spectra would help as much as more spectra. Where they meet, it does not.",
+            "R² of both models (left) and ΔR² (right) against the number of training spectra: full lines after "
+            "training on drawn noise, dashed lines after training on marginal noise. Bars are confidence intervals. "
+            "Where the dashed line lies above the full one, the number of noisy spectra limits the model. More draws "
+            "of the same spectra would then help as much as more spectra.",
             _draw,
             lambda results: MarginalCurve.read(results) is not None,
         ),

@@ -20,7 +20,7 @@ from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.errors import enumerate_words
 from pipeline.noise import Noise
 from pipeline.questions.question import Facts, Question, Reading, Trained
-from pipeline.report import Picture, Section, Show, Table, count_choices, symbol
+from pipeline.report import Picture, Section, Show, Table, count_choices, over_seeds, symbol
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
@@ -82,7 +82,7 @@ def draw_alpha_search(results: RunResults, paths: pd.DataFrame) -> Figure:
     add_title(
         figure,
         "Which penalty the training folds choose",
-        f"Noise level {level.noise_level:g}; mean over seeds. Solid: R² on held-out folds of the training set, "
+        f"Noise level {level.noise_level:g}{over_seeds(results)}. Solid: R² on held-out folds of the training set, "
         "which chose. Dashed: R² on test spectra, which played no part in the choice.",
         simulated=bool(results.metadata.get("simulated")),
     )
@@ -176,9 +176,10 @@ class Penalty(Question[PenaltyAnswer]):
         Picture(
             "moe_alpha_search.png",
             "R² against the penalty",
-            "The solid curve alone decided, on spectra of the training set that the model had not seen. A mark at the "
-            "end of a curve says that a better penalty may lie beyond the grid. Where the dashed curve of the test "
-            "spectra peaks elsewhere, that is no mistake: choosing by it would flatter the result.",
+            "A panel for each model shows R² against the penalty: solid on folds of the training set that the model "
+            "had not seen, dashed on the test spectra. The mark is the penalty chosen; the solid curve alone decided. "
+            "A mark at the end of a curve says that a better penalty may lie beyond the grid. The dashed curve may "
+            "peak elsewhere; choosing by it would flatter the result.",
             lambda results: draw_alpha_search(results, tabulate_paths(Penalty.read(results), results.summary.target)),
             lambda results: Penalty.read(results) is not None,
         ),

@@ -31,7 +31,7 @@ from pipeline.report.figures.canvas import (
     page_width,
     style_axes,
 )
-from pipeline.report.words import bin_edges, interval_labels, quantity
+from pipeline.report.words import bin_edges, interval_labels, over_seeds, quantity
 from pipeline.scoring import Bin, Estimate, RunResults
 
 __all__ = [
@@ -89,7 +89,7 @@ def draw_delta_heatmap(results: RunResults) -> Figure:
         figure,
         "Where experts gain: ΔR² in every bin",
         f"Each cell: ΔR², its {results.summary.confidence:.0%} interval, training / test spectra. "
-        f"Noise level {level:g}, mean over seeds.",
+        f"Noise level {level:g}{over_seeds(results)}.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -169,7 +169,7 @@ def draw_grouped_r2(results: RunResults) -> Figure:
     add_title(
         figure,
         "R² per bin: one global ridge against one expert per bin",
-        f"Bars: mean over seeds; black: {results.summary.confidence:.0%} interval. Noise level {level:g}."
+        f"Noise level {level:g}{over_seeds(results)}. Black bars: {results.summary.confidence:.0%} interval."
         + note_cut_bars(estimates_drawn),
         simulated=bool(results.metadata.get("simulated")),
     )

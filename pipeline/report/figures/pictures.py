@@ -47,7 +47,7 @@ from pipeline.report.figures.per_bin import (
 from pipeline.report.figures.predictions import draw_predicted_against_true
 from pipeline.report.figures.sample import draw_sample_distribution
 from pipeline.report.section import Picture
-from pipeline.report.words import conclusion, learning_points, symbol, thresholds
+from pipeline.report.words import learning_points, over_seeds, symbol, thresholds
 from pipeline.scoring import (
     BUILD,
     NOT_WORTH_IT,
@@ -64,7 +64,7 @@ __all__ = ["FIGURES_FOLDER", "PICTURES", "draw_dashboard", "name_picture", "plot
 
 
 def draw_dashboard(results: RunResults) -> Figure:
-    """Draw the overview: the conclusion is the title, the panels are its evidence."""
+    """Draw the overview: both models, the gain with the zones of the verdict, the learning curve, and every bin."""
     level = results.summary.headline
     bins, scopes = level.bins, level.scopes
     height = max(SLIDE[1], 0.36 * len(bins) + 2.4)
@@ -77,7 +77,7 @@ def draw_dashboard(results: RunResults) -> Figure:
     models, gain, learning = left.subplots(3, 1, height_ratios=(1.25, 1.0, 1.35))
     per_bin, table = right.subplots(1, 2, sharey=True, width_ratios=(1.4, 1.2))
     _draw_models(models, scopes)
-    _draw_gain(gain, scopes, results, level.decision.verdict)
+    _draw_gain(gain, scopes, results)
     _draw_learning(learning, results)
     _draw_bin_gain(per_bin, bins, results)
     columns = {
@@ -90,9 +90,8 @@ def draw_dashboard(results: RunResults) -> Figure:
     write_columns(table, columns)
     add_title(
         figure,
-        conclusion(results),
-        f"{symbol(results.summary.target)} by ridge regression, noise level {level.noise_level:g}. "
-        f"Mean over seeds; bars: {results.summary.confidence:.0%} interval."
+        f"One global model and oracle experts for {symbol(results.summary.target)}",
+        f"Noise level {level.noise_level:g}{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval."
         + note_cut_bars([*(view.delta_r2 for view in bins), *(s.r2_oracle for s in scopes.values())]),
         simulated=bool(results.metadata.get("simulated")),
     )
@@ -132,7 +131,7 @@ def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:
     axes.text(1.02, at, text, transform=axes.get_yaxis_transform(), **style)
 
 
-def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults, verdict: str) -> None:
+def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults) -> None:
     decision = thresholds(results)
     for row, scope in enumerate(scopes.values()):
         axes.plot(scope.delta_r2.mean, row, marker="D", color=INK, markersize=9, zorder=5)
@@ -151,7 +150,7 @@ def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults, verdic
     for start, end, outcome in spans:
         axes.axvspan(start, end, color=VERDICT_COLORS[outcome], alpha=0.28, linewidth=0, zorder=0)
     words = f"not worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
-    style_axes(axes, title=f"ΔR², verdict: {verdict}", x=words, y="test spectra", grid="")
+    style_axes(axes, title="ΔR², what experts gain", x=words, y="test spectra", grid="")
     axes.xaxis.label.set_fontsize(SMALL)
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), list(scopes))
@@ -188,37 +187,41 @@ PICTURES = (
     Picture(
         "moe_oracle_dashboard.png",
         "The result on one page",
-        "Look first at the middle left: the verdict needs the whole bar of “covered” in one coloured zone. "
-        "The bars on the right tell whether all bins gain or a few carry the rest.",
+        "Left, from above: R² of both models on covered and on all test spectra; ΔR² of both, in the zones of the "
+        "verdict; R² of both models against the number of training spectra. Right: ΔR² in every bin. Black bars are "
+        "confidence intervals. The verdict needs the whole bar of “covered” in one zone.",
         draw_dashboard,
     ),
     Picture(
         "moe_delta_r2_heatmap.png",
         "ΔR² in every bin",
-        "Blue bins gain from an expert of their own, red ones lose. Where the interval in a cell includes "
-        "zero, the colour may be chance.",
+        "Each cell is a bin. It shows ΔR², the confidence interval, and the numbers of training and test spectra. "
+        "Blue bins gain from an expert of their own, red ones lose. Where the interval includes zero, the colour may "
+        "be chance.",
         draw_delta_heatmap,
     ),
     Picture(
         "moe_perbin_r2_grouped.png",
         "R² in every bin, both models",
-        "A long blue bar is a bin that is easy once it has its own expert; a short one is hard for any "
-        "linear model. R² of a bin is relative to the spread of labels within it, so it can be low in "
-        "every bin and still be high over all.",
+        "The bars are R² of the global model and of the oracle experts on the test spectra of each bin; black bars "
+        "are confidence intervals. A bin with a short blue bar is hard for any linear model. R² of a bin is relative "
+        "to the spread of labels within it, so it can be low in every bin and still be high over all.",
         draw_grouped_r2,
     ),
     Picture(
         "moe_pred_vs_true.png",
         "Predicted against true",
-        "A good model lies along the dashed line. A cloud flatter than the line is shrunk towards the "
-        "mean: low values are predicted too high, high ones too low.",
+        "Covered test spectra, by their true and their predicted label; the colour counts the spectra in a cell. "
+        "Predictions on the dashed line are right. A cloud flatter than the line is shrunk towards the mean: low "
+        "values are predicted too high, high ones too low.",
         draw_predicted_against_true,
     ),
     Picture(
         "moe_sample_distribution.png",
         "Where the spectra are",
-        "Spectra beyond the lines are in no bin and have no expert. Train and test should look alike; "
-        "where they do not, the overall numbers weigh the bins differently.",
+        "The colour is the share of the training and of the test spectra in a cell; cells without spectra are white. "
+        "The lines are the edges of the bins. Spectra beyond them are in no bin and have no expert. Training and test "
+        "set should look alike. Where they do not, the overall numbers weigh the bins differently.",
         draw_sample_distribution,
     ),
 )

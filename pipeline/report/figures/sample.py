@@ -114,9 +114,11 @@ def _draw_maps(figure: Figure, panels: list[Axes], results: RunResults) -> None:
         maps.append(shares.reindex(index=cuts[upward][:-1], columns=cuts[rightward][:-1], fill_value=0.0))
     # The training set sets the scale: a small test set's few crowded cells would wash it out.
     most = float(maps[0].to_numpy().max()) or 1.0
+    # The scale begins at the smallest share that is there: a bar that began at zero would tint what is white.
+    least = min(float(share.to_numpy()[share.to_numpy() > 0].min(initial=most)) for share in maps)
     for axes, share, (part, title) in zip(panels, maps, _PARTS, strict=True):
         filled = np.ma.masked_equal(share.to_numpy(), 0)
-        mesh = axes.pcolormesh(cuts[rightward], cuts[upward], filled, cmap=BLUES, vmin=0, vmax=most)
+        mesh = axes.pcolormesh(cuts[rightward], cuts[upward], filled, cmap=BLUES, vmin=min(least, most / 2), vmax=most)
         _draw_edges(axes, edges[rightward], edges[upward], number=len(edges) == 2)
         style_axes(axes, title=title + _outside(results, part), x=quantity(rightward), grid="")
     for axes in panels:
