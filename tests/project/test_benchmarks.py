@@ -56,6 +56,7 @@ ROWS = {
         "predict 10 experts × 3 labels, logistic gate, 4,000 × 128",
         "its peak memory",
     ],
+    "ceiling": ["ceiling in", "ceiling from all pixels", "ceiling of 1M × 5,000 × 128"],
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -68,7 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "parts",
-    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["factored"], ["dask", "dask-ml", "convert", "predict"]],
+    [
+        ["accumulate", "noises", "solve"],
+        ["sklearn", "memory"],
+        ["factored"],
+        ["dask", "dask-ml", "convert", "predict", "ceiling"],
+    ],
     ids=lambda parts: "+".join(parts),
 )
 def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:

@@ -61,9 +61,9 @@ FloatArray = NDArray[np.float64]
 TOLERANCE = 0.01
 #: Pixels that a float32 product sums up before float64 goes on.
 _STRIP = 128
-#: What is left out is bounded by so many standard deviations. So many probes measure its norm: the mean of their squares
-#: falls below this share of what it should be for one star in twenty, and is divided by it for all. Together a pair
-#: exceeds its bound with a probability below 1e-6.
+#: What is left out is bounded by so many standard deviations. So many probes measure its norm. The mean of their
+#: squares falls below this share of what it should be for one star in twenty, and is divided by it for all. Together a
+#: pair exceeds its bound with a probability below 1e-6.
 _SIGMAS, _PROBES, _LUCK = 6.0, 16, 0.5
 #: Rounding of float32 products of factors with norms of 1; the largest that was seen in two million pairs was 2.7e-7.
 _ROUNDING = 4e-7
@@ -107,11 +107,10 @@ class Origins:
     @classmethod
     def find(cls, level: float, spectra: NDArray[Any], flux: NDArray[Any], error: NDArray[Any]) -> Origins:
         """Choose them from the noisy spectra (N, P), and from clean flux and errors of some library stars (M, P)."""
-        clean = np.maximum(flux.astype(np.float64), 0)
-        origin = clean.mean(axis=0)
+        origin = np.maximum(flux, 0).mean(axis=0, dtype=np.float64)
         # The mean square, not the mean of 1/s²: the products of faint spectra with faint stars, whose squares are
         # large, are then small.
-        scale = level * np.sqrt(np.mean(error.astype(np.float64) ** 2, axis=0))
+        scale = level * np.sqrt(np.einsum("np,np->p", error, error, dtype=np.float64) / len(error))
         scale[scale == 0] = max(float(scale.max()), 1e-30)  # a pixel without any error tells nothing
         zeros = np.zeros(len(origin))
         clipped = np.flatnonzero((spectra == 0).any(axis=0))
@@ -193,22 +192,25 @@ class Star:
         return Star(self.inverse_variance[chosen], self.slope[chosen], self.clipping[chosen], self.own[chosen])
 
     @classmethod
-    def join(cls, parts: Sequence[Star]) -> Star:
-        """Return the stars of all parts, in their order."""
-        return cls(*(np.concatenate(own) for own in zip(*(vars(one).values() for one in parts), strict=True)))
+    def empty(cls, n: int, origins: Origins) -> Star:
+        """Return memory for the factors of so many stars."""
+        shape = n, len(origins.origin)
+        clipping = np.empty((n, len(origins.clipped)), np.float32)
+        return cls(np.empty(shape, np.float32), np.empty(shape, np.float32), clipping, np.empty(n))
 
 
-def describe_stars(flux: NDArray[Any], error: NDArray[Any], origins: Origins) -> Star:
-    """Return the factors of stars from their clean flux and errors, each (M, P), as the store has them."""
-    n, n_pixels = flux.shape
-    inverse, slope = np.empty((n, n_pixels), np.float32), np.empty((n, n_pixels), np.float32)
-    clipping, own = np.empty((n, len(origins.clipped)), np.float32), np.empty(n)
+def describe_stars(flux: NDArray[Any], error: NDArray[Any], origins: Origins, into: Star | None = None) -> Star:
+    """Return the factors of stars from their clean flux and errors, each (M, P), as the store has them.
+
+    They are written ``into`` memory for M stars, if any is given.
+    """
+    found = Star.empty(len(flux), origins) if into is None else into
     _fill_factors(
         np.ascontiguousarray(flux), np.ascontiguousarray(error), origins.level, origins.origin, origins.scale,
         (origins.inverse_variance, origins.slope, origins.clipping), origins.deviation,
-        origins.clipped, _LOG_ERFCX, (inverse, slope, clipping), own,
+        origins.clipped, _LOG_ERFCX, found.factors, found.own,
     )  # fmt: skip
-    return Star(inverse, slope, clipping, own)
+    return found
 
 
 def _fit_log_erfcx(degree: int = 24) -> FloatArray:
@@ -236,21 +238,20 @@ def _fill_factors(
     """Fill the factors and own numbers of stars; all arithmetic is in float64."""
     inverse, slope, clipping = factors
     mean_inverse, mean_slope, mean_clipping = of_stars
+    unit = 1.0 / scale
     for i in range(flux.shape[0]):
-        total, product = 0.0, 1.0
-        for p in range(flux.shape[1]):
-            d = scale[p]
-            ratio = max(level * error[i, p] / d, _LEAST_ERROR)
-            weight = 1.0 / (ratio * ratio)
-            shift = (max(flux[i, p], 0.0) - origin[p]) / d
-            a, b = weight - 1.0, shift * weight
-            total += mean_deviation[p] * b - 0.5 * shift * b
-            product *= ratio
-            if p % 16 == 15:  # one logarithm for sixteen pixels; a ratio of errors is far from any limit
-                total -= np.log(product)
-                product = 1.0
-            inverse[i, p], slope[i, p] = a - mean_inverse[p], b - mean_slope[p]
-        total -= np.log(product)
+        total = 0.0
+        for first in range(0, flux.shape[1], 16):
+            product = 1.0  # one logarithm for sixteen pixels; a ratio of errors is far from any limit
+            for p in range(first, min(first + 16, flux.shape[1])):
+                ratio = max(level * error[i, p] * unit[p], _LEAST_ERROR)
+                weight = 1.0 / (ratio * ratio)
+                shift = (max(flux[i, p], 0.0) - origin[p]) * unit[p]
+                a, b = weight - 1.0, shift * weight
+                total += mean_deviation[p] * b - 0.5 * shift * b
+                product *= ratio
+                inverse[i, p], slope[i, p] = a - mean_inverse[p], b - mean_slope[p]
+            total -= np.log(product)
         for c in range(clipped.shape[0]):
             p = clipped[c]
             ratio = max(level * error[i, p] / scale[p], _LEAST_ERROR)
@@ -462,7 +463,7 @@ def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
 def _find_worst(rows: FloatArray, chosen: FloatArray, tolerance: float) -> FloatArray:
     """Return the residuals of the rows that the chosen directions leave too much of, shape (W, P)."""
     left = rows - (rows @ chosen) @ chosen.T
-    return left[np.sqrt(np.einsum("np,np->n", left, left)) > _WORST * tolerance]
+    return np.asarray(left[np.sqrt(np.einsum("np,np->n", left, left)) > _WORST * tolerance])
 
 
 def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:
