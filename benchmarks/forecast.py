@@ -35,8 +35,8 @@ PARTS, SHOWN = 4, (0, 1, 3)
 #: Rows for each pixel and bin from which a forecast should be within the scatter of the drawn runs.
 MANY_ROWS = 5
 HEADINGS = (
-    "noise", "n", "rows", "α", "R²_global", "R²_oracle", "ΔR² forecast", "ΔR² drawn", "difference", "one class", "share",
-    "trusted",
+    "noise", "n", "rows", "α", "R²_global", "R²_oracle", "ΔR² forecast", "ΔR² drawn", "difference", "one class",
+    "share", "trusted",
 )  # fmt: skip
 
 

@@ -96,6 +96,16 @@ def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:
     assert str(folder) not in out.read_text(encoding="utf-8"), "no paths in what may be published"
 
 
+def test_the_table_of_the_forecast_is_made(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/forecast.py", "--folder", str(tmp_path), "--rows", "8000", "--pixels", "64"]
+    done = subprocess.run([*command, "--runs", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    heading, *rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [one.strip() for one in heading][-3:] == ["one class", "share", "trusted"]
+    assert len(rows) == 24
+    assert "cells are trusted" in done.stdout
+
+
 def test_all_parts_are_tested() -> None:
     command = [sys.executable, "benchmarks/run.py", "--help"]
     environment = os.environ | {"COLUMNS": "500"}  # no name is broken in two
