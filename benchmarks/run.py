@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accumulate import measure_noises, measure_step
+from ceiling import measure_ceiling
 from conversion import measure_conversion
 from factored import measure_factored
 from measure import MeasurementError, describe_machine
@@ -43,6 +44,7 @@ PARTS: dict[str, tuple[Part, int | None, int | None]] = {
     "dask-ml": (compare_dask_ml, 20_000, 256),
     "convert": (measure_conversion, None, None),
     "predict": (measure_predict, None, None),
+    "ceiling": (measure_ceiling, None, None),
 }
 #: The widest spectra, on request: their sample has fewer rows, and 7200 pixels whatever `--pixels` says.
 WIDE_PARTS: dict[str, Part] = {

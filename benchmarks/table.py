@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Row", "render_table"]
+__all__ = ["Row", "render_lines", "render_table"]
 
 _COMPARISONS = {"≤": operator.le, "≥": operator.ge}
 HEADINGS = ("name", "measured", "reference", "ratio", "target", "met?")
@@ -55,8 +55,12 @@ class Row:
 
 def render_table(rows: Iterable[Row]) -> str:
     """Return rows as a Markdown table whose columns line up in plain text too."""
-    lines = [HEADINGS, *(row.cells() for row in rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(HEADINGS))]
+    return render_lines([HEADINGS, *(row.cells() for row in rows)])
+
+
+def render_lines(lines: Sequence[Sequence[str]]) -> str:
+    """Return texts as a Markdown table, the headings first."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     texts = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     ]

@@ -123,7 +123,7 @@ GATE_ALGORITHM: Final = 1
 SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
 #: The likelihoods and sums that the ceiling comes from.
-CEILING_ALGORITHM: Final = 1
+CEILING_ALGORITHM: Final = 2
 #: Labels, from a model and spectra.
 PREDICTION_ALGORITHM: Final = 2
 #: Simulated shards: those of another version are refused, not mixed with new ones.

@@ -22,8 +22,11 @@ _MANY_PIXELS, _MANY_STARS = 2000, 50_000
 _BLOCK = 1024
 #: Most training stars that are left out of the library, to choose its temperature on.
 LEFT_OUT = 1000
-#: Directions that likelihoods and factored moments take, about.
-_DIRECTIONS, _RANK = 1000, 160
+#: Directions that likelihoods take, and factored moments, about.
+_DIRECTIONS, _RANK = 1200, 160
+#: What a star costs in directions, for each of its pixels and for each spectrum; by the time that it takes, in float32
+#: products (benchmarks/ceiling.py).
+_OF_PIXEL, _OF_SPECTRUM = 3200.0, 2000.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def plan_library(
     spectra = min(config.ceiling.test, n_test) + left_out
     of_star = 4.0 * n_pixels * spectra
     if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
-        of_star = 2.0 * _DIRECTIONS * (n_pixels + spectra)
+        of_star = _OF_PIXEL * n_pixels + _OF_SPECTRUM * spectra
     wanted = config.ceiling.library
     if wanted == "auto":
         noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
@@ -93,11 +96,13 @@ def plan_library(
         of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
         wanted = max(_FEWEST_STARS, int(of_pass / (of_star * len(config.noise.levels))))
     stars = n_train - left_out if wanted == "all" else min(int(wanted), n_train - left_out)
-    # Of a spectrum: its factors or its noisy pixels, and its sums. Of a star: pixels and factors, of two blocks.
-    pixels = 4 * n_pixels
-    of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 3)
-    worker = len(config.noise.levels) * spectra * (3 * pixels + of_sums) + (4 * chunk_rows + 5 * _BLOCK) * pixels
+    # Of a spectrum: its noisy pixels and its factors, twice while they are read, and its sums. Of a star: pixels and
+    # factors, of three blocks. Of a direction: its parts of a spectrum and of a star, likewise twice.
     seeks = n_pixels >= _MANY_PIXELS and stars >= _MANY_STARS
+    pixels = 4 * n_pixels
+    of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 4)
+    of_level = spectra * (4 * pixels + of_sums) + 2 * _BLOCK * pixels + 4 * _DIRECTIONS * pixels * seeks
+    worker = len(config.noise.levels) * of_level + (6 * chunk_rows + 6 * _BLOCK) * pixels
     sample = _LARGE_SAMPLE if seeks else _SAMPLE
-    driver = (6 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
+    driver = (9 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
     return LibraryPlan(stars, left_out, spectra, sample, seeks, stars * of_star, worker, driver)

@@ -56,6 +56,7 @@ ROWS = {
         "predict 10 experts × 3 labels, logistic gate, 4,000 × 128",
         "its peak memory",
     ],
+    "ceiling": ["ceiling in", "ceiling from all pixels", "ceiling of 1M × 5,000 × 128"],
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -68,7 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "parts",
-    [["accumulate", "noises", "solve"], ["sklearn", "memory"], ["factored"], ["dask", "dask-ml", "convert", "predict"]],
+    [
+        ["accumulate", "noises", "solve"],
+        ["sklearn", "memory"],
+        ["factored"],
+        ["dask", "dask-ml", "convert", "predict", "ceiling"],
+    ],
     ids=lambda parts: "+".join(parts),
 )
 def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:
@@ -88,6 +94,16 @@ def test_the_table_has_every_row(parts: list[str], folder: Path) -> None:
     same = [row for row in rows if row[0].startswith("R² of the same models")]
     assert all(row[-1] == "yes" for row in same), same
     assert str(folder) not in out.read_text(encoding="utf-8"), "no paths in what may be published"
+
+
+def test_the_table_of_the_forecast_is_made(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/forecast.py", "--folder", str(tmp_path), "--rows", "8000", "--pixels", "64"]
+    done = subprocess.run([*command, "--runs", "2"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    heading, *rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [one.strip() for one in heading][-3:] == ["one class", "share", "trusted"]
+    assert len(rows) == 24
+    assert "cells are trusted" in done.stdout
 
 
 def test_all_parts_are_tested() -> None:

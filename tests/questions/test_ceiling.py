@@ -22,14 +22,18 @@ from pipeline.questions.ceiling.answer import (
     judge_nonlinear,
 )
 from pipeline.questions.ceiling.likelihood import (
+    TOLERANCE,
     Origins,
     Projection,
+    bound_errors,
     describe_stars,
     measure_dense,
     measure_pairs,
     observe,
-    product_error,
+    weigh_rounding,
 )
+from pipeline.questions.ceiling.measure import choose_precision
+from pipeline.questions.ceiling.pairs import Side, settle_pairs
 from pipeline.questions.ceiling.posterior import (
     OTHER,
     OUTSIDE,
@@ -131,7 +135,7 @@ def test_likelihoods_are_the_formula(error: float, level: float) -> None:
     known = Set.make(60, 80, 700, error=error, level=level)
     origins = known.origins()
     seen, of_test = observe(known.spectra, origins), describe_stars(known.test_flux, known.test_error, origins)
-    precision = "float32" if product_error(seen, of_test, known.own()) < 0.01 else "float64"
+    precision, _ = choose_precision(seen, of_test, known.own())
     assert precision == ("float64" if error == 0.02 else "float32")
     difference = measure_dense(seen, describe_stars(known.flux, known.error, origins), precision) - known.exact()
     difference -= np.median(difference, axis=1, keepdims=True)
@@ -186,6 +190,75 @@ def test_directions_give_what_pixels_give() -> None:
     assert again is not None
     for name, value in vars(projection.project_stars(stars)).items():
         assert np.array_equal(vars(again.project_stars(stars))[name], value)
+
+
+@pytest.mark.parametrize("way", ["directions", "pixels"])
+def test_every_pair_that_matters_is_right_to_the_tolerance(way: str) -> None:
+    """Held against the formula; also for stars with a line that no star of the sample has, and for bright ones.
+
+    All of 0.01 where a star has weight at τ = 1. Further below, weights are flattened, and errors with them.
+    """
+    known = Set.make(1600, 250, 600, error=0.1, seed=7)
+    rng = np.random.default_rng(8)
+    # Lines of 100 kinds, so that there are small coefficients.
+    flux = known.flux + np.float32(0.003 * rng.normal(size=(1600, 100)) @ rng.normal(size=(100, 600)))
+    error, sample = known.error.copy(), slice(1200)
+    flux[1200:1300, 40] += 0.2
+    error[1300:1350] /= 4
+    spectra, origins = known.spectra, Origins.find(1.0, known.spectra, known.flux[sample], known.error[sample])
+    observed, stars = observe(spectra, origins), describe_stars(flux, error, origins)
+    if way == "directions":
+        projection = Projection.find(observed, stars.rows(sample), 1e-3)
+        seen, held = projection.project_spectra(observed), projection.project_stars(stars)
+        assert held.large.shape[1] < projection.rank < 900
+        found = seen.large @ held.large.T + stars.own
+        rough = seen.multiply(held) + stars.own
+        sides = Side.of(seen.small, seen.doubt), Side.of(held.small, held.doubt)
+    else:
+        found = measure_dense(observed, stars)
+        rough = found.copy()
+        sides = (
+            Side.of(np.empty((250, 0), np.float32), weigh_rounding(observed.factors)),
+            Side.of(np.empty((1600, 0), np.float32), weigh_rounding(stars.factors)),
+        )
+    sums = Sums.empty(250, 2, 1)
+    cells, own = np.arange(1600) % 3, np.arange(250) % 3
+    settle_pairs(found, sides, (spectra, stars, origins), sums, cells, group_of(np.arange(1600)), own)
+    exact = state_likelihood(spectra, flux, error.astype(np.float64))
+    kept = np.isfinite(found)
+    difference = np.where(kept, found - exact, np.nan)
+    off = np.nanmedian(difference, axis=1, keepdims=True)
+    kinds = np.where(cells == own[:, None], OWN, np.where(cells == 2, OUTSIDE, OTHER))
+    for kind in (OWN, OTHER, OUTSIDE):
+        for group in range(3):
+            slot = np.where((kinds == kind) & (group_of(np.arange(1600)) == group), exact, -np.inf)
+            below = slot.max(axis=1, keepdims=True, initial=-1e300) - slot
+            assert kept[below < 120].all(), "no star is skipped that has weight"
+            allowed = TOLERANCE * np.maximum(1, below / 30)
+            assert (np.abs(difference - off) <= allowed + 1e-3)[kept & np.isfinite(slot)].all()
+    assert 0 < kept.mean() < 0.9
+    if way == "directions":  # the line is unknown to them, and the bound of every pair knows that
+        worst = np.abs(rough - exact - off)[:, 1200:1300]
+        assert worst.max() > 10 * TOLERANCE
+        assert (sums.recomputed > 0).any()
+
+
+def test_bounds_hold_for_all_pairs_and_are_not_idle() -> None:
+    """Also for pairs without weight: what an error may be at most, and it comes near."""
+    known = Set.make(1500, 300, 600, error=0.1)
+    origins = known.origins()
+    observed, stars = observe(known.spectra, origins), describe_stars(known.flux, known.error, origins)
+    exact = sum(a.astype(float) @ b.astype(float).T for a, b in zip(observed.factors, stars.factors, strict=True))
+    projection = Projection.find(observed, stars.rows(slice(700)), 1e-3)
+    seen, held = projection.project_spectra(observed), projection.project_stars(stars)
+    n, m = (one.ravel() for one in np.indices((300, 1500)))
+    of_pixels = weigh_rounding(observed.factors), weigh_rounding(stars.factors)
+    for errors, (of_spectra, of_stars) in (
+        (seen.multiply(held) - exact, (seen.doubt, held.doubt)),
+        (measure_dense(observed, stars) - stars.own - exact, of_pixels),
+    ):
+        share = np.abs(errors).ravel() / bound_errors(of_spectra[n], of_stars[m])
+        assert 0.1 < share.max() < 1
 
 
 # --- Posterior sums.

@@ -117,15 +117,17 @@ class CeilingLevel(Plain):
     """The ceiling at one noise level.
 
     ``rank`` is the number of directions in which likelihoods were formed, 0 where all pixels were, and
-    ``likelihood_error`` the largest error of ln p for a spectrum and its own star. ``is_redrawn`` says that test noise
-    was drawn for this question, since the run's was integrated out. ``posterior`` is soft routing by the exact
-    probabilities of the cells, by scope or bin.
+    ``likelihood_error`` the largest error of ln p for a spectrum and its own star. ``recomputed`` counts the pairs of a
+    spectrum and a library star whose ln p was in doubt and was formed anew from all pixels. ``is_redrawn`` says that
+    test noise was drawn for this question, since the run's was integrated out. ``posterior`` is soft routing by the
+    exact probabilities of the cells, by scope or bin.
     """
 
     noise_level: float
     n_left_out: int
     rank: int
     likelihood_error: float
+    recomputed: int
     is_redrawn: bool
     labels: dict[str, CeilingLabel]
     experts: str

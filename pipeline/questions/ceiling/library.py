@@ -9,6 +9,7 @@ merged depends on the plan alone, so the bits do not depend on workers or thread
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ from pipeline.questions.ceiling.likelihood import (
     Observed,
     Origins,
     Projection,
+    Star,
     describe_stars,
     measure_dense,
     observe,
+    weigh_rounding,
 )
+from pipeline.questions.ceiling.pairs import Side, settle_pairs
 from pipeline.questions.ceiling.posterior import Sums, absorb, group_of
 from pipeline.store import AnyStore, open_stores
 
@@ -40,8 +44,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = [
+    "Block",
     "Choice",
     "LibraryJob",
+    "Measure",
     "Scale",
     "Spectra",
     "StarReader",
@@ -107,7 +113,7 @@ class Spectra:
     Attributes
     ----------
     spectra
-        Noisy flux, shape (N, P), float32; (N, 0) where only the coefficients are needed.
+        Noisy flux, shape (N, P), float32.
     cells
         Their own cells, the outside last, shape (N,).
     origins
@@ -149,7 +155,7 @@ class Spectra:
                 arrays["cells"],
                 Origins.from_arrays(arrays),
                 Projection.from_arrays(arrays),
-                Coefficients(arrays["large"], arrays["small"]) if "large" in arrays else None,
+                Coefficients(arrays["large"], arrays["small"], arrays["doubt"]) if "large" in arrays else None,
                 str(arrays["precision"]),
             )
 
@@ -274,7 +280,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
     known = read_columns(store, sorted({*grid.columns, *piece.labels}), rows)
     cells = name_cells(grid.assign(known), grid.n_bins)
     labels = scale.apply(np.column_stack([known[label] for label in piece.labels]).astype(np.float64))
-    measures = [_Measure(Spectra.read(Path(path)), grid.n_bins, len(piece.labels)) for path in piece.job.spectra]
+    measures = [Measure(Spectra.read(Path(path)), grid.n_bins, len(piece.labels)) for path in piece.job.spectra]
     done = 0
     # One BLAS thread: the bits of a product may depend on their number.
     with ThreadPoolExecutor(available_threads()) as pool, threadpool_limits(1, user_api="blas"):
@@ -291,7 +297,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
+class Block:
     """Some stars: flux and error (M, P), cells with the outside last (M,), labels (M, Q)."""
 
     flux: NDArray[np.float32]
@@ -302,13 +308,13 @@ class _Block:
 
 def _read_ahead(
     store: AnyStore, rows: NDArray[np.int64], cells: NDArray[np.int64], labels: FloatArray
-) -> Iterator[_Block]:
+) -> Iterator[Block]:
     """Yield one block of stars after the other; the next one is read meanwhile."""
     reader = StarReader(store)
     cuts = [slice(a, a + _STARS) for a in range(0, len(rows), _STARS)]
 
-    def read(own: slice) -> _Block:
-        return _Block(reader.take("flux", rows[own]), reader.take("error", rows[own]), cells[own], labels[own])
+    def read(own: slice) -> Block:
+        return Block(reader.take("flux", rows[own]), reader.take("error", rows[own]), cells[own], labels[own])
 
     with ThreadPoolExecutor(1) as thread:
         ahead = [thread.submit(read, own) for own in cuts[:1]]
@@ -330,6 +336,7 @@ class StarReader:
     def __init__(self, store: AnyStore) -> None:
         self._store = store
         self._last: dict[str, tuple[int, int, NDArray[np.float32]]] = {}
+        self._memory: dict[str, NDArray[np.float32]] = {}
 
     def take(self, variable: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return rows of a pixel array, shape (M, P)."""
@@ -347,7 +354,9 @@ class StarReader:
         first, end, pixels = self._last.get(variable, (0, 0, np.empty((0, 0), np.float32)))
         if not first <= row < end:
             first, end = next(iter(self._store.iter_blocks(row, self._store.n_spectra)))
-            pixels = self._store.read_rows(variable, first, end)
+            if len(self._memory.get(variable, ())) < end - first:
+                self._memory[variable] = np.empty((end - first, self._store.n_pixels), np.float32)
+            pixels = self._store.read_rows(variable, first, end, self._memory[variable])
             self._last[variable] = first, end, pixels
         return first, end, pixels
 
@@ -359,7 +368,7 @@ def read_columns(store: AnyStore, names: Sequence[str], rows: NDArray[np.int64])
     return {name: values[rows - first] for name, values in found.items()}
 
 
-class _Measure:
+class Measure:
     """Holds spectra against one block of stars after the other."""
 
     def __init__(self, known: Spectra, n_bins: int, n_labels: int) -> None:
@@ -367,27 +376,60 @@ class _Measure:
         n = len(known.cells)
         self._blocks = [slice(a, min(a + _SPECTRA, n)) for a in range(0, n, _SPECTRA)]
         self._observed: list[Observed] = []
-        if known.projection is None:
+        if known.coefficients is not None:
+            self._side = Side.of(known.coefficients.small, known.coefficients.doubt)
+        else:
             self._observed = [observe(known.spectra[own], known.origins) for own in self._blocks]
+            self._side = self._of_pixels([one.factors for one in self._observed])
+        # Memory that is used again: fresh pages cost a fifth of the time.
+        self._stars, self._memory = Star.empty(_STARS, known.origins), threading.local()
         self.sums = Sums.empty(n, n_bins, n_labels)
 
-    def add(self, block: _Block, groups: NDArray[np.int64], pool: Executor) -> None:
+    def _of_pixels(self, parts: Sequence[tuple[NDArray[np.float32], ...]]) -> Side:
+        """Return what is known of spectra or stars whose products are formed pixel by pixel."""
+        doubt = np.concatenate([weigh_rounding(one) for one in parts])
+        # Double precision is beyond doubt.
+        return Side.of(np.empty((len(doubt), 0), np.float32), doubt * (self._known.precision == "float32"))
+
+    def add(self, block: Block, groups: NDArray[np.int64], pool: Executor) -> None:
         """Add the stars of a block to the sums; threads share the spectra."""
-        known, observed = self._known, self._observed
+        known = self._known
         cuts = [slice(a, a + _DESCRIBED) for a in range(0, len(block.flux), _DESCRIBED)]
-        stars = list(pool.map(lambda own: describe_stars(block.flux[own], block.error[own], known.origins), cuts))
-        projected: list[Coefficients] = []
+        stars = self._stars.rows(slice(len(block.flux)))
+
+        def describe(own: slice) -> Star:
+            return describe_stars(block.flux[own], block.error[own], known.origins, stars.rows(own))
+
+        parts = list(pool.map(describe, cuts))
+        large: FloatArray | None = None
         if known.projection is not None:
-            projected = list(pool.map(known.projection.project_stars, stars))
+            projected = list(pool.map(known.projection.project_stars, parts))
+            large = np.concatenate([one.large for one in projected])
+            side = Side.of(
+                np.concatenate([one.small for one in projected]), np.concatenate([one.doubt for one in projected])
+            )
+        else:
+            side = self._of_pixels([one.factors for one in parts])
 
         def hold(number: int) -> None:
             own = self._blocks[number]
-            if known.coefficients is not None:
-                seen = known.coefficients.rows(own)
-                parts = [seen.multiply(one) + star.own for one, star in zip(projected, stars, strict=True)]
+            found = self._buffer(own.stop - own.start, len(stars.own))
+            if known.coefficients is not None and large is not None:
+                np.matmul(known.coefficients.large[own], large.T, out=found)
+                found += stars.own
             else:
-                parts = [measure_dense(observed[number], star, known.precision) for star in stars]
-            found = np.concatenate(parts, axis=1)
-            absorb(self.sums.rows(own), found, block.cells, groups, block.labels, known.cells[own])
+                for cut, part in zip(cuts, parts, strict=True):
+                    found[:, cut] = measure_dense(self._observed[number], part, known.precision)
+            sums, cells = self.sums.rows(own), known.cells[own]
+            pixels = known.spectra[own], stars, known.origins
+            settle_pairs(found, (self._side.rows(own), side), pixels, sums, block.cells, groups, cells)
+            absorb(sums, found, block.cells, groups, block.labels, cells)
 
         list(pool.map(hold, range(len(self._blocks))))
+
+    def _buffer(self, rows: int, columns: int) -> FloatArray:
+        """Return memory of this thread."""
+        found: FloatArray | None = getattr(self._memory, "found", None)
+        if found is None:
+            found = self._memory.found = np.empty((_SPECTRA, _STARS))
+        return found[:rows, :columns]

@@ -16,12 +16,20 @@ The last sum is the same for all stars and is left out. Factors are centred on t
 float32 suffices: what is taken away is again the same for all stars, or is added to the star's own number in float64.
 
 :func:`measure_dense` forms the products pixel by pixel. A :class:`Projection` first projects both sides on the few
-directions in which stars differ at all. The errors that it makes are measured on pairs that it was not made from.
+directions in which stars differ at all.
+
+Both know how far off they may be for every single pair. What a projection leaves out of a star is r, of a spectrum q,
+and their product is missing in ln p. The noise of a spectrum is independent of the star that it is held against, so
+this product has a standard deviation of ``|r| · |q|/√P``, and six of them are its bound. Probes measure ``|r|``: random
+vectors of the space that is left out, which a star is multiplied with as it is with the directions. Rounding adds a
+share of the product of both norms. A pair is right to :data:`TOLERANCE`, or :mod:`pipeline.questions.ceiling.pairs`
+forms it anew from all pixels in float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +37,36 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from scipy.special import erfcx
+from threadpoolctl import threadpool_limits
 
 from pipeline.noise import compiled
 
 __all__ = [
+    "TOLERANCE",
     "Coefficients",
     "Observed",
     "Origins",
     "Projection",
     "Star",
+    "bound_errors",
     "describe_stars",
     "measure_dense",
     "measure_pairs",
     "observe",
-    "product_error",
+    "weigh_rounding",
 ]
 
 FloatArray = NDArray[np.float64]
+#: Largest error of ln p, of any pair whose weight may matter.
+TOLERANCE = 0.01
 #: Pixels that a float32 product sums up before float64 goes on.
 _STRIP = 128
+#: What is left out is bounded by so many standard deviations. So many probes measure its norm. The mean of their
+#: squares falls below this share of what it should be for one star in twenty, and is divided by it for all. Together a
+#: pair exceeds its bound with a probability below 1e-6.
+_SIGMAS, _PROBES, _LUCK = 6.0, 16, 0.5
+#: Rounding of float32 products of factors with norms of 1; the largest that was seen in two million pairs was 2.7e-7.
+_ROUNDING = 4e-7
 #: Most directions of a factor that are sought, and how many are multiplied in double precision.
 _MOST, _LEADING = 640, 64
 #: Rows whose residual is so many times the tolerance get directions of their own, in so many rounds.
@@ -88,11 +107,10 @@ class Origins:
     @classmethod
     def find(cls, level: float, spectra: NDArray[Any], flux: NDArray[Any], error: NDArray[Any]) -> Origins:
         """Choose them from the noisy spectra (N, P), and from clean flux and errors of some library stars (M, P)."""
-        clean = np.maximum(flux.astype(np.float64), 0)
-        origin = clean.mean(axis=0)
+        origin = np.maximum(flux, 0).mean(axis=0, dtype=np.float64)
         # The mean square, not the mean of 1/s²: the products of faint spectra with faint stars, whose squares are
         # large, are then small.
-        scale = level * np.sqrt(np.mean(error.astype(np.float64) ** 2, axis=0))
+        scale = level * np.sqrt(np.einsum("np,np->p", error, error, dtype=np.float64) / len(error))
         scale[scale == 0] = max(float(scale.max()), 1e-30)  # a pixel without any error tells nothing
         zeros = np.zeros(len(origin))
         clipped = np.flatnonzero((spectra == 0).any(axis=0))
@@ -173,18 +191,26 @@ class Star:
         """Return some of the stars."""
         return Star(self.inverse_variance[chosen], self.slope[chosen], self.clipping[chosen], self.own[chosen])
 
+    @classmethod
+    def empty(cls, n: int, origins: Origins) -> Star:
+        """Return memory for the factors of so many stars."""
+        shape = n, len(origins.origin)
+        clipping = np.empty((n, len(origins.clipped)), np.float32)
+        return cls(np.empty(shape, np.float32), np.empty(shape, np.float32), clipping, np.empty(n))
 
-def describe_stars(flux: NDArray[Any], error: NDArray[Any], origins: Origins) -> Star:
-    """Return the factors of stars from their clean flux and errors, each (M, P), as the store has them."""
-    n, n_pixels = flux.shape
-    inverse, slope = np.empty((n, n_pixels), np.float32), np.empty((n, n_pixels), np.float32)
-    clipping, own = np.empty((n, len(origins.clipped)), np.float32), np.empty(n)
+
+def describe_stars(flux: NDArray[Any], error: NDArray[Any], origins: Origins, into: Star | None = None) -> Star:
+    """Return the factors of stars from their clean flux and errors, each (M, P), as the store has them.
+
+    They are written ``into`` memory for M stars, if any is given.
+    """
+    found = Star.empty(len(flux), origins) if into is None else into
     _fill_factors(
         np.ascontiguousarray(flux), np.ascontiguousarray(error), origins.level, origins.origin, origins.scale,
         (origins.inverse_variance, origins.slope, origins.clipping), origins.deviation,
-        origins.clipped, _LOG_ERFCX, (inverse, slope, clipping), own,
+        origins.clipped, _LOG_ERFCX, found.factors, found.own,
     )  # fmt: skip
-    return Star(inverse, slope, clipping, own)
+    return found
 
 
 def _fit_log_erfcx(degree: int = 24) -> FloatArray:
@@ -212,21 +238,20 @@ def _fill_factors(
     """Fill the factors and own numbers of stars; all arithmetic is in float64."""
     inverse, slope, clipping = factors
     mean_inverse, mean_slope, mean_clipping = of_stars
+    unit = 1.0 / scale
     for i in range(flux.shape[0]):
-        total, product = 0.0, 1.0
-        for p in range(flux.shape[1]):
-            d = scale[p]
-            ratio = max(level * error[i, p] / d, _LEAST_ERROR)
-            weight = 1.0 / (ratio * ratio)
-            shift = (max(flux[i, p], 0.0) - origin[p]) / d
-            a, b = weight - 1.0, shift * weight
-            total += mean_deviation[p] * b - 0.5 * shift * b
-            product *= ratio
-            if p % 16 == 15:  # one logarithm for sixteen pixels; a ratio of errors is far from any limit
-                total -= np.log(product)
-                product = 1.0
-            inverse[i, p], slope[i, p] = a - mean_inverse[p], b - mean_slope[p]
-        total -= np.log(product)
+        total = 0.0
+        for first in range(0, flux.shape[1], 16):
+            product = 1.0  # one logarithm for sixteen pixels; a ratio of errors is far from any limit
+            for p in range(first, min(first + 16, flux.shape[1])):
+                ratio = max(level * error[i, p] * unit[p], _LEAST_ERROR)
+                weight = 1.0 / (ratio * ratio)
+                shift = (max(flux[i, p], 0.0) - origin[p]) * unit[p]
+                a, b = weight - 1.0, shift * weight
+                total += mean_deviation[p] * b - 0.5 * shift * b
+                product *= ratio
+                inverse[i, p], slope[i, p] = a - mean_inverse[p], b - mean_slope[p]
+            total -= np.log(product)
         for c in range(clipped.shape[0]):
             p = clipped[c]
             ratio = max(level * error[i, p] / scale[p], _LEAST_ERROR)
@@ -258,22 +283,11 @@ def _add_product(found: FloatArray, left: NDArray[Any], right: NDArray[Any], pre
         found += left[:, strip].astype(precision, copy=False) @ right[strip].astype(precision, copy=False)
 
 
-def product_error(observed: Observed, stars: Star, exact: FloatArray) -> float:
-    """Return the largest error of ln p that float32 makes for spectra and stars of their own.
-
-    Parameters
-    ----------
-    observed, stars
-        N of each; spectrum n comes from star n.
-    exact
-        What :func:`measure_pairs` says of them.
-    """
-    largest = 0.0
-    for start in range(0, len(exact), _STRIP):
-        own = slice(start, start + _STRIP)
-        found = np.diagonal(measure_dense(observed.rows(own), stars.rows(own)))
-        largest = max(largest, float(np.abs(found - exact[own]).max()))
-    return largest
+def weigh_rounding(factors: Sequence[NDArray[np.float32]]) -> FloatArray:
+    """Return the doubt (see :class:`Coefficients`) of N spectra or stars whose products are formed pixel by pixel."""
+    doubt = np.zeros((len(factors[0]), 4))
+    doubt[:, 3] = np.sqrt(_ROUNDING * sum(np.einsum("np,np->n", one, one, dtype=np.float64) for one in factors))
+    return doubt
 
 
 def measure_pairs(observed: Observed, stars: Star) -> FloatArray:
@@ -294,11 +308,15 @@ class Projection:
     Attributes
     ----------
     to_stars, to_spectra
-        For every factor the matrix that is multiplied with a star's and with a spectrum's, shapes (P, r).
+        For every factor the matrix that is multiplied with a star's and with a spectrum's, shapes (P, r + probes) and
+        (P, r).
+    spreads
+        How much spectra vary in each pixel of every factor, shape (P,).
     """
 
     to_stars: tuple[NDArray[np.float32], ...]
     to_spectra: tuple[NDArray[np.float32], ...]
+    spreads: tuple[FloatArray, ...]
 
     @classmethod
     def find(cls, observed: Observed, stars: Star, tolerance: float) -> Projection:
@@ -313,45 +331,68 @@ class Projection:
         tolerance
             Standard deviation that leaving out the other directions may give to ln p.
         """
-        to_stars, to_spectra = [], []
-        for of_spectra, of_stars in zip(observed.factors, stars.factors, strict=True):
+
+        def find(factors: tuple[NDArray[np.float32], NDArray[np.float32]]) -> tuple[Any, Any, FloatArray]:
+            of_spectra, of_stars = factors
             spread = np.sqrt(np.mean(of_spectra.astype(np.float64) ** 2, axis=0))
             # Pixels that hardly vary get a little weight: another spectrum may.
             spread = np.maximum(spread, 1e-3 * spread.max(initial=0.0))
             directions = _principal_directions(of_stars * spread, tolerance)
-            to_stars.append((spread[:, None] * directions).astype(np.float32))
+            probes = np.random.default_rng(1).standard_normal((len(directions), _PROBES))
+            for _ in range(2):  # once leaves rounding of the large directions
+                probes -= directions @ (directions.T @ probes)
+            beside = np.concatenate([directions, probes], axis=1)
             inverse = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
-            to_spectra.append((inverse[:, None] * directions).astype(np.float32))
-        return cls(tuple(to_stars), tuple(to_spectra))
+            to_stars, to_spectra = spread[:, None] * beside, inverse[:, None] * directions
+            return to_stars.astype(np.float32), to_spectra.astype(np.float32), spread
+
+        # Two at a time: the two large factors take the same time, and each keeps all its rows in double precision.
+        # One BLAS thread: the bits of a product may depend on their number.
+        with ThreadPoolExecutor(2) as pool, threadpool_limits(1, user_api="blas"):
+            found = list(pool.map(find, zip(observed.factors, stars.factors, strict=True)))
+        return cls(*zip(*found, strict=True))
 
     def to_arrays(self) -> dict[str, Any]:
         """Return arrays for a file; :meth:`from_arrays` gives back the same numbers."""
-        sides = {"stars": self.to_stars, "spectra": self.to_spectra}
-        return {f"to_{side}_{k}": one for side, own in sides.items() for k, one in enumerate(own)}
+        return {f"projection_{name}_{k}": one for name, own in vars(self).items() for k, one in enumerate(own)}
 
     @classmethod
     def from_arrays(cls, arrays: Any) -> Projection | None:
         """Return what :meth:`to_arrays` was called on; None where there was no projection."""
-        if "to_stars_0" not in arrays:
+        if "projection_spreads_0" not in arrays:
             return None
-        return cls(*(tuple(arrays[f"to_{side}_{k}"] for k in range(3)) for side in ("stars", "spectra")))
+        names = cls.__dataclass_fields__
+        return cls(**{name: tuple(arrays[f"projection_{name}_{k}"] for k in range(3)) for name in names})
 
     @property
     def rank(self) -> int:
         """Directions of all factors together."""
-        return sum(one.shape[1] for one in self.to_stars)
+        return sum(one.shape[1] for one in self.to_spectra)
 
     def project_spectra(self, observed: Observed) -> Coefficients:
         """Return the coefficients of N spectra."""
-        return self._cut(_project(observed.factors, self.to_spectra))
+        found = _project(observed.factors, self.to_spectra, "float64")
+        left = np.zeros((len(observed.square), 3))
+        for k, (own, factor, spread) in enumerate(zip(found, observed.factors, self.spreads, strict=True)):
+            scaled = np.divide(factor, spread, out=np.zeros(factor.shape), where=spread > 0)
+            squares = np.einsum("np,np->n", scaled, scaled) - np.einsum("nr,nr->n", own, own)
+            left[:, k] = np.sqrt(np.maximum(squares, 0) / max(1, len(spread) - own.shape[1]))
+        return self._cut(found, left)
 
     def project_stars(self, stars: Star) -> Coefficients:
         """Return the coefficients of M stars."""
-        return self._cut(_project(stars.factors, self.to_stars))
+        both = _project(stars.factors, self.to_stars, "float32")
+        found = [one[:, : own.shape[1]] for one, own in zip(both, self.to_spectra, strict=True)]
+        probed = [one[:, own.shape[1] :] for one, own in zip(both, self.to_spectra, strict=True)]
+        norms = [np.sqrt(np.einsum("nk,nk->n", one, one) / (_LUCK * _PROBES)) for one in probed]
+        return self._cut(found, _SIGMAS * np.stack(norms, axis=1))
 
-    def _cut(self, found: Sequence[FloatArray]) -> Coefficients:
-        large, small = ([one[:, part] for one in found] for part in (slice(_LEADING), slice(_LEADING, None)))
-        return Coefficients(np.concatenate(large, axis=1), np.concatenate(small, axis=1).astype(np.float32))
+    def _cut(self, found: Sequence[FloatArray], left: FloatArray) -> Coefficients:
+        large, small = (
+            np.concatenate([one[:, part] for one in found], axis=1) for part in (slice(_LEADING), slice(_LEADING, None))
+        )
+        norm = np.sqrt(_ROUNDING * (np.einsum("nk,nk->n", large, large) + np.einsum("nk,nk->n", small, small)))
+        return Coefficients(large, small.astype(np.float32), np.column_stack([left, norm]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,14 +405,18 @@ class Coefficients:
         In the first directions of every factor, where they are large and need double precision, shape (N, L).
     small
         In the others, shape (N, rank − L), float32.
+    doubt
+        What a pair may be off by, shape (N, 4), as :func:`bound_errors` puts it together: what is left out of each of
+        the three factors, and rounding.
     """
 
     large: FloatArray
     small: NDArray[np.float32]
+    doubt: FloatArray
 
     def rows(self, chosen: slice) -> Coefficients:
         """Return some of them."""
-        return Coefficients(self.large[chosen], self.small[chosen])
+        return Coefficients(self.large[chosen], self.small[chosen], self.doubt[chosen])
 
     def multiply(self, others: Coefficients) -> FloatArray:
         """Return the scalar products of all with all others, shape (N, M)."""
@@ -383,10 +428,18 @@ class Coefficients:
         return np.asarray(np.einsum("nk,nk->n", self.large, others.large) + small)
 
 
-def _project(factors: Sequence[NDArray[np.float32]], matrices: Sequence[NDArray[np.float32]]) -> list[FloatArray]:
+def bound_errors(of_spectra: FloatArray, of_stars: FloatArray) -> FloatArray:
+    """Return a bound of the error of ln p for N pairs from the doubts of both, shape (N,)."""
+    both = of_spectra * of_stars
+    return np.asarray(np.sqrt((both[:, :3] ** 2).sum(axis=1)) + both[:, 3])
+
+
+def _project(
+    factors: Sequence[NDArray[np.float32]], matrices: Sequence[NDArray[np.float32]], precision: str
+) -> list[FloatArray]:
     found = [np.zeros((len(factor), matrix.shape[1])) for factor, matrix in zip(factors, matrices, strict=True)]
     for own, factor, matrix in zip(found, factors, matrices, strict=True):
-        _add_product(own, factor, matrix, "float32")
+        _add_product(own, factor, matrix, precision)
     return found
 
 
@@ -400,13 +453,17 @@ def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
         return np.zeros((0, 0))
     chosen = _leading_directions(rows, tolerance * np.sqrt(len(rows)))
     for _ in range(_EXTENSIONS):
-        left = rows - (rows @ chosen) @ chosen.T
-        sizes = np.sqrt(np.einsum("np,np->n", left, left))
-        worst = left[sizes > _WORST * tolerance]
+        worst = np.concatenate([_find_worst(rows[a : a + 512], chosen, tolerance) for a in range(0, len(rows), 512)])
         if not len(worst) or chosen.shape[1] + 1 >= min(rows.shape):
             break
         chosen = np.linalg.qr(np.concatenate([chosen, _leading_directions(worst, _WORST * tolerance)], axis=1))[0]
     return np.ascontiguousarray(chosen)
+
+
+def _find_worst(rows: FloatArray, chosen: FloatArray, tolerance: float) -> FloatArray:
+    """Return the residuals of the rows that the chosen directions leave too much of, shape (W, P)."""
+    left = rows - (rows @ chosen) @ chosen.T
+    return np.asarray(left[np.sqrt(np.einsum("np,np->n", left, left)) > _WORST * tolerance])
 
 
 def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:

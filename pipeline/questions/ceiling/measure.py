@@ -31,14 +31,17 @@ from pipeline.questions.ceiling.library import (
     refuse_file,
 )
 from pipeline.questions.ceiling.likelihood import (
+    TOLERANCE,
     Observed,
     Origins,
     Projection,
     Star,
+    bound_errors,
     describe_stars,
+    measure_dense,
     measure_pairs,
     observe,
-    product_error,
+    weigh_rounding,
 )
 from pipeline.questions.ceiling.posterior import Sums
 from pipeline.questions.question import Facts
@@ -47,8 +50,10 @@ from pipeline.store import AnyStore, sample_rows
 __all__ = ["Measured", "choose_test_noise", "measure_levels"]
 
 FloatArray = NDArray[np.float64]
-#: Largest error of ln p that products may make for a spectrum and its own star; directions may exceed it for a few.
-TOLERANCE, _SHARE = 0.01, 0.999
+#: Share of spectra and own stars that may be in doubt: with more the products are not worth their price.
+_DOUBTED = 0.25
+#: Spectra and stars of one product, where only its diagonal is looked at.
+_PAIRS = 128
 #: Standard deviations of ln p that are tried for the directions that are left out.
 _TRIED = (1e-3, 3e-4)
 #: Directions are worth their price where they save so much of the product.
@@ -78,7 +83,7 @@ class Measured:
     rank
         Directions in which likelihoods were formed; 0 where all pixels were.
     error
-        The largest error of ln p that products have made for a spectrum and its own star.
+        The largest error of ln p that products have made for a spectrum and its own star, where it was not in doubt.
     """
 
     rows: NDArray[np.int64]
@@ -233,14 +238,8 @@ class _Preparation:
             if self._seeks_directions:
                 projection, error = choose_projection(observed, stars, describe_stars(*self._sample, origins), exact)
             if projection is None:
-                error = product_error(observed, stars, exact)
-                if error > TOLERANCE:
-                    precision, error = "float64", 0.0
-            coefficients = None
-            if projection is not None:
-                coefficients = projection.project_spectra(observed)
-                exact = coefficients.multiply_pairs(projection.project_stars(stars)) + stars.own
-                spectra = spectra[:, :0]
+                precision, error = choose_precision(observed, stars, exact)
+            coefficients = projection.project_spectra(observed) if projection is not None else None
         Spectra(spectra, self._cells, origins, projection, coefficients, precision).write(path)
         return {
             "rows": self._rows,
@@ -256,21 +255,42 @@ class _Preparation:
 def choose_projection(
     observed: Observed, stars: Star, sample: Star, exact: FloatArray
 ) -> tuple[Projection | None, float]:
-    """Return directions whose error stays below the tolerance, and the error; None where pixels are as cheap.
+    """Return directions that are right to the tolerance, and their largest error; None where pixels are as cheap.
 
-    The directions come from a sample of the library. Their error is measured on spectra and their own stars, which they
-    have not seen: the tolerance holds for 999 of 1000, and the error returned is the largest of all.
+    The directions come from a sample of the library. They are tried on spectra and their own stars, which they have not
+    seen. Pairs that are in doubt are formed anew from all pixels, so these do not count, but there may be few of them.
     """
     n_factors = sum(one.shape[1] for one in observed.factors)
     for tolerance in _TRIED:
         projection = Projection.find(observed, sample, tolerance)
         if projection.rank > _WORTH * n_factors:
             break
-        found = projection.project_spectra(observed).multiply_pairs(projection.project_stars(stars))
-        errors = np.abs(found + stars.own - exact)
-        if np.quantile(errors, _SHARE) <= TOLERANCE:
-            return projection, float(errors.max())
+        seen, own = projection.project_spectra(observed), projection.project_stars(stars)
+        found = seen.multiply_pairs(own) + stars.own
+        error = _certify(found, exact, bound_errors(seen.doubt, own.doubt))
+        if error is not None:
+            return projection, error
     return None, 0.0
+
+
+def choose_precision(observed: Observed, stars: Star, exact: FloatArray) -> tuple[str, float]:
+    """Return the precision in which products of all pixels are right to the tolerance, and the largest error.
+
+    Where spectra have little noise their terms are large, and ``float32`` leaves too many pairs in doubt.
+    """
+    found = np.empty(len(exact))
+    for start in range(0, len(exact), _PAIRS):
+        own = slice(start, start + _PAIRS)
+        found[own] = np.diagonal(measure_dense(observed.rows(own), stars.rows(own)))
+    error = _certify(found, exact, bound_errors(weigh_rounding(observed.factors), weigh_rounding(stars.factors)))
+    return ("float64", 0.0) if error is None else ("float32", error)
+
+
+def _certify(found: FloatArray, exact: FloatArray, bounds: FloatArray) -> float | None:
+    """Return the largest error of the pairs that are not in doubt; None if it passes the tolerance or many are."""
+    sure = bounds <= TOLERANCE
+    error = float(np.abs(found - exact)[sure].max(initial=0.0))
+    return error if error <= TOLERANCE and sure.mean() >= 1 - _DOUBTED else None
 
 
 def _read_clean(store: AnyStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

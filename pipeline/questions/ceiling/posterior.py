@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from pipeline.noise import compiled
 
-__all__ = ["GROUPS", "KINDS", "TEMPERATURES", "Posterior", "Sums", "absorb", "group_of", "infer"]
+__all__ = [
+    "GROUPS",
+    "KINDS",
+    "NEGLIGIBLE",
+    "TEMPERATURES",
+    "Posterior",
+    "Sums",
+    "absorb",
+    "group_of",
+    "infer",
+    "kind_of",
+]
 
 FloatArray = NDArray[np.float64]
 #: Exponents of exp(ln p / 4) for each temperature 4/k: all weights come from one exponential by multiplication.
@@ -33,13 +44,20 @@ GROUPS = 3
 #: Kinds of cells, from the view of a spectrum: its own cell, the other bins, the outside (if it is not its own).
 OWN, OTHER, OUTSIDE = range(3)
 KINDS = 3
-#: A star whose ln p / τ lies so far below the largest is left out: a million of them add less than 1e-7.
-_NEGLIGIBLE = 30.0
+#: A star whose ln p lies so far below the largest is left out: at the highest temperature, which flattens most, a
+#: million of them add less than 1e-7.
+NEGLIGIBLE = 30.0 * _POWERS[0]
 
 
 def group_of(position: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the group of library stars from their positions in the library: 0, 2, 1, 2, and so on."""
     return np.where(position % 4 == 0, 0, np.where(position % 4 == 2, 1, 2))
+
+
+@compiled()
+def kind_of(cell: Any, own: Any, n_bins: Any) -> Any:
+    """Return the kind of a star's cell for a spectrum in cell ``own``; ``n_bins`` is the outside."""
+    return OWN if cell == own else OUTSIDE if cell == n_bins else OTHER
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +80,8 @@ class Sums:
         The largest ln p of all stars, shape (N,).
     cells
         Σ w 1[cell] at τ = 1, relative to that, shape (N, K + 1), the outside last.
+    recomputed
+        Stars whose ln p had to be formed anew from all pixels, shape (N,).
     """
 
     largest: FloatArray
@@ -71,6 +91,7 @@ class Sums:
     count: NDArray[np.int64]
     likeliest: FloatArray
     cells: FloatArray
+    recomputed: NDArray[np.int64]
 
     @classmethod
     def empty(cls, n: int, n_bins: int, n_labels: int) -> Sums:
@@ -84,6 +105,7 @@ class Sums:
             np.zeros(shape, np.int64),
             np.full(n, -np.inf),
             np.zeros((n, n_bins + 1)),
+            np.zeros(n, np.int64),
         )
 
     def rows(self, chosen: slice | NDArray[Any]) -> Sums:
@@ -112,6 +134,7 @@ class Sums:
             self.count + other.count,
             likeliest,
             self.cells * np.exp(of_cells)[:, None] + other.cells * np.exp(of_other_cells)[:, None],
+            self.recomputed + other.recomputed,
         )
 
 
@@ -137,7 +160,7 @@ def absorb(
     sums
         Of N spectra.
     found
-        ln p of every spectrum under every star, shape (N, M).
+        ln p of every spectrum under every star, shape (N, M); −∞ for a star that has no weight.
     cells, groups
         Cell (K for the outside) and group of every star, shape (M,).
     labels
@@ -160,8 +183,10 @@ def _absorb(
     for n in range(found.shape[0]):
         for i in range(found.shape[1]):
             value, cell, g = found[n, i], cells[i], groups[i]
-            kind = OWN if cell == own[n] else OUTSIDE if cell == n_bins else OTHER
+            kind = kind_of(cell, own[n], n_bins)
             count[n, g, kind] += 1
+            if value == -np.inf:
+                continue
             # Rescale what is there where this star is likelier than all before it.
             if value > largest[n, g, kind]:
                 base = np.exp((largest[n, g, kind] - value) / flattest)
@@ -179,7 +204,7 @@ def _absorb(
                     mass[n, k] *= factor
                 likeliest[n] = value
             below = value - largest[n, g, kind]
-            if below < -_NEGLIGIBLE * flattest:
+            if below < -NEGLIGIBLE:
                 continue
             base = np.exp(below / flattest)
             w = 1.0

@@ -27,6 +27,7 @@ from pipeline.questions.ceiling.answer import (
     draw_ceiling,
     judge_nonlinear,
 )
+from pipeline.questions.ceiling.likelihood import TOLERANCE
 from pipeline.questions.ceiling.measure import Measured, choose_test_noise, measure_levels
 from pipeline.questions.ceiling.posterior import GROUPS, OTHER, OUTSIDE, OWN, TEMPERATURES, Posterior, infer
 from pipeline.questions.gate import ORACLE, SOFT, Evidence, RouteScore, estimate_kept, mix_predictions, score_routes
@@ -146,6 +147,7 @@ class Ceiling(Question[CeilingAnswer]):
             n_left_out=len(measured.own) - measured.n_test,
             rank=measured.rank,
             likelihood_error=measured.error,
+            recomputed=int(measured.sums.recomputed.sum()),
             is_redrawn=choose_test_noise(self.facts, reading.trained.noise) != reading.test_noise,
             labels=labels,
             experts=describe_experts(target, posterior, threshold, names),
@@ -370,7 +372,11 @@ def _explain(level: CeilingLevel) -> str:
     )
     where = f"in {level.rank} directions" if level.rank else "from all pixels"
     off = f"{level.likelihood_error:.1g}"
-    how = f"Likelihoods were formed {where}. For a spectrum and its own star, ln p is off by at most {off}."
+    how = (
+        f"Likelihoods were formed {where}. Where a star has weight, ln p is right to {TOLERANCE:g}: every pair of a "
+        f"spectrum and a star has a bound of its own, and {level.recomputed:,} pairs in doubt were formed anew from "
+        f"all pixels. For the spectra and their own stars the largest error was {off}."
+    )
     return (
         "The noise is known, so no model can beat the mean of a label given the spectrum. The library of training "
         "stars stands for the prior. Its posterior mean without the spectrum's own star is a model that anybody could "
