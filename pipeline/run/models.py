@@ -5,13 +5,15 @@ Test spectra are read once for each noise, for all models of all questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
 from pipeline.base import replacing
@@ -203,21 +205,25 @@ def read_test_spectra(facts: Facts, questions: Sequence[Question[Any]]) -> list[
         The scores that the verdict is about, in the order of the training noises.
     """
     pairs = [(one, noise) for one in facts.trained for noise in _choose_test_noises(facts, one)]
-    scored: list[ScoredDraw] = []
-    frames: list[pd.DataFrame] = []
-    with facts.progress.step("predict", len(pairs) * facts.test.n_spectra) as advance:
-        compared: set[float] = set()
-        for trained, test_noise in pairs:
-            # One draw of every level tells whether the test spectra are like the training spectra.
-            compare = not trained.is_compared and trained.noise.level not in compared
-            compared |= {trained.noise.level} if compare else set()
-            reading = _read(facts, questions, trained, test_noise, advance, compare=compare)
-            if not trained.is_compared:
-                scored.append(reading.draw)
-                frames.append(_tabulate(facts, reading))
+    asked: dict[Noise, list[_Asked]] = {}
+    compared: set[float] = set()
+    for number, (trained, test_noise) in enumerate(pairs):
+        # One draw of every level tells whether the test spectra are like the training spectra.
+        compare = not trained.is_compared and trained.noise.level not in compared
+        compared |= {trained.noise.level} if compare else set()
+        own = _ask(facts, questions, trained, test_noise, number, compare=compare)
+        asked.setdefault(test_noise, []).append(own)
+    found: dict[int, Reading] = {}
+    with facts.progress.step("predict", len(asked) * facts.test.n_spectra) as advance:
+        for test_noise, all_asked in asked.items():
+            for own, reading in _read(facts, questions, test_noise, all_asked, advance):
+                if not own.trained.is_compared:
+                    found[own.number] = reading
+    of_verdict = [found[number] for number in sorted(found)]
     with replacing(facts.folder / PREDICTIONS_FILE) as temporary:
+        frames = [_tabulate(facts, reading) for reading in of_verdict]
         pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
-    return scored
+    return [reading.draw for reading in of_verdict]
 
 
 def _choose_test_noises(facts: Facts, trained: Trained) -> Sequence[Noise]:
@@ -226,11 +232,18 @@ def _choose_test_noises(facts: Facts, trained: Trained) -> Sequence[Noise]:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is predicted in one read: the main binning's models, the other binnings' experts, and the questions'."""
+    """What is predicted for one training noise: the main binning's models, the others' experts, and the questions'.
 
+    ``number`` is its place among all pairs of training and test noise. ``comparison`` holds the test spectra against
+    the training spectra, where that is asked for.
+    """
+
+    number: int
+    trained: Trained
     main: Sequence[Columns]
     others: Sequence[Columns]
     of_questions: Sequence[Sequence[Columns]]
+    comparison: Comparison | None
 
     @property
     def columns(self) -> list[Columns]:
@@ -238,40 +251,51 @@ class _Asked:
         return [*self.main, *self.others, *(one for asked in self.of_questions for one in asked)]
 
 
-def _read(
-    facts: Facts,
-    questions: Sequence[Question[Any]],
-    trained: Trained,
-    test_noise: Noise,
-    advance: Callable[[int], None],
-    *,
-    compare: bool,
-) -> Reading:
-    """Read the test spectra under one noise, score them, and perhaps compare them with the training spectra."""
+def _ask(
+    facts: Facts, questions: Sequence[Question[Any]], trained: Trained, test_noise: Noise, number: int, *, compare: bool
+) -> _Asked:
     target = facts.settings.target
-    asked = _Asked(
+    tested = _as_tested(facts, trained, test_noise)
+    return _Asked(
+        number,
+        trained,
         main=[Columns.of_models(one, target) for one in trained.models],
         # All experts of all binnings as those of one model; their global model is the main binning's.
         others=[Columns.of_models(join_experts(trained.others), target)] if trained.others else [],
         of_questions=[question.columns(trained, test_noise) for question in questions],
+        comparison=Comparison(measure_training(facts.train, tested, facts.settings.precision)) if compare else None,
     )
-    precision = facts.settings.precision
-    comparison = None
-    if compare:
-        comparison = Comparison(measure_training(facts.train, _as_tested(facts, trained, test_noise), precision))
-    watch = comparison.add if comparison is not None else None
-    stacked = predict_stacked(facts.test, asked.columns, test_noise, precision, advance, watch)
-    n = len(asked.main)
-    reading = _score(facts, trained, test_noise, stacked[:n])
-    if comparison is not None:
-        reading.draw = replace(reading.draw, likeness=comparison.finish())
-    if trained.others:
-        reading.binnings = _score_binnings(facts, reading, stacked[n])
-    begin = n + len(asked.others)
-    for question, own in zip(questions, asked.of_questions, strict=True):
-        question.hear(reading, stacked[begin : begin + len(own)])
-        begin += len(own)
-    return reading
+
+
+def _read(
+    facts: Facts,
+    questions: Sequence[Question[Any]],
+    test_noise: Noise,
+    asked: Sequence[_Asked],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[_Asked, Reading]]:
+    """Read the test spectra under one noise, for all training noises that are tested on it, and score them."""
+    comparisons = [own.comparison for own in asked if own.comparison is not None]
+
+    def watch(rows: NDArray[np.floating], spread: NDArray[np.float64] | None) -> None:
+        for comparison in comparisons:
+            comparison.add(rows, spread)
+
+    columns = [one for own in asked for one in own.columns]
+    stacked = iter(
+        predict_stacked(
+            facts.test, columns, test_noise, facts.settings.precision, advance, watch if comparisons else None
+        )
+    )
+    for own in asked:
+        reading = _score(facts, own.trained, test_noise, list(islice(stacked, len(own.main))))
+        if own.comparison is not None:
+            reading.draw = replace(reading.draw, likeness=own.comparison.finish())
+        for of_others in islice(stacked, len(own.others)):
+            reading.binnings = _score_binnings(facts, reading, of_others)
+        for question, wanted in zip(questions, own.of_questions, strict=True):
+            question.hear(reading, list(islice(stacked, len(wanted))))
+        yield own, reading
 
 
 def _as_tested(facts: Facts, trained: Trained, test_noise: Noise) -> Noise:
