@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from pipeline.errors import InputError, ResourceError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import plan_run
 from pipeline.run import plan_experiment, render_run, run_experiment
-from pipeline.scoring import OVERALL_COLUMNS, RunResults, read_noisy_rows, read_results
+from pipeline.scoring import OVERALL_COLUMNS, RunResults, predict_stacked, read_noisy_rows, read_results
 from pipeline.store import SpectraStore
 
 
@@ -48,6 +49,22 @@ def config(small_config: ExperimentConfig) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def finished(small_run: RunResults) -> RunResults:
     return small_run
+
+
+def test_test_spectra_are_read_once_for_all_training_noises(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+
+    def predict(store: object, columns: object, noise: object, *rest: Any) -> Any:
+        read.append(noise)
+        return predict_stacked(store, columns, noise, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.run.models.predict_stacked", predict)
+    results = run_experiment(config, tmp_path)
+    assert len(config.seeds) == 2  # both are tested on the noise that came with the test spectra
+    assert len(read) == len(set(read)) == 1
+    pd.testing.assert_frame_equal(results.predictions, finished.predictions)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-8), ("float32", 1e-4)])
