@@ -99,14 +99,15 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.figures.render_figures", lambda *_: [])
 
 
-@pytest.fixture(scope="session")
+# Clusters last for a module: one that waits takes a tenth of a core, which is more than starting it a few times.
+@pytest.fixture(scope="module")
 def one_worker() -> Iterator[Client]:
     """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
     with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers() -> Iterator[Client]:
     """A cluster of two workers, as :func:`one_worker`."""
     with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
