@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import yaml
 from browsing import open_browser
@@ -17,6 +19,8 @@ from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
 from pipeline.plan import Rates
+from pipeline.report import Picture
+from pipeline.report.figures import render_figures
 from pipeline.run import run_experiment
 from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
@@ -99,18 +103,48 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.figures.render_figures", lambda *_: [])
 
 
-# Clusters last for a module: one that waits takes a tenth of a core, which is more than starting it a few times.
-@pytest.fixture(scope="module")
-def one_worker() -> Iterator[Client]:
-    """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
-    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Call it with a file's name, and pages have that figure alone, for the same reason."""
+
+    def choose(file: str) -> None:
+        def draw(results: RunResults, pictures: Sequence[Picture]) -> list[tuple[Picture, Path]]:
+            return render_figures(results, [picture for picture in pictures if picture.file == file])
+
+        monkeypatch.setattr("pipeline.report.figures.render_figures", draw)
+
+    return choose
+
+
+#: Clocks of Dask's that tick while nothing happens: at their defaults a cluster that waits takes a tenth of a core.
+SLOW_CLOCKS = {
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.worker.profile.interval": "1s",
+}
+
+
+@contextmanager
+def calm_cluster(profile: LocalProfile) -> Iterator[Client]:
+    """A cluster for many tests, with slow clocks of its own."""
+    with dask.config.set(SLOW_CLOCKS):
+        connection = connect_local(profile)
+    with connection as client:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def one_worker() -> Iterator[Client]:
+    """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
+    with calm_cluster(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def two_workers() -> Iterator[Client]:
     """A cluster of two workers, as :func:`one_worker`."""
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
+    with calm_cluster(LocalProfile(workers=2, memory_limit=2**30)) as client:
         yield client
 
 

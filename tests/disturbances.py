@@ -16,13 +16,14 @@ from typing import Any, Self
 import psutil
 import pytest
 import yaml
-from commands import HEADROOM, wait_until
+from commands import wait_until
 from distributed import Client
 from distributed.security import Security
 
 from pipeline.scoring import RunResults
 
 PRELOAD = Path(__file__).with_name("faults_preload.py")
+PROGRAM = Path(__file__).with_name("without_figures.py")
 #: Partitions times draws of the small experiment.
 ALL_PIECES = 14
 #: What a run must never leave where it did not come to its end.
@@ -95,14 +96,14 @@ class Faults:
 
 
 class Run:
-    """``headroom run`` as a user starts it, in a process of its own; a context manager that leaves none behind."""
+    """``headroom run`` in a process of its own, without figures; a context manager that leaves none behind."""
 
     def __init__(self, config: Path, out: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self.out = out
         self._log = config.with_name(f"{out.name}.{time.monotonic_ns()}.log")
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [HEADROOM, "run", str(config), "--out", str(out), *options],
+                [sys.executable, str(PROGRAM), "run", str(config), "--out", str(out), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
