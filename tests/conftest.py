@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from browsing import open_browser
 from distributed import Client
+from threadpoolctl import threadpool_limits
 
 from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
@@ -26,6 +28,10 @@ from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
+
+# The workers of xdist share the cores. BLAS' own threads, which wait by running, would take them from each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    threadpool_limits(1, user_api="blas")
 
 
 @pytest.hookimpl(trylast=True)

@@ -104,9 +104,7 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
                     assert row["kept"] == pytest.approx(row["gain"] / oracle["gain"], rel=1e-6)
 
 
-def test_summary_and_report_say_it(
-    finished: RunResults, train_on: str, one_figure: Callable[[str], None]
-) -> None:
+def test_summary_and_report_say_it(finished: RunResults, train_on: str, one_figure: Callable[[str], None]) -> None:
     one_figure("moe_gate.png")
     routing = Gates.at_headline(finished)
     assert routing is not None

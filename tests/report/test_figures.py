@@ -54,6 +54,7 @@ RUNS = {
     "twelve in a row": FakeRun(edges={"T_eff": tuple(np.linspace(3750, 6000, 13))}, n_test=3000),
     "twelve, noise levels, NaN": FakeRun(
         edges=TWELVE,
+        seeds=(42, 123),
         levels=(0.0, 0.2, 1.0, 2.0),
         nan_bins=(3,),
         n_test=3000,
