@@ -34,17 +34,46 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1, user_api="blas")
 
 
+#: The files that take longest, the longest first, as measured: whoever gets one late is left alone with it in the end.
+LONGEST = (
+    "run/test_demo.py",
+    "project/test_docs_blocks.py",
+    "project/test_readme.py",
+    "project/test_benchmarks.py",
+    "slurm/test_slurm_runs.py",
+    "report/test_figures.py",
+    "convert/test_convert.py",
+    "run/test_parts.py",
+    "run/test_experiment_changes.py",
+    "run/test_experiment.py",
+    "cluster/test_cluster.py",
+    "cluster/test_dashboard.py",
+    "questions/test_gate_features_run.py",
+    "run/test_factored_run.py",
+    "questions/test_registry.py",
+    "run/test_units.py",
+    "questions/test_search_run.py",
+    "questions/test_ceiling_run.py",
+)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of the longest tests, then of the most, so that no worker is left alone with one in the end.
+    """Begin with the longest files, then with those of the longest timeouts, then with those of the most tests.
 
-    The longest tests are those with the longest timeout. xdist itself would only count (``--no-loadscope-reorder``).
+    xdist itself would only count (``--no-loadscope-reorder``).
     """
-    counts, longest = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
+    folder = Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    counts, waits = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
     for item in items:
         if (timeout := item.get_closest_marker("timeout")) is not None:
-            longest[item.path] = max(longest[item.path], timeout.args[0])
-    items.sort(key=lambda item: (-longest[item.path], -counts[item.path], str(item.path)))
+            waits[item.path] = max(waits[item.path], timeout.args[0])
+
+    def place(item: pytest.Item) -> tuple[float, float, float, str]:
+        return ranks.get(item.path, len(ranks)), -waits[item.path], -counts[item.path], str(item.path)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
