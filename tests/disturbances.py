@@ -16,14 +16,13 @@ from typing import Any, Self
 import psutil
 import pytest
 import yaml
-from commands import wait_until
+from commands import WITHOUT_FIGURES, wait_until
 from distributed import Client
 from distributed.security import Security
 
 from pipeline.scoring import RunResults
 
 PRELOAD = Path(__file__).with_name("faults_preload.py")
-PROGRAM = Path(__file__).with_name("without_figures.py")
 #: Partitions times draws of the small experiment.
 ALL_PIECES = 14
 #: What a run must never leave where it did not come to its end.
@@ -103,7 +102,7 @@ class Run:
         self._log = config.with_name(f"{out.name}.{time.monotonic_ns()}.log")
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), "run", str(config), "--out", str(out), *options],
+                [sys.executable, str(WITHOUT_FIGURES), "run", str(config), "--out", str(out), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

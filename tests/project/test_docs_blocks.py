@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import put_on_path
 
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.run import run_experiment
@@ -149,7 +150,7 @@ def test_the_blocks_of_a_page_run(name: str, spectra: Path, tmp_path: Path) -> N
     shutil.copytree(spectra, place)
     PREPARED[name](place)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADROOM_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = put_on_path(tmp_path / "bin")
     stated = iter([text for kind, text in blocks(ROOT / "docs" / name) if kind == "yaml"])
     python: list[str] = []
     for kind, text in blocks(ROOT / "docs" / name):
