@@ -55,8 +55,8 @@ test-lowest: $(LOWEST)/.installed  ## Run a small demonstration and tests with t
 	rm -rf runs/lowest
 	$(LOWEST)/bin/headroom sample runs/lowest/spectra --train 4000 --test 400 --pixels 64 --shards 2
 	HEADROOM_DEMO=runs/lowest/spectra $(LOWEST)/bin/headroom run demo --out runs/lowest
-	$(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow and not faults and not slurm" \
-	  -W ignore::pyparsing.warnings.PyparsingDeprecationWarning $(EDGES)
+	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	  -m "not slow and not faults and not slurm" -W ignore::pyparsing.warnings.PyparsingDeprecationWarning $(EDGES)
 
 fuzz: $(READY)  ## Damage files at random, 1200 times, and see that no result changes unnoticed: 5 to 15 minutes.
 	PYTHONPATH=. $(BIN)/python tests/hostile/fuzz.py
@@ -82,7 +82,7 @@ docs: $(READY)  ## Build the documentation as a site, dist/docs/index.html: half
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open dist/docs/index.html"
 
-dist: $(READY)  ## Build a wheel and an sdist, install both into empty environments, and run them: 3 to 4 minutes.
+dist: $(READY)  ## Build a wheel and an sdist, see that both are the same, install and run them: 3 to 4 minutes.
 	rm -rf dist/headroom-*
 	$(BIN)/python -m hatchling build -d dist
 	$(BIN)/python tests/try_dist.py dist

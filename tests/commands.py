@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 import time
@@ -15,6 +17,19 @@ from pipeline.cli import main
 
 #: The program as a user starts it, for the tests that need a process of its own.
 HEADROOM = str(Path(sys.executable).with_name("headroom"))
+
+
+#: The same in a process that draws no figures.
+WITHOUT_FIGURES = Path(__file__).with_name("without_figures.py")
+
+
+def put_on_path(folder: Path) -> str:
+    """Make a command ``headroom`` that draws no figures, and return a PATH where it comes first, then this Python."""
+    folder.mkdir()
+    command = folder / "headroom"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(WITHOUT_FIGURES))} "$@"\n')
+    command.chmod(0o755)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def invoke(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import yaml
 from browsing import open_browser
 from distributed import Client
+from threadpoolctl import threadpool_limits
 
 from cluster import LocalProfile, connect_local
 from pipeline.config import ExperimentConfig
 from pipeline.convert import convert_shards
 from pipeline.plan import Rates
+from pipeline.report import Picture
+from pipeline.report.figures import render_figures
 from pipeline.run import run_experiment
 from pipeline.scoring import RunResults
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
 
+# The workers of xdist share the cores. BLAS' own threads, which wait by running, would take them from each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    threadpool_limits(1, user_api="blas")
+
+
+#: The files that take longest, the longest first, as measured: whoever gets one late is left alone with it in the end.
+LONGEST = (
+    "run/test_demo.py",
+    "project/test_docs_blocks.py",
+    "project/test_readme.py",
+    "project/test_benchmarks.py",
+    "slurm/test_slurm_runs.py",
+    "report/test_figures.py",
+    "convert/test_convert.py",
+    "run/test_parts.py",
+    "run/test_experiment_changes.py",
+    "run/test_experiment.py",
+    "cluster/test_cluster.py",
+    "cluster/test_dashboard.py",
+    "questions/test_gate_features_run.py",
+    "run/test_factored_run.py",
+    "questions/test_registry.py",
+    "run/test_units.py",
+    "questions/test_search_run.py",
+    "questions/test_ceiling_run.py",
+)
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of the longest tests, then of the most, so that no worker is left alone with one in the end.
+    """Begin with the longest files, then with those of the longest timeouts, then with those of the most tests.
 
-    The longest tests are those with the longest timeout. xdist itself would only count (``--no-loadscope-reorder``).
+    xdist itself would only count (``--no-loadscope-reorder``).
     """
-    counts, longest = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
+    folder = Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    counts, waits = Counter(item.path for item in items), dict.fromkeys((item.path for item in items), 0.0)
     for item in items:
         if (timeout := item.get_closest_marker("timeout")) is not None:
-            longest[item.path] = max(longest[item.path], timeout.args[0])
-    items.sort(key=lambda item: (-longest[item.path], -counts[item.path], str(item.path)))
+            waits[item.path] = max(waits[item.path], timeout.args[0])
+
+    def place(item: pytest.Item) -> tuple[float, float, float, str]:
+        return ranks.get(item.path, len(ranks)), -waits[item.path], -counts[item.path], str(item.path)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -99,17 +138,48 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.report.figures.render_figures", lambda *_: [])
 
 
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Call it with a file's name, and pages have that figure alone, for the same reason."""
+
+    def choose(file: str) -> None:
+        def draw(results: RunResults, pictures: Sequence[Picture]) -> list[tuple[Picture, Path]]:
+            return render_figures(results, [picture for picture in pictures if picture.file == file])
+
+        monkeypatch.setattr("pipeline.report.figures.render_figures", draw)
+
+    return choose
+
+
+#: Clocks of Dask's that tick while nothing happens: at their defaults a cluster that waits takes a tenth of a core.
+SLOW_CLOCKS = {
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.worker.profile.interval": "1s",
+}
+
+
+@contextmanager
+def calm_cluster(profile: LocalProfile) -> Iterator[Client]:
+    """A cluster for many tests, with slow clocks of its own."""
+    with dask.config.set(SLOW_CLOCKS):
+        connection = connect_local(profile)
+    with connection as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def one_worker() -> Iterator[Client]:
     """A cluster of one worker, for tests of what workers compute; those that disturb a cluster start their own."""
-    with connect_local(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
+    with calm_cluster(LocalProfile(workers=1, processes=True, memory_limit=2**30)) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def two_workers() -> Iterator[Client]:
     """A cluster of two workers, as :func:`one_worker`."""
-    with connect_local(LocalProfile(workers=2, memory_limit=2**30)) as client:
+    with calm_cluster(LocalProfile(workers=2, memory_limit=2**30)) as client:
         yield client
 
 

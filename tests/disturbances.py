@@ -16,7 +16,7 @@ from typing import Any, Self
 import psutil
 import pytest
 import yaml
-from commands import HEADROOM, wait_until
+from commands import WITHOUT_FIGURES, wait_until
 from distributed import Client
 from distributed.security import Security
 
@@ -95,14 +95,14 @@ class Faults:
 
 
 class Run:
-    """``headroom run`` as a user starts it, in a process of its own; a context manager that leaves none behind."""
+    """``headroom run`` in a process of its own, without figures; a context manager that leaves none behind."""
 
     def __init__(self, config: Path, out: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self.out = out
         self._log = config.with_name(f"{out.name}.{time.monotonic_ns()}.log")
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [HEADROOM, "run", str(config), "--out", str(out), *options],
+                [sys.executable, str(WITHOUT_FIGURES), "run", str(config), "--out", str(out), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""``headroom`` in a process that may not listen, and that dies after so many written pieces if it is told to.
+"""``headroom`` in a process that may not listen and draws no figures; told to, it dies after so many written pieces.
 
 Usage: ``python tests/part_process.py PIECES ARGUMENT...``; with 0 pieces it lives.
 """
@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 from typing import Any
+
+from without_figures import draw_nothing
 
 from pipeline.cli import main
 from pipeline.moments import MomentsWriter
@@ -34,6 +36,7 @@ def die_after(pieces: int) -> None:
 
 if __name__ == "__main__":
     socket.socket.bind = socket.socket.listen = refuse  # type: ignore[assignment,method-assign]
+    draw_nothing()
     if int(sys.argv[1]):
         die_after(int(sys.argv[1]))
     main(sys.argv[2:])

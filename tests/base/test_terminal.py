@@ -52,6 +52,13 @@ def run_in_terminal(*arguments: str, **environment: str) -> bytes:
     return written
 
 
+class Terminal(io.StringIO):
+    """A terminal of this process, for what needs no process of its own."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def config_file(small_config: ExperimentConfig, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
@@ -70,9 +77,18 @@ def test_colours_on_a_terminal_and_none_with_no_color(test_store: SpectraStore) 
         assert b"left" in shown
 
 
-def test_tables_follow_no_color(tmp_path: Path) -> None:
-    assert COLOUR.search(run_in_terminal("doctor", "--folder", str(tmp_path)))
-    assert not COLOUR.search(run_in_terminal("doctor", "--folder", str(tmp_path), NO_COLOR="1"))
+@pytest.mark.usefixtures("known_rates")
+def test_tables_follow_no_color(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("pipeline.plan.measure_flops", lambda *_args, **_options: 95e9)
+    for no_color, is_coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr("sys.stdout", terminal := Terminal())
+        assert invoke(capsys, "doctor", "--folder", tmp_path)[0] == 0
+        assert "fit for a run" in terminal.getvalue()
+        assert bool(COLOUR.search(terminal.getvalue().encode())) == is_coloured
 
 
 def test_lines_instead_of_a_bar_where_there_is_no_terminal(
@@ -134,10 +150,6 @@ def test_steps_are_numbered() -> None:
 
 
 def test_who_wants_colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert wants_colour(Terminal())

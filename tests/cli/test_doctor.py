@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.base import machine as memory
 from pipeline.cli import doctor, main
+from pipeline.plan import Rates
 
 
 def run_doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -26,7 +27,8 @@ def run_doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(known_rates: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No measurements, which take seconds; ``tests/plan`` makes them, and other tests run the whole command."""
     monkeypatch.setattr("pipeline.plan.measure_flops", lambda *_args, **_options: 95e9)
 
 

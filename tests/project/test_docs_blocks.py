@@ -20,6 +20,7 @@ import pytest
 import xarray as xr
 import yaml
 from bosz_files import write_bosz
+from commands import put_on_path
 
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.run import run_experiment
@@ -172,7 +173,7 @@ def test_the_blocks_of_a_page_run(name: str, spectra: Path, tmp_path: Path) -> N
     shutil.copytree(spectra, place)
     PREPARED[name](place)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HEADROOM_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = put_on_path(tmp_path / "bin")
     stated = iter([text for kind, text in blocks(ROOT / "docs" / name) if kind == "yaml"])
     python: list[str] = []
     for kind, text in blocks(ROOT / "docs" / name):

@@ -8,13 +8,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 import pytest
+from commands import put_on_path
 
 from pipeline.cli.app import cli
 from pipeline.config import ExperimentConfig, Section
@@ -195,7 +195,7 @@ def test_the_commands_work_in_order(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(stated, encoding="utf-8")
     unset = {"HEADROOM_TRAIN", "HEADROOM_TEST", "HEADROOM_STORES", "HEADROOM_DEMO"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PATH"] = put_on_path(tmp_path / "bin")
     script = ["set -e"]
     for command in commands():
         command = INSTEAD.get(command, command)

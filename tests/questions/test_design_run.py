@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,10 @@ def test_the_summary_recommends_the_smallest_that_is_good_enough(finished: RunRe
         assert "No division into at most 5 rectangles gains" in design.sentence
 
 
-def test_it_is_reported(finished: RunResults, small_config: ExperimentConfig, tmp_path: Path) -> None:
+def test_it_is_reported(
+    finished: RunResults, small_config: ExperimentConfig, tmp_path: Path, one_figure: Callable[[str], None]
+) -> None:
+    one_figure("moe_bin_design.png")
     pages = render_run(finished.folder)
     for page in pages:
         assert "How many experts, and where to cut" in page.read_text()

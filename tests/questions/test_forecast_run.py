@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_the_best_penalty_is_no_worse_than_others(run: RunResults) -> None:
             assert best[1].covered[merit].mean >= stated.covered[merit].mean - 5e-3
 
 
-@pytest.mark.slow  # it draws all figures
-def test_the_page_shows_what_was_found(run: RunResults) -> None:
+def test_the_page_shows_what_was_found(run: RunResults, one_figure: Callable[[str], None]) -> None:
+    one_figure("moe_forecast.png")
     _, page = render_run(run.folder)
     text = page.read_text()
     assert "With 1,000,000 training spectra" in text
@@ -96,6 +97,7 @@ def test_the_page_shows_what_was_found(run: RunResults) -> None:
 
 
 @pytest.mark.slow  # a run of both kinds of noise, and its page
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_of_both_shows_forecast_and_drawn_side_by_side(small_config: ExperimentConfig, tmp_path: Path) -> None:
     noise = {"mode": "both", "levels": [1.0], "test": "stored"}
     config = configure(small_config, noise=noise, seeds=[1, 2], ridge={"alpha": {"per_spectrum": 0.1}})

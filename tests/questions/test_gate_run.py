@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def test_the_table_is_the_routing_of_the_saved_predictions(
                     assert row["kept"] == pytest.approx(row["gain"] / oracle["gain"], rel=1e-6)
 
 
-def test_summary_and_report_say_it(finished: RunResults, train_on: str) -> None:
+def test_summary_and_report_say_it(finished: RunResults, train_on: str, one_figure: Callable[[str], None]) -> None:
+    one_figure("moe_gate.png")
     routing = Gates.at_headline(finished)
     assert routing is not None
     assert routing.noise_level == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,9 @@ SCORES = ["scope", "n_train", "r2_oracle", "r2_global", "delta_r2"]
 
 
 def test_checked_tells_of_marginal_noise_what_both_compares_and_the_other_way_round(
-    small_config: ExperimentConfig, tmp_path: Path
+    small_config: ExperimentConfig, tmp_path: Path, one_figure: Callable[[str], None]
 ) -> None:
+    one_figure("moe_marginal_noise.png")
     common = {"seeds": [42], "ablation": False, "bootstrap": {"resamples": 100}}
     runs = {}
     for mode in ("both", "checked"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -339,8 +339,9 @@ def render_toy(results: RunResults) -> None:
 
 @pytest.mark.usefixtures("with_toy")
 def test_a_question_in_the_list_is_asked_and_answered_everywhere(
-    small_config: ExperimentConfig, test_store: SpectraStore, tmp_path: Path
+    small_config: ExperimentConfig, test_store: SpectraStore, tmp_path: Path, one_figure: Callable[[str], None]
 ) -> None:
+    one_figure("moe_toy.png")
     noise = {"mode": "both", "levels": [1.0], "test": "drawn"}
     config = change(small_config, noise=noise, seeds=[42], ablation=False, precision="float64")
     results = run_experiment(config, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,8 @@ def test_run__raise_on_a_fold_that_starves_a_bin_before_any_pass(
         run_experiment(searching(small_config, ridge=ridge), tmp_path)
 
 
-def test_the_report_shows_the_search(finished: RunResults) -> None:
+def test_the_report_shows_the_search(finished: RunResults, one_figure: Callable[[str], None]) -> None:
+    one_figure("moe_alpha_search.png")
     by = finished.metadata["config"]["ridge"]["alpha"]["by"]
     drawn = by == "global"  # the figures of one of the two runs are enough
     paths = render_run(finished.folder) if drawn else render_page(finished)

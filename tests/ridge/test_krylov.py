@@ -29,11 +29,11 @@ def lower_only(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_every_solution_is_that_of_its_own_system(width: int) -> None:
-    system, target = flat(1536), np.random.default_rng(1).standard_normal((1536, width))
+    system, target = flat(1024), np.random.default_rng(1).standard_normal((1024, width))
     found = solve_shifted(lower_only(system), target, SHIFTS)
     for shift, solution in zip(SHIFTS, found, strict=True):
         assert solution is not None
-        expected = np.linalg.solve(system + shift * np.eye(1536), target)
+        expected = np.linalg.solve(system + shift * np.eye(1024), target)
         np.testing.assert_allclose(solution, expected, atol=1e-9 * np.abs(expected).max())
         residual = target - (system @ solution + shift * solution)
         assert (np.linalg.norm(residual, axis=0) <= 2e-12 * np.linalg.norm(target, axis=0)).all()
@@ -63,7 +63,7 @@ def test_a_space_that_ends_gives_all_solutions() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.0], ids=["equal labels", "a label that does not vary"])
 def test_dependent_targets(share: float) -> None:
-    system, target = flat(1536), np.random.default_rng(4).standard_normal((1536, 3))
+    system, target = flat(1024), np.random.default_rng(4).standard_normal((1024, 3))
     target[:, 1] = share * target[:, 0]
     for shift, solution in zip(SHIFTS, solve_shifted(system, target, SHIFTS), strict=True):
         assert solution is not None
@@ -73,9 +73,9 @@ def test_dependent_targets(share: float) -> None:
 
 def test_a_path_equals_single_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(5)
-    y = generator.standard_normal((1600, 3))
-    white = np.linalg.qr(generator.standard_normal((1600, 800)))[0] * 40
-    x = white + y @ generator.standard_normal((3, 800))
+    y = generator.standard_normal((1000, 3))
+    white = np.linalg.qr(generator.standard_normal((1000, 512)))[0] * 40
+    x = white + y @ generator.standard_normal((3, 512))
     moments = Moments.from_samples(x, y)
     alphas, scale = np.geomspace(1, 1e5, 6), None  # scaled, the spectrum would be less flat
     asked: list[int] = []
