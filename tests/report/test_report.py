@@ -342,10 +342,10 @@ def test_report__says_whose_hypotheses_these_are(tmp_path: Path) -> None:
     results = make_results(tmp_path)
     assert results.metadata["config"]["hypotheses"] is None
     for path in render_page(results):
-        assert "default hypotheses of the reference run" in path.read_text(encoding="utf-8")
+        assert "those of the reference run are tested" in path.read_text(encoding="utf-8")
     results.metadata["config"]["hypotheses"] = {"r2_oracle": 0.5, "delta_r2": 0.1, "lowest_r2_bins": None}
     for path in render_page(results):
-        assert "default hypotheses" not in path.read_text(encoding="utf-8")
+        assert "those of the reference run are tested" not in path.read_text(encoding="utf-8")
 
 
 def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
