@@ -23,9 +23,8 @@ import numpy as np
 from measure import measure_script, median, warm_up
 from samples import Sample
 from table import Row
-from threadpoolctl import threadpool_limits
 
-from pipeline.base import peak_memory
+from pipeline.base import one_blas_thread, peak_memory
 from pipeline.noise import NoiseDraw
 from pipeline.questions.ceiling.library import Block, Measure, Spectra, StarReader
 from pipeline.questions.ceiling.likelihood import Observed, Origins, Projection, describe_stars, observe
@@ -93,7 +92,7 @@ def hold(train: AnyStore, test: AnyStore, n_stars: int, n_spectra: int) -> dict[
     sample = reader.take("flux", first), reader.take("error", first)
     origins = Origins.find(1.0, spectra, *sample)
     observed = observe(spectra, origins)
-    with ThreadPoolExecutor(CORES) as pool, threadpool_limits(1, user_api="blas"):
+    with ThreadPoolExecutor(CORES) as pool, one_blas_thread():
         search, projection = _time(lambda: Projection.find(observed, describe_stars(*sample, origins), 1e-3))
         cells = np.zeros(n_spectra, np.int64)
         coefficients = projection.project_spectra(observed)

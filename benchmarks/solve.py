@@ -20,11 +20,10 @@ from accumulate import LOOP_ROWS, SEED
 from measure import count_repeats, format_gib, measure_script, median, warm_up
 from samples import Sample
 from table import Row
-from threadpoolctl import threadpool_limits
 
 from pipeline import Moments, MomentsFolder, NoiseDraw, RidgePath, pixel_scale, solve_ridge_path
 from pipeline.accumulate import available_threads
-from pipeline.base import peak_memory
+from pipeline.base import one_blas_thread, peak_memory
 from pipeline.bins import BinGrid
 from pipeline.config import REFERENCE_EDGES
 from pipeline.moments import PixelSums
@@ -87,7 +86,7 @@ def solve_all(folder: Path, n_penalties: int) -> float:
         total = Moments.merge(moments.read(fold, cell) for fold in range(n_folds) for cell in cells)
         return solve_ridge_path(total, alphas, scale)
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(4, available_threads())) as executor:
+    with one_blas_thread(), ThreadPoolExecutor(min(4, available_threads())) as executor:
         paths = list(executor.map(solve, [range(n_cells), *([cell] for cell in range(n_cells - 1))]))
     seconds = time.perf_counter() - started
     assert all(np.isfinite(path.weights).all() for path in paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return ranks.get(item.path, len(ranks)), -waits[item.path], -counts[item.path], str(item.path)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what imports and collection have made: it is most there is, and stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from pipeline.base import Workspace, available_cores
+from pipeline.base import Workspace, available_cores, one_blas_thread
 from pipeline.moments import Moments, TileLayout, add_gram, padded_stride
 from pipeline.noise import Noise, Scatter
 
@@ -402,7 +401,7 @@ def accumulate_parts(
     )
     filling = Filling(reader, parts, n_cells, draws, settings, pool, variances, (blocks[0], blocks[1]))
     with (
-        threadpool_limits(1, user_api="blas"),
+        one_blas_thread(),
         ThreadPoolExecutor(settings.threads, "gram") as gram_threads,
         ThreadPoolExecutor(settings.threads, "keep") as keep_threads,
         ThreadPoolExecutor(settings.consumers + 1, "halves") as halves,

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader
-from pipeline.base import Workspace
+from pipeline.base import Workspace, one_blas_thread
 from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors, sum_squares
 from pipeline.noise import Noise, Scatter
 
@@ -94,7 +93,7 @@ def project_parts(
         Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
     loop = _Loop(reader, n_cells, noises, basis, settings, workspace or Workspace())
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(settings.threads, "project") as executor:
+    with one_blas_thread(), ThreadPoolExecutor(settings.threads, "project") as executor:
         for number, rows in enumerate(parts):
             sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for _ in noises]
             pending: deque[Future[_Block]] = deque()

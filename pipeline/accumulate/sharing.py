@@ -14,9 +14,9 @@ from threading import Condition
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate.hotloop import SpectraReader, StoppedError, raise_cause
+from pipeline.base import one_blas_thread
 
 __all__ = ["SharedReading", "read_together", "sharing_memory"]
 
@@ -51,7 +51,7 @@ def read_together(
             raise
 
     # The loops limit BLAS to one thread, too. The outer limit holds until both have ended.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(2, "together") as threads:
+    with one_blas_thread(), ThreadPoolExecutor(2, "together") as threads:
         jobs = [threads.submit(run, lead, shared.leader), threads.submit(run, follow, shared.follower)]
         failures = [job.exception() for job in jobs]
     raise_cause(failures)

@@ -44,6 +44,7 @@ from .machine import available_cores as available_cores
 from .machine import available_memory as available_memory
 from .machine import describe_environment as describe_environment
 from .machine import format_bytes as format_bytes
+from .machine import one_blas_thread as one_blas_thread
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace

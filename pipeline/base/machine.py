@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 from numpy.typing import DTypeLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 from pipeline.base.direct_io import BLOCK, aligned_buffer
 from pipeline.errors import ResourceError
@@ -28,6 +30,7 @@ __all__ = [
     "available_memory",
     "describe_environment",
     "format_bytes",
+    "one_blas_thread",
     "peak_memory",
     "process_workspace",
     "release_workspace",
@@ -40,6 +43,22 @@ _MEMBERSHIP: Final = Path("/proc/self/cgroup")
 _RESERVED: Final = 2 * 2**30
 _RESERVED_BY_CORE: Final = 2**28
 _LEAST_MEMORY: Final = 2**28
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Let BLAS use one thread of its own for the block: then the bits of its products depend on no number of cores.
+
+    What :func:`threadpoolctl.threadpool_limits` does, without looking through all libraries of the process every time.
+    """
+    limit: AbstractContextManager[Any] = _find_blas(len(sys.modules)).limit(limits=1, user_api="blas")
+    return limit
+
+
+@lru_cache(maxsize=1)
+def _find_blas(n_modules: int) -> ThreadpoolController:
+    """Return the libraries that are loaded; an import may load others."""
+    del n_modules
+    return ThreadpoolController()
 
 
 def peak_memory() -> int:

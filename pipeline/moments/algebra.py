@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.errors import InputError
 from pipeline.moments.factored import FactoredMoments
 from pipeline.moments.moments import Moments
@@ -96,7 +96,7 @@ def find_components(whole: Moments, n: int, out: FloatArray | None = None) -> Pr
             f"between 1 and {n_pixels} principal components are possible with {n_pixels} pixels, found {n}"
         )
     # One thread, because the bits of a decomposition depend on the number of threads.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         if isinstance(whole, FactoredMoments):
             values, vectors = whole.find_components(n)
         else:

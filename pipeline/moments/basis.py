@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, qr, svd
 from scipy.linalg.blas import dsyrk
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.errors import InputError
 
 __all__ = [
@@ -192,7 +192,7 @@ def choose_basis(
     n_choosing = min(_MOST_CHOOSING, int(np.ceil(n * _CHOOSING)))
     judges = np.ones(n, dtype=bool)
     judges[np.arange(n_choosing) * n // n_choosing] = False
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         white = sample.means[~judges] / np.sqrt(variance)
         judge = _Judge(sample, judges if judges.any() else ~judges)  # one spectrum judges itself
         most = min(largest, MOST_DIRECTIONS, *white.shape)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from pipeline.base import available_cores
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
@@ -71,11 +72,15 @@ def name_steps(config: ExperimentConfig) -> list[str]:
     return ["convert", "accumulate", "solve", *asked, "score", "report"]
 
 
+@cache
+def _measure_gram(n_pixels: int, precision: str) -> float:
+    """Measure products on one core, flop/s; once, since a process stays on its machine."""
+    return measure_flops(n_pixels, precision, rows=4096) / available_cores()
+
+
 def measure_quickly(plan: ExperimentPlan, config: ExperimentConfig) -> Rates:
     """Measure the products of this machine for a moment, and assume the rest: the rest hardly matters."""
-    cores = available_cores()
-    pixels = min(plan.n_pixels, 1024)
-    gram = measure_flops(pixels, config.precision, rows=4096) / cores
+    gram = _measure_gram(min(plan.n_pixels, 1024), config.precision)
     solve = gram if config.precision == "float64" else gram / 2
     return Rates(gram=gram, solve=solve, noise=6e8, decode=2e9, merge=2e9)
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from threadpoolctl import threadpool_limits
 
 from pipeline import schema
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import Products, Progress, SilentProgress, describe_environment, read_json
+from pipeline.base import Products, Progress, SilentProgress, describe_environment, one_blas_thread, read_json
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig, describe_findings
 from pipeline.errors import InputError, ResourceError, enumerate_words
@@ -521,7 +520,7 @@ def measure_sample(
     distances, outside = [], []
     with (
         progress.step("read training spectra", sum(b - a for a, b in runs)) as advance,
-        threadpool_limits(1, user_api="blas"),
+        one_blas_thread(),
     ):
         for start, stop in runs:
             noisy = read_noisy_rows(store, start, stop, noise, precision)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.errors import InputError, did_you_mean
 from pipeline.moments import PrincipalComponents
@@ -284,7 +284,7 @@ class MixtureModel:
         if wrong is not None and wrong.shape != pixels.shape:
             raise InputError(f"bad pixels need the shape of the flux, {pixels.shape}, found {wrong.shape}")
         self.require_route(route)
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             return self.predict_block(pixels, wrong, route, zeros_are_bad=zeros_are_bad)
 
     def require_route(self, route: str | None) -> None:

@@ -26,7 +26,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow.csv import CSVWriter
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import available_threads
 from pipeline.base import (
@@ -35,6 +34,7 @@ from pipeline.base import (
     disk_errors_told,
     exclusive,
     list_paths,
+    one_blas_thread,
     parse_object,
     remove_leftovers,
     replacing,
@@ -169,7 +169,7 @@ def _write_parts(work: _Work, parts: PredictionParts, progress: Progress) -> Non
         progress.note(f"{work.source.n_spectra - todo:,} of {work.source.n_spectra:,} spectra were predicted before")
     blocks = [(k, block) for k in missing for block in work.blocks(*work.parts[k])]
     predicted = closing(_in_threads(work, [block for _, block in blocks]))
-    with progress.step("predict", todo) as advance, threadpool_limits(1, user_api="blas"), predicted as tables:
+    with progress.step("predict", todo) as advance, one_blas_thread(), predicted as tables:
         for number, group in itertools.groupby(zip(blocks, tables, strict=True), key=lambda pair: pair[0][0]):
             own = []
             for (_, (start, stop)), table in group:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import open_npz, write_npz
+from pipeline.base import one_blas_thread, open_npz, write_npz
 from pipeline.bins import BinGrid, NamedBins
 from pipeline.config import RidgeConfig, settle
 from pipeline.errors import InputError
@@ -196,7 +195,7 @@ def solve_experts(
         own = ridge.standardize == "per_expert" and cell is not whole
         return solve_ridge_path(cell, alpha, pixel_scale(cell) if own else shared)
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads, "solve") as executor:
+    with one_blas_thread(), ThreadPoolExecutor(threads, "solve") as executor:
         of_global, *experts = executor.map(solve, [whole, *cells[:-1]])
     return join_models(of_global, experts, grid)
 

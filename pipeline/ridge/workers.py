@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import MomentsFolder, available_threads
-from pipeline.base import Progress, Report, Task, name_group, process_workspace, run_tasks
+from pipeline.base import Progress, Report, Task, name_group, one_blas_thread, process_workspace, run_tasks
 from pipeline.moments import TileLayout
 from pipeline.ridge.krylov import krylov_memory
 from pipeline.schema import LABELS
@@ -128,7 +127,7 @@ def solving_threads(n_pixels: int, threads: int, held_folds: int = 0) -> Iterato
         ((n_pixels, n_pixels), np.float64),
         ((held_folds, *layout.shape), np.float64),
     ]
-    with process_workspace() as workspace, threadpool_limits(1, user_api="blas"):
+    with process_workspace() as workspace, one_blas_thread():
         arrays = workspace.lease(*(n_threads * shapes))
         idle: SimpleQueue[SolveMemory] = SimpleQueue()
         for k in range(n_threads):

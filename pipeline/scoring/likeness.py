@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, sample_rows
 
@@ -147,7 +147,7 @@ def measure_training(store: AnyStore, noise: Noise, precision: str) -> TrainingP
         variance += np.concatenate(spreads).mean(axis=0)
     rows -= mean
     # The bits of a decomposition depend on the number of threads.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         values, own = eigh(rows @ rows.T, subset_by_index=(max(0, len(rows) - _COMPONENTS), len(rows) - 1))
         kept = values > values[-1] * 1e-10
         vectors = rows.T @ (own[:, kept] / np.sqrt(values[kept]))

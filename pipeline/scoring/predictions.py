@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.noise import MarginalNoise, Noise, StoredNoise
 from pipeline.ridge import ExpertModels
 from pipeline.store import AnyStore
@@ -163,7 +163,7 @@ def predict_stacked(
     values = np.empty((store.n_spectra, joined.size))
     variances = None if noise.is_single else np.empty_like(values)
     # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for start in range(0, store.n_spectra, _BLOCK_ROWS):
             stop = min(start + _BLOCK_ROWS, store.n_spectra)
             rows, spread = noise.read(store, start, stop, precision)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.bins import Binning
 from pipeline.errors import InputError
 from pipeline.noise import NO_SEED, Noise
@@ -241,7 +241,7 @@ def score_routed(
         terms[..., 4:] = np.nan
     sums = [terms[:, members].sum(axis=1) for members in strata]
     # One BLAS thread: the last bits of a product may depend on their number.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         resampled = [_resample_sums(terms[:, members, :4], settings, k) for k, members in enumerate(strata)]
     sizes = [int(members.sum()) for members in strata]
 

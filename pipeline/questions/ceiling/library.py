@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import AccumulationPlan, available_threads
-from pipeline.base import Progress, SilentProgress, Task, name_group, open_npz, run_tasks, write_npz
+from pipeline.base import Progress, SilentProgress, Task, name_group, one_blas_thread, open_npz, run_tasks, write_npz
 from pipeline.bins import OUTSIDE, BinGrid, Partition
 from pipeline.errors import InputError
 from pipeline.questions.ceiling.likelihood import (
@@ -283,7 +282,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
     measures = [Measure(Spectra.read(Path(path)), grid.n_bins, len(piece.labels)) for path in piece.job.spectra]
     done = 0
     # One BLAS thread: the bits of a product may depend on their number.
-    with ThreadPoolExecutor(available_threads()) as pool, threadpool_limits(1, user_api="blas"):
+    with ThreadPoolExecutor(available_threads()) as pool, one_blas_thread():
         for block in _read_ahead(store, rows, cells, labels):
             groups = group_of(np.arange(first + done, first + done + len(block.flux)))
             for measure in measures:

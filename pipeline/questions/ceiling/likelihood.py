@@ -37,8 +37,8 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from scipy.special import erfcx
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.noise import compiled
 
 __all__ = [
@@ -348,7 +348,7 @@ class Projection:
 
         # Two at a time: the two large factors take the same time, and each keeps all its rows in double precision.
         # One BLAS thread: the bits of a product may depend on their number.
-        with ThreadPoolExecutor(2) as pool, threadpool_limits(1, user_api="blas"):
+        with ThreadPoolExecutor(2) as pool, one_blas_thread():
             found = list(pool.map(find, zip(observed.factors, stars.factors, strict=True)))
         return cls(*zip(*found, strict=True))
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline import schema
-from pipeline.base import open_npz, write_npz
+from pipeline.base import one_blas_thread, open_npz, write_npz
 from pipeline.bins import BinGrid
 from pipeline.config import content_hash
 from pipeline.noise import Noise, NoiseDraw, test_noises
@@ -232,7 +231,7 @@ class _Preparation:
         origins = Origins.find(noise.level, spectra, *self._sample)
         own = [np.concatenate(one) for one in zip(*self._own, strict=True)]
         observed, stars = observe(spectra, origins), describe_stars(own[0], own[1], origins)
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             exact = measure_pairs(observed, stars)
             projection, error, precision = None, 0.0, "float32"
             if self._seeks_directions:

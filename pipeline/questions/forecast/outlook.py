@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from threadpoolctl import threadpool_limits
 
 from pipeline.accumulate import MomentsFolder
+from pipeline.base import one_blas_thread
 from pipeline.bins import Binning
 from pipeline.config import RidgeConfig
 from pipeline.moments import FactoredMoments, Moments
@@ -167,7 +167,7 @@ class Forecaster:
         """Score forecasts on the test spectra, of which ``found`` are the values of :meth:`columns`."""
         spectra = TestSpectra.of_read(y, bins, self._binning.n_bins, found)
         # One BLAS thread: the bits of a product may depend on their number.
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             scores = score_models(spectra, asked.forecasts, bootstrap)
             errors = self._scatter(spectra, asked)
         points = []

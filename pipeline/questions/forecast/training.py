@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.bins import Binning
 from pipeline.config import AlphaSearch, PerSpectrum, RidgeConfig
 from pipeline.moments import FactoredMoments, Moments
@@ -89,7 +89,7 @@ def _merge(cells: Sequence[FactoredMoments], members: Sequence[int]) -> Factored
 def _choose_rank(populations: Sequence[Population], largest: int) -> int:
     """Return the fewest directions that explain what all of them do, in every model."""
     ranks = [*(rank for rank in _RANKS if rank < largest), largest]
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         explained = np.stack([one.explained(ranks) for one in populations])
     enough = (explained >= explained[:, -1:] - _LOST).all(axis=0)
     return ranks[int(np.argmax(enough))]
@@ -130,7 +130,7 @@ def solve_sizes(
     """
     n = len(training.populations)
     rule = alphas.alpha if isinstance(alphas, RidgeConfig) else alphas
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(max(1, min(threads, n)), "forecast") as executor:
+    with one_blas_thread(), ThreadPoolExecutor(max(1, min(threads, n)), "forecast") as executor:
         if isinstance(rule, AlphaSearch) and rule.by == "global":
             chosen = [one.alpha for one in _solve_model(training, 0, sizes, rule)]
             rule = [np.full(n, alpha) for alpha in chosen]

@@ -30,9 +30,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
 
-from pipeline.base import Progress, SilentProgress, Task, name_group, parse_array, read_json, replacing, run_tasks
+from pipeline.base import (
+    Progress,
+    SilentProgress,
+    Task,
+    name_group,
+    one_blas_thread,
+    parse_array,
+    read_json,
+    replacing,
+    run_tasks,
+)
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import content_hash
 from pipeline.errors import InputError
@@ -282,7 +291,7 @@ def fit_blend(rows: HeldOutRows) -> Blend:
     inputs = _expand(rows.of_labels, centre, scale)
     problem = BlendProblem(rows.y, rows.predicted, _log_probabilities(rows.probabilities), inputs, unit)
     # One BLAS thread: the bits of a product may depend on their number.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         strengths, held_out = _search_strength(problem, [rows.folds == fold for fold in folds])
         theta = problem.start
         for strength in strengths:

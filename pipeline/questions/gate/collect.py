@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline import schema
 from pipeline.accumulate import AccumulationPlan
-from pipeline.base import Progress, SilentProgress, Task, name_group, open_npz, run_tasks, write_npz
+from pipeline.base import Progress, SilentProgress, Task, name_group, one_blas_thread, open_npz, run_tasks, write_npz
 from pipeline.bins import BinGrid, Partition
 from pipeline.config import content_hash
 from pipeline.errors import ConfigError, InputError
@@ -287,7 +286,7 @@ def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
         raise InputError(f"store {', '.join(piece.stores)} changed since the plan was made; run again")
     columns, parts, done = _Columns.read(piece), [], 0
     # One BLAS thread: the bits of a product may depend on their number.
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         for first, last in piece.runs:
             for start in range(first, last, _BLOCK_ROWS):
                 stop = min(start + _BLOCK_ROWS, last)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from pipeline.base import one_blas_thread
 from pipeline.moments import FactoredMoments, Moments, sum_predictions
 from pipeline.questions.question import Question, Trained
 from pipeline.report import Section, Table
@@ -88,7 +88,7 @@ class Rank(Question[RankAnswer]):
             path = solve_leading_directions(training, alpha, ranks, scale)
             return sum_predictions(judged, path.weights, path.intercepts).squared_errors[:, label]
 
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             of_experts = np.zeros(len(ranks))
             for members, alpha in zip(binning.members, models.expert_alphas, strict=True):
                 own = _merge(cells, members)
