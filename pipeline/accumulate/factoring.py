@@ -262,8 +262,12 @@ def _read_sample(
         """Fill the places of one window; return its groups, and their sums of variances."""
         place = slice(begin, begin + len(rows))
         buffer = buffers.get()
-        flux, error = (store.read_rows(name, start, stop, own)[rows] for name, own in zip(_PIXELS, buffer, strict=True))
-        buffers.put(buffer)
+        try:
+            flux, error = (
+                store.read_rows(name, start, stop, own)[rows] for name, own in zip(_PIXELS, buffer, strict=True)
+            )
+        finally:
+            buffers.put(buffer)  # another window may wait for it, even after an error
         own_cells = cells.cells(store.read_columns(list(cells.columns), start, stop))[rows]
         groups[place] = own_cells + of_noise[place] * n_cells
         present, own_groups = np.unique(groups[place], return_inverse=True)

@@ -457,19 +457,15 @@ def _count_tries(config: ExperimentConfig, n_folds: int) -> int:
     return n_folds * n_draws * (rectangles + BinGrid(config.bins).n_bins + 1)
 
 
-#: Seconds that products are measured for, at least.
-_MEASURED = 0.2
-
-
-def measure_flops(n_pixels: int, precision: str, rows: int = 2048) -> float:
+def measure_flops(n_pixels: int, precision: str, rows: int = 2048, seconds: float = 0.2) -> float:
     """Measure a Gram product on all cores of this machine: flop/s (N·P² for N rows).
 
-    The best of three is taken, and of as many as fit into a fifth of a second: where few pixels make a product
-    short, three of them may fall into a moment in which other programs have the cores.
+    The best of three is taken, and of as many as fit into the seconds: where few pixels make a product short, three of
+    them may fall into a moment in which other programs have the cores.
     """
     x = np.random.default_rng(0).standard_normal((rows, min(n_pixels, 2048)), dtype=np.float32).astype(precision)
     taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < _MEASURED:
+    while len(taken) < 3 or sum(taken) < seconds:
         started = time.perf_counter()
         x.T @ x
         taken.append(time.perf_counter() - started)

@@ -14,10 +14,9 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import xarray as xr
 
 from pipeline import schema
 from pipeline.base import PathLike, list_paths
@@ -33,6 +32,9 @@ from pipeline.store.store import (
     is_unfinished,
     require_same_wavelengths,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = [
     "AnyStore",
@@ -541,6 +543,8 @@ def open_spectra(path: Path | str | Sequence[Path | str], *, chunks: Chunks = "s
         If a store does not open, see :meth:`SpectraStore.open`, or the stores do not fit together; ConfigError for
         chunks that cut the store's.
     """
+    import xarray as xr  # which no run needs
+
     store = open_stores([path] if isinstance(path, str | Path) else path)
     parts = store.parts
     if chunks is None and len(parts) > 1:
@@ -560,6 +564,8 @@ def open_spectra(path: Path | str | Sequence[Path | str], *, chunks: Chunks = "s
 
 def _open_one(store: SpectraStore, variables: Sequence[str], chunks: Chunks) -> xr.Dataset:
     """Return the pixel arrays of one store, without coordinates."""
+    import xarray as xr
+
     sizes: Mapping[str, int] | None
     if chunks == "store":
         chunks = store.layout.file_rows

@@ -258,3 +258,15 @@ def test_memory_stays_below_what_is_planned(
     )
     assert peak <= planned
     assert n_cells > 10 or planned <= 4 * peak
+
+
+def test_a_sample_of_damaged_chunks_is_an_error_and_no_wait(
+    train_store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise InputError("rows are damaged")
+
+    monkeypatch.setattr(SpectraStore, "read_rows", fail)
+    monkeypatch.setattr("pipeline.accumulate.factoring._WINDOW_ROWS", 128)  # more windows than buffers
+    with pytest.raises(InputError, match="damaged"):
+        accumulate(train_store, tmp_path, FORCED)
