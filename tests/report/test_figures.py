@@ -426,6 +426,7 @@ def test_format_count__three_digits(count: int, text: str) -> None:
         ((1600, 1553, 62), ["1,600", "1,553", "62"]),
         ((200_000, 98_123, 62), ["200k", "98.1k", "62"]),
         ((), []),
+        ((5_000, 12_345_678, 10_000_000), ["5k", "12.3M", "10M"]),
     ],
 )
 def test_format_counts__one_style_for_what_stands_together(counts: tuple[int, ...], texts: list[str]) -> None:

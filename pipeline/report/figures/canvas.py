@@ -378,9 +378,19 @@ def format_count(value: float) -> str:
 
 
 def format_counts(values: Sequence[float], *, exact_below: float = 100_000) -> list[str]:
-    """Return counts that stand together in one style: exact with commas, or all in three digits if any is large."""
+    """Return counts that stand together in one style: exact with commas, or all in three digits if any is large.
+
+    Zeros that say nothing are left out: 5k and 1M are exact.
+    """
     exact = all(abs(value) < exact_below for value in values)
-    return [f"{value:,.0f}" if exact else format_count(value) for value in values]
+    return [f"{value:,.0f}" if exact else _strip_zeros(format_count(value), value) for value in values]
+
+
+def _strip_zeros(text: str, value: float) -> str:
+    number, unit = text[:-1], text[-1]
+    if "." not in number or float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(unit, 0) != value:
+        return text
+    return f"{float(number):g}{unit}"
 
 
 def label_counts(axes: Axes, counts: Sequence[float]) -> None:
