@@ -289,10 +289,14 @@ class SavedMoments:
 
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
-        if not self.is_tiled:
+        return self.counts, *self._label_sums
+
+    @cached_property
+    def _label_sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if not self.is_tiled:  # every cell is unpacked for it, so this is done once
             cells = [self.read(cell) for cell in range(self.n_cells)]
-            return self.counts, np.stack([one.y_sum for one in cells]), np.stack([np.diag(one.y_gram) for one in cells])
-        return self.counts, self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
+            return np.stack([one.y_sum for one in cells]), np.stack([np.diag(one.y_gram) for one in cells])
+        return self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
 
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
         """Return the moments of one cell, in the precision they were saved in.

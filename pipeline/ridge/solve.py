@@ -210,8 +210,11 @@ def held_out_penalties(folds: Sequence[SavedMoments], model: ModelCells, alpha: 
 
 def _fold_reader(folds: Sequence[SavedMoments], model: ModelCells, memory: SolveMemory) -> Callable[[int], Moments]:
     """Return a function that gives the moments of a model's cells in a fold. They are valid until its next call."""
-    holds_all = len(memory.folds) >= len(folds)
-    held = [_merge(*each, model, memory) for each in zip(folds, memory.folds, strict=True)] if holds_all else []
+    held: list[Moments] = []
+    if not folds[0].is_tiled:  # they are small, and unpacking them takes as long as solving
+        held = [_merge(saved, memory.total, model, memory) for saved in folds]
+    elif len(memory.folds) >= len(folds):
+        held = [_merge(*each, model, memory) for each in zip(folds, memory.folds, strict=True)]
 
     def read(fold: int) -> Moments:
         # Merged in either case, so that the bits do not depend on what there is room for.
