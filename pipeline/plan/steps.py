@@ -37,8 +37,8 @@ _GATE, _BLEND = 2.5, 3.0
 _FIGURE, _PAGE = 0.45, 0.5
 #: Figures that every run has, and those of its questions.
 _FIGURES, _OF_GATE = 8, 3
-#: Sizes of a forecast, with the limit, times the two choices of the penalty.
-_FORECASTS = 18
+#: Sizes of a forecast, with the limit, times the two choices of the penalty, times the steps of a fixed point.
+_FORECASTS = 18 * 4
 
 
 @dataclass(frozen=True)
