@@ -107,10 +107,12 @@ def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
-    if any((folder / trace).exists() for trace in _TRACES):
+    # Looked at once: another part of the run may be beginning just now.
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    if any(one.name in _TRACES for one in found):
         return
     require_outside_data(folder, config.data.sources, f"--out {folder}: a run", "such as --out runs/first")
-    others = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
+    others = [one for one in found if not one.name.startswith(".")]
     if others:
         from pipeline.simulate import is_sample  # which no other run needs
 
