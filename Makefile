@@ -47,7 +47,7 @@ test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 test-slow: $(READY)  ## Run the slow tests, as CI does.
 	$(PYTEST) -m slow
 
-test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 4 to 5 minutes.
+test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 5 to 7 minutes.
 	$(PYTEST) -m "(faults or slurm) and not slow"
 
 # Matplotlib 3.9 calls pyparsing by names that pyparsing has renamed since, and says so.
