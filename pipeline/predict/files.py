@@ -96,13 +96,13 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """
     if not path.exists():
         return
-    if overwrite and (path / SUMS_FILE).is_file() and (path / MODEL_FILE).is_file():
-        return
-    if overwrite:
+    is_model = (path / SUMS_FILE).is_file() and (path / MODEL_FILE).is_file()
+    if not is_model:
+        raise InputError(f"model folder {path}: something else than a model is there; choose another name")
+    if not overwrite:
         raise InputError(
-            f"model folder {path}: only another model may be replaced, found something else; choose another name"
+            f"model folder {path}: it is there already; choose another name, or replace it with --overwrite"
         )
-    raise InputError(f"model folder {path}: it is there already; choose another name, or replace it with --overwrite")
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], str]:
