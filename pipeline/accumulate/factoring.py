@@ -254,8 +254,7 @@ def _read_sample(
     of_noise = np.where(numbers % 2 == 0, 0, 1 + numbers // 2 % (len(ranked) - 1)) if len(ranked) > 1 else 0 * numbers
     # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
     means, groups = np.empty((n_rows, n_pixels), np.float32), np.empty(n_rows, np.int64)
-    told = numbers % _ERRORS_EVERY == 0 if with_errors else np.zeros(n_rows, dtype=bool)
-    errors = np.empty((np.count_nonzero(told), n_pixels), np.float32)
+    errors = np.empty((-(-n_rows // _ERRORS_EVERY) if with_errors else 0, n_pixels), np.float32)
     buffers: SimpleQueue[NDArray[np.float32]] = SimpleQueue()
 
     def read(start: int, stop: int, rows: NDArray[np.int64], begin: int) -> tuple[NDArray[np.int64], FloatArray]:
@@ -282,7 +281,9 @@ def _read_sample(
             for part in kernel.split(scatter, 1):
                 part()
             means[begin + members] = found[0]
-        errors[np.count_nonzero(told[:begin]) :][: np.count_nonzero(told[place])] = error[told[place]]
+        if with_errors:
+            told = np.flatnonzero(numbers[place] % _ERRORS_EVERY == 0)
+            errors[(begin + told) // _ERRORS_EVERY] = error[told]
         return present, sums
 
     noise = np.zeros((len(ranked) * n_cells, n_pixels))

@@ -252,21 +252,13 @@ class FactoredMoments(Moments):
             A solutions, shapes (P, Q).
         """
         require_spectra(self.count)
-        gram, cross = self._centred
         if len(alphas) >= _FEWEST_TABULATED:
+            gram, cross = self._centred
             path = _solve_by_table(self.basis.vectors, gram, cross, self.noise, scale, np.asarray(alphas))
             if path is not None:
                 return list(path)
-        found: list[FloatArray | None] = []
-        for alpha in alphas:
-            diagonal = self._shifted_noise(scale, alpha)
-            if diagonal is None:
-                found.append(None)
-                continue
-            inside = _weighted_gram(self.basis.vectors, 1 / (diagonal * scale**2))
-            own = self.basis.vectors @ solve(np.eye(len(gram)) + gram @ inside, cross)
-            found.append(own / (diagonal * scale)[:, None])
-        return found
+        alone = [self.solve_leading(scale, alpha, [self.basis.rank]) for alpha in alphas]
+        return [None if one is None else one[0] for one in alone]
 
     def solve_leading(self, scale: FloatArray, alpha: float, ranks: Sequence[int]) -> list[FloatArray] | None:
         """Solve as :meth:`solve_shifted` does, for one α, with the first directions of the basis alone.
@@ -289,17 +281,12 @@ class FactoredMoments(Moments):
         """
         require_spectra(self.count)
         gram, cross = self._centred
-        diagonal = self._shifted_noise(scale, alpha)
-        if diagonal is None:
+        diagonal = np.asarray(self.noise / scale**2 + alpha)
+        if not (diagonal > np.finfo(np.float64).eps * diagonal.max()).all():
             return None
         vectors, inside = self.basis.vectors, _weighted_gram(self.basis.vectors, 1 / (diagonal * scale**2))
         shrink = (diagonal * scale)[:, None]
         return [vectors[:, :r] @ solve(np.eye(r) + gram[:r, :r] @ inside[:r, :r], cross[:r]) / shrink for r in ranks]
-
-    def _shifted_noise(self, scale: FloatArray, alpha: float) -> FloatArray | None:
-        """Return ``d/scale² + α``, shape (P,); None where that is zero, or rounding."""
-        diagonal = np.asarray(self.noise / scale**2 + alpha)
-        return diagonal if (diagonal > np.finfo(np.float64).eps * diagonal.max()).all() else None
 
     def leading(self, rank: int) -> FactoredMoments:
         """Return the moments that a basis of the first ``rank`` directions would have given."""

@@ -52,7 +52,7 @@ from pipeline.base import (
 )
 from pipeline.errors import InputError
 from pipeline.moments.basis import Basis
-from pipeline.moments.factored import FactoredMoments, Factors
+from pipeline.moments.factored import WORST, FactoredMoments, Factors
 from pipeline.moments.moments import Moments, PixelSums
 from pipeline.moments.tiles import TileLayout
 from pipeline.schema import BASIS_VERSION, MOMENTS_VERSION
@@ -347,17 +347,13 @@ class SavedMoments:
         sums = self._sums
         packed = {name: sums[name][cell] for name in _FACTORS}
         try:
-            if not is_divided and basis.n_classes > 1:
-                if len(packed["inner"]) != basis.n_classes or len(packed["noise"]) != basis.n_classes:
-                    raise ValueError(f"there should be {basis.n_classes} classes, found {len(packed['inner'])}")
-                basis = basis.undivided
-                packed |= {name: packed[name].sum(axis=0, keepdims=True) for name in ("inner", "noise")}
-            factors = _unpack(packed, basis, len(sums["y_origin"]))
+            factors = _unpack(packed, basis, len(sums["y_origin"]), is_divided=is_divided)
         except ValueError as error:
             raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
         if int(factors.inner[:, basis.rank, basis.rank].sum()) != self.counts[cell]:
             raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
         labels, epsilon = self.header["labels"], float(self.header["epsilon"])
+        basis = basis if is_divided else basis.undivided
         return FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent)
 
     @cached_property
@@ -419,18 +415,24 @@ def _pack(factors: Factors) -> dict[str, Any]:
     return vars(factors) | {"inner": factors.inner[:, rows, columns]}
 
 
-def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int) -> Factors:
-    """Return the factors whose arrays :func:`_pack` gave; ValueError if they have other shapes than the basis says."""
-    zero = Factors.zeros(basis, n_labels)
-    rows, columns = _lower_triangle(zero.inner.shape[1])
-    shapes = [(basis.n_classes, len(rows)), zero.noise.shape, zero.residual.shape, (), zero.worst.shape]
+def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int, *, is_divided: bool) -> Factors:
+    """Return the factors whose arrays :func:`_pack` gave, of every class or of all together.
+
+    Classes are added before they are unpacked. ValueError if arrays have other shapes than the basis says.
+    """
+    size, n_pixels, n_classes = basis.rank + 1 + n_labels, len(basis.variance), basis.n_classes
+    rows, columns = _lower_triangle(size)
+    shapes = [(n_classes, len(rows)), (n_classes, n_pixels), (n_pixels,), (), (WORST, 2)]
     for (name, array), shape in zip(arrays.items(), shapes, strict=True):
         if array.shape != shape:
             raise ValueError(f"{name} should have the shape {shape}, found {array.shape}")
-    inner = zero.inner
-    inner[:, rows, columns] = arrays["inner"]
-    inner[:, columns, rows] = arrays["inner"]
-    return Factors(inner, arrays["noise"], arrays["residual"], int(arrays["n_check"]), arrays["worst"])
+    packed, noise = (
+        arrays[name] if is_divided else arrays[name].sum(axis=0, keepdims=True) for name in ("inner", "noise")
+    )
+    inner = np.empty((len(packed), size, size))
+    inner[:, rows, columns] = packed
+    inner[:, columns, rows] = packed
+    return Factors(inner, noise, arrays["residual"], int(arrays["n_check"]), arrays["worst"])
 
 
 def write_basis(folder: Path, basis: Basis, facts: dict[str, Any]) -> None:

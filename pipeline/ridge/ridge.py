@@ -156,7 +156,7 @@ def solve_ridge_path(
 
 
 def solve_leading_directions(
-    moments: FactoredMoments, alpha: float, ranks: Sequence[int], scale: ArrayLike | None = None
+    moments: FactoredMoments, alpha: float, ranks: Sequence[int], scale: FloatArray
 ) -> RidgePath:
     """Solve ridge regression with the leading directions of a basis alone, for K numbers of directions.
 
@@ -169,7 +169,7 @@ def solve_leading_directions(
     ranks
         K numbers of directions, each from 1 to the rank.
     scale
-        What the pixels are divided by, shape (P,); ones by default.
+        What the pixels are divided by, shape (P,), all > 0.
 
     Returns
     -------
@@ -181,11 +181,10 @@ def solve_leading_directions(
     SingularGramError
         If the system is singular; the message names the smallest α that works.
     """
-    d = np.ones(moments.n_pixels) if scale is None else np.asarray(scale, dtype=np.float64)
-    found = moments.solve_leading(d, alpha, ranks)
+    found = moments.solve_leading(scale, alpha, ranks)
     if found is None:
-        raise SingularGramError(_singular_message(moments, d, alpha))
-    return _with_intercepts(moments, np.full(len(ranks), alpha), np.stack(found) / d[:, None])
+        raise SingularGramError(_singular_message(moments, scale, alpha))
+    return _with_intercepts(moments, np.full(len(ranks), alpha), np.stack(found) / scale[:, None])
 
 
 def _with_intercepts(moments: Moments, path: FloatArray, weights: FloatArray) -> RidgePath:

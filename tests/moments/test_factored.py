@@ -219,7 +219,7 @@ def test_leading_directions_are_solved_as_if_there_were_no_others() -> None:
         means = ours.x_mean  # of all directions
         np.testing.assert_allclose(path.intercepts[k], ours.y_mean - means @ path.weights[k], rtol=1e-12)
     with pytest.raises(SingularGramError, match="alpha = 0"):
-        solve_leading_directions(factor(ours.basis, x, 0 * v, y), 0.0, [4])
+        solve_leading_directions(factor(ours.basis, x, 0 * v, y), 0.0, [4], np.ones(P))
 
 
 def test_addition_is_exact_on_whole_numbers() -> None:

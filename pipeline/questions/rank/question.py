@@ -63,8 +63,7 @@ class Rank(Question[RankAnswer]):
         return RankAnswer(levels=tuple(levels)) if levels else None
 
     def _describe(self, trained: Trained, cells: Sequence[FactoredMoments]) -> RankLevel:
-        whole = Moments.merge(cells)
-        assert isinstance(whole, FactoredMoments)
+        whole = _merge(cells, range(len(cells)))
         rank = whole.basis.rank
         lost = [cell.lost for cell in cells if cell.n_check]
         ranks = sorted({max(1, round(share * rank)) for share in _SHARES})
