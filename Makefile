@@ -37,7 +37,7 @@ demo: $(READY)  ## Simulate shards, run the experiment, write the report: 2 to 4
 	$(BIN)/headroom sample $(DEMO)/spectra --train 64000 --test 8000 --pixels 1024
 	HEADROOM_DEMO=$(DEMO)/spectra $(BIN)/headroom run demo --out $(DEMO)
 
-notebooks: $(READY)  ## Write the .ipynb from the .py and run all five notebooks on the demonstration: 1 minute.
+notebooks: $(READY)  ## Write the .ipynb from the .py and run all six notebooks on the demonstration: 2 minutes.
 	$(BIN)/python notebooks/pair.py
 	HEADROOM_RUN=$(abspath $(DEMO)) $(BIN)/python -m pytest -q tests/run/test_demo.py -k notebooks
 

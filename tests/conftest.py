@@ -30,6 +30,9 @@ from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import SpectraStore
 
+# Imports and collection make what stays; nobody needs to look for rubbish in it before pytest_collection_finish.
+gc.set_threshold(600_000)
+
 # The workers of xdist share the cores. BLAS' own threads, which wait by running, would take them from each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1, user_api="blas")
@@ -78,9 +81,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector leave alone what imports and collection have made: it is most there is, and stays."""
+    """Let the garbage collector leave alone what imports and collection have made, and look less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")

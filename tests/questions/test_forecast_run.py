@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.questions.forecast import Forecast, OutlookPoint
+from pipeline.questions.forecast.judging import find_trusted
 from pipeline.questions.forecast.question import find_needed
 from pipeline.run import ask_forecast, render_run, run_experiment
 from pipeline.scoring import RunResults
@@ -189,3 +191,24 @@ def test_needed_spectra_are_where_the_interval_stays_above(run: RunResults) -> N
     assert needed(0.08, 0.04, 0.06) == pytest.approx(1e6), "what falls below again does not count"
     assert math.isnan(needed(0.08, 0.06, 0.04))
     assert math.isnan(needed(np.nan, np.nan, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("changes", "trusted"),
+    [
+        ({}, True),
+        ({"rows": 300}, True),
+        ({"rows": 299}, False),  # too few for any number of pixels
+        ({"rows": 511}, False),  # fewer than half the pixels
+        ({"known": 499}, False),  # fewer than five for each direction of the basis
+        ({"share": 0.51}, False),  # errors of drawn models more than double those of the mean weights
+    ],
+)
+def test_a_model_is_trusted_within_the_range_that_was_checked(changes: dict[str, float], trusted: bool) -> None:
+    """The second of two models is what is changed; the first is the global one."""
+    own = {"rows": 512.0, "known": 500.0, "share": 0.5} | changes
+    n_pixels = 1024 if own["rows"] >= 500 else 64
+    training: Any = SimpleNamespace(counts=np.array([1e4, own["known"]]), rank=100)
+    models = [SimpleNamespace(count=1e4, share=0.1), SimpleNamespace(count=own["rows"], share=own["share"])]
+    forecast: Any = SimpleNamespace(models=models)
+    assert find_trusted(training, forecast, n_pixels).tolist() == [True, trusted]

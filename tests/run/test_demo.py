@@ -91,14 +91,29 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
     assert worst_r2 <= (1e-5 if precision == "float32" else 1e-8)
 
 
-#: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out.
+#: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out. Under load pyzmq 27 was
+#: seen to sleep over a message of the kernel until the end of the timeout. To ask for events has it look again.
 _EXECUTE = """
-import json, sys
-import nbclient, nbformat
-path = sys.argv[1]
-notebook = nbformat.read(path, as_version=4)
-nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
-print(json.dumps([output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]))
+import asyncio, json, sys
+import nbclient, nbformat, zmq
+
+async def look_again(client):
+    while True:
+        await asyncio.sleep(1)
+        for channel in (client.kc.shell_channel, client.kc.iopub_channel) if client.kc else ():
+            channel.socket.get(zmq.EVENTS)
+
+async def execute(path):
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": "."}}
+    )
+    looking = asyncio.ensure_future(look_again(client))
+    await client.async_execute()
+    looking.cancel()
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+print(json.dumps(asyncio.run(execute(sys.argv[1]))))
 """
 
 

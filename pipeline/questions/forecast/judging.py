@@ -15,7 +15,9 @@ from pipeline.scoring import Bootstrap, Columns, HeadroomScore, Stacked, score_h
 __all__ = ["TestSpectra", "find_trusted", "list_columns", "scatter_over_folds", "score_models"]
 
 FloatArray = NDArray[np.float64]
-#: A model is trusted with at least so many rows for each pixel,
+#: A model is trusted with at least so many rows, since what holds for many rows was seen to be off with fewer,
+_FEWEST_ROWS = 300
+#: and so many for each pixel,
 _ROWS_PER_PIXEL = 0.5
 #: known from so many spectra for each direction of the basis,
 _SPECTRA_PER_RANK = 5
@@ -147,4 +149,5 @@ def find_trusted(training: Training, forecast: DrawnModels, n_pixels: int) -> ND
     rows = np.array([one.count for one in forecast.models])
     share = np.array([one.share for one in forecast.models])
     known = training.counts >= _SPECTRA_PER_RANK * training.rank
-    return np.asarray((rows >= _ROWS_PER_PIXEL * n_pixels) & known & (share <= _LARGEST_SHARE))
+    enough = rows >= max(_FEWEST_ROWS, _ROWS_PER_PIXEL * n_pixels)
+    return np.asarray(enough & known & (share <= _LARGEST_SHARE))
