@@ -148,8 +148,11 @@ def measure_training(store: AnyStore, noise: Noise, precision: str) -> TrainingP
     rows -= mean
     # The bits of a decomposition depend on the number of threads.
     with one_blas_thread():
-        values, own = eigh(rows @ rows.T, subset_by_index=(max(0, len(rows) - _COMPONENTS), len(rows) - 1))
+        # The smaller of the two products has the same eigenvalues.
+        by_rows = len(rows) <= rows.shape[1]
+        gram = rows @ rows.T if by_rows else rows.T @ rows
+        values, own = eigh(gram, subset_by_index=(max(0, len(gram) - _COMPONENTS), len(gram) - 1))
         kept = values > values[-1] * 1e-10
-        vectors = rows.T @ (own[:, kept] / np.sqrt(values[kept]))
+        vectors = rows.T @ (own[:, kept] / np.sqrt(values[kept])) if by_rows else own[:, kept]
     profile = TrainingProfile(mean, variance, vectors, np.sqrt(values[kept] / len(rows)), farthest=0.0, size=len(rows))
     return replace(profile, farthest=float(profile.distances(rows + mean).max(initial=0.0)))

@@ -224,6 +224,7 @@ class SpectraStore(StoredSpectra):
         self.fingerprint: str = manifest.fingerprint
         self.direct_reads = False
         self._checksums = {name: manifest.list_checksums(name) for name in manifest.variables}
+        self._opened: dict[str, Any] = {}
         #: Columns, and (variable, first row) of ranges, that were compared with the manifest.
         self._compared: set[str | tuple[str, int]] = set()
 
@@ -343,10 +344,9 @@ class SpectraStore(StoredSpectra):
             If there is no such column, or a chunk is missing or damaged; the message names the store and the column.
         """
         self._require_range(start, stop)
-        group = open_group(self.path)
         for name in names:
-            self._compare_column(group, name)
-        return {name: self._read_values(group, name, start, stop) for name in names}
+            self._compare_column(name)
+        return {name: self._read_values(name, start, stop) for name in names}
 
     def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield (first row, columns) for one block of rows after the other, cut as the columns' chunks are.
@@ -430,34 +430,37 @@ class SpectraStore(StoredSpectra):
             self._compared.add((variable, part.start))
 
     def _read_column(self, name: str) -> np.ndarray:
-        values = self._read_values(open_group(self.path), name, 0, self.n_spectra)
+        values = self._read_values(name, 0, self.n_spectra)
         if digest_array(values) != self.manifest.columns[name]:
             raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
         self._compared.add(name)
         return values
 
-    def _compare_column(self, group: Any, name: str) -> None:
+    def _compare_column(self, name: str) -> None:
         """Compare a column with its digest, once. The checksums of its chunks are those of another column, too, whose
         file has taken its place."""
         if name in self._compared:
             return
         digest = None
         for start in range(0, self.n_spectra, self.column_rows):
-            values = self._read_values(group, name, start, min(start + self.column_rows, self.n_spectra))
+            values = self._read_values(name, start, min(start + self.column_rows, self.n_spectra))
             digest = digest or hashlib.sha256(f"{values.dtype.str} {(self.n_spectra,)}".encode())  # see digest_array
             digest.update(values.data)
         if digest is not None and digest.hexdigest() != self.manifest.columns[name]:
             raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
         self._compared.add(name)
 
-    def _read_values(self, group: Any, name: str, start: int, stop: int) -> np.ndarray:
+    def _read_values(self, name: str, start: int, stop: int) -> np.ndarray:
         if name not in self.manifest.columns:
             raise InputError(
                 f"store {self.path} has no column {name!r}{did_you_mean(name, self.manifest.columns)}; present: "
                 f"{', '.join(self.manifest.columns)}"
             )
         try:
-            array = group[name]
+            # Opened once: zarr reads and parses two files for it.
+            if name not in self._opened:
+                self._opened[name] = open_group(self.path)[name]
+            array = self._opened[name]
             rows = array.chunks[0]
             values = np.empty(stop - start, array.dtype)
             # Chunk by chunk: zarr would hold several beside the result.

@@ -6,6 +6,7 @@ Shared here: one small finished run, and one way to start the command.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,10 +85,12 @@ def hostile_config(small_config: ExperimentConfig, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def finished(small_run: RunResults) -> Path:
+def finished(small_run: RunResults, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its page, where ``headroom run`` finds nothing to do but to say the results."""
-    render_run(small_run.folder)
-    return small_run.folder
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(small_run.folder, folder)
+    render_run(folder)
+    return folder
 
 
 @pytest.fixture
