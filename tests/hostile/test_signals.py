@@ -28,6 +28,7 @@ MOMENTS = [(signal.SIGINT if k % 5 else signal.SIGTERM, _GENERATOR.randrange(IMP
 def test_a_signal_ends_the_command(
     number: signal.Signals, at: int, hostile_config: Path, finished: Path, tmp_path: Path
 ) -> None:
+    (finished / "finished.json").unlink(missing_ok=True)  # or it would see that it has nothing to do
     ended = subprocess.run(
         [sys.executable, "-m", "pipeline", "run", hostile_config, "--out", finished, "--quiet"],
         env=os.environ | {"PYTHONPATH": f"{PRELOAD}:{ROOT}", "HEADROOM_SIGNAL": f"{int(number)} {at}"},
