@@ -33,6 +33,9 @@ from pipeline.store import SpectraStore
 # Imports and collection make what stays; nobody needs to look for rubbish in it before pytest_collection_finish.
 gc.set_threshold(600_000)
 
+# Dask takes the newest cluster for the default. Tests that name none compute on threads, whatever others have left.
+dask.config.set(scheduler="threads")
+
 # The workers of xdist share the cores. BLAS' own threads, which wait by running, would take them from each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1, user_api="blas")
@@ -173,13 +176,10 @@ SLOW_CLOCKS = {
 
 @contextmanager
 def calm_cluster(profile: LocalProfile) -> Iterator[Client]:
-    """A cluster for many tests, with slow clocks of its own.
-
-    Dask takes the newest client for the default. Tests that name none compute on threads, as they do alone.
-    """
+    """A cluster for many tests, with slow clocks of its own."""
     with dask.config.set(SLOW_CLOCKS):
         connection = connect_local(profile)
-    with connection as client, dask.config.set(scheduler="threads"):
+    with connection as client:
         yield client
 
 

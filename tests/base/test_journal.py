@@ -125,9 +125,9 @@ def test_at_most_one_write_a_second_however_fast_spectra_come(tmp_path: Path) ->
     ):
         time.sleep(0.2)
         before, started = read(tmp_path).beat, time.monotonic()
-        while time.monotonic() - started < 2.5:
+        while time.monotonic() - started < 1.3:
             advance(1)
-        assert 1 <= read(tmp_path).beat - before <= 3
+        assert 1 <= read(tmp_path).beat - before <= 2
 
 
 def test_a_silent_step_still_gives_signs_of_life(tmp_path: Path, quick: None) -> None:

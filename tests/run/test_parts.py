@@ -46,8 +46,8 @@ def write_config(path: Path, config: ExperimentConfig, changes: Mapping[str, Any
     return path
 
 
-# It starts four processes, which takes longer than all they compute.
-@pytest.mark.parametrize("kind", [pytest.param("drawn", marks=pytest.mark.slow), "both"])
+@pytest.mark.slow  # four processes, whose start takes longer than all they compute
+@pytest.mark.parametrize("kind", ["drawn", "both"])
 def test_parts_in_any_order_one_killed_give_the_bytes_of_one_machine(
     kind: str, small_config: ExperimentConfig, small_run: RunResults, tmp_path: Path
 ) -> None:
@@ -90,6 +90,7 @@ def test_a_run_computes_what_parts_have_left_out(
     require_equal(tmp_path / "run", small_run.folder)
 
 
+@pytest.mark.slow  # two processes that start the command
 def test_parts_that_start_together_convert_shards_once(sample: Path, tmp_path: Path) -> None:
     config = ExperimentConfig.model_validate(
         {
