@@ -11,18 +11,18 @@ of the judging spectra that the others say least about.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, qr, svd
-from scipy.linalg.blas import dsyrk
 
-from pipeline.base import one_blas_thread
+from pipeline.base import available_cores, one_blas_thread
 from pipeline.errors import InputError
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "sum_squares",
 ]
 
+T = TypeVar("T")
 FloatArray = NDArray[np.float64]
 #: A basis that is chosen has no larger rank; so many directions are tried first, which cost less.
 MOST_DIRECTIONS, _TRIED_FIRST = 512, 320
@@ -50,8 +51,10 @@ _FEWEST_IN_GROUP = 16
 _ROUNDING = 1e-15
 #: Multiplications by the Gram matrix of the sample that turn spectra into its leading eigenvectors.
 _TURNS = 3
-#: Spectra that are judged at once: their residuals stay small.
+#: Spectra that are judged, or multiplied, by one thread at once: their residuals stay small.
 _BLOCK_ROWS = 512
+#: Threads at most: each has some blocks of its own.
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,13 +220,11 @@ def _find_directions(white: FloatArray, n: int) -> FloatArray:
     They come from the Gram matrix of the rows. Where few of its eigenvectors are wanted, block power iteration finds
     them in a third of the time. It starts from spectra, so nothing is drawn.
     """
-    products = dsyrk(1.0, white.T, trans=1, lower=1)
+    products = _multiply_rows(white)
     size = len(products)
     if 3 * n > size:
         values, own = eigh(products, lower=True, overwrite_a=True, subset_by_index=(size - n, size - 1))
     else:
-        products = products + products.T  # one triangle was zero
-        np.einsum("nn->n", products)[:] /= 2
         block = products[:, :: size // (n + _STEP)]
         for _ in range(_TURNS):
             block, _ = qr(products @ block, mode="economic", overwrite_a=True, check_finite=False)
@@ -234,6 +235,31 @@ def _find_directions(white: FloatArray, n: int) -> FloatArray:
         raise InputError("moments cannot be factored: all sampled spectra are equal; use compute.moments: dense")
     found, _ = qr(white.T @ (own[:, kept] / np.sqrt(values[kept])), mode="economic", check_finite=False)
     return np.asarray(found)
+
+
+def _multiply_rows(rows: FloatArray) -> FloatArray:
+    """Return the Gram matrix of rows (N, P), shape (N, N).
+
+    It is made of the same blocks on any number of cores, so it has the same bits. BLAS' own symmetric product would
+    hold Python's lock, and one thread.
+    """
+    products = np.zeros((len(rows), len(rows)))
+
+    def fill(start: int, stop: int) -> None:
+        products[start:stop, :stop] = rows[start:stop] @ rows[:stop].T
+
+    for _ in _map_blocks(fill, len(rows)):
+        pass
+    products = np.tril(products)
+    products += np.tril(products, -1).T
+    return products
+
+
+def _map_blocks(work: Callable[[int, int], T], n: int) -> Iterator[T]:
+    """Yield what a function of (start, stop) returns for every block of n rows, in their order; threads compute it."""
+    starts = range(0, n, _BLOCK_ROWS)
+    with ThreadPoolExecutor(max(1, min(len(starts), available_cores(), _MOST_THREADS)), "basis") as threads:
+        yield from threads.map(lambda start: work(start, min(start + _BLOCK_ROWS, n)), starts)
 
 
 class _Judge:
@@ -248,7 +274,7 @@ class _Judge:
     """
 
     def __init__(self, sample: Sample, judges: NDArray[np.bool_]) -> None:
-        self._sample, self._judges = sample, judges
+        self._sample, self._places = sample, np.flatnonzero(judges)
         n_judges = np.bincount(sample.groups[judges], minlength=len(sample.noise))
         is_small = n_judges < _FEWEST_IN_GROUP
         place = np.where(is_small, np.count_nonzero(~is_small), np.cumsum(~is_small) - 1)
@@ -264,12 +290,17 @@ class _Judge:
         """Return the largest loss of any group."""
         squares, dtype = np.zeros_like(self._noise), self._sample.means.dtype
         projection, back = basis.projection.astype(dtype), np.ascontiguousarray(basis.vectors.T.astype(dtype))
-        for part, means in self._blocks():
+
+        def measure(start: int, stop: int) -> tuple[NDArray[np.int64], FloatArray]:
+            means, groups = self._read(start, stop), self._groups[start:stop]
             left = means - (means @ projection) @ back
             np.square(left, out=left)
-            groups = self._groups[part]
-            for k in np.unique(groups):
-                squares[k] += left[groups == k].sum(axis=0, dtype=np.float64)
+            present = np.unique(groups)
+            sums = [left[groups == k].sum(axis=0, dtype=np.float64) for k in present]
+            return present, np.reshape(sums, (len(present), -1))
+
+        for present, sums in _map_blocks(measure, len(self._groups)):
+            squares[present] += sums
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(np.nansum(squares / self._noise * self._times[:, None], axis=1).max())
 
@@ -292,7 +323,7 @@ class _Judge:
         for k in range(max(0, first - 1), len(sizes)):
             basis = whole.leading(sizes[k])
             if n_worst and spared[k] < plain[k]:
-                rows = np.flatnonzero(self._judges)[np.sort(order[:, k - 1])]
+                rows = self._places[np.sort(order[:, k - 1])]
                 basis = extend_basis(whole.leading(sizes[k - 1]), self._sample.means[rows])
             lost = self.bound(basis)
             if lost <= limit:
@@ -306,15 +337,18 @@ class _Judge:
         """
         dtype, shrink = self._sample.means.dtype, 1 / np.sqrt(whole.variance)
         projection, back = whole.projection.astype(dtype), whole.vectors.T.astype(dtype)
-        left = np.empty((len(self._groups), len(sizes)))
-        for part, means in self._blocks():
+
+        def measure(start: int, stop: int) -> FloatArray:
+            means = self._read(start, stop)
             z = means @ projection
             rest = np.empty(len(means))
             sum_squares(means - z @ back, shrink, rest)
             # Of single directions, from the last to the first: sums of squares, so nothing cancels.
             further = np.cumsum(np.square(z, dtype=np.float64)[:, ::-1], axis=1)[:, ::-1]
             further = np.column_stack([further, np.zeros(len(z))])
-            left[part] = rest[:, None] + further[:, sizes]
+            return np.asarray(rest[:, None] + further[:, sizes])
+
+        left = np.concatenate(list(_map_blocks(measure, len(self._groups))))
         ratios = np.divide(whole.variance, self._noise, out=np.zeros_like(self._noise), where=self._noise > 0)
         weights = self._times * ratios.mean(axis=1)
         return np.asarray(left * weights[self._groups, None])
@@ -325,12 +359,9 @@ class _Judge:
         np.add.at(sums, self._groups, losses)
         return np.asarray(sums.max(axis=0))
 
-    def _blocks(self) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield the judges a few at a time: their places among all judges, and their means."""
-        rows = np.flatnonzero(self._judges)
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            part = slice(start, start + _BLOCK_ROWS)
-            yield part, self._sample.means[rows[part]]
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the means of some judges, by their places among all judges."""
+        return self._sample.means[self._places[start:stop]]
 
 
 def find_class_edges(errors: NDArray[Any], basis: Basis, n_classes: int) -> FloatArray:
