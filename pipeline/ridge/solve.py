@@ -345,7 +345,7 @@ class SolveJob:
 
 
 def solve_folders(
-    jobs: Sequence[SolveJob], *, client: Client | None = None, progress: Progress | None = None
+    jobs: Sequence[SolveJob], *, client: Client | None = None, progress: Progress | None = None, title: str = "solve"
 ) -> Iterator[tuple[int, list[ExpertModels]]]:
     """Solve the models of every job for the first fold, the first two, … all folds; yield as they are done.
 
@@ -357,6 +357,8 @@ def solve_folders(
         A Dask client whose workers solve; None solves here, with the same bits.
     progress
         Told of finished models.
+    title
+        What it is called then.
 
     Yields
     ------
@@ -374,7 +376,7 @@ def solve_folders(
         If a penalty of 0 meets a rank-deficient system.
     """
     subjects = [job.binning.name for job in jobs]
-    yield from run_jobs(client, solve_job, jobs, subjects, ("solve", "solve", "solving"), progress or SilentProgress())
+    yield from run_jobs(client, solve_job, jobs, subjects, ("solve", title, "solving"), progress or SilentProgress())
 
 
 def solve_job(job: SolveJob, report: Callable[[int], None]) -> list[ExpertModels]:

@@ -158,7 +158,7 @@ def _solve_others(
         for binning in binnings
     ]
     solved: dict[MomentsFolder, list[ExpertModels | None]] = {one: [None] * len(binnings) for one in missing}
-    for place, found in _solve(facts, jobs):
+    for place, found in _solve(facts, jobs, "other bins"):
         one = missing[place // len(binnings)]
         solved[one][place % len(binnings)] = replace(found[-1], search=None)
         if all(solved[one]):
@@ -166,8 +166,8 @@ def _solve_others(
     return {one: read_models(facts.folder / others_file(one.draw)) for one in keys}
 
 
-def _solve(facts: Facts, jobs: Sequence[SolveJob]) -> Iterable[tuple[int, list[ExpertModels]]]:
-    return solve_folders(jobs, client=facts.client, progress=facts.progress) if jobs else ()
+def _solve(facts: Facts, jobs: Sequence[SolveJob], title: str = "solve") -> Iterable[tuple[int, list[ExpertModels]]]:
+    return solve_folders(jobs, client=facts.client, progress=facts.progress, title=title) if jobs else ()
 
 
 def settle_global(ridge: RidgeConfig, main: ExpertModels) -> RidgeConfig:
