@@ -110,6 +110,8 @@ FINISHED_VERSION: Final = 1
 # says its algorithm in words, see pipeline.noise.
 #: Moments, from a store.
 ACCUMULATION_ALGORITHM: Final = 4
+#: Factored moments, from a store and a basis.
+PROJECTION_ALGORITHM: Final = 2
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.

@@ -15,7 +15,7 @@ from pipeline.base import PathLike
 from pipeline.bins import BinGrid, CellGrid, Partition, find_gaps, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import ComputeConfig, content_hash, settle
 from pipeline.noise import NOISE_ALGORITHM
-from pipeline.schema import ACCUMULATION_ALGORITHM
+from pipeline.schema import ACCUMULATION_ALGORITHM, PROJECTION_ALGORITHM
 from pipeline.store import AnyStore, digest_array, find_kept, find_left_out, first_store, list_parts, open_stores
 
 __all__ = ["AccumulationPlan", "plan_accumulation"]
@@ -99,7 +99,7 @@ class AccumulationPlan:
             "run_rows": self.run_rows,
             "folds": self.cuts[0],
             "partition_rows": self.cuts[1],
-            **({"basis": self.basis} if self.basis else {}),
+            **({"basis": self.basis, "projection": PROJECTION_ALGORITHM} if self.basis else {}),
         }
 
     @cached_property

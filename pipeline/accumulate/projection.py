@@ -27,8 +27,8 @@ from pipeline.noise import Noise, Scatter
 __all__ = ["project_parts", "projection_memory"]
 
 FloatArray = NDArray[np.float64]
-#: Blocks that wait to be added up, besides those that are worked on.
-_WAITING = 1
+#: Blocks that wait for the disk, or to be added up, besides one for each core: so many threads are more.
+_WAITING = 2
 #: Residual energy, as a share of a row's, from which a row is remembered: well above rounding in single precision.
 _GROSS = 1e-4
 #: Rows of a class that are multiplied at once, at least.
@@ -62,7 +62,7 @@ def projection_memory(
     of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
     waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
     sums = n_noises * n_cells * n_classes * (2 * width**2 * 8 + 3 * n_pixels * 8) + waiting
-    return (settings.threads + _WAITING) * block + settings.threads * work + sums + 2 * n_pixels * rank * 12
+    return (settings.threads + _WAITING) * (block + work) + sums + 2 * n_pixels * rank * 12
 
 
 def project_parts(
@@ -93,7 +93,7 @@ def project_parts(
         Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
     loop = _Loop(reader, n_cells, noises, basis, settings, workspace or Workspace())
-    with one_blas_thread(), ThreadPoolExecutor(settings.threads, "project") as executor:
+    with one_blas_thread(), ThreadPoolExecutor(settings.threads + _WAITING, "project") as executor:
         for number, rows in enumerate(parts):
             sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for _ in noises]
             pending: deque[Future[_Block]] = deque()
@@ -169,9 +169,13 @@ class _Loop:
             self._free.put(block)
 
     def plan_blocks(self, rows: CellRows) -> Iterator[tuple[int, int]]:
-        """Yield the blocks of a part, as places in it."""
-        for begin in range(0, len(rows.cells), self._rows):
-            yield begin, min(begin + self._rows, len(rows.cells))
+        """Yield the blocks of a part, as places in it.
+
+        They begin at multiples of their length in the whole store, wherever the part begins. So in a store whose chunks
+        are as long, each chunk is decoded once.
+        """
+        for begin in range(-(rows.start % self._rows), len(rows.cells), self._rows):
+            yield max(begin, 0), min(begin + self._rows, len(rows.cells))
 
     def work(self, rows: CellRows, begin: int, end: int) -> _Block:
         """Read a block, integrate the noise out, and project. Runs in several threads."""
@@ -183,7 +187,7 @@ class _Loop:
             self._reader.read_rows("flux", a, b, block.flux[place])
             self._reader.read_rows("error", a, b, block.error[place])
         origin = rows.x_origin.astype(self._settings.dtype)
-        for number, run in enumerate(self._runs(block)):
+        for number, run in enumerate(self._runs(block, rows)):
             self._classify(block, run)
             for k in range(len(self._kernels)):
                 self._project(k, block, number, run, rows, origin)
@@ -198,10 +202,11 @@ class _Loop:
         sum_squares(block.error[run], self._weights, energies)
         block.classes[run] = np.searchsorted(self._basis.edges, energies, side="right")
 
-    def _runs(self, block: _Block) -> Iterator[slice]:
-        """Yield the runs of a block, as places in it."""
+    def _runs(self, block: _Block, rows: CellRows) -> Iterator[slice]:
+        """Yield the runs of a block, as places in it; they, too, begin at multiples of their length in the store."""
         n, size = block.end - block.begin, self._settings.run_rows
-        return (slice(start, min(start + size, n)) for start in range(0, n, size))
+        first = -((rows.start + block.begin) % size)
+        return (slice(max(start, 0), min(start + size, n)) for start in range(first, n, size))
 
     def _project(self, k: int, block: _Block, number: int, run: slice, rows: CellRows, origin: NDArray[Any]) -> None:
         """Project one run of rows under one noise."""
@@ -239,7 +244,7 @@ class _Loop:
     ) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
         rank, n_classes = self._basis.rank, self._basis.n_classes
-        for number, run in enumerate(self._runs(block)):
+        for number, run in enumerate(self._runs(block, rows)):
             first = block.begin + run.start
             part = slice(first, block.begin + run.stop)
             cells, y = rows.cells[part], rows.y[part] - rows.y_origin
