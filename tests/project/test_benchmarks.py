@@ -28,7 +28,7 @@ ROWS = {
         "10 models × 50 α × 5 folds",
         "bin design, 6 × 7 fine bins",
         "moments on disk, 10 cells, 128 pixels",
-        "headroom run, besides its steps",
+        "headroom run, from its start to its first step",
         "figures and page",
     ],
     "solve": ["solve 10 models × 8 penalties, 128 pixels", "its peak memory, 128 pixels"],
