@@ -39,7 +39,7 @@ START_SECONDS, PICTURE_SECONDS = 2.0, 2.5
 
 def measure_factored(sample: Sample, repeats: int | None) -> list[Row]:
     """Return the rows of the pass, of a whole run, and of what is asked of factored moments after the pass."""
-    return [*_measure_pass(sample, repeats), *_measure_run(sample, repeats), *_measure_questions(sample)]
+    return [*_measure_pass(sample, repeats), *_measure_run(sample, repeats), *_measure_questions(sample, repeats)]
 
 
 def _measure_pass(sample: Sample, repeats: int | None) -> list[Row]:
@@ -103,11 +103,11 @@ def _measure_run(sample: Sample, repeats: int | None) -> list[Row]:
     ]
 
 
-def _measure_questions(sample: Sample) -> list[Row]:
+def _measure_questions(sample: Sample, repeats: int | None) -> list[Row]:
     plain, path, design = (run_experiment(Experiment(sample, kind=kind), 0) for kind in ("folds", "path", "design"))
     size = f"{sample.pixels:,} pixels, 5 folds"
     begins = []
-    for _ in range(PEER_REPEATS):
+    for _ in range(repeats or PEER_REPEATS):
         out = sample.scratch("shown")
         begins.append(_time_start(Experiment(sample, kind="folds").config_file, out))
     begin = median(begins)

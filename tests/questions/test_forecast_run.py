@@ -197,8 +197,8 @@ def test_needed_spectra_are_where_the_interval_stays_above(run: RunResults) -> N
     ("changes", "trusted"),
     [
         ({}, True),
-        ({"rows": 300}, True),
-        ({"rows": 299}, False),  # too few for any number of pixels
+        ({"rows": 250}, True),
+        ({"rows": 249}, False),  # too few for any number of pixels
         ({"rows": 511}, False),  # fewer than half the pixels
         ({"known": 499}, False),  # fewer than five for each direction of the basis
         ({"share": 0.51}, False),  # errors of drawn models more than double those of the mean weights

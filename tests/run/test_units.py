@@ -66,7 +66,8 @@ def everything(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPath
     return run(small_config, tmp_path_factory.mktemp("everything") / "run", **EVERYTHING)
 
 
-@pytest.fixture(scope="module", params=[-100, 100])
+#: Of two powers the other one is slow: each is a run with every question.
+@pytest.fixture(scope="module", params=[pytest.param(-100, marks=pytest.mark.slow), 100])
 def found(
     sample: Path, small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory, request: Any
 ) -> tuple[int, RunResults]:

@@ -16,7 +16,7 @@ __all__ = ["TestSpectra", "find_trusted", "list_columns", "scatter_over_folds", 
 
 FloatArray = NDArray[np.float64]
 #: A model is trusted with at least so many rows, since what holds for many rows was seen to be off with fewer,
-_FEWEST_ROWS = 300
+_FEWEST_ROWS = 250
 #: and so many for each pixel,
 _ROWS_PER_PIXEL = 0.5
 #: known from so many spectra for each direction of the basis,
