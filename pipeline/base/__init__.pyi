@@ -32,6 +32,8 @@ from .files import seal as seal
 from .files import try_lock as try_lock
 from .files import write_json as write_json
 from .files import write_npz as write_npz
+from .garbage import end_imports as end_imports
+from .garbage import spare_imports as spare_imports
 from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.base import Progress, RunJournal
+from pipeline.base import Progress, RunJournal, end_imports
 from pipeline.cli.words import (
     json_option,
     print_json,
@@ -203,6 +203,7 @@ def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Pro
     with connect(profile, run_folder=folder, say=progress.note) as client:
         address = find_dashboard(client)
         with journal.attend(client, address.link if address else None, tunnel_hint(client)):
+            end_imports()
             yield client
 
 
@@ -210,6 +211,7 @@ def connected(journal: RunJournal, profile: Profile, folder: Path, progress: Pro
 def alone(journal: RunJournal) -> Iterator[None]:
     """Yield no client: this process computes alone, and nothing listens on any port."""
     journal.enter("running")
+    end_imports()
     yield None
 
 

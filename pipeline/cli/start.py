@@ -14,7 +14,6 @@ import atexit
 import codecs
 import contextlib
 import errno
-import gc
 import io
 import logging
 import os
@@ -30,7 +29,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-from pipeline.base import Terminated, terminations_raised
+from pipeline.base import Terminated, spare_imports, terminations_raised
 from pipeline.errors import DeprecatedName, HeadroomError, ResourceError, printable
 
 __all__ = ["main"]
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signals = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
     for one in signals:
         signal.signal(one, _leave)
-    _spare_imports()
+    spare_imports()
     try:
         _mend_streams()
         _mend_environment()
@@ -74,23 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         _end_now(end.code)
     _end_now(0)
-
-
-def _spare_imports() -> None:
-    """Let the garbage collector look for the first time when all libraries are there, and then leave these alone.
-
-    They make half a million objects that stay. Python looks through them after every 700 by default, which was a
-    quarter of the time to start.
-    """
-
-    def leave_alone(phase: str, _info: dict[str, Any]) -> None:
-        if phase == "stop":
-            gc.callbacks.remove(leave_alone)
-            gc.freeze()
-            gc.set_threshold(50_000)
-
-    gc.callbacks.append(leave_alone)
-    gc.set_threshold(600_000)
 
 
 def _leave(number: int, _frame: Any) -> NoReturn:
