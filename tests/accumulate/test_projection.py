@@ -241,6 +241,23 @@ def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_pat
         accumulate(train_store, tmp_path, FORCED, [NoiseDraw(1.0, 42, STREAM_TRAIN)])
 
 
+def test_a_part_that_begins_within_a_chunk_decodes_every_chunk_once(
+    train_store: SpectraStore, basis: Basis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, stop, read = 37, 1501, []
+    read_rows = SpectraStore.read_rows
+
+    def note(store: SpectraStore, name: str, first: int, end: int, out: np.ndarray | None = None) -> np.ndarray:
+        read.append((name, first // store.chunk_rows))
+        return read_rows(store, name, first, end, out)
+
+    monkeypatch.setattr(SpectraStore, "read_rows", note)
+    settings = replace(SETTINGS, run_rows=train_store.chunk_rows)
+    project(train_store, [rows_of(train_store, start, stop)], basis, settings)
+    chunks = range(start // train_store.chunk_rows, -(-stop // train_store.chunk_rows))
+    assert sorted(read) == sorted((name, chunk) for name in ("flux", "error") for chunk in chunks)
+
+
 @pytest.mark.parametrize(("n_cells", "n_classes"), [(10, 1), (60, 1), (10, 4)])
 def test_memory_stays_below_what_is_planned(
     train_store: SpectraStore, divided: Basis, n_cells: int, n_classes: int
