@@ -1,7 +1,7 @@
 """Ridge regression from moments: standardised pixels, a free intercept, and a path of penalties.
 
 :func:`solve_ridge_path` holds the formula. Short paths are factorised one penalty after the other; long ones share one
-Krylov space (:mod:`pipeline.ridge.krylov`).
+Krylov space (:mod:`pipeline.ridge.krylov`). Factored moments need neither (:mod:`pipeline.ridge.woodbury`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 
 from pipeline.errors import InputError, SingularGramError
 from pipeline.moments import FactoredMoments, Moments, PixelSums, factorise_and_solve
-from pipeline.ridge.krylov import solve_shifted
+from pipeline.ridge import krylov, woodbury
 
 __all__ = ["RidgePath", "pixel_scale", "solve_leading_directions", "solve_ridge_path"]
 
@@ -97,8 +97,8 @@ def solve_ridge_path(
     Minimises ``Σ(y − b − w'ᵀ(x − m)/d)² + α‖w'‖²`` (a sum over spectra, not a mean; ``b`` is not penalised)
     through ``A = D C D + αI``, ``w = D A⁻¹ D C_xy`` with ``C = S − ssᵀ/n``, ``C_xy = U − stᵀ/n``,
     ``D = diag(1/d)``: by one Cholesky factorisation for each α, or for several α of many pixels by one Krylov space for
-    all (:mod:`pipeline.ridge.krylov`), as far as that is shorter. Factored moments need no matrix of all pixels: see
-    :meth:`pipeline.moments.FactoredMoments.solve_shifted`.
+    all (:mod:`pipeline.ridge.krylov`), as far as that is shorter. Factored moments need no matrix of all pixels
+    (:mod:`pipeline.ridge.woodbury`).
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def solve_ridge_path(
         raise InputError(f"the scale must be {moments.n_pixels} positive numbers, found shape {d.shape}")
     weights = np.empty((path.size, moments.n_pixels, len(moments.labels)))
     if isinstance(moments, FactoredMoments):
-        for k, solution in enumerate(moments.solve_shifted(d, path.tolist())):
+        for k, solution in enumerate(woodbury.solve_shifted(moments, d, path.tolist())):
             if solution is None:
                 raise SingularGramError(_singular_message(moments, d, float(path[k])))
             weights[k] = solution / d[:, None]
@@ -141,7 +141,7 @@ def solve_ridge_path(
     system = np.empty((moments.n_pixels, moments.n_pixels)) if memory is None else memory
     found: list[FloatArray | None] = [None] * path.size
     if path.size >= _FEWEST_FOR_KRYLOV and (path > 0).all():
-        found = solve_shifted(*moments.covariance_sums(d, out=system), path.tolist())
+        found = krylov.solve_shifted(*moments.covariance_sums(d, out=system), path.tolist())
     for k, alpha in enumerate(path):
         if (solution := found[k]) is not None:
             weights[k] = solution / d[:, None]
@@ -181,7 +181,7 @@ def solve_leading_directions(
     SingularGramError
         If the system is singular; the message names the smallest α that works.
     """
-    found = moments.solve_leading(scale, alpha, ranks)
+    found = woodbury.solve_leading(moments, scale, alpha, ranks)
     if found is None:
         raise SingularGramError(_singular_message(moments, scale, alpha))
     return _with_intercepts(moments, np.full(len(ranks), alpha), np.stack(found) / scale[:, None])

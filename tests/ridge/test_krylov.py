@@ -85,7 +85,7 @@ def test_a_path_equals_single_penalties(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append(sum(one is not None for one in found))
         return found
 
-    monkeypatch.setattr(pipeline.ridge.ridge, "solve_shifted", solve)
+    monkeypatch.setattr(pipeline.ridge.krylov, "solve_shifted", solve)
     path = solve_ridge_path(moments, alphas, scale)
     assert asked == [6], "all of the path came from one space"
     for k, alpha in enumerate(alphas):
