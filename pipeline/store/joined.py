@@ -23,9 +23,9 @@ from pipeline.base import PathLike, list_paths
 from pipeline.bins import keep_rows, shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
 from pipeline.shards import HDF5_SUFFIXES, natural_key
+from pipeline.store.columns import LazyColumns
 from pipeline.store.layout import SourceRecord
 from pipeline.store.store import (
-    LazyColumns,
     SpectraStore,
     StoredSpectra,
     is_store,

@@ -23,7 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline import schema
 from pipeline.base import is_sealed, parse_object, read_file, seal, write_json
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 __all__ = [
     "COMPRESSION_LEVEL",
@@ -33,11 +33,13 @@ __all__ = [
     "SourceRecord",
     "StoreLayout",
     "create_store",
+    "damaged_store",
     "digest_array",
     "digest_rows",
     "fill_value",
     "open_group",
     "plan_layout",
+    "rebuild_remedy",
     "write_columns",
     "write_manifest",
 ]
@@ -350,3 +352,13 @@ def digest_array(values: np.ndarray) -> str:
     digest = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
     digest.update(np.ascontiguousarray(values).data)  # no copy: columns may be long
     return digest.hexdigest()
+
+
+def damaged_store(path: Path, what: str) -> InputError:
+    """Return the error that says what of a store is damaged, and what to do."""
+    return InputError(f"store {path} is damaged: {what}; {rebuild_remedy(path)}")
+
+
+def rebuild_remedy(path: Path) -> str:
+    """Return what to do where a store cannot be read, for the end of a message."""
+    return f"delete the folder and run again, or rebuild it: headroom convert SHARDS {path} --overwrite"

@@ -6,8 +6,7 @@ lost later, is an error that names the rows and never a number.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,20 +14,22 @@ import numpy as np
 
 from pipeline import schema
 from pipeline.base import DAMAGE, hash_file, parse_object, read_file, refuse_environment
-from pipeline.errors import InputError, did_you_mean, enumerate_words
+from pipeline.errors import InputError, enumerate_words
 from pipeline.store.chunks import ChunkError, read_chunk_rows
+from pipeline.store.columns import StoreColumns
 from pipeline.store.layout import (
     MANIFEST_GROUP,
     Manifest,
     SourceRecord,
     StoreLayout,
+    damaged_store,
     digest_array,
     digest_rows,
     open_group,
+    rebuild_remedy,
 )
 
 __all__ = [
-    "LazyColumns",
     "SpectraStore",
     "StoredSpectra",
     "find_other_wavelengths",
@@ -149,30 +150,6 @@ def require_same_wavelengths(
         )
 
 
-# --- Per-spectrum columns that stay on disk until one is asked for.
-
-
-class LazyColumns(Mapping[str, np.ndarray]):
-    """Columns by name, each read whole when it is asked for and not kept: memory is the caller's to spend."""
-
-    def __init__(self, names: Sequence[str], read: Callable[[str], np.ndarray]) -> None:
-        self._names, self._read = tuple(names), read
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # the inherited one would read the column
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def is_store(path: Path | str) -> bool:
     """Tell whether a path looks like a Zarr v3 group; :meth:`SpectraStore.open` tells whether it is a
     store."""
@@ -199,8 +176,9 @@ class SpectraStore(StoredSpectra):
         (P,) float64, Å, strictly increasing.
     mean_flux
         (P,) float64, mean clean spectrum; the origin of all moments of a set that begins with this store.
-    column_rows
-        Rows of a column that are decoded together; all of them in stores of old.
+    columns
+        Per-spectrum columns by name, each (N,) and read-only: labels, ``shard``, ``row`` and all other numbers.
+        Every time that one is asked for it is read and compared with the manifest, so keep what you need again.
     direct_reads
         Whether pixels are read past the page cache: for stores that are larger than memory. False until set.
     """
@@ -211,22 +189,21 @@ class SpectraStore(StoredSpectra):
         manifest: Manifest,
         wavelength: np.ndarray,
         mean_flux: np.ndarray,
-        column_rows: int,
+        columns: StoreColumns,
         exponent: int = 0,
     ) -> None:
         self.path = path
         self.manifest = manifest
         self.wavelength = wavelength
         self.mean_flux = mean_flux
-        self.column_rows = column_rows
+        self.columns = columns
         self.exponent = exponent
         self.layout = StoreLayout(manifest.n_spectra, manifest.n_pixels, manifest.chunk_rows, manifest.shard_rows)
         self.fingerprint: str = manifest.fingerprint
         self.direct_reads = False
         self._checksums = {name: manifest.list_checksums(name) for name in manifest.variables}
-        self._opened: dict[str, Any] = {}
-        #: Columns, and (variable, first row) of ranges, that were compared with the manifest.
-        self._compared: set[str | tuple[str, int]] = set()
+        #: Variable and first row of ranges that were compared with the manifest.
+        self._compared: set[tuple[str, int]] = set()
 
     @classmethod
     def open(cls, path: Path | str) -> SpectraStore:
@@ -250,15 +227,16 @@ class SpectraStore(StoredSpectra):
             wavelength = _read_vector(group, "wavelength", manifest.n_pixels)
             mean_flux = _read_vector(group, schema.STORE_ORIGIN, manifest.n_pixels)
             layouts = [_describe_array(group, variable) for variable in manifest.variables]
-            column_rows = _count_chunk_rows(group, "row")
-            store = cls(path, manifest, wavelength, mean_flux, column_rows)
+            of_rows: Any = group["row"]
+            columns = StoreColumns(path, manifest.columns, manifest.n_spectra, int(of_rows.chunks[0]))
+            store = cls(path, manifest, wavelength, mean_flux, columns)
         except DAMAGE as error:
             refuse_environment(path, error)
-            raise _damaged(path, f"its arrays cannot be read ({error})") from error
+            raise damaged_store(path, f"its arrays cannot be read ({error})") from error
         if (digest_array(wavelength), digest_array(mean_flux)) != (manifest.wavelength, manifest.mean_flux):
-            raise _damaged(path, "its wavelengths or mean spectrum differ from the manifest")
+            raise damaged_store(path, "its wavelengths or mean spectrum differ from the manifest")
         if any(layout != store.layout for layout in layouts):
-            raise _damaged(path, f"its arrays are {layouts}, the manifest says {store.layout}")
+            raise damaged_store(path, f"its arrays are {layouts}, the manifest says {store.layout}")
         _require_files(store)
         return store
 
@@ -270,7 +248,7 @@ class SpectraStore(StoredSpectra):
         if exponent == self.exponent:
             return self
         mean_flux = np.ldexp(self.mean_flux, exponent - self.exponent)
-        other = SpectraStore(self.path, self.manifest, self.wavelength, mean_flux, self.column_rows, exponent)
+        other = SpectraStore(self.path, self.manifest, self.wavelength, mean_flux, self.columns, exponent)
         other.direct_reads = self.direct_reads
         return other
 
@@ -313,14 +291,6 @@ class SpectraStore(StoredSpectra):
         """What is known of the source shards, in order."""
         return self.manifest.sources
 
-    @property
-    def columns(self) -> LazyColumns:
-        """Per-spectrum columns by name, each (N,) and read-only: labels, ``shard``, ``row`` and all other numbers.
-
-        A column is read, and compared with the manifest, every time it is asked for; keep what you need again.
-        """
-        return LazyColumns(tuple(self.manifest.columns), self._read_column)
-
     def read_columns(self, names: Sequence[str], start: int, stop: int) -> dict[str, np.ndarray]:
         """Read spectra ``start`` to ``stop`` (exclusive) of some columns, in memory for these rows only.
 
@@ -344,9 +314,7 @@ class SpectraStore(StoredSpectra):
             If there is no such column, or a chunk is missing or damaged; the message names the store and the column.
         """
         self._require_range(start, stop)
-        for name in names:
-            self._compare_column(name)
-        return {name: self._read_values(name, start, stop) for name in names}
+        return {name: self.columns.read(name, start, stop) for name in names}
 
     def iter_columns(self, names: Sequence[str]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield (first row, columns) for one block of rows after the other, cut as the columns' chunks are.
@@ -356,8 +324,8 @@ class SpectraStore(StoredSpectra):
         InputError
             See :meth:`read_columns`.
         """
-        for start in range(0, self.n_spectra, self.column_rows):
-            yield start, self.read_columns(names, start, min(start + self.column_rows, self.n_spectra))
+        for start, stop in self.columns.iter_blocks():
+            yield start, self.read_columns(names, start, stop)
 
     def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
@@ -405,7 +373,9 @@ class SpectraStore(StoredSpectra):
             self._read_pixels(variable, start, stop, rows)
         except ChunkError as error:
             refuse_environment(self.path, error.__cause__ or error)
-            raise _damaged(self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}") from error
+            raise damaged_store(
+                self.path, f"rows {start} to {stop - 1} of {variable!r} cannot be read: {error}"
+            ) from error
         if self.exponent and variable != "mask":
             with np.errstate(over="ignore"):
                 rows *= np.float32(2.0**self.exponent)  # exact: no digit of a normal number changes
@@ -429,53 +399,6 @@ class SpectraStore(StoredSpectra):
                 raise ChunkError(f"rows {part.start} to {part.stop - 1} differ from the manifest")
             self._compared.add((variable, part.start))
 
-    def _read_column(self, name: str) -> np.ndarray:
-        values = self._read_values(name, 0, self.n_spectra)
-        if digest_array(values) != self.manifest.columns[name]:
-            raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
-        self._compared.add(name)
-        return values
-
-    def _compare_column(self, name: str) -> None:
-        """Compare a column with its digest, once. The checksums of its chunks are those of another column, too, whose
-        file has taken its place."""
-        if name in self._compared:
-            return
-        digest = None
-        for start in range(0, self.n_spectra, self.column_rows):
-            values = self._read_values(name, start, min(start + self.column_rows, self.n_spectra))
-            digest = digest or hashlib.sha256(f"{values.dtype.str} {(self.n_spectra,)}".encode())  # see digest_array
-            digest.update(values.data)
-        if digest is not None and digest.hexdigest() != self.manifest.columns[name]:
-            raise _damaged(self.path, f"column {name!r} cannot be read (it differs from the manifest)")
-        self._compared.add(name)
-
-    def _read_values(self, name: str, start: int, stop: int) -> np.ndarray:
-        if name not in self.manifest.columns:
-            raise InputError(
-                f"store {self.path} has no column {name!r}{did_you_mean(name, self.manifest.columns)}; present: "
-                f"{', '.join(self.manifest.columns)}"
-            )
-        try:
-            # Opened once: zarr reads and parses two files for it.
-            if name not in self._opened:
-                self._opened[name] = open_group(self.path)[name]
-            array = self._opened[name]
-            rows = array.chunks[0]
-            values = np.empty(stop - start, array.dtype)
-            # Chunk by chunk: zarr would hold several beside the result.
-            for number in range(start // rows, -(-stop // rows)):
-                if not (self.path / name / "c" / str(number)).is_file():
-                    # zarr would take fill values for it
-                    raise ValueError(f"its chunk c/{number} is missing")
-                first, end = max(start, number * rows), min(stop, (number + 1) * rows)
-                values[first - start : end - start] = array[first:end]
-        except DAMAGE as error:
-            refuse_environment(self.path, error)
-            raise _damaged(self.path, f"column {name!r} cannot be read ({error})") from error
-        values.flags.writeable = False
-        return values
-
     def _require_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_spectra:
             raise InputError(f"store {self.path} has rows 0 to {self.n_spectra}, not {start} to {stop}")
@@ -498,7 +421,7 @@ def _require_files(store: SpectraStore) -> None:
                 found = file.stat().st_size if file.is_file() else None
                 if found != size:
                     state = "is missing" if found is None else f"has {found} bytes instead of {size}"
-                    raise _damaged(store.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
+                    raise damaged_store(store.path, f"{variable}/{name} (rows {first} to {end - 1}) {state}")
 
 
 def _reopen(path: str, fingerprint: str, exponent: int = 0) -> SpectraStore:
@@ -509,14 +432,6 @@ def _reopen(path: str, fingerprint: str, exponent: int = 0) -> SpectraStore:
             f"{store.fingerprint[:12]}); run again"
         )
     return store
-
-
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(f"store {path} is damaged: {what}; {_rebuild(path)}")
-
-
-def _rebuild(path: Path) -> str:
-    return f"delete the folder and run again, or rebuild it: headroom convert SHARDS {path} --overwrite"
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -542,7 +457,7 @@ def _read_manifest(path: Path) -> Manifest:
         readable = enumerate_words(list(map(str, schema.READABLE_STORE_VERSIONS)))
         raise InputError(
             f"store {path} has version {attributes.get('version')!r} but this program reads versions {readable}; use "
-            f"the program that wrote it, or {_rebuild(path)}"
+            f"the program that wrote it, or {rebuild_remedy(path)}"
         )
     try:
         manifest = Manifest.from_json(_read_attributes(path / MANIFEST_GROUP))
@@ -552,7 +467,7 @@ def _read_manifest(path: Path) -> Manifest:
             raise ValueError("it is one of another version")
     except (ValueError, KeyError, TypeError, OSError) as error:
         refuse_environment(path, error)
-        raise _damaged(path, f"its manifest cannot be read ({error!r})") from error
+        raise damaged_store(path, f"its manifest cannot be read ({error!r})") from error
     return manifest
 
 
@@ -569,10 +484,6 @@ def _read_vector(group: Any, name: str, length: int) -> np.ndarray:
     if array.shape != (length,):  # before so much is read
         raise ValueError(f"{name} has shape {array.shape}")
     return np.asarray(array[...])
-
-
-def _count_chunk_rows(group: Any, name: str) -> int:
-    return int(group[name].chunks[0])
 
 
 def _describe_array(group: Any, variable: str) -> StoreLayout:

@@ -254,7 +254,7 @@ def peak_of(store: SpectraStore) -> int:
 
 def test_memory_of_reading_columns_does_not_grow_with_the_spectra(tmp_path: Path) -> None:
     small, large = (make_long_store(tmp_path / str(n), n) for n in (140_000, 560_000))
-    assert large.column_rows == 65_536
+    assert large.columns.chunk_rows == 65_536
     assert peak_of(large) < 1.1 * peak_of(small)
     tracemalloc.start()
     try:
@@ -275,7 +275,7 @@ def test_stores_with_columns_in_one_chunk_still_open(whole: SpectraStore, tmp_pa
         with zarr.config.set({"array.write_empty_chunks": True}):
             root.create_array(name, data=values, chunks=(N,), compressors=root[name].compressors, overwrite=True)
     store = SpectraStore.open(copy)
-    assert store.column_rows == N
+    assert store.columns.chunk_rows == N
     np.testing.assert_array_equal(store.columns["T_eff"], whole.columns["T_eff"])
     np.testing.assert_array_equal(store.read_columns(["id"], 20, 30)["id"], whole.columns["id"][20:30])
 
