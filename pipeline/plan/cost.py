@@ -23,7 +23,7 @@ from pipeline.accumulate import (
     sharing_memory,
 )
 from pipeline.base import available_memory, format_bytes
-from pipeline.bins import BinGrid, CellGrid, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
+from pipeline.bins import BinGrid, CellGrid, Partition, find_gaps, keep_rows, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import AlphaSearch, ExperimentConfig, Quantiles
 from pipeline.errors import ResourceError
 from pipeline.moments import MOST_DIRECTIONS, Factors, TileLayout
@@ -258,23 +258,13 @@ def plan_run(
     n_cells, n_spectra = _count_cells(config), sum(part.n_spectra for part in partitions)
     noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
     factored = _Factored.plan(noises, n_pixels, n_cells, chunk_rows, config, cores, noise_classes)
-    n_dense = len(noises) - factored.n_noises
-    limit = min(worker_limits)
-    rows = max(part.n_spectra for part in partitions)
-    # A partition's columns are needed until its last rows are summed. By then the next partition has begun.
-    fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
-    fixed += factored.memory + (sharing_memory(n_pixels, chunk_rows) if factored.n_noises and n_dense else 0)
-    settings = LoopSettings(config.precision, compute.run_rows)
-    of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_dense + 1)]
-    allowed = min(limit * MEMORY_SHARE, compute.sharing_gib * 2**30)
-    fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
-    draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits)) if n_dense else 1
-    of_pass = of_draws[draws_per_pass - 1] if n_dense else 0
-    solving = _plan_solving(config, n_pixels if n_dense else 0, len(folds), of_pass, allowed - fixed, cores)
-    held = config.ceiling.test if config.ceiling else 0  # at most
-    library = plan_library(config, n_spectra, held, n_pixels, chunk_rows=chunk_rows)
+    reading = _Reading.plan(partitions, n_pixels, n_cells, chunk_rows, config, worker_limits, factored, len(noises))
+    solving = _plan_solving(config, n_pixels, len(folds), reading, cores)
+    library = plan_library(config, n_spectra, n_test or n_spectra, n_pixels, chunk_rows=chunk_rows)
     in_folds = [part.fold for part in partitions]
-    disk = _MomentsDisk.plan(in_folds, TileLayout(n_pixels), config.precision)
+    disk = _DenseDisk.plan(in_folds, TileLayout(n_pixels), config.precision, reading)
+    converting = _CONVERT_BYTES * n_spectra if store_disk else 0
+    scoring = _merge_and_score(config, n_spectra, len(folds), factored, disk, library)
     return ExperimentPlan(
         n_spectra=n_spectra,
         n_pixels=n_pixels,
@@ -282,33 +272,24 @@ def plan_run(
         n_draws=len(noises),
         n_folds=len(folds),
         n_partitions=len(partitions),
-        draws_per_pass=draws_per_pass,
+        draws_per_pass=reading.draws_per_pass,
         n_workers=len(worker_limits),
-        worker_memory=fixed
-        + max(of_pass, solving.memory, library.worker_memory if library else 0)
+        worker_memory=reading.fixed
+        + max(solving.memory, library.worker_memory if library else 0)
         + factored.measure_held(len(folds)),
         solve_threads=solving.threads,
         solve_holds_folds=solving.held_folds > 1,
-        worker_limit=limit,
+        worker_limit=min(worker_limits),
         worker_threads=cores,
-        # A forecast holds every fold, what trains without each, and the whole.
-        driver_memory=PROCESS_BYTES
-        + (factored.measure_held(2 * len(folds) + 1) if config.forecast is not None else 0)
-        + max(
-            _COLUMN_BYTES * n_spectra + (disk.merging if n_dense else 0),
-            _CONVERT_BYTES * n_spectra if store_disk else 0,
-            factored.sample,
-            library.driver_memory if library else 0,
-        ),
-        moments_disk=n_cells * (n_dense * disk.of_folds + draws_per_pass * min(n_dense, 1) * disk.of_parts)
-        + factored.measure_disk(in_folds),
+        driver_memory=PROCESS_BYTES + max(converting, scoring),
+        moments_disk=n_cells * disk.moments + factored.measure_disk(in_folds),
         store_disk=store_disk,
         design_threads=solving.design_threads,
         design_models=_count_tries(config, len(folds)),
         n_factored=factored.n_noises,
         library=library,
         n_test=n_test,
-        flops=float(n_spectra) * n_pixels * (n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
+        flops=float(n_spectra) * n_pixels * (reading.n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
 
 
@@ -359,8 +340,45 @@ class _Factored:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """What a worker holds while it reads: whatever it reads for, and for the draws with dense moments that share it."""
+
+    n_dense: int
+    draws_per_pass: int
+    fixed: int
+    of_pass: int
+    allowed: float
+
+    @classmethod
+    def plan(
+        cls,
+        partitions: Sequence[Partition],
+        n_pixels: int,
+        n_cells: int,
+        chunk_rows: int,
+        config: ExperimentConfig,
+        worker_limits: Sequence[int],
+        factored: _Factored,
+        n_draws: int,
+    ) -> _Reading:
+        n_dense = n_draws - factored.n_noises
+        rows = max(part.n_spectra for part in partitions)
+        # A partition's columns are needed until its last rows are summed. By then the next partition has begun.
+        fixed = PROCESS_BYTES + min(2, len(partitions)) * rows * (_ROW_BYTES + 8 * len(config.bins))
+        fixed += factored.memory + (sharing_memory(n_pixels, chunk_rows) if factored.n_noises and n_dense else 0)
+        settings = LoopSettings(config.precision, config.compute.run_rows)
+        of_draws = [loop_memory(n_pixels, len(LABELS), n_cells, k, chunk_rows, settings) for k in range(1, n_dense + 1)]
+        allowed = min(min(worker_limits) * MEMORY_SHARE, config.compute.sharing_gib * 2**30)
+        if not n_dense:
+            return cls(0, 1, fixed, 0, allowed)
+        fitting = [k for k, needed in enumerate(of_draws, start=1) if fixed + needed <= allowed]
+        draws_per_pass = choose_sharing(fitting or [1], n_dense, len(partitions), len(worker_limits))
+        return cls(n_dense, draws_per_pass, fixed, of_draws[draws_per_pass - 1], allowed)
+
+
+@dataclass(frozen=True)
 class _Solving:
-    """How many models a worker solves side by side, and the memory that they take."""
+    """How many models a worker solves side by side, and the memory that they or the pass before them take."""
 
     threads: int
     held_folds: int
@@ -368,49 +386,63 @@ class _Solving:
     memory: int
 
 
-def _plan_solving(
-    config: ExperimentConfig, n_pixels: int, n_folds: int, room: int, allowed: float, cores: int
-) -> _Solving:
-    """Solve as many models at once as fit into the memory of the pass, ``room``.
+def _plan_solving(config: ExperimentConfig, n_pixels: int, n_folds: int, reading: _Reading, cores: int) -> _Solving:
+    """Solve as many models at once as fit into the memory of the pass.
 
-    A search may use all that draws may share, ``allowed``. ``n_pixels`` are those of dense moments, 0 without any.
+    A search may use all that draws may share.
     """
-    if not n_pixels:  # factored moments alone: they are small
+    if not reading.n_dense:  # factored moments alone: they are small
         return _Solving(cores, n_folds, cores if config.design is not None else 0, 0)
-    held_folds = 0
+    held_folds, room = 0, reading.of_pass
     if isinstance(config.ridge.alpha, AlphaSearch):
-        room = max(room, int(allowed))
+        room = max(room, int(reading.allowed - reading.fixed))
         held_folds = n_folds if solve_memory(n_pixels, 1, n_folds) <= room else 1
     threads = max(1, min(cores, room // solve_memory(n_pixels, 1, held_folds)))
     design_threads = 0
     if config.design is not None:
         design_threads = max(1, min(cores, room // solve_memory(n_pixels, 1, n_folds)))
-    memory = max(solve_memory(n_pixels, threads, held_folds), solve_memory(n_pixels, design_threads, n_folds))
-    return _Solving(threads, held_folds, design_threads, memory)
+    of_models = max(solve_memory(n_pixels, threads, held_folds), solve_memory(n_pixels, design_threads, n_folds))
+    return _Solving(threads, held_folds, design_threads, max(reading.of_pass, of_models))
 
 
 @dataclass(frozen=True)
-class _MomentsDisk:
-    """Bytes of one cell's moments: of all finished folds, of a fold in the making, and of merging one in the driver.
+class _DenseDisk:
+    """Bytes of one cell's dense moments, of all draws: on disk, and in the driver while it merges a fold.
 
-    A fold of one partition stays as it was accumulated. Other folds are merged in float64 beside their partitions.
+    A fold of one partition stays as it was accumulated. Other folds are merged in float64 beside their partitions,
+    which are kept for the draws that share a read.
     """
 
-    of_folds: int
-    of_parts: int
+    moments: int
     merging: int
 
     @classmethod
-    def plan(cls, folds: Sequence[int], layout: TileLayout, precision: str) -> _MomentsDisk:
+    def plan(cls, folds: Sequence[int], layout: TileLayout, precision: str, reading: _Reading) -> _DenseDisk:
         """Return the bytes for partitions of these folds."""
+        if not reading.n_dense:
+            return cls(0, 0)
         partial, merged = layout.nbytes(precision), layout.nbytes(np.float64)
         counts = Counter(folds).values()
-        largest = max(counts)
+        of_folds, largest = sum(merged if count > 1 else partial for count in counts), max(counts)
+        of_parts = largest * partial if largest > 1 else 0
         return cls(
-            of_folds=sum(merged if count > 1 else partial for count in counts),
-            of_parts=largest * partial if largest > 1 else 0,
+            moments=reading.n_dense * of_folds + reading.draws_per_pass * of_parts,
             merging=merged + partial if largest > 1 else 0,
         )
+
+
+def _merge_and_score(
+    config: ExperimentConfig,
+    n_spectra: int,
+    n_folds: int,
+    factored: _Factored,
+    disk: _DenseDisk,
+    library: LibraryPlan | None,
+) -> int:
+    """Return the bytes that merging and scoring take. A forecast holds every fold, the rest of each, and all."""
+    held = factored.measure_held(2 * n_folds + 1) if config.forecast is not None else 0
+    own = _COLUMN_BYTES * n_spectra + disk.merging
+    return held + max(own, factored.sample, library.driver_memory if library else 0)
 
 
 def choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:
