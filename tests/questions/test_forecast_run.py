@@ -18,7 +18,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError
 from pipeline.questions.forecast import Forecast, OutlookPoint
 from pipeline.questions.forecast.judging import find_trusted
-from pipeline.questions.forecast.question import find_needed
+from pipeline.questions.forecast.question import describe_disagreement, find_needed
 from pipeline.run import ask_forecast, render_run, run_experiment
 from pipeline.scoring import RunResults
 
@@ -102,17 +102,45 @@ def test_the_page_shows_what_was_found(run: RunResults, one_figure: Callable[[st
 @pytest.mark.usefixtures("no_figures")
 def test_a_run_of_both_shows_forecast_and_drawn_side_by_side(small_config: ExperimentConfig, tmp_path: Path) -> None:
     noise = {"mode": "both", "levels": [1.0], "test": "stored"}
-    config = configure(small_config, noise=noise, seeds=[1, 2], ridge={"alpha": {"per_spectrum": 0.1}})
+    config = configure(small_config, noise=noise, seeds=[1, 2, 3], ridge={"alpha": {"search": [30, 300, 3000]}})
     results = run_experiment(config, tmp_path / "run")
     answer = Forecast.read(results)
     assert answer is not None
     [level] = answer.levels
     drawn = results.summary.levels[0].covered
     assert level.drawn[-1].delta_r2 == drawn.delta_r2
-    assert [one.n_train for one in level.drawn] == [one.n_train for one in results.summary.levels[0].curve]
+    assert [one.n_train for one in level.drawn] == [results.summary.levels[0].curve[-1].n_train]
     assert level.at(level.n_known).covered.r2_global.mean == pytest.approx(drawn.r2_global.mean, abs=0.04)
+    beside, table = level.beside_drawn, results.per_bin
+    assert (beside.penalty, beside.n) == ("drawn", level.n_known)
+    for place, own in enumerate(beside.bins):
+        assert own.alpha == sorted(table.loc[(table["bin"] == place) & (table["seed"] > 0), "alpha"])[1], (
+            "the median over seeds"
+        )
+    assert beside.covered.delta_r2.mean == pytest.approx(drawn.delta_r2.mean, abs=0.04)
     _, page = render_run(tmp_path / "run")
     assert "Forecast and drawn run of 1,600 training spectra" in page.read_text()
+    assert "with the drawn run&#39;s penalties" in page.read_text()
+
+
+@pytest.mark.parametrize(("off", "agrees"), [(0.0, True), (0.009, True), (0.03, False), (-0.03, False)])
+def test_forecast_and_drawn_run_that_disagree_are_a_warning(run: RunResults, off: float, agrees: bool) -> None:
+    answer = Forecast.read(run)
+    assert answer is not None
+    level = answer.levels[1]
+    known = level.beside_drawn.covered
+    trusted = known.model_copy(update={"trusted": True, "delta_r2": known.delta_r2.model_copy(update={"std": 0.001})})
+    point = level.beside_drawn.model_copy(update={"scopes": {"covered": trusted}})
+    drawn = run.summary.levels[1].covered
+    mean = known.delta_r2.mean + off
+    estimate = drawn.delta_r2.model_copy(update={"mean": mean, "std": 0.002, "low": mean - 0.01, "high": mean + 0.01})
+    level = level.model_copy(update={"points": (point,), "drawn": (drawn.model_copy(update={"delta_r2": estimate}),)})
+    doubt = describe_disagreement(level)
+    assert (doubt is None) == agrees
+    assert agrees or f"{mean:+.4f}" in str(doubt)
+    unsure = point.model_copy(update={"scopes": {"covered": trusted.model_copy(update={"trusted": False})}})
+    assert describe_disagreement(level.model_copy(update={"points": (unsure,)})) is None
+    assert describe_disagreement(level.model_copy(update={"drawn": ()})) is None
 
 
 def test_asked_by_command(run: RunResults, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,15 @@ from pipeline.questions.forecast.judging import (
     scatter_over_folds,
     score_models,
 )
-from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS, DrawnModels, Training, solve_sizes
+from pipeline.questions.forecast.training import (
+    BEST,
+    CONFIGURED,
+    DRAWN,
+    ENDLESS,
+    DrawnModels,
+    Training,
+    solve_sizes,
+)
 from pipeline.scoring import SCOPES, Bootstrap, Columns, Estimate, Number, Plain, Score, Stacked
 
 __all__ = ["Asked", "Forecaster", "Outlook", "OutlookPoint", "list_rows"]
@@ -54,8 +62,8 @@ class Outlook(Plain):
 class OutlookPoint(Plain):
     """The forecast for one number of training spectra ``n`` (null stands for infinitely many) and one choice of α.
 
-    ``penalty`` says how α was chosen: ``configured`` as the run's settings say, ``best`` for every model, ``stated`` by
-    whoever asked. ``bins`` are in the order of the bins.
+    ``penalty`` says how α was chosen: ``configured`` as the run's settings say, ``best`` for every model, ``drawn`` as
+    the drawn run found it, ``stated`` by whoever asked. ``bins`` are in the order of the bins.
     """
 
     n: Number
@@ -138,15 +146,26 @@ class Forecaster:
         """Training spectra of the global model, from which the forecast is made."""
         return int(self._training.counts[0])
 
-    def ask(self, sizes: Sequence[float], alpha: float | None = None) -> Asked:
+    def ask(self, sizes: Sequence[float], alpha: float | None = None, of_drawn: FloatArray | None = None) -> Asked:
         """Solve the expected models for some numbers of training spectra, in increasing order.
 
         With the penalties that the settings give and the best ones, or with a stated one.
+
+        Parameters
+        ----------
+        sizes
+            Training spectra of the global model.
+        alpha
+            The stated penalty, of all models.
+        of_drawn
+            The penalties that a drawn run chose, (1 + K,): of as many training spectra as are known here.
         """
         rules: dict[str, RidgeConfig | str] = {CONFIGURED: self._ridge, BEST: BEST}
         if alpha is not None:
             rules = {"stated": self._ridge.model_copy(update={"alpha": alpha})}
         solved = {name: solve_sizes(self._training, sizes, rule, self._threads) for name, rule in rules.items()}
+        if of_drawn is not None:
+            solved[DRAWN] = solve_sizes(self._training, [float(self.count)], [of_drawn], self._threads)
         return Asked(
             tuple(one for forecasts in solved.values() for one in forecasts),
             tuple(name for name, forecasts in solved.items() for _ in forecasts),

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
-from pipeline.questions.forecast.training import BEST, CONFIGURED, ENDLESS
+from pipeline.questions.forecast.training import BEST, CONFIGURED, DRAWN, ENDLESS
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
 from pipeline.report import Block, Picture, Section, Show, Table, thresholds
 from pipeline.report.figures.canvas import (
@@ -53,8 +54,18 @@ from pipeline.scoring import (
     summarise_curve,
 )
 
-__all__ = ["NOISE_CLASSES", "SIZES", "Forecast", "ForecastAnswer", "ForecastLevel", "draw_forecast", "find_needed"]
+__all__ = [
+    "NOISE_CLASSES",
+    "SIZES",
+    "Forecast",
+    "ForecastAnswer",
+    "ForecastLevel",
+    "describe_disagreement",
+    "draw_forecast",
+    "find_needed",
+]
 
+FloatArray = NDArray[np.float64]
 #: Classes of like noise that the moments of a cell are divided into.
 NOISE_CLASSES = 6
 #: Training spectra that every forecast is for.
@@ -90,6 +101,11 @@ class ForecastLevel(Plain):
     def limit(self, penalty: str) -> OutlookPoint:
         """Return what infinitely many training spectra would give."""
         return next(point for point in self.limits if point.penalty == penalty)
+
+    @property
+    def beside_drawn(self) -> OutlookPoint:
+        """Return the point that a drawn run is held against: with its penalties, wherever a search found them."""
+        return next((point for point in self.points if point.penalty == DRAWN), self.at(self.n_known))
 
     def at(self, n: float, penalty: str = CONFIGURED) -> OutlookPoint:
         """Return the point of the nearest number of training spectra."""
@@ -170,8 +186,16 @@ class Forecast(Question[ForecastAnswer]):
             forecaster = Forecaster(trained.moments, main, main.covered, settings.ridge, settings.target, threads)
             own = [float(forecaster.count), *([settings.decision.at] if settings.decision.at else [])]
             sizes = sorted({*SIZES, *map(float, settings.forecast.sizes), *own, ENDLESS})
-            self._asked[level] = forecaster, forecaster.ask(sizes)
+            self._asked[level] = forecaster, forecaster.ask(sizes, of_drawn=self._find_penalties(level))
         return self._asked[level]
+
+    def _find_penalties(self, level: float) -> FloatArray | None:
+        """Return the penalties that a search found with drawn noise, the median over seeds; None without a search."""
+        drawn = [one.whole for one in self.facts.trained if one.noise.is_single and one.noise.level == level]
+        if not drawn or not isinstance(self.facts.settings.ridge.alpha, AlphaSearch):
+            return None
+        found = [np.array([one.global_alpha, *one.expert_alphas]) for one in drawn]
+        return np.asarray(np.quantile(found, 0.5, axis=0, method="lower"))
 
     def answer(self) -> ForecastAnswer | None:
         """Return the forecasts of all levels; None where there are no factored moments."""
@@ -191,7 +215,6 @@ class Forecast(Question[ForecastAnswer]):
         forecaster, points = self._asked[level][0], self._points[level]
         settings, confidence = self.facts.settings, self.facts.bootstrap.confidence
         finite = [point for point in points if math.isfinite(point.n)]
-        kinds = dict.fromkeys(point.penalty for point in points)
         found = ForecastLevel(
             noise_level=level,
             n_known=forecaster.count,
@@ -199,7 +222,7 @@ class Forecast(Question[ForecastAnswer]):
             limits=tuple(point for point in points if not math.isfinite(point.n)),
             needed={
                 kind: find_needed([one for one in finite if one.penalty == kind], settings.decision.continue_)
-                for kind in kinds
+                for kind in (CONFIGURED, BEST)
             },
             drawn=self._summarise_drawn(level),
             decision=None,
@@ -209,7 +232,8 @@ class Forecast(Question[ForecastAnswer]):
             doubts = [] if planned.trusted else ["this size lies outside the range in which forecasts are trusted."]
             decision = decide(planned.delta_r2, settings.decision, confidence, doubts)
             found = found.model_copy(update={"decision": decision})
-        self._compare(found)
+        if (doubt := describe_disagreement(found)) is not None:
+            self.warnings.append(doubt)
         return found
 
     def _summarise_drawn(self, level: float) -> tuple[Scope, ...]:
@@ -220,22 +244,6 @@ class Forecast(Question[ForecastAnswer]):
         first = -1 if isinstance(self.facts.settings.ridge.alpha, AlphaSearch) else 0
         scores = [one.draw.scores[first:] for one in own]
         return summarise_curve(scores, own[0].draw.models[first:], self.facts.bootstrap.confidence)
-
-    def _compare(self, level: ForecastLevel) -> None:
-        """Warn where forecast and drawn run disagree by more than both scatter."""
-        if not level.drawn:
-            return
-        forecast, drawn = level.at(level.n_known).covered, level.drawn[-1]
-        off = forecast.delta_r2.mean - drawn.delta_r2.mean
-        # One seed has no scatter of its own: the sampling of the test spectra is a bound of what one draw does.
-        scatter = drawn.delta_r2.std or (drawn.delta_r2.high - drawn.delta_r2.low) / 4
-        allowed = max(_AGREES, _STANDARD_ERRORS * math.hypot(forecast.delta_r2.std, scatter))
-        if forecast.trusted and not abs(off) <= allowed:
-            self.warnings.append(
-                f"forecast: at noise level {level.noise_level:g} it says ΔR² {forecast.delta_r2.mean:+.4f} for "
-                f"{level.n_known:,} training spectra, and the drawn run gives {drawn.delta_r2.mean:+.4f}; they should "
-                f"differ by at most {allowed:.3f}, so do not trust the forecast of other sizes"
-            )
 
     def _say(self, level: ForecastLevel) -> str:
         """Say in words what matters: the planned size, how many spectra are needed, where more bring nothing."""
@@ -320,6 +328,28 @@ def find_needed(points: Sequence[OutlookPoint], threshold: float) -> float:
     return float(np.exp(np.interp(0.0, low[last : last + 2], at[last : last + 2])))
 
 
+def describe_disagreement(level: ForecastLevel) -> str | None:
+    """Return a warning where forecast and drawn run differ by more than both scatter; None where they agree.
+
+    Both have the same penalties.
+    """
+    if not level.drawn:
+        return None
+    forecast, drawn = level.beside_drawn.covered, level.drawn[-1]
+    off = forecast.delta_r2.mean - drawn.delta_r2.mean
+    # One seed has no scatter of its own: the sampling of the test spectra is a bound of what one draw does.
+    scatter = drawn.delta_r2.std or (drawn.delta_r2.high - drawn.delta_r2.low) / 4
+    allowed = max(_AGREES, _STANDARD_ERRORS * math.hypot(forecast.delta_r2.std, scatter))
+    if not forecast.trusted or abs(off) <= allowed:
+        return None
+    return (
+        f"forecast: at noise level {level.noise_level:g} it says ΔR² {forecast.delta_r2.mean:+.4f} for "
+        f"{level.n_known:,} training spectra, and the drawn run with the same penalties gives "
+        f"{drawn.delta_r2.mean:+.4f}; they should differ by at most {allowed:.3f}, so do not trust the forecast of "
+        "other sizes"
+    )
+
+
 def _round(n: float) -> str:
     """Return a number of spectra in two digits."""
     return f"{float(f'{n:.1e}'):,.0f}"
@@ -349,18 +379,21 @@ def _list_points(level: ForecastLevel) -> Table:
 
 
 def _list_side_by_side(level: ForecastLevel) -> Table:
-    drawn, forecast = level.drawn[-1], level.at(level.n_known).covered
+    drawn, forecast, beside = level.drawn[-1], level.at(level.n_known).covered, level.beside_drawn
+    header, chosen = ["Figure of merit", "forecast"], [forecast]
+    if beside.penalty == DRAWN:
+        header, chosen = [*header, "with the drawn run's penalties"], [forecast, beside.covered]
     rows = [
         (
             merit.symbol,
-            merit.format(getattr(forecast, merit.name).mean),
+            *(merit.format(getattr(one, merit.name).mean) for one in chosen),
             merit.format(drawn.merit(merit).mean),
             f"{drawn.merit(merit).std:.4f}" if drawn.merit(merit).std > 0 else MISSING,
         )
         for merit in SHOWN_MERITS
     ]
     caption = f"Forecast and drawn run of {level.n_known:,} training spectra, covered test spectra"
-    return Table(caption, ("Figure of merit", "forecast", "drawn", "± seeds"), tuple(rows), 1)
+    return Table(caption, (*header, "drawn", "± seeds"), tuple(rows), 1)
 
 
 def draw_forecast(results: RunResults) -> Figure:

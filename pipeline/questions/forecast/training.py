@@ -16,11 +16,11 @@ from pipeline.moments import FactoredMoments, Moments
 from pipeline.questions.forecast.equivalent import DrawnRidge, Population, solve_drawn_ridge
 from pipeline.ridge import pixel_scale, resolve_alpha, shared_scale, trained_cells
 
-__all__ = ["BEST", "CONFIGURED", "ENDLESS", "DrawnModels", "Training", "solve_sizes"]
+__all__ = ["BEST", "CONFIGURED", "DRAWN", "ENDLESS", "DrawnModels", "Training", "solve_sizes"]
 
 FloatArray = NDArray[np.float64]
-#: How the penalty is chosen: as the run's settings say, or the best one of every model.
-CONFIGURED, BEST = "configured", "best"
+#: How the penalty is chosen: as the run's settings say, the best one of every model, or as the drawn run chose it.
+CONFIGURED, BEST, DRAWN = "configured", "best", "drawn"
 #: R² that the directions of the basis which a forecast does without may explain, and the ranks that it chooses from.
 _LOST, _RANKS = 1e-4, (16, 32, 48, 64, 96, 128, 192, 256, 384)
 #: Steps of the search for the best penalty: factors of its logarithm.
