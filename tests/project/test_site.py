@@ -113,7 +113,7 @@ def test_it_opens_as_a_file_and_finds_words(site: Path, browser: Any, tmp_path: 
         page.goto((site / f"{name}.html").as_uri())
         assert page.locator("h1").count() == 1
         keep_picture(page, f"site_{name.replace('/', '_')}.png", tmp_path)
-    page.locator("input.md-search__input").first.fill("walltime")
+    page.locator("input.md-search__input").first.press_sequentially("walltime")  # the search listens to keys
     page.locator(".md-search-result__item").first.wait_for(timeout=20_000)
     assert page.locator(".md-search-result__item").count() >= 2
     assert said == []
