@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
-from pipeline.base import one_blas_thread
+from pipeline.base import available_cores, one_blas_thread
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, sample_rows
 
@@ -139,7 +140,10 @@ def measure_training(store: AnyStore, noise: Noise, precision: str) -> TrainingP
     precision
         See :meth:`pipeline.noise.Noise.read`.
     """
-    blocks = [noise.read(store, start, stop, precision) for start, stop in sample_rows(store, _SAMPLE, _RUN_ROWS)]
+    ranges = sample_rows(store, _SAMPLE, _RUN_ROWS)
+    # Most of the time goes into decoding chunks; threads do it side by side.
+    with ThreadPoolExecutor(available_cores(), "likeness") as threads:
+        blocks = list(threads.map(lambda rows: noise.read(store, rows[0], rows[1], precision), ranges))
     rows = np.concatenate([np.asarray(found, np.float64) for found, _ in blocks])
     spreads = [spread for _, spread in blocks if spread is not None]
     mean, variance = rows.mean(axis=0), rows.var(axis=0)
