@@ -328,9 +328,9 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
             accumulate_parts(reader, parts(), grid.n_cells, own, settings, keep(dense), advance, workspace)
 
         def project(reader: SpectraReader, workspace: Workspace, advance: Callable[[int], None] | None) -> None:
-            basis, own = _read_planned_basis(pieces[0], factored[0]), [draws[k] for k in factored]
+            bases, own = [_read_planned_basis(pieces[0], k) for k in factored], [draws[k] for k in factored]
             project_parts(
-                reader, parts(), grid.n_cells, own, basis, settings, keep(factored), advance, workspace, task.exponent
+                reader, parts(), grid.n_cells, own, bases, settings, keep(factored), advance, workspace, task.exponent
             )
 
         if not factored:

@@ -35,6 +35,7 @@ from pipeline.moments import (
     extend_basis,
     find_basis,
     find_class_edges,
+    list_ranks,
     write_basis,
 )
 from pipeline.noise import Noise, Scatter
@@ -64,25 +65,22 @@ class Factoring:
 
     Attributes
     ----------
-    basis
-        Of the factored ones; None if there are none.
-    noises
-        The noises whose moments are factored.
+    of_noise
+        The basis of each noise whose moments are factored: leading directions of one basis, as many as its level needs.
     reasons
         Why others that could have been factored are not.
     checks
         What check rows say of each factored noise after the pass, by its name.
     """
 
-    basis: Basis | None = None
-    noises: tuple[Noise, ...] = ()
+    of_noise: Mapping[Noise, Basis] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     checks: Mapping[str, Check] = field(default_factory=dict)
 
     @property
     def bases(self) -> dict[Noise, str]:
         """The digest of the basis of every factored noise, as :func:`pipeline.accumulate_moments` takes it."""
-        return {} if self.basis is None else dict.fromkeys(self.noises, self.basis.digest)
+        return {noise: basis.digest for noise, basis in self.of_noise.items()}
 
     def plan_for(self, plan: AccumulationPlan, noise: Noise) -> AccumulationPlan:
         """Return the plan of one noise's pass."""
@@ -202,19 +200,20 @@ def decide_factoring(
     reasons = ["without noise there is nothing that a basis may leave out: dense"] if has_silent else []
     while noisy:
         made_for = _state_purpose(plan, noisy, compute, noise_classes)
-        for noise in noisy:
-            found = find_basis(folder / noise.name)
-            if found is not None and found[1].get("made_for") == made_for:
-                return Factoring(found[0], noisy, tuple(reasons))
+        saved = {noise: _find_saved_basis(folder / noise.name, made_for) for noise in noisy}
+        left = {noise: basis for noise, basis in saved.items() if basis is not None}
+        if len(left) == len(noisy):
+            return Factoring(left, tuple(reasons))
         largest = store.n_pixels if compute.moments == "factored" else store.n_pixels // 4
         sample = _read_sample(plan, store, noisy, with_errors=noise_classes > 1)
         basis, lost = choose_basis(sample, first_store(store).mean_flux, compute.rank_tolerance, largest)
         if lost <= compute.rank_tolerance or compute.moments == "factored":
             if noise_classes > 1:
                 basis = replace(basis, edges=find_class_edges(sample.errors, basis, noise_classes))
-            for noise in noisy:
-                _leave_basis(folder / noise.name, basis, made_for)
-            return Factoring(basis, noisy, tuple(reasons))
+            chosen = dict(zip(_rank_levels(noisy), _shorten(sample, basis, compute.rank_tolerance), strict=True))
+            for noise, own in chosen.items():
+                _leave_basis(folder / noise.name, own, made_for)
+            return Factoring(chosen, tuple(reasons))
         least = min(noisy, key=lambda noise: noise.level)
         reasons.append(
             f"at noise level {least.level:g} a basis of rank {basis.rank} would lose up to {lost:.1e} of R², more than "
@@ -227,6 +226,23 @@ def decide_factoring(
 def _state_purpose(plan: AccumulationPlan, noises: Sequence[Noise], compute: ComputeConfig, noise_classes: int) -> str:
     """Return what a basis is made for: a later pass with the same settings takes it as it is."""
     return content_hash([plan.settings, [noise.name for noise in noises], compute.rank_tolerance, noise_classes])
+
+
+def _find_saved_basis(folder: Path, made_for: str) -> Basis | None:
+    found = find_basis(folder)
+    return found[0] if found is not None and found[1].get("made_for") == made_for else None
+
+
+def _rank_levels(noises: Sequence[Noise]) -> list[Noise]:
+    """Return noises in the order in which a sample counts their levels: the lowest first."""
+    return sorted(noises, key=lambda noise: noise.level)
+
+
+def _shorten(sample: Sample, basis: Basis, tolerance: float) -> list[Basis]:
+    """Return for every noise level the leading directions that it needs: the lowest asks for the most."""
+    if not sample.levels.any():  # one level chose all of them
+        return [basis]
+    return [basis.leading(rank) if rank < basis.rank else basis for rank in list_ranks(sample, basis, tolerance)]
 
 
 def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
@@ -246,7 +262,7 @@ def _read_sample(
     The lowest noise asks for the most directions, so half of the spectra have it.
     """
     origin, cells = first_store(store).mean_flux, plan.cells
-    n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, sorted(noises, key=lambda noise: noise.level)
+    n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, _rank_levels(noises)
     kernels = [noise.kernel(np.dtype(np.float32)) for noise in ranked]
     windows = list(_list_windows(store.n_spectra))
     n_rows = sum(len(rows) for *_, rows in windows)
@@ -296,7 +312,7 @@ def _read_sample(
         jobs = [(*window, int(begin)) for window, begin in zip(windows, begins, strict=False)]
         for present, sums in threads.map(lambda job: read(*job), jobs):
             noise[present] += sums
-    return Sample(means, groups, noise, errors)
+    return Sample(means, groups, noise, errors, np.repeat(np.arange(len(ranked)), n_cells))
 
 
 def _list_windows(n_spectra: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
@@ -353,35 +369,40 @@ def accumulate_noises(
         What was decided in the end.
     """
     found: dict[Noise, MomentsFolder] = {}
+    checks: dict[str, Check] = {}
     for rounds in range(_MOST_ROUNDS + 1):
-        basis = factoring.basis
-        if basis is None or not factoring.noises:
+        if not factoring.of_noise:
             break
         # The first pass serves all noises. Later ones are for those whose basis has changed.
-        missing = [noise for noise in noises if noise not in found or noise in factoring.noises]
+        missing = [noise for noise in noises if noise not in found]
         found |= dict(zip(missing, run(missing, factoring.bases), strict=True))
-        checks = {noise.name: _check(found[noise], basis) for noise in factoring.noises}
-        failed = [(check.noise, cell) for check in checks.values() for cell in check.failures(compute.rank_tolerance)]
+        own = {noise: basis for noise, basis in factoring.of_noise.items() if noise in missing}
+        checks |= {noise.name: _check(found[noise], basis) for noise, basis in own.items()}
+        failed = {noise: checks[noise.name].failures(compute.rank_tolerance) for noise in own}
+        failed = {noise: cells for noise, cells in failed.items() if cells}
         if not failed:
-            factoring = replace(factoring, checks=checks)
             break
-        noise, worst = max(failed, key=lambda failure: max(failure[1].lost, failure[1].single))
-        lost = max(worst.lost, worst.single)
-        where = f"noise level {noise.level:g}, cell {worst.cell}"
-        if rounds == _MOST_ROUNDS or (compute.moments == "auto" and basis.rank > store.n_pixels // 4):
-            reason = f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): dense"
-            note(reason)
-            for noise in factoring.noises:
+        noise, worst = max(
+            ((noise, cell) for noise, cells in failed.items() for cell in cells),
+            key=lambda failure: max(failure[1].lost, failure[1].single),
+        )
+        rank, lost = factoring.of_noise[noise].rank, max(worst.lost, worst.single)
+        what = f"a basis of rank {rank} loses up to {lost:.1e} of R² (noise level {noise.level:g}, cell {worst.cell})"
+        if rounds == _MOST_ROUNDS or (compute.moments == "auto" and rank > store.n_pixels // 4):
+            note(f"{what}: dense")
+            for noise in factoring.of_noise:
                 shutil.rmtree(folder / noise.name)
                 del found[noise]
-            factoring = Factoring(reasons=(*factoring.reasons, reason))
+            factoring, checks = Factoring(reasons=(*factoring.reasons, f"{what}: dense")), {}
             break
-        note(f"a basis of rank {basis.rank} loses up to {lost:.1e} of R² ({where}): it is extended, once more")
-        extended = _extend(basis, plan, store, factoring.noises, failed, compute)
-        made_for = _state_purpose(plan, factoring.noises, compute, noise_classes)
-        for noise in factoring.noises:
-            _leave_basis(folder / noise.name, extended, made_for)
-        factoring = replace(factoring, basis=extended)
+        note(f"{what}: it is extended, once more")
+        made_for = _state_purpose(plan, tuple(factoring.of_noise), compute, noise_classes)
+        extended = _extend(factoring, failed, plan, store, compute)
+        for noise, basis in extended.items():
+            _leave_basis(folder / noise.name, basis, made_for)
+            del found[noise]
+        factoring = replace(factoring, of_noise={**factoring.of_noise, **extended})
+    factoring = replace(factoring, checks=checks)
     rest = [noise for noise in noises if noise not in found]
     if rest:
         found |= dict(zip(rest, run(rest, {}), strict=True))
@@ -408,23 +429,23 @@ def _check(made: MomentsFolder, basis: Basis) -> Check:
 
 
 def _extend(
-    basis: Basis,
+    factoring: Factoring,
+    failed: Mapping[Noise, Sequence[CellCheck]],
     plan: AccumulationPlan,
     store: AnyStore,
-    noises: Sequence[Noise],
-    failed: Sequence[tuple[Noise, CellCheck]],
     compute: ComputeConfig,
-) -> Basis:
-    """Return a larger basis that spans the rows of the failures, and if these are not all, more of the sample."""
-    origin = first_store(store).mean_flux
-    larger = basis
-    if max(cell.spared for _, cell in failed) > _SPARED * compute.rank_tolerance:
-        rank = math.ceil(_GROWTH * basis.rank / 16) * 16
-        sample = _read_sample(plan, store, noises)
-        larger = replace(
-            choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)[0], edges=basis.edges
-        )
-    wanted = sorted({(noise.level, row) for noise, cell in failed for row in cell.rows})
-    by_level = {noise.level: noise for noise in noises}
-    rows = [by_level[level].read(store, row, row + 1, "float64")[0][0] - origin for level, row in wanted]
-    return extend_basis(larger, np.array(rows)) if rows else larger
+) -> dict[Noise, Basis]:
+    """Return larger bases, which span the rows of the failures, and if these are not all, more of the sample."""
+    origin, larger, extended = first_store(store).mean_flux, None, {}
+    for noise, cells in failed.items():
+        basis = factoring.of_noise[noise]
+        if max(cell.spared for cell in cells) > _SPARED * compute.rank_tolerance:
+            if larger is None:
+                rank = math.ceil(_GROWTH * max(factoring.of_noise[one].rank for one in failed) / 16) * 16
+                sample = _read_sample(plan, store, tuple(factoring.of_noise))
+                larger, _ = choose_basis(sample, origin, compute.rank_tolerance, store.n_pixels, rank)
+            basis = replace(larger, edges=basis.edges)
+        wanted = sorted({row for cell in cells for row in cell.rows})
+        rows = [noise.read(store, row, row + 1, "float64")[0][0] - origin for row in wanted]
+        extended[noise] = extend_basis(basis, np.array(rows)) if rows else basis
+    return extended

@@ -70,7 +70,7 @@ def project_parts(
     parts: Iterable[CellRows],
     n_cells: int,
     noises: Sequence[Noise],
-    basis: Basis,
+    bases: Sequence[Basis],
     settings: LoopSettings,
     keep: Callable[[int, int, int, FactoredMoments], None],
     advance: Callable[[int], None] | None = None,
@@ -85,17 +85,17 @@ def project_parts(
         See :func:`pipeline.accumulate.hotloop.accumulate_parts`.
     noises
         Noises that are integrated out.
-    basis
-        Of the moments.
+    bases
+        Of the moments of each noise. They may differ in their directions alone.
     keep
         Called with the numbers of a part, a noise and a cell, and with the finished moments.
     exponent
         Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
-    loop = _Loop(reader, n_cells, noises, basis, settings, workspace or Workspace())
+    loop = _Loop(reader, n_cells, noises, bases, settings, workspace or Workspace())
     with one_blas_thread(), ThreadPoolExecutor(settings.threads + _WAITING, "project") as executor:
         for number, rows in enumerate(parts):
-            sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for _ in noises]
+            sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for basis in bases]
             pending: deque[Future[_Block]] = deque()
             for begin, end in loop.plan_blocks(rows):
                 pending.append(executor.submit(loop.work, rows, begin, end))
@@ -112,9 +112,10 @@ def project_parts(
 class _Block:
     """Memory for a block of rows, and what is found in it, for all noises.
 
-    ``coordinates`` are z, shape (noises, rows, r); ``noise`` the sums of v of each cell and class, run by run, (runs,
-    noises, cells · J, P); ``residual`` those of e² of each cell, (runs, noises, cells, P); ``energies`` the residual
-    energy of each row, 0 where it is not remarkable, (noises, rows); ``classes`` the noise class of each row, (rows,).
+    ``coordinates`` are z, shape (noises, rows, largest r); ``noise`` the sums of v of each cell and class, run
+    by run, (runs, noises, cells · J, P); ``residual`` those of e² of each cell, (runs, noises, cells, P); ``energies``
+    the residual energy of each row, 0 where it is not remarkable, (noises, rows); ``classes`` the noise class of each
+    row, (rows,).
     """
 
     flux: NDArray[Any]
@@ -129,6 +130,15 @@ class _Block:
     end: int = 0
 
 
+class _Projector:
+    """How one noise is integrated out, and its means projected."""
+
+    def __init__(self, noise: Noise, basis: Basis, dtype: np.dtype[Any]) -> None:
+        self.kernel, self.rank = noise.kernel(dtype), basis.rank
+        self.projection = np.ascontiguousarray(basis.projection, dtype=dtype)
+        self.back = np.ascontiguousarray(basis.vectors.T, dtype=dtype)
+
+
 class _Loop:
     """What all blocks share."""
 
@@ -137,14 +147,13 @@ class _Loop:
         reader: SpectraReader,
         n_cells: int,
         noises: Sequence[Noise],
-        basis: Basis,
+        bases: Sequence[Basis],
         settings: LoopSettings,
         workspace: Workspace,
     ) -> None:
+        basis = bases[0]  # classes and weights are those of all
         self._reader, self._basis, self._settings = reader, basis, settings
-        self._kernels = [noise.kernel(settings.dtype) for noise in noises]
-        self._projection = np.ascontiguousarray(basis.projection, dtype=settings.dtype)
-        self._back = np.ascontiguousarray(basis.vectors.T, dtype=settings.dtype)
+        self._projectors = [_Projector(*own, settings.dtype) for own in zip(noises, bases, strict=True)]
         self._shrink = (1 / np.sqrt(basis.variance)).astype(settings.dtype)
         self._weights = 1 / np.sqrt(basis.variance)
         self._rows = _block_rows(reader.chunk_rows, settings.run_rows)
@@ -153,7 +162,7 @@ class _Loop:
             ((self._rows, n_pixels), np.float32),
             ((self._rows, n_pixels), np.float32),
             ((1, settings.run_rows, n_pixels), settings.dtype),
-            ((len(noises), self._rows, basis.rank), np.float64),
+            ((len(noises), self._rows, max(own.rank for own in bases)), np.float64),
             ((self._rows // settings.run_rows, len(noises), n_cells * basis.n_classes, n_pixels), np.float64),
             ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
             ((len(noises), self._rows), np.float64),
@@ -189,7 +198,7 @@ class _Loop:
         origin = rows.x_origin.astype(self._settings.dtype)
         for number, run in enumerate(self._runs(block, rows)):
             self._classify(block, run)
-            for k in range(len(self._kernels)):
+            for k in range(len(self._projectors)):
                 self._project(k, block, number, run, rows, origin)
         return block
 
@@ -217,11 +226,12 @@ class _Loop:
             block.flux[run], block.error[run], first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
             block.noise[number, k], groups,
         )  # fmt: skip
-        for part in self._kernels[k].split(scatter, 1):
+        own = self._projectors[k]
+        for part in own.kernel.split(scatter, 1):
             part()
         means = block.means[0, :n]
-        z = means @ self._projection
-        whole = block.coordinates[k, run]
+        z = means @ own.projection
+        whole = block.coordinates[k, run, : own.rank]
         whole[:] = z
         energies, sizes = block.energies[k, run], np.empty(n)
         sum_squares(means, self._shrink, sizes)
@@ -229,7 +239,7 @@ class _Loop:
         np.subtract(sizes, np.einsum("nr,nr->n", whole, whole), out=energies)
         energies[energies < _GROSS * sizes] = 0
         checked = np.arange(-first % CHECK_EVERY, n, CHECK_EVERY)
-        left = means[checked] - z[checked] @ self._back
+        left = means[checked] - z[checked] @ own.back
         energies[checked] = np.einsum("np,np->n", left * self._shrink, left * self._shrink)
         np.square(left, out=left)
         for cell in np.unique(cells[checked]):
@@ -243,7 +253,7 @@ class _Loop:
         advance: Callable[[int], None] | None,
     ) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
-        rank, n_classes = self._basis.rank, self._basis.n_classes
+        n_classes = self._basis.n_classes
         for number, run in enumerate(self._runs(block, rows)):
             first = block.begin + run.start
             part = slice(first, block.begin + run.stop)
@@ -253,8 +263,9 @@ class _Loop:
                 classes = block.classes[run][members]
                 own_sums = slice(cell * n_classes, (cell + 1) * n_classes)
                 for k, of_noise in enumerate(sums):
+                    rank = self._projectors[k].rank
                     own = np.empty((len(members), rank + 1 + y.shape[1]))
-                    np.take(block.coordinates[k, run], members, axis=0, out=own[:, :rank], mode="clip")
+                    np.take(block.coordinates[k, run, :rank], members, axis=0, out=own[:, :rank], mode="clip")
                     own[:, rank] = 1
                     own[:, rank + 1 :] = y[members]
                     noise, residual = block.noise[number, k, own_sums], block.residual[number, k, cell]

@@ -63,7 +63,7 @@ def project(
         parts,
         parts[0].n_cells,
         noises,
-        basis,
+        [basis] * len(noises),
         settings,
         lambda number, draw, cell, moments: found.__setitem__((number, draw, cell), moments),
     )
@@ -190,7 +190,7 @@ def test_few_pixels_are_dense_unless_asked(train_store: SpectraStore, tmp_path: 
     auto = FORCED.model_copy(update={"moments": "auto"})
     made, factoring, _ = accumulate(train_store, tmp_path / "auto", auto)
     assert all(one.open(0).is_tiled for one in made)
-    assert factoring.noises == ()
+    assert not factoring.of_noise
     made, factoring, notes = accumulate(train_store, tmp_path / "forced", FORCED, [*NOISES, MarginalNoise(0.0)])
     assert [one.open(0).is_tiled for one in made] == [False, False, True]
     assert [one.draw for one in made] == [*NOISES, MarginalNoise(0.0)]
@@ -215,25 +215,51 @@ def test_a_spike_that_the_sample_never_saw_extends_the_basis(
         store = convert_shards(copies, tmp_path / f"{row}.zarr", workers=1, chunk_rows=128)
         coarse = FORCED.model_copy(update={"rank_tolerance": 0.02})
         made, factoring, notes = accumulate(store, tmp_path / f"moments-{row}", coarse, NOISES[:1])
-        assert factoring.basis.rank < 40
+        assert factoring.of_noise[NOISES[0]].rank < 40
         assert notes
         assert all("extended" in note for note in notes)
         means, _ = NOISES[0].read(store, row, row + 1)
-        centred = means - factoring.basis.x_origin
+        centred = means - factoring.of_noise[NOISES[0]].x_origin
         np.testing.assert_allclose(
-            centred @ factoring.basis.projection @ factoring.basis.vectors.T, centred, atol=1e-6 * centred.max()
+            centred @ factoring.of_noise[NOISES[0]].projection @ factoring.of_noise[NOISES[0]].vectors.T,
+            centred,
+            atol=1e-6 * centred.max(),
         )
         assert sum(one.counts[cell] for one in map(made[0].open, range(2)) for cell in range(10)) == store.n_spectra
+
+
+def test_every_level_has_as_many_directions_as_it_needs(train_store: SpectraStore, tmp_path: Path) -> None:
+    high, low = NOISES
+    made, factoring, notes = accumulate(train_store, tmp_path, FORCED)
+    few, many = factoring.of_noise[high], factoring.of_noise[low]
+    assert (few.rank, many.rank, notes) == (16, 32, [])
+    assert few.digest == many.leading(16).digest
+    for one, basis in zip(made, (few, many), strict=True):
+        for cell in range(10):
+            own = one.total(cell)
+            assert isinstance(own, FactoredMoments)
+            assert own.basis.digest == basis.digest
+            assert own.lost <= FORCED.rank_tolerance or not own.n_check
+    parts = [rows_of(train_store)]
+    alone = project(train_store, parts, few, replace(SETTINGS, precision="float64"), [high])
+    both: dict[tuple[int, int, int], FactoredMoments] = {}
+    project_parts(
+        train_store, parts, 10, NOISES, [few, many], replace(SETTINGS, precision="float64"),
+        lambda number, draw, cell, moments: both.__setitem__((number, draw, cell), moments),
+    )  # fmt: skip
+    assert all(both[key].identical(own) for key, own in alone.items()), "what one level needs changes no other"
+    again = accumulate(train_store, tmp_path, FORCED)[1]
+    assert again.bases == factoring.bases
 
 
 def test_a_basis_is_kept_until_the_settings_change(train_store: SpectraStore, tmp_path: Path) -> None:
     first = accumulate(train_store, tmp_path, FORCED)[1]
     stamp = (tmp_path / NOISES[0].name / "fold-000" / "sums.npz").stat().st_mtime_ns
     again = accumulate(train_store, tmp_path, FORCED)[1]
-    assert again.basis.digest == first.basis.digest
+    assert again.bases == first.bases
     assert (tmp_path / NOISES[0].name / "fold-000" / "sums.npz").stat().st_mtime_ns == stamp
     finer = accumulate(train_store, tmp_path, FORCED.model_copy(update={"rank_tolerance": 1e-6}))[1]
-    assert finer.basis.rank > first.basis.rank
+    assert finer.of_noise[NOISES[0]].rank > first.of_noise[NOISES[0]].rank
 
 
 def test_factored__raise_on_drawn_noise_alone(train_store: SpectraStore, tmp_path: Path) -> None:
@@ -267,7 +293,7 @@ def test_memory_stays_below_what_is_planned(
     project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
 
     def work() -> None:
-        project_parts(train_store, [rows], n_cells, NOISES, basis, SETTINGS, lambda *_: None)
+        project_parts(train_store, [rows], n_cells, NOISES, [basis] * len(NOISES), SETTINGS, lambda *_: None)
 
     # Clusters that other tests have left in this process allocate beside it at times, which can only add.
     peak = min(trace_peak(work)[1] for _ in range(3))

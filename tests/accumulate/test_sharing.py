@@ -77,7 +77,7 @@ def loops(store: SpectraStore, basis: Basis, found: dict[tuple[str, int, int], A
         accumulate_parts(reader, parts, parts[0].n_cells, [DRAWN], SETTINGS, keep_dense)
 
     def follow(reader: SpectraReader) -> None:
-        project_parts(reader, parts, parts[0].n_cells, [MARGINAL], basis, SETTINGS, keep_factored)
+        project_parts(reader, parts, parts[0].n_cells, [MARGINAL], [basis], SETTINGS, keep_factored)
 
     return lead, follow
 
