@@ -35,7 +35,6 @@ from pipeline.moments import (
     extend_basis,
     find_basis,
     find_class_edges,
-    list_ranks,
     write_basis,
 )
 from pipeline.noise import Noise, Scatter
@@ -66,7 +65,7 @@ class Factoring:
     Attributes
     ----------
     of_noise
-        The basis of each noise whose moments are factored: leading directions of one basis, as many as its level needs.
+        The basis of each noise whose moments are factored. All have the same, unless check rows of one have failed it.
     reasons
         Why others that could have been factored are not.
     checks
@@ -210,10 +209,9 @@ def decide_factoring(
         if lost <= compute.rank_tolerance or compute.moments == "factored":
             if noise_classes > 1:
                 basis = replace(basis, edges=find_class_edges(sample.errors, basis, noise_classes))
-            chosen = dict(zip(_rank_levels(noisy), _shorten(sample, basis, compute.rank_tolerance), strict=True))
-            for noise, own in chosen.items():
-                _leave_basis(folder / noise.name, own, made_for)
-            return Factoring(chosen, tuple(reasons))
+            for noise in noisy:
+                _leave_basis(folder / noise.name, basis, made_for)
+            return Factoring(dict.fromkeys(noisy, basis), tuple(reasons))
         least = min(noisy, key=lambda noise: noise.level)
         reasons.append(
             f"at noise level {least.level:g} a basis of rank {basis.rank} would lose up to {lost:.1e} of R², more than "
@@ -233,18 +231,6 @@ def _find_saved_basis(folder: Path, made_for: str) -> Basis | None:
     return found[0] if found is not None and found[1].get("made_for") == made_for else None
 
 
-def _rank_levels(noises: Sequence[Noise]) -> list[Noise]:
-    """Return noises in the order in which a sample counts their levels: the lowest first."""
-    return sorted(noises, key=lambda noise: noise.level)
-
-
-def _shorten(sample: Sample, basis: Basis, tolerance: float) -> list[Basis]:
-    """Return for every noise level the leading directions that it needs: the lowest asks for the most."""
-    if not sample.levels.any():  # one level chose all of them
-        return [basis]
-    return [basis.leading(rank) if rank < basis.rank else basis for rank in list_ranks(sample, basis, tolerance)]
-
-
 def _leave_basis(folder: Path, basis: Basis, made_for: str) -> None:
     """Write a basis beside the moments of a noise. Those of another basis go: nothing can be added to them."""
     found = find_basis(folder)
@@ -262,7 +248,7 @@ def _read_sample(
     The lowest noise asks for the most directions, so half of the spectra have it.
     """
     origin, cells = first_store(store).mean_flux, plan.cells
-    n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, _rank_levels(noises)
+    n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, sorted(noises, key=lambda noise: noise.level)
     kernels = [noise.kernel(np.dtype(np.float32)) for noise in ranked]
     windows = list(_list_windows(store.n_spectra))
     n_rows = sum(len(rows) for *_, rows in windows)
@@ -312,7 +298,7 @@ def _read_sample(
         jobs = [(*window, int(begin)) for window, begin in zip(windows, begins, strict=False)]
         for present, sums in threads.map(lambda job: read(*job), jobs):
             noise[present] += sums
-    return Sample(means, groups, noise, errors, np.repeat(np.arange(len(ranked)), n_cells))
+    return Sample(means, groups, noise, errors)
 
 
 def _list_windows(n_spectra: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:

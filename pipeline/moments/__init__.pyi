@@ -11,7 +11,6 @@ from .basis import Sample as Sample
 from .basis import choose_basis as choose_basis
 from .basis import extend_basis as extend_basis
 from .basis import find_class_edges as find_class_edges
-from .basis import list_ranks as list_ranks
 from .basis import sum_squares as sum_squares
 from .contents import MergedMoments as MergedMoments
 from .contents import MomentsContents as MomentsContents

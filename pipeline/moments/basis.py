@@ -32,7 +32,6 @@ __all__ = [
     "choose_basis",
     "extend_basis",
     "find_class_edges",
-    "list_ranks",
     "sum_squares",
 ]
 
@@ -46,8 +45,8 @@ _STEP = 16
 _MOST_CHOOSING, _CHOOSING = 2048, 2 / 3
 #: The share of the tolerance that a sample may use up: a second pass costs more than some directions.
 _MARGIN = 0.7
-#: Groups of fewer judging spectra are judged together, as one of any level: a few spectra say little.
-_FEWEST_IN_GROUP, _ANY = 16, -1
+#: Groups of fewer judging spectra are judged together: a few spectra say little.
+_FEWEST_IN_GROUP = 16
 #: Eigenvalues of the sample, as a share of the largest, below which a direction is rounding.
 _ROUNDING = 1e-15
 #: Multiplications by the Gram matrix of the sample that turn spectra into its leading eigenvectors.
@@ -145,24 +144,12 @@ class Sample:
         Σv of every group, shape (G, P), flux², float64.
     errors
         The 1σ errors of some of the spectra, which classes of like noise come from, shape (M, P).
-    levels
-        Which noise level each group has, counted from 0, shape (G,).
     """
 
     means: NDArray[Any]
     groups: NDArray[np.int64]
     noise: FloatArray
     errors: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
-    levels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
-    @property
-    def choosing(self) -> NDArray[np.bool_]:
-        """The spectra that choose directions, shape (N,); all others judge."""
-        n = len(self.means)
-        n_choosing = min(_MOST_CHOOSING, int(np.ceil(n * _CHOOSING)))
-        found = np.zeros(n, dtype=bool)
-        found[np.arange(n_choosing) * n // n_choosing] = True
-        return found
 
 
 def choose_basis(
@@ -205,9 +192,12 @@ def choose_basis(
     if not positive.size:
         raise InputError("moments can only be factored where there is noise; use compute.moments: dense")
     variance = np.where(variance > 0, variance, positive.min() * 1e-6)
+    n_choosing = min(_MOST_CHOOSING, int(np.ceil(n * _CHOOSING)))
+    judges = np.ones(n, dtype=bool)
+    judges[np.arange(n_choosing) * n // n_choosing] = False
     with one_blas_thread():
-        white = sample.means[sample.choosing] / np.sqrt(variance)
-        judge = _Judge(sample)
+        white = sample.means[~judges] / np.sqrt(variance)
+        judge = _Judge(sample, judges if judges.any() else ~judges)  # one spectrum judges itself
         most = min(largest, MOST_DIRECTIONS, *white.shape)
         for n_tried in sorted({min(_TRIED_FIRST if rank is None else most, most), most}):
             found = _find_directions(white, n_tried)
@@ -272,30 +262,6 @@ def _map_blocks(work: Callable[[int, int], T], n: int) -> Iterator[T]:
         yield from threads.map(lambda start: work(start, min(start + _BLOCK_ROWS, n)), starts)
 
 
-def list_ranks(sample: Sample, basis: Basis, tolerance: float) -> list[int]:
-    """Return for each noise level how many leading directions of a basis lose less than most of the tolerance.
-
-    The lowest level asks for the most directions, and the others pay for them unless they have fewer. Of a basis that
-    loses more than that in some group all directions are needed there.
-
-    Parameters
-    ----------
-    sample
-        Which chose the basis.
-    basis
-        The basis, of rank r.
-    tolerance
-        As of :func:`choose_basis`.
-
-    Returns
-    -------
-    list of int
-        Multiples of 16 up to r, or r.
-    """
-    with one_blas_thread():
-        return _Judge(sample).list_ranks(basis, tolerance * _MARGIN)
-
-
 class _Judge:
     """Sampled spectra that took no part in the choice of directions: what bases of them lose.
 
@@ -303,19 +269,17 @@ class _Judge:
     ----------
     sample
         All spectra.
+    judges
+        Which of them judge, shape (N,), at least one.
     """
 
-    def __init__(self, sample: Sample) -> None:
-        judges = sample.choosing if sample.choosing.all() else ~sample.choosing  # very few judge themselves
+    def __init__(self, sample: Sample, judges: NDArray[np.bool_]) -> None:
         self._sample, self._places = sample, np.flatnonzero(judges)
         n_judges = np.bincount(sample.groups[judges], minlength=len(sample.noise))
         is_small = n_judges < _FEWEST_IN_GROUP
         place = np.where(is_small, np.count_nonzero(~is_small), np.cumsum(~is_small) - 1)
         of_all = place[sample.groups]
         self._groups, self._n_groups = of_all[judges], int(place.max()) + 1
-        self._levels = np.full(self._n_groups, _ANY)
-        if len(sample.levels):
-            self._levels[place[~is_small]] = sample.levels[~is_small]
         self._noise = np.zeros((self._n_groups, sample.noise.shape[1]))
         np.add.at(self._noise, place, sample.noise)
         # Each judge stands for several spectra of its group.
@@ -324,43 +288,21 @@ class _Judge:
 
     def bound(self, basis: Basis) -> float:
         """Return the largest loss of any group."""
-        return float(self._bounds(basis, np.arange(len(self._groups))).max())
-
-    def _bounds(self, basis: Basis, chosen: NDArray[np.int64]) -> FloatArray:
-        """Return the loss of every group by some of the judges, 0 of a group that none of them is in."""
         squares, dtype = np.zeros_like(self._noise), self._sample.means.dtype
         projection, back = basis.projection.astype(dtype), np.ascontiguousarray(basis.vectors.T.astype(dtype))
 
         def measure(start: int, stop: int) -> tuple[NDArray[np.int64], FloatArray]:
-            places = chosen[start:stop]
-            means, groups = self._sample.means[self._places[places]], self._groups[places]
+            means, groups = self._read(start, stop), self._groups[start:stop]
             left = means - (means @ projection) @ back
             np.square(left, out=left)
             present = np.unique(groups)
             sums = [left[groups == k].sum(axis=0, dtype=np.float64) for k in present]
             return present, np.reshape(sums, (len(present), -1))
 
-        for present, sums in _map_blocks(measure, len(chosen)):
+        for present, sums in _map_blocks(measure, len(self._groups)):
             squares[present] += sums
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.nansum(squares / self._noise * self._times[:, None], axis=1))
-
-    def list_ranks(self, whole: Basis, limit: float) -> list[int]:
-        """Return the numbers of leading directions that lose no more than a limit, for each noise level."""
-        sizes = [*range(_STEP, whole.rank, _STEP), whole.rank]
-        losses, found = self._weigh(whole, sizes), []
-        for level in range(int(self._sample.levels.max()) + 1):
-            # Small groups are judged together, whatever their levels.
-            members = np.flatnonzero(np.isin(self._levels[self._groups], (level, _ANY)))
-            hopeful = np.flatnonzero(self._sum_groups(losses, members) <= limit)
-            first = int(hopeful[0]) if hopeful.size else len(sizes) - 1
-            fitting = (
-                size
-                for size in sizes[max(0, first - 1) : -1]
-                if self._bounds(whole.leading(size), members).max() <= limit
-            )
-            found.append(next(fitting, whole.rank))
-        return found
+            return float(np.nansum(squares / self._noise * self._times[:, None], axis=1).max())
 
     def find_smallest(self, whole: Basis, limit: float) -> tuple[Basis, float]:
         """Return the smallest basis that loses no more than a limit, and what it loses; the largest, if none does.
@@ -371,11 +313,10 @@ class _Judge:
         losses = self._weigh(whole, sizes)
         # A judge that is spanned cannot tell whether others like it are, so they may be few.
         n_worst = min(_STEP, len(losses) // (4 * _STEP))
-        of_all = np.arange(len(losses))
-        plain = self._sum_groups(losses, of_all)
+        plain = self._sum_groups(losses)
         order = np.argsort(-losses, axis=0, kind="stable")[:n_worst]
         np.put_along_axis(losses, order, 0.0, axis=0)
-        spared = np.concatenate([[np.inf], self._sum_groups(losses, of_all)[:-1]])
+        spared = np.concatenate([[np.inf], self._sum_groups(losses)[:-1]])
         # The losses so far are estimates, and rather high. The bound itself costs more.
         hopeful = np.flatnonzero(np.minimum(plain, spared) <= limit)
         first = int(hopeful[0]) if hopeful.size else len(sizes) - 1
@@ -412,10 +353,10 @@ class _Judge:
         weights = self._times * ratios.mean(axis=1)
         return np.asarray(left * weights[self._groups, None])
 
-    def _sum_groups(self, losses: FloatArray, chosen: NDArray[np.int64]) -> FloatArray:
-        """Return the largest sum of any group over some of the judges, for every number of directions."""
+    def _sum_groups(self, losses: FloatArray) -> FloatArray:
+        """Return the largest sum of any group, for every number of directions."""
         sums = np.zeros((self._n_groups, losses.shape[1]))
-        np.add.at(sums, self._groups[chosen], losses[chosen])
+        np.add.at(sums, self._groups, losses)
         return np.asarray(sums.max(axis=0))
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:

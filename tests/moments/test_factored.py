@@ -21,12 +21,10 @@ from pipeline.moments import (
     FactoredMoments,
     Factors,
     Moments,
-    Sample,
     SavedMoments,
     choose_basis,
     extend_basis,
     find_components,
-    list_ranks,
     sum_predictions,
     write_basis,
     write_moments,
@@ -223,36 +221,6 @@ def test_leading_directions_are_solved_as_if_there_were_no_others() -> None:
         np.testing.assert_allclose(path.intercepts[k], ours.y_mean - means @ path.weights[k], rtol=1e-12)
     with pytest.raises(SingularGramError, match="alpha = 0"):
         solve_leading_directions(factor(ours.basis, x, 0 * v, y), 0.0, [4], np.ones(P))
-
-
-def test_every_level_has_the_fewest_directions_that_keep_the_bound() -> None:
-    """The bound of a level is that of its groups, by the spectra that did not choose the directions."""
-    x, v, _ = make_spectra()
-    tolerance, n_levels, n_cells = 2e-3, 3, 2
-    of_level, of_cell = np.random.default_rng(1).integers(0, (n_levels, n_cells), (N, 2)).T
-    v *= np.array([1.0, 0.1, 0.01])[of_level][:, None]
-    groups = of_level * n_cells + of_cell
-    noise = np.array([v[groups == group].sum(axis=0) for group in range(n_levels * n_cells)])
-    sample = Sample(x - x.mean(axis=0), groups, noise, levels=np.repeat(np.arange(n_levels), n_cells))
-    basis, lost = choose_basis(sample, x.mean(axis=0), tolerance, P)
-    assert lost <= tolerance
-    ranks = list_ranks(sample, basis, tolerance)
-    assert ranks == sorted(ranks)
-    assert ranks[0] < ranks[-1] == basis.rank
-
-    def worst_loss(level: int, rank: int) -> float:
-        own = basis.leading(rank)
-        losses = []
-        for group in range(level * n_cells, (level + 1) * n_cells):
-            judges = np.flatnonzero((groups == group) & ~sample.choosing)
-            left = sample.means[judges] - sample.means[judges] @ own.projection @ own.vectors.T
-            times = np.count_nonzero(groups == group) / len(judges)
-            losses.append(times * ((left**2).sum(axis=0) / noise[group]).sum())
-        return max(losses)
-
-    for level, rank in enumerate(ranks):
-        assert worst_loss(level, rank) <= tolerance
-        assert rank == 16 or worst_loss(level, rank - 16) > 0.7 * tolerance  # the share that a sample may use up
 
 
 def test_addition_is_exact_on_whole_numbers() -> None:
