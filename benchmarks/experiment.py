@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from measure import Measured, measure, warm_up
+from measure import INTERVAL, Measured, measure, warm_up
 from samples import HEADROOM, SHARDS, Sample
 
 from cluster import LocalProfile
@@ -97,12 +97,15 @@ class Experiment:
 
 
 @cache
-def run_experiment(experiment: Experiment, repeat: int) -> RunFacts:
-    """Run the command in a new folder; a repeat that was measured before is not measured again."""
+def run_experiment(experiment: Experiment, repeat: int, interval: float = INTERVAL) -> RunFacts:
+    """Run the command in a new folder; a repeat that was measured before is not measured again.
+
+    ``interval`` are the seconds between two looks at its memory, see :func:`measure.measure`.
+    """
     if repeat == 0:
         warm_up(experiment.train_store)
     out = experiment.sample.scratch("run")
-    measured = measure([*HEADROOM, "run", experiment.config_file, "--out", out, "--quiet"])
+    measured = measure([*HEADROOM, "run", experiment.config_file, "--out", out, "--quiet"], interval=interval)
     results = read_results(out)
     overall = results.overall.query("scope == 'covered'").iloc[0]
     steps = {step["name"]: float(step["seconds"]) for step in results.metadata["steps"]}

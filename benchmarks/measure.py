@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_info
 
 __all__ = [
     "HERE",
+    "INTERVAL",
     "Measured",
     "MeasurementError",
     "count_repeats",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiment import Experiment, run_experiment
-from measure import HERE, Measured, count_repeats, format_gib, measure, measure_script, median, warm_up
+from measure import HERE, INTERVAL, Measured, count_repeats, format_gib, measure, measure_script, median, warm_up
 from samples import HEADROOM, Sample
 from table import Row
 
@@ -123,9 +123,9 @@ def compare_dask_ml(sample: Sample, repeats: int | None) -> list[Row]:
     ]
 
 
-def run_sklearn(experiment: Experiment) -> Measured:
+def run_sklearn(experiment: Experiment, interval: float = INTERVAL) -> Measured:
     words = [HERE / "peer_sklearn.py", experiment.train_shards, experiment.sample.test_shards]
-    return measure([sys.executable, *words])
+    return measure([sys.executable, *words], interval=interval)
 
 
 def _convert(sample: Sample) -> float:

@@ -2,9 +2,9 @@ from .accumulate import accumulate_moments as accumulate_moments
 from .checkpoints import MomentsFolder as MomentsFolder
 from .checkpoints import delete_unwanted as delete_unwanted
 from .checkpoints import find_saved_folds as find_saved_folds
-from .factoring import SAMPLE_SPECTRA as SAMPLE_SPECTRA
 from .factoring import Factoring as Factoring
 from .factoring import accumulate_noises as accumulate_noises
+from .factoring import count_sampled as count_sampled
 from .factoring import decide_factoring as decide_factoring
 from .factoring import expect_factored as expect_factored
 from .hotloop import LoopSettings as LoopSettings

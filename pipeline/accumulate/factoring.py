@@ -40,13 +40,13 @@ from pipeline.moments import (
 from pipeline.noise import Noise, Scatter
 from pipeline.store import AnyStore, first_store
 
-__all__ = ["SAMPLE_SPECTRA", "Factoring", "accumulate_noises", "decide_factoring", "expect_factored"]
+__all__ = ["Factoring", "accumulate_noises", "count_sampled", "decide_factoring", "expect_factored"]
 
 FloatArray = NDArray[np.float64]
 _PIXELS = ("flux", "error")
-#: Sampled spectra for the choice of a basis, over all noise levels. They come from so many windows of so many rows,
-#: because a chunk that is decoded for one row is decoded for all.
-SAMPLE_SPECTRA, _WINDOWS, _WINDOW_ROWS = 8192, 48, 1024
+#: Sampled spectra for the choice of a basis of one noise level; several have half as many more. They come from so many
+#: windows of so many rows, because a chunk that is decoded for one row is decoded for all.
+SAMPLE_SPECTRA, _WINDOWS, _WINDOW_ROWS = 8192, 32, 1024
 #: One of so many sampled spectra tells of the classes of noise.
 _ERRORS_EVERY = 4
 #: With fewer pixels a dense matrix is small anyway.
@@ -152,6 +152,11 @@ def expect_factored(noises: Sequence[Noise], n_pixels: int, compute: ComputeConf
     return [noise for noise in noises if not noise.is_single and noise.level > 0]
 
 
+def count_sampled(n_noises: int) -> int:
+    """Return the spectra that the choice of a basis reads at most."""
+    return SAMPLE_SPECTRA if n_noises == 1 else SAMPLE_SPECTRA * 3 // 2
+
+
 def _may_factor(n_pixels: int, compute: ComputeConfig) -> bool:
     return compute.moments == "factored" or (compute.moments == "auto" and n_pixels >= _FEWEST_PIXELS)
 
@@ -245,15 +250,17 @@ def _read_sample(
 ) -> Sample:
     """Read spectra that are spread over all shards, each under one noise; each noise and cell is a group.
 
-    The lowest noise asks for the most directions, so half of the spectra have it.
+    The lowest noise asks for the most directions, so half of the spectra have it. The highest one clips the most
+    pixels, which asks for directions of its own, so a quarter have that.
     """
     origin, cells = first_store(store).mean_flux, plan.cells
     n_cells, n_pixels, ranked = cells.n_cells, store.n_pixels, sorted(noises, key=lambda noise: noise.level)
     kernels = [noise.kernel(np.dtype(np.float32)) for noise in ranked]
-    windows = list(_list_windows(store.n_spectra))
+    windows = list(_list_windows(store.n_spectra, count_sampled(len(noises))))
     n_rows = sum(len(rows) for *_, rows in windows)
     numbers = np.arange(n_rows)
-    of_noise = np.where(numbers % 2 == 0, 0, 1 + numbers // 2 % (len(ranked) - 1)) if len(ranked) > 1 else 0 * numbers
+    last = len(ranked) - 1
+    of_noise = np.choose(numbers % 4, [0, 0, last, 1 + numbers // 4 % (last - 1) if last > 1 else last])
     # In single precision: what rounding hides is far below the noise. The basis itself is computed in double.
     means, groups = np.empty((n_rows, n_pixels), np.float32), np.empty(n_rows, np.int64)
     errors = np.empty((-(-n_rows // _ERRORS_EVERY) if with_errors else 0, n_pixels), np.float32)
@@ -301,14 +308,14 @@ def _read_sample(
     return Sample(means, groups, noise, errors)
 
 
-def _list_windows(n_spectra: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+def _list_windows(n_spectra: int, wanted: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
     """Yield windows of rows that are evenly spread: first row, one past the last, and the sampled rows in each.
 
     Where not all rows are sampled, no check row is: check rows shall judge what they have no part in.
     """
     n_windows = -(-n_spectra // _WINDOW_ROWS)
-    n_chosen = n_windows if n_spectra <= SAMPLE_SPECTRA else min(n_windows, _WINDOWS)
-    share = -(-SAMPLE_SPECTRA // n_chosen)
+    n_chosen = n_windows if n_spectra <= wanted else min(n_windows, _WINDOWS)
+    share = -(-wanted // n_chosen)
     for k in range(n_chosen):
         start = k * n_windows // n_chosen * _WINDOW_ROWS
         stop = min(start + _WINDOW_ROWS, n_spectra)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.accumulate import (
-    SAMPLE_SPECTRA,
     LoopSettings,
     available_threads,
+    count_sampled,
     expect_factored,
     loop_memory,
     projection_memory,
@@ -324,7 +324,7 @@ class _Factored:
             n_noises,
             n_cells,
             memory=projection_memory(n_pixels, len(LABELS), n_cells, n_noises, rank, chunk_rows, settings, n_classes),
-            sample=_SAMPLE_ARRAYS * SAMPLE_SPECTRA * n_pixels * 4,
+            sample=_SAMPLE_ARRAYS * count_sampled(n_noises) * n_pixels * 4,
             of_cell=Factors.nbytes(n_pixels, len(LABELS), rank, n_classes),
         )
 
