@@ -47,6 +47,8 @@ test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 test-slow: $(READY)  ## Run the slow tests, as CI does.
 	$(PYTEST) -m slow
 
+# Three workers, since these tests wait more than they compute.
+test-slurm: WORKERS := 3
 test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 5 to 7 minutes.
 	$(PYTEST) -m "(faults or slurm) and not slow"
 

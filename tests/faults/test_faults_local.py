@@ -156,6 +156,8 @@ def test_exhausted_memory_is_told(
     settings = {
         "distributed.worker.preload": [faults.environment["DASK_DISTRIBUTED__WORKER__PRELOAD"]],
         "distributed.scheduler.allowed-failures": 1,
+        # A worker that was killed may take a while to come back.
+        "distributed.scheduler.no-workers-timeout": "5s" if fill_mib < 1000 else "20s",
     }
     started = time.monotonic()
     with (

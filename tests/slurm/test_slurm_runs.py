@@ -139,7 +139,6 @@ def test_a_silent_worker_is_replaced(slurm: SlurmSite, config_file: Path, undist
     require_equal(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.slow
 def test_a_worker_that_meets_its_walltime_is_replaced(
     slurm: SlurmSite, config_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
