@@ -11,7 +11,8 @@ EDGES  := $(addprefix tests/,shards convert store accumulate cluster simulate re
 # Two workers, each with whole files, in the order that tests/conftest.py gives them: the longest first. Tests start
 # Python a hundred times, so compiled modules are kept, whatever the environment says.
 WORKERS ?= 2
-PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+DIST    ?= loadfile
+PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist $(DIST) --no-loadscope-reorder
 # The folder of the demonstration. To choose another one: make demo DEMO=/scratch/demo
 DEMO   ?= runs/demo
 
@@ -47,8 +48,9 @@ test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 test-slow: $(READY)  ## Run the slow tests, as CI does.
 	$(PYTEST) -m slow
 
-# Three workers, since these tests wait more than they compute.
+# Three workers with single tests, since these wait more than they compute.
 test-slurm: WORKERS := 3
+test-slurm: DIST := load --maxschedchunk=1
 test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 5 to 7 minutes.
 	$(PYTEST) -m "(faults or slurm) and not slow"
 

@@ -71,7 +71,7 @@ def test_demo_equals_scikit_learn_for_every_seed_and_bin(
     folder, _ = demo
     config = ExperimentConfig.model_validate(read_results(folder).metadata["config"])
     # Drawn noise, because scikit-learn needs rows.
-    plain = {"precision": precision, "binnings": {}, "ablation": False, "gate": None}
+    plain = {"precision": precision, "binnings": {}, "ablation": False, "gate": None, "ceiling": None, "forecast": None}
     config = config.model_copy(update=plain | {"noise": config.noise.model_copy(update={"mode": "drawn"})})
     results = run_experiment(config, tmp_path)
     stores = [open_stores(results.metadata["stores"][role]["paths"]) for role in ("train", "test")]
