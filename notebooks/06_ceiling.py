@@ -52,15 +52,14 @@ print(RUN, "holds", "simulated spectra" if earlier.metadata["simulated"] else "t
 # `ceiling` in the configuration asks for it.
 
 # %%
-known = pipeline.load_config(RUN / "config.yaml")
-config = pipeline.ExperimentConfig.model_validate(
-    {
-        "data": {"train": earlier.store_paths("train"), "test": earlier.store_paths("test")},
-        "target": known.target,
-        "bins": known.bins,
+known = earlier.metadata["config"]
+config = pipeline.load_config(
+    {key: known[key] for key in ("target", "bins")}
+    | {
+        "data": {role: earlier.store_paths(role) for role in ("train", "test")},
+        "ceiling": {"library": 10_000, "test": 2000},
         "ridge": {"alpha": {"per_spectrum": 0.1}},
         "seeds": [42],
-        "ceiling": {"library": 10_000, "test": 2000},
     }
 )
 out = Path(tempfile.mkdtemp(prefix="headroom_"))  # deleted at the end of this notebook

@@ -22,7 +22,7 @@ from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
 from pipeline.errors import InputError
 from pipeline.moments import PixelSums
-from pipeline.noise import MarginalNoise, Noise, compares, test_noises, training_noises
+from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
 from pipeline.questions.forecast import ENDLESS, SIZES, Forecaster, OutlookPoint, list_rows
 from pipeline.ridge import ExpertModels, SolveJob, read_models, shared_scale, solve_folders, solve_memory, trained_cells
@@ -431,7 +431,7 @@ def ask_forecast(
     return noise.level, forecaster.judge(asked, y, bins, found, _bootstrap(config))
 
 
-def _choose_marginal(results: RunResults, config: ExperimentConfig, level: float) -> MarginalNoise:
+def _choose_marginal(results: RunResults, config: ExperimentConfig, level: float) -> Noise:
     """Return the marginal noise of a level.
 
     Raises
@@ -440,7 +440,7 @@ def _choose_marginal(results: RunResults, config: ExperimentConfig, level: float
         If the pass has not seen it; the message lists the levels that it has.
     """
     noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-    found = [one for one in noises if isinstance(one, MarginalNoise)]
+    found = [one for one in noises if not one.is_single]
     for noise in found:
         if noise.level == level:
             return noise
