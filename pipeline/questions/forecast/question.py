@@ -71,6 +71,10 @@ NOISE_CLASSES = 6
 #: Training spectra that every forecast is for.
 SIZES = (5e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _FILE = "forecast.csv"
+_ABOUT_TEST_NOISE = (
+    "The forecast has the noise of the test spectra integrated out. The drawn run is scored on the test noise of this "
+    "run. Where that is a single draw, it moves R² of the drawn run by itself."
+)
 _PICTURE = "moe_forecast.png"
 #: ΔR² of a forecast and of the drawn run of its size may differ by so much, or by so many standard errors of both.
 _AGREES, _STANDARD_ERRORS = 0.01, 2.0
@@ -291,7 +295,7 @@ class Forecast(Question[ForecastAnswer]):
         )
         blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
         if level.drawn:
-            blocks.insert(1, _list_side_by_side(level))
+            blocks[1:1] = [_list_side_by_side(level), _ABOUT_TEST_NOISE]
         return Section("forecast", "What more spectra would give", "Forecast", tuple(blocks))
 
     @classmethod
