@@ -46,7 +46,7 @@ FloatArray = NDArray[np.float64]
 _PIXELS = ("flux", "error")
 #: Sampled spectra for the choice of a basis of one noise level; several have half as many more. They come from so many
 #: windows of so many rows, because a chunk that is decoded for one row is decoded for all.
-SAMPLE_SPECTRA, _WINDOWS, _WINDOW_ROWS = 8192, 32, 1024
+SAMPLE_SPECTRA, WINDOWS, WINDOW_ROWS = 8192, 32, 1024
 #: One of so many sampled spectra tells of the classes of noise.
 _ERRORS_EVERY = 4
 #: With fewer pixels a dense matrix is small anyway.
@@ -298,7 +298,7 @@ def _read_sample(
     noise = np.zeros((len(ranked) * n_cells, n_pixels))
     n_threads = available_threads()
     for _ in range(n_threads):
-        buffers.put(np.empty((len(_PIXELS), _WINDOW_ROWS, n_pixels), np.float32))
+        buffers.put(np.empty((len(_PIXELS), WINDOW_ROWS, n_pixels), np.float32))
     begins = np.cumsum([0, *(len(rows) for *_, rows in windows)])
     # Most of the time goes into decoding chunks; threads do it side by side.
     with ThreadPoolExecutor(n_threads, "sample") as threads:
@@ -313,12 +313,12 @@ def _list_windows(n_spectra: int, wanted: int) -> Iterator[tuple[int, int, NDArr
 
     Where not all rows are sampled, no check row is: check rows shall judge what they have no part in.
     """
-    n_windows = -(-n_spectra // _WINDOW_ROWS)
-    n_chosen = n_windows if n_spectra <= wanted else min(n_windows, _WINDOWS)
+    n_windows = -(-n_spectra // WINDOW_ROWS)
+    n_chosen = n_windows if n_spectra <= wanted else min(n_windows, WINDOWS)
     share = -(-wanted // n_chosen)
     for k in range(n_chosen):
-        start = k * n_windows // n_chosen * _WINDOW_ROWS
-        stop = min(start + _WINDOW_ROWS, n_spectra)
+        start = k * n_windows // n_chosen * WINDOW_ROWS
+        stop = min(start + WINDOW_ROWS, n_spectra)
         size = stop - start
         if share >= size:
             yield start, stop, np.arange(size)

@@ -215,7 +215,7 @@ class RunJournal:
                 self._is_changed = False
                 self._beat += 1
                 text = self._describe_all(self._driver).model_dump_json(indent=1)
-            _write_anyway(self.folder / STATUS_FILE, text)
+            write_anyway(self.folder / STATUS_FILE, text)
 
     def _describe_all(self, driver: Driver) -> RunStatus:
         step = self._step
@@ -340,7 +340,7 @@ def _require_silence(folder: Path, status: RunStatus) -> None:
             )
 
 
-def _write_anyway(path: Path, text: str) -> None:
+def write_anyway(path: Path, text: str) -> None:
     """Replace a file whole; where there is no room for a second one, write over it: that takes no new block."""
     content = text.encode("utf-8")
     try:

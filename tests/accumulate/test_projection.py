@@ -315,6 +315,6 @@ def test_a_sample_of_damaged_chunks_is_an_error_and_no_wait(
         raise InputError("rows are damaged")
 
     monkeypatch.setattr(SpectraStore, "read_rows", fail)
-    monkeypatch.setattr("pipeline.accumulate.factoring._WINDOW_ROWS", 128)  # more windows than buffers
+    monkeypatch.setattr("pipeline.accumulate.factoring.WINDOW_ROWS", 128)  # more windows than buffers
     with pytest.raises(InputError, match="damaged"):
         accumulate(train_store, tmp_path, FORCED)

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import load_profile
 from pipeline.base import BlockFile, find_json, hash_file, open_npz, read_file, read_json
-from pipeline.base.journal import _write_anyway
+from pipeline.base.journal import write_anyway
 from pipeline.base.status import read_status, read_submission
 from pipeline.config import load_config
 from pipeline.errors import ConfigError, InputError, ResourceError
@@ -90,5 +90,5 @@ def test_writing_over__leaves_what_a_link_points_to(tmp_path: Path, monkeypatch:
     (tmp_path / "status.json").symlink_to("precious")
     monkeypatch.setattr("pipeline.base.journal.replacing", full)
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
-        _write_anyway(tmp_path / "status.json", "{}")
+        write_anyway(tmp_path / "status.json", "{}")
     assert (tmp_path / "precious").read_text() == "a thesis"

@@ -207,7 +207,7 @@ def test_workers_threads_and_a_resume_change_no_bit(
     expected = {name: (finished.folder / name).read_bytes() for name in ("ceiling.csv", "summary.json")}
     on_workers = run_experiment(config, tmp_path / "workers", client=two_workers)
     assert {name: (on_workers.folder / name).read_bytes() for name in expected} == expected
-    compute: Callable[..., None] = library_module._compute_piece
+    compute: Callable[..., None] = library_module.compute_piece
     asked = []
 
     def killed(piece: Any, report: Callable[[int], None]) -> None:
@@ -218,7 +218,7 @@ def test_workers_threads_and_a_resume_change_no_bit(
 
     monkeypatch.setenv("HEADROOM_THREADS", "1")
     with monkeypatch.context() as patch:
-        patch.setattr(library_module, "_compute_piece", killed)
+        patch.setattr(library_module, "compute_piece", killed)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(config, tmp_path / "resumed")
     again: list[int] = []
@@ -227,7 +227,7 @@ def test_workers_threads_and_a_resume_change_no_bit(
         again.append(piece.number)
         compute(piece, report)
 
-    monkeypatch.setattr(library_module, "_compute_piece", counted)
+    monkeypatch.setattr(library_module, "compute_piece", counted)
     resumed = run_experiment(config, tmp_path / "resumed")
     assert set(again).isdisjoint(asked[:2])
     assert len(again) + 2 == len({*again, *asked})

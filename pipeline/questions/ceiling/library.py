@@ -244,7 +244,7 @@ def accumulate_library(
         if size and not Path(one.target).exists()
     ]
     with (progress or SilentProgress()).step("ceiling", sum(task.size for task in tasks)) as advance:
-        for _ in run_tasks(client, _compute_piece, tasks, "measuring the ceiling", advance):
+        for _ in run_tasks(client, compute_piece, tasks, "measuring the ceiling", advance):
             pass
     os.listdir(folder)  # has NFS look again
     found = [_read_sums(Path(one.target), len(job.spectra)) for one, size in zip(pieces, sizes, strict=True) if size]
@@ -265,7 +265,7 @@ def _read_sums(path: Path, n_levels: int) -> list[Sums]:
         ]
 
 
-def _compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
+def compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
     """Compute and write the sums of one partition. The body of a Dask task."""
     if Path(piece.target).exists():
         return  # a worker that takes over from a lost one
