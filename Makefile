@@ -11,13 +11,12 @@ EDGES  := $(addprefix tests/,shards convert store accumulate cluster simulate re
 # Two workers, each with whole files, in the order that tests/conftest.py gives them: the longest first. Tests start
 # Python a hundred times, so compiled modules are kept, whatever the environment says.
 WORKERS ?= 2
-DIST    ?= loadfile
-PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist $(DIST) --no-loadscope-reorder
+PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The folder of the demonstration. To choose another one: make demo DEMO=/scratch/demo
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo notebooks test test-slow test-slurm test-lowest fuzz bench format lint types check docs dist lock clean
+.PHONY: help install demo notebooks test test-slow test-slurm test-long test-lowest fuzz bench format lint types check docs dist lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -45,14 +44,16 @@ notebooks: $(READY)  ## Write the .ipynb from the .py and run all six notebooks 
 test: $(READY)  ## Run the tests: 4 to 6 minutes on 2 cores.
 	$(PYTEST) -m "not slow and not faults and not slurm"
 
-test-slow: $(READY)  ## Run the slow tests, as CI does.
+test-slow: $(READY)  ## Run the slow tests: 8 to 12 minutes.
 	$(PYTEST) -m slow
 
-# Three workers with single tests, since these wait more than they compute.
-test-slurm: WORKERS := 3
-test-slurm: DIST := load --maxschedchunk=1
-test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 5 to 7 minutes.
+test-slurm: $(READY)  ## Run jobs on a real SLURM (as root, with its packages), and kill runs: 5 to 8 minutes.
 	$(PYTEST) -m "(faults or slurm) and not slow"
+
+# Three workers: while one waits for SLURM, or for what was killed, two compute.
+test-long: WORKERS := 3
+test-long: $(READY)  ## Run both together, as CI does: 12 to 16 minutes.
+	$(PYTEST) -m "slow or faults or slurm"
 
 # Matplotlib 3.9 calls pyparsing by names that pyparsing has renamed since, and says so.
 test-lowest: $(LOWEST)/.installed  ## Run a small demonstration and tests with the lowest versions of all libraries: 3 minutes on 2 cores.

@@ -44,10 +44,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 #: The files that take longest, the longest first, as measured: whoever gets one late is left alone with it in the end.
 LONGEST = (
     "run/test_demo.py",
-    "project/test_docs_blocks.py",
-    "project/test_readme.py",
-    "project/test_benchmarks.py",
     "slurm/test_slurm_runs.py",
+    "project/test_docs_blocks.py",
+    "project/test_benchmarks.py",
+    "project/test_readme.py",
     "report/test_figures.py",
     "convert/test_convert.py",
     "run/test_parts.py",
