@@ -55,7 +55,7 @@ _NEXT: Final = {
     "plan": ("to run it", "headroom run {config} --out {out}"),
     "run": ("to use the models elsewhere", "headroom export {out} MODEL"),
     "sweep": ("to use the models elsewhere", "headroom export RUN MODEL"),
-    "accumulate": ("when all parts are done", "headroom run {config} --out {out}"),
+    "accumulate": ("when all parts are done", "headroom run {config} --out {out} --no-dask"),
     "cluster list": ("to see the job script of a profile", "headroom cluster show slurm"),
     "cluster show": ("to see whether a run fits", "headroom plan CONFIG --cluster {profile}"),
     "cluster array": ("to queue eight parts", "sbatch --array=1-8 job_array.sh CONFIG RUN 8"),

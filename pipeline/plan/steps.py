@@ -26,15 +26,15 @@ _CONVERTED = 150e6
 #: Bytes of partial sums that the workers of one machine write in a second.
 _WRITTEN = 1.3e9
 #: Of choosing the basis of factored moments: fixed seconds, and flop for each pixel.
-_BASIS, _BASIS_FLOPS = 2.5, 6e7
+_BASIS, _BASIS_FLOPS = 1.0, 6e7
 #: A model from factored moments, in operations for each pixel and squared direction: a path of penalties included.
 _FACTORED_MODEL = 32.0
 #: Starting threads and a cluster, and what every step does besides: seconds.
-_START, _EACH = 2.5, 0.4
+_START, _EACH = 2.0, 0.3
 #: Fitting a gate and its features, and the learned blend: seconds.
 _GATE, _BLEND = 2.5, 3.0
 #: One figure, and the page: seconds.
-_FIGURE, _PAGE = 0.45, 0.5
+_FIGURE, _PAGE = 0.35, 0.5
 #: Figures that every run has, and those of its questions.
 _FIGURES, _OF_GATE = 8, 3
 #: Sizes of a forecast, with the limit, times the two choices of the penalty, times the steps of a fixed point.
@@ -121,7 +121,7 @@ def _of_model(plan: ExperimentPlan, scaling: Scaling) -> float:
 
 
 def _convert(plan: ExperimentPlan) -> float:
-    return _START + (1 + plan.store_disk / (_CONVERTED * available_cores()) if plan.store_disk else 0.0)
+    return _START + (0.3 + plan.store_disk / (_CONVERTED * available_cores()) if plan.store_disk else 0.0)
 
 
 def _accumulate(plan: ExperimentPlan, scaling: Scaling) -> float:

@@ -250,6 +250,8 @@ def _tell_difference(first: str, other: str) -> str:
         end -= 1
     while end < len(other) and not other[end].isspace():
         end += 1
+    if other.count("(", 0, end) > other.count(")", 0, end):  # what stands in brackets stays together
+        end = other.find(")", end) + 1 or len(other)
     return other[: max(end, 1)].rstrip(" ,;:") if end < len(other) - 20 else other
 
 

@@ -9,12 +9,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import PathLike, list_paths
-from pipeline.bins import BinGrid
+from pipeline.bins import BinGrid, count_in_folds, plan_folds
 from pipeline.config import REFERENCE_EDGES, ExperimentConfig, load_config, schema_file, yaml_text
 from pipeline.convert import find_sources
 from pipeline.errors import InputError
@@ -25,7 +26,8 @@ __all__ = ["propose_config"]
 
 #: The reference bins are taken if so large a share of the spectra lies in them.
 _LEAST_COVERED = 0.5
-#: Fewest training spectra of a bin, which is the default of ``ridge.min_spectra``, and fewest test spectra with an R².
+#: Fewest training spectra of a bin outside any fold, which is the default of ``ridge.min_spectra``, and fewest test
+#: spectra with an R².
 _LEAST_TRAIN, _LEAST_TEST = 50, 2
 #: Numbers of bins along T_eff and [M/H], the most wanted first.
 _SHAPES = ((3, 3), (3, 2), (2, 2), (2, 1), (1, 2))
@@ -49,6 +51,12 @@ class _Found:
         grid = BinGrid.of(bins)
         assigned = grid.assign(self.columns)
         return np.bincount(assigned[assigned >= 0], minlength=grid.n_bins)
+
+    def count_left(self, bins: Mapping[str, Sequence[float]], n_folds: int | Literal["shards"]) -> NDArray[np.int64]:
+        """Return the spectra of every bin outside the fold that holds most of them: what a search trains on."""
+        grid, folds = BinGrid.of(bins), plan_folds(self.header.shard_lengths, n_folds)
+        counts = count_in_folds(folds, [(0, grid.assign(self.columns))], grid.n_bins)
+        return np.asarray(counts.sum(axis=0) - counts.max(axis=0))
 
     def describe(self) -> str:
         """Return its size in words."""
@@ -89,7 +97,7 @@ def propose_config(
     data = {"train": train_paths, "test": test_paths or [_NO_TEST], "stores": "stores"}
     plain = load_config({"data": data})
     found = [_read(role, plain) for role in (("train", "test") if test_paths else ("train",))]
-    bins, why = _choose_bins(found)
+    bins, why = _choose_bins(found, plain.compute.folds)
     guesses.append(why)
     search = [_round(share * found[0].header.n_spectra) for share in _PENALTIES]
     notes = []
@@ -124,20 +132,20 @@ def _read(role: str, config: ExperimentConfig) -> _Found:
     return _Found(header, {name: np.concatenate([block[name] for block in blocks]).astype(float) for name in names})
 
 
-def _choose_bins(found: Sequence[_Found]) -> tuple[dict[str, list[float]], str]:
+def _choose_bins(found: Sequence[_Found], n_folds: int | Literal["shards"]) -> tuple[dict[str, list[float]], str]:
     """Return bins that hold enough spectra of every set, and why these."""
     for bins, why in _list_bins(found[0]):
-        counts = [one.count(bins) for one in found]
+        counts = [found[0].count_left(bins, n_folds), *(one.count(bins) for one in found[1:])]
         enough = all(n.size and n.min() >= least for n, least in zip(counts, (_LEAST_TRAIN, _LEAST_TEST), strict=False))
-        covered = counts[0].sum() / max(1, found[0].header.n_spectra)
+        covered = found[0].count(bins).sum() / max(1, found[0].header.n_spectra)
         if enough and covered >= _LEAST_COVERED:
             return bins, why
     spans = ", ".join(
         f"{name} {values.min():g} to {values.max():g}" for name, values in found[0].columns.items() if values.size
     )
     raise InputError(
-        f"no bins hold at least {_LEAST_TRAIN} training and {_LEAST_TEST} test spectra each: there are "
-        f"{' and '.join(f'{one.header.n_spectra:,}' for one in found)}, with {spans}; give more spectra"
+        f"no bins hold at least {_LEAST_TRAIN} training spectra outside every fold and {_LEAST_TEST} test spectra: "
+        f"there are {' and '.join(f'{one.header.n_spectra:,}' for one in found)}, with {spans}; give more spectra"
     )
 
 

@@ -61,6 +61,8 @@ def test_figures_of_several_panels_go_into_a_figure(small_run: RunResults, figur
     figure.canvas.draw()
     with pytest.raises(ConfigError, match="ax= serves for figures of one panel, and this one has several"):
         pipeline.draw_learning_curve(small_run, ax=figure.add_subplot())
+    with pytest.raises(ConfigError, match="ax= serves for figures of one panel, and this one has several"):
+        pipeline.draw_dashboard(small_run, ax=figure.add_subplot())
     with pytest.raises(ConfigError, match="give ax or figure, not both"):
         pipeline.draw_ablation(small_run, ax=figure.add_subplot(), figure=figure)
     assert pipeline.draw_learning_curve(small_run) is not left  # an error leaves nothing behind

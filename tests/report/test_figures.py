@@ -181,7 +181,7 @@ def test_the_command_lists_and_writes_figures(tmp_path: Path, capsys: pytest.Cap
     assert code == 0
     path = tmp_path / "run/figures/learning_curve.pdf"
     # What the figure no longer says, the caption does.
-    assert out.startswith(f"{path}: Simulated spectra. Left: R² of both models on covered test spectra")
+    assert out.startswith(f"{path}: Simulated spectra. First panel: R² of both models on covered test spectra")
     assert path.read_bytes().startswith(b"%PDF")
     out_file = tmp_path / "a.svg"
     assert invoke(capsys, "plot", tmp_path / "run", "gate", "--format", "svg", "--out", out_file)[0] == 0

@@ -741,4 +741,8 @@ def test_warnings_of_one_kind_are_one() -> None:
     assert told[0].startswith(f"{same[0]} (and 3 more of this kind: ")
     assert all(f"bin {k}" in told[0] for k in range(4)), "which ones is not lost"
     assert told[1] == "no noise was drawn"
+    named = [
+        f"α = {k} for bin {k} (Hot, {name}); widen the grid of penalties" for k, name in enumerate(("Poor", "Rich"))
+    ]
+    assert collapse_warnings(named) == [f"{named[0]} (and 1 more of this kind: α = 1 for bin 1 (Hot, Rich))"]
     assert collapse_warnings(["a 1", "b 1"]) == ["a 1", "b 1"]

@@ -81,11 +81,28 @@ def test_bins_lie_where_the_spectra_are(tmp_path: Path) -> None:
 
 
 def test_few_spectra_get_few_bins(tmp_path: Path) -> None:
-    train = write_spectra(tmp_path / "train.nc", 250)
+    train = write_spectra(tmp_path / "train.nc", 320)
     text, _ = propose_config(train, write_spectra(tmp_path / "test.nc", 60, seed=1))
     assert [len(edges) for edges in yaml.safe_load(text)["bins"].values()] == [3, 3]
-    with pytest.raises(InputError, match="no bins hold at least 50 training and 2 test spectra each: there are 60 and"):
+    with pytest.raises(InputError, match="at least 50 training spectra outside every fold and 2 test spectra: there"):
         propose_config(tmp_path / "test.nc", write_spectra(tmp_path / "other.nc", 20, seed=2))
+
+
+@pytest.mark.parametrize("n", [170, 210, 270, 450, 620])
+def test_every_fold_leaves_enough_for_the_search(tmp_path: Path, n: int) -> None:
+    train = write_spectra(tmp_path / "train.nc", n)
+    text, _ = propose_config(train, write_spectra(tmp_path / "test.nc", 200, seed=1))
+    with xr.open_dataset(train, engine="scipy") as spectra:
+        columns = {name: spectra[own].values for name, own in (("T_eff", "teff"), ("M_H", "feh"))}
+    edges = yaml.safe_load(text)["bins"]
+    inside = np.all([(columns[name] >= own[0]) & (columns[name] <= own[-1]) for name, own in edges.items()], axis=0)
+    places = [
+        np.clip(np.searchsorted(own, columns[name], side="right"), 1, len(own) - 1) for name, own in edges.items()
+    ]
+    kinds = np.where(inside, np.ravel_multi_index(places, [len(own) for own in edges.values()]), -1)
+    for fold in np.array_split(np.arange(n), 5):
+        left = np.delete(kinds, fold)
+        assert min(np.count_nonzero(left == kind) for kind in np.unique(kinds[inside])) >= 50
 
 
 def test_without_test_spectra_the_last_shard_is_kept(sample: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def _describe(results: RunResults) -> str:
     """Say what the figure shows of these levels."""
     answer = Amplification.read(results)
     words = (
-        "Left: R² of both models on covered test spectra, at every noise level. Right: their difference ΔR², with the "
+        "First panel: R² of both models on covered test spectra, at every noise level. Second panel: their difference "
+        "ΔR², with the "
         "thresholds of the verdict. Bars are confidence intervals. "
     )
     if answer is not None and math.isfinite(answer.ratio):

@@ -92,11 +92,11 @@ class BinDesign(Question[DesignAnswer]):
         Picture(
             "moe_bin_design.png",
             "How many experts, and where to cut",
-            "Left: ΔR² of the best division against its number of experts, solid on folds of the training set that "
-            "the models had not seen, dashed on the test spectra, with confidence intervals. The diamond stands for "
-            "the bins of the run. Right: the rectangles of the recommended division, and the bins of the run. The "
-            "solid curve alone decided. It can look too good, since the best of many divisions was taken; the test "
-            "spectra took no part. Where the curve flattens, more experts bring nothing.",
+            "First panel: ΔR² of the best division against its number of experts, solid on folds of the training set "
+            "that the models had not seen, dashed on the test spectra, with confidence intervals. The diamond stands "
+            "for the bins of the run. Second panel: the rectangles of the recommended division, and the bins of the "
+            "run. The solid curve alone decided. It can look too good, since the best of many divisions was taken; "
+            "the test spectra took no part. Where the curve flattens, more experts bring nothing.",
             lambda results: draw_bin_design(results, BinDesign.read(results)),
             lambda results: BinDesign.read(results) is not None,
         ),

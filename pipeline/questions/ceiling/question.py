@@ -80,11 +80,12 @@ class Ceiling(Question[CeilingAnswer]):
         Picture(
             _PICTURE,
             "Global model, experts, and what any model could reach",
-            "Left: R² of the global model (square), of the oracle experts (dot), and both ends of the ceiling (green "
-            "bar), for all covered spectra and in every bin. The ceiling lies somewhere within the bar; a hatched bar "
-            "has not converged, and a larger library would narrow it. From the dot to the bar is what a nonlinear "
-            "model could still gain. Right: both ends against the number of stars in the library. The number at a "
-            "point is the effective size: how many stars of the library share the weight of one spectrum.",
+            "First panel: R² of the global model (square), of the oracle experts (dot), and both ends of the ceiling "
+            "(green bar), for all covered spectra and in every bin. The ceiling lies somewhere within the bar; a "
+            "hatched bar has not converged, and a larger library would narrow it. From the dot to the bar is what a "
+            "nonlinear model could still gain. Second panel: both ends against the number of stars in the library. "
+            "The number at a point is the effective size: how many stars of the library share the weight of one "
+            "spectrum.",
             lambda results: draw_ceiling(results, _require_headline(results)),
             lambda results: Ceiling.at_headline(results) is not None,
         ),
@@ -173,7 +174,7 @@ class Ceiling(Question[CeilingAnswer]):
             return []
         part = level.labels[results.summary.target].scopes["covered"]
         remark = (
-            "no model can beat it; it lies in this range"
+            "no model that must guess the bin can beat it; it lies in this range"
             if part.is_converged
             else "not converged: a larger library narrows it"
         )

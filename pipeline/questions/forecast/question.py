@@ -133,10 +133,11 @@ class Forecast(Question[ForecastAnswer]):
         Picture(
             _PICTURE,
             "What drawn runs of other sizes would say",
-            "R² of both models (left) and ΔR² (right) that training on one noise draw for each spectrum would give, "
-            "against the number of spectra: full lines with the configured penalty, dashed lines with the best one, "
-            "dotted lines with endless spectra. The lines are computed from the moments of marginal noise. Diamonds "
-            "are drawn runs that were made. Open points lie outside the range in which forecasts were checked.",
+            "R² of both models (first panel) and ΔR² (second panel) that training on one noise draw for each "
+            "spectrum would give, against the number of spectra: full lines with the configured penalty, dashed "
+            "lines with the best one, dotted lines with endless spectra. The lines are computed from the moments of "
+            "marginal noise. Diamonds are drawn runs that were made. Open points lie outside the range in which "
+            "forecasts were checked.",
             lambda results: draw_forecast(results),
             lambda results: Forecast.read(results) is not None,
         ),

@@ -469,16 +469,16 @@ def _explain_blend(level: GateLevel) -> str:
 def _caption_probabilities(gate: GateLevel | None) -> str:
     """Say what the figure of the probabilities shows; features have a panel if their importance was measured."""
     text = (
-        "Left: the mean probability that the gate gives to every bin (columns), for the test spectra of each true bin "
-        "(rows). Right: the probability that the true bin was given; dots are medians, thick bars hold half of the "
-        "spectra and thin ones 90 %. Probability beside the diagonal goes to neighbours, which costs little. "
-        "Probability that goes far away, or outside, is where an expert is lost."
+        "First panel: the mean probability that the gate gives to every bin (columns), for the test spectra of each "
+        "true bin (rows). Second panel: the probability that the true bin was given; dots are medians, thick bars "
+        "hold half of the spectra and thin ones 90 %. Probability beside the diagonal goes to neighbours, which "
+        "costs little. Probability that goes far away, or outside, is where an expert is lost."
     )
     if gate is None or not gate.importance:
         return text
     return (
-        f"{text} Below: by how much the gate gets worse when one feature is shuffled. A feature of no importance may "
-        "be left out without harm, unless another one tells the same."
+        f"{text} Last panel: by how much the gate gets worse when one feature is shuffled. A feature of no importance "
+        "may be left out without harm, unless another one tells the same."
     )
 
 

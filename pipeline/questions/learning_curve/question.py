@@ -74,10 +74,10 @@ class LearningCurve(Question[LearningAnswer]):
         Picture(
             "moe_learning_curve.png",
             "Gain against the number of training spectra",
-            "Left: R² of both models on covered test spectra, against the number of training spectra. Right: their "
-            "difference ΔR², with the thresholds of the verdict. Bars are confidence intervals. A curve that still "
-            "rises at its right end says that more spectra would help. Where ΔR² falls, the global model is catching "
-            "up. Only the right end counts for the verdict.",
+            "First panel: R² of both models on covered test spectra, against the number of training spectra. Second "
+            "panel: their difference ΔR², with the thresholds of the verdict. Bars are confidence intervals. A curve "
+            "that still rises at its right end says that more spectra would help. Where ΔR² falls, the global model "
+            "is catching up. Only the right end counts for the verdict.",
             draw_learning_curve,
         ),
     )

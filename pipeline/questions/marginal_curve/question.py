@@ -144,10 +144,10 @@ class MarginalCurve(Question[MarginalAnswer]):
         Picture(
             "moe_marginal_noise.png",
             "Drawn and marginal training noise",
-            "R² of both models (left) and ΔR² (right) against the number of training spectra: full lines after "
-            "training on drawn noise, dashed lines after training on marginal noise. Bars are confidence intervals. "
-            "Where the dashed line lies above the full one, the number of noisy spectra limits the model. More draws "
-            "of the same spectra would then help as much as more spectra.",
+            "R² of both models (first panel) and ΔR² (second panel) against the number of training spectra: full "
+            "lines after training on drawn noise, dashed lines after training on marginal noise. Bars are confidence "
+            "intervals. Where the dashed line lies above the full one, the number of noisy spectra limits the model. "
+            "More draws of the same spectra would then help as much as more spectra.",
             _draw,
             lambda results: MarginalCurve.read(results) is not None,
         ),

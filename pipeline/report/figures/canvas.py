@@ -235,11 +235,17 @@ class OneAxes:
             If more are wanted.
         """
         if panels or look:
-            raise ConfigError(
-                "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
-                "your own: figure.subfigures(1, 2)[0]"
-            )
+            self.refuse()
         return self.axes
+
+    def refuse(self, *_: Any, **__: Any) -> Any:
+        """Say that these axes do not serve for several panels, however they are asked for."""
+        raise ConfigError(
+            "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
+            "your own: figure.subfigures(1, 2)[0]"
+        )
+
+    subfigures = add_gridspec = add_subplot = refuse
 
     def colorbar(self, *arguments: Any, **look: Any) -> Any:
         """Return a colour bar beside the axes."""

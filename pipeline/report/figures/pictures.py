@@ -187,8 +187,8 @@ PICTURES = (
     Picture(
         "moe_oracle_dashboard.png",
         "The result on one page",
-        "Left, from above: R² of both models on covered and on all test spectra; ΔR² of both, in the zones of the "
-        "verdict; R² of both models against the number of training spectra. Right: ΔR² in every bin. Black bars are "
+        "The panels show R² of both models on covered and on all test spectra; ΔR² of both, in the zones of the "
+        "verdict; R² of both models against the number of training spectra; and ΔR² in every bin. Black bars are "
         "confidence intervals. The verdict needs the whole bar of “covered” in one zone.",
         draw_dashboard,
     ),
