@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import platform
@@ -11,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -50,14 +51,17 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
     What :func:`threadpoolctl.threadpool_limits` does, without looking through all libraries of the process every time.
     """
-    limit: AbstractContextManager[Any] = _find_blas(len(sys.modules)).limit(limits=1, user_api="blas")
+    limit: AbstractContextManager[Any] = _find_blas().limit(limits=1, user_api="blas")
     return limit
 
 
-@lru_cache(maxsize=1)
-def _find_blas(n_modules: int) -> ThreadpoolController:
-    """Return the libraries that are loaded; an import may load others."""
-    del n_modules
+@cache
+def _find_blas() -> ThreadpoolController:
+    """Return the libraries that compute our products: NumPy's, and SciPy's own.
+
+    They are looked for once. Before threadpoolctl 3.8 this could wait for ever for an import in another thread.
+    """
+    importlib.import_module("scipy.linalg.blas")
     return ThreadpoolController()
 
 
