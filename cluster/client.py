@@ -20,6 +20,7 @@ from distributed import Worker
 
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
+from cluster.dashboard import require_free_port
 from cluster.profiles import AddressProfile, LocalProfile, Profile
 from pipeline.base import (
     disk_errors_told,
@@ -223,6 +224,7 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     chosen = profile or LocalProfile()
+    require_free_port(chosen.dashboard_port)
     facts: dict[str, Any] = {
         "n_workers": chosen.workers,
         "threads_per_worker": 1,

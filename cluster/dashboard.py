@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from pipeline.base import recorded
+from pipeline.errors import ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -30,9 +31,31 @@ __all__ = [
     "find_dashboard",
     "has_screen",
     "recorded",
+    "require_free_port",
     "tunnel_command",
     "tunnel_hint",
 ]
+
+
+def require_free_port(port: int | None) -> None:
+    """Refuse a port of the dashboard that another program has; Dask would take any other one.
+
+    Raises
+    ------
+    ResourceError
+        If it is taken.
+    """
+    if port is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that has just ended does not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ResourceError(
+                f"the dashboard cannot have port {port} ({error.strerror or error}); choose another --dashboard-port, "
+                "or leave it out, also in the profile, and Dask finds a free one"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import psutil
 
 from cluster.certificates import SharedFolder, abandoned_tokens, make_certificates, shared_folder
 from cluster.checks import nonce_file, require_same_workers
+from cluster.dashboard import require_free_port
 from cluster.profiles import SlurmProfile
 from cluster.slurm.commands import cancel_jobs, run_slurm
 from pipeline.base import EXPECTED_WORKERS, read_seconds, settings_of_dask
@@ -58,12 +59,13 @@ def connect_slurm(
     ConfigError
         If the profile's interface does not exist.
     ResourceError
-        If SLURM refuses the jobs, if none starts in time, or if workers are not what the run needs.
+        If the dashboard's port is taken, SLURM refuses the jobs, none starts in time, or workers are not as needed.
     """
     from distributed import Client
 
     run_slurm(["sbatch", "--version"])
     _require_interface(profile)
+    require_free_port(profile.dashboard_port)
     for token in abandoned_tokens(run_folder):
         with suppress(ResourceError):
             cancel_jobs(job_name(token))

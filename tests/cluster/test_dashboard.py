@@ -27,7 +27,7 @@ from cluster.dashboard import DashboardAddress, announce, find_dashboard, has_sc
 from pipeline.base import list_recordings, name_group, recorded
 from pipeline.cli.cluster import ClusterChoice
 from pipeline.config import ExperimentConfig
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.report import render_report
 from pipeline.run.folder import save_config
 
@@ -335,6 +335,12 @@ def test_the_port_can_be_fixed(tmp_path: Path) -> None:
         own = [one.laddr for one in psutil.Process().net_connections() if one.status == psutil.CONN_LISTEN]
         assert ("127.0.0.1", port) in own
         assert {address.ip for address in own} == {"127.0.0.1"}
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(ResourceError, match=rf"port {port} .*--dashboard-port"),
+        connect_local(load_profile(file)),
+    ):
+        pass
     assert ClusterChoice(str(file), port=8123).profile().dashboard_address == "127.0.0.1:8123"
     assert ClusterChoice("slurm", port=8123).profile().dashboard_address == "127.0.0.1:8123"
     assert ClusterChoice("slurm").profile().dashboard_address == "127.0.0.1:0"
