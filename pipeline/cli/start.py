@@ -88,7 +88,7 @@ def _call(arguments: Sequence[str] | None, signals: Sequence[signal.Signals] = (
         from pipeline.cli.app import cli
 
         with _default_handlers(signals), terminations_raised(), _deprecations_told():
-            cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+            cli.main(args=None if arguments is None else list(arguments), prog_name="headroom", standalone_mode=False)
 
 
 @contextlib.contextmanager
@@ -240,9 +240,13 @@ def _fail_otherwise(error: Exception) -> NoReturn:
     if click is not None and isinstance(error, click.Abort):
         _fail_interrupted(error.__cause__)
     if click is not None and isinstance(error, click.ClickException):  # a wrong option or argument
-        with contextlib.suppress(OSError):
-            error.show()
-        sys.exit(error.exit_code)
+        if type(error).__name__ == "NoArgsIsHelpError":  # no command at all: its message is the help
+            with contextlib.suppress(OSError):
+                error.show()
+            sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        more = f"; see `{context.command_path} --help`" if context is not None else ""
+        _fail(f"{error.format_message().rstrip('.')}{more}", error.exit_code)
     causes = list(_causes(error))
     if any("can't start new thread" in str(cause) for cause in causes):
         _fail(_NO_THREAD, _ENVIRONMENT)

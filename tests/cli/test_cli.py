@@ -234,3 +234,27 @@ def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(config_file: Path
         assert time.monotonic() < deadline, "worker processes outlive the command"
         time.sleep(0.1)
     run_experiment(load_config(config_file), out)
+
+
+@pytest.mark.parametrize(
+    ("words", "noun", "help_of"),
+    [
+        (["run"], "CONFIG", "headroom run --help"),
+        (["frobnicate"], "frobnicate", "headroom --help"),
+        (["plot", "--width", "1"], "--width", "headroom plot --help"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line(
+    words: list[str], noun: str, help_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = invoke(capsys, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    require_one_line(err)
+    assert noun in err
+    assert f"`{help_of}`" in err
+
+
+def test_no_word_at_all_is_answered_with_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = invoke(capsys)
+    assert code in (0, 2)
+    assert "Commands:" in out + err
