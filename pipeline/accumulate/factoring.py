@@ -204,10 +204,10 @@ def decide_factoring(
     reasons = ["without noise there is nothing that a basis may leave out: dense"] if has_silent else []
     while noisy:
         made_for = _state_purpose(plan, noisy, compute, noise_classes)
-        saved = {noise: _find_saved_basis(folder / noise.name, made_for) for noise in noisy}
-        left = {noise: basis for noise, basis in saved.items() if basis is not None}
-        if len(left) == len(noisy):
-            return Factoring(left, tuple(reasons))
+        found = ((noise, _find_saved_basis(folder / noise.name, made_for)) for noise in noisy)
+        saved = {noise: basis for noise, basis in found if basis is not None}
+        if len(saved) == len(noisy):
+            return Factoring(saved, tuple(reasons))
         largest = store.n_pixels if compute.moments == "factored" else store.n_pixels // 4
         sample = _read_sample(plan, store, noisy, with_errors=noise_classes > 1)
         basis, lost = choose_basis(sample, first_store(store).mean_flux, compute.rank_tolerance, largest)

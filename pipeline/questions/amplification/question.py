@@ -67,8 +67,7 @@ def _describe(results: RunResults) -> str:
     answer = Amplification.read(results)
     words = (
         "First panel: R² of both models on covered test spectra, at every noise level. Second panel: their difference "
-        "ΔR², with the "
-        "thresholds of the verdict. Bars are confidence intervals. "
+        "ΔR², with the thresholds of the verdict. Bars are confidence intervals. "
     )
     if answer is not None and math.isfinite(answer.ratio):
         words += f"ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} times that at {answer.low:g}. "
