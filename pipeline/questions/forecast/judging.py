@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from pipeline.moments import Basis
 from pipeline.questions.forecast.training import DrawnModels, Training
 from pipeline.scoring import Bootstrap, Columns, HeadroomScore, Stacked, score_headrooms
 
-__all__ = ["TestSpectra", "find_trusted", "list_columns", "scatter_over_folds", "score_models"]
+__all__ = ["TestSpectra", "find_trusted", "jackknife_over_folds", "list_columns", "score_models"]
 
 FloatArray = NDArray[np.float64]
 #: A model is trusted with at least so many rows, since what holds for many rows was seen to be off with fewer,
@@ -22,8 +22,8 @@ _ROWS_PER_PIXEL = 0.5
 #: known from so many spectra for each direction of the basis,
 _SPECTRA_PER_RANK = 5
 #: and with a penalty so strong that the largest eigenvalue of Ψ stays below this. Errors of drawn models are up to
-#: 1/(1 − eigenvalue) times those of the mean weights; from 0.6 on, forecasts were seen to be off (docs/forecast.md).
-_LARGEST_SHARE = 0.5
+#: 1/(1 − eigenvalue) times those of the mean weights; from 0.5 on, forecasts were seen to be off (docs/forecast.md).
+_LARGEST_SHARE = 0.45
 
 
 def list_columns(basis: Basis, rank: int, forecasts: Sequence[DrawnModels]) -> list[Columns]:
@@ -71,6 +71,10 @@ class TestSpectra:
         by_model = noise.variances.reshape(len(y), -1, 1 + n_bins).transpose(1, 0, 2)
         return cls(y, bins, n_bins, coordinates.values, by_model)
 
+    def of_forecasts(self, chosen: Sequence[int]) -> TestSpectra:
+        """Return the same spectra as some of the forecasts see them."""
+        return replace(self, noise=self.noise[list(chosen)])
+
     @property
     def strata(self) -> list[NDArray[np.bool_]]:
         """Which spectra lie in every bin, and outside."""
@@ -94,13 +98,18 @@ def score_models(spectra: TestSpectra, forecasts: Sequence[DrawnModels], bootstr
     return score_headrooms(spectra.y, of_global, of_oracle, spectra.bins, spectra.n_bins, bootstrap, variances)
 
 
-def scatter_over_folds(
+def jackknife_over_folds(
     spectra: TestSpectra,
     forecasts: Sequence[DrawnModels],
     left_out: Sequence[Sequence[DrawnModels]],
     noise: Sequence[FloatArray],
-) -> FloatArray:
-    """Return the jackknife's standard errors of R²_oracle, R²_global and ΔR² from the sampling of training spectra.
+) -> tuple[FloatArray, FloatArray]:
+    """Return standard errors from the sampling of training spectra, and what that sampling takes from the merits.
+
+    The moments stand for a population, and their stars are a sample of it. Weights that fit this sample fit the
+    population less well, by a term in one over its size. A forecast would count this term twice: a drawn run's stars
+    are a sample, too, and the formula knows that. The jackknife (Quenouille 1956) takes the term away. It is one of
+    ln(1 − R²), so that R² stays below 1.
 
     Parameters
     ----------
@@ -116,18 +125,17 @@ def scatter_over_folds(
 
     Returns
     -------
-    FloatArray
-        Of ``covered``, ``all`` and every bin, (M, 2 + K, 3); NaN with fewer than two folds.
+    tuple
+        The standard errors of R²_oracle, R²_global and ΔR², and what is to be added to each. Both are of ``covered``,
+        ``all`` and every bin, (M, 2 + K, 3).
     """
     n_bins, n_folds = spectra.n_bins, len(left_out)
-    if n_folds < 2:
-        return np.full((len(forecasts), 2 + n_bins, 3), np.nan)
     beside = np.column_stack([spectra.coordinates, np.ones(len(spectra.y)), spectra.y])
     sums = [beside[own].T @ beside[own] for own in spectra.strata]
-    merits = np.empty((n_folds, len(forecasts), 2 + n_bins, 3))
+    shares = np.empty((1 + n_folds, len(forecasts), 2 + n_bins, 2))  # 1 − R², the first from all folds
     for m, forecast in enumerate(forecasts):
         known = [spectra.noise[m, own].sum(axis=0) for own in spectra.strata]
-        for f, models in enumerate(left_out):
+        for f, models in enumerate([forecasts, *left_out]):
             errors = np.zeros((n_bins + 1, 2))  # of the oracle and of the global model
             for k, inner in enumerate(sums):
                 expert = 1 + k if k < n_bins else 0
@@ -138,10 +146,18 @@ def scatter_over_folds(
             for scope, parts in enumerate([range(n_bins), range(n_bins + 1), *((k,) for k in range(n_bins))]):
                 n, t, v = np.sum([sums[k][[-2, -2, -1], [-2, -1, -1]] for k in parts], axis=0)
                 total = v - t * t / n if n > 1 else np.nan
-                oracle, single = 1 - errors[list(parts)].sum(axis=0) / total
-                merits[f, m, scope] = oracle, single, oracle - single
-    off = merits - merits.mean(axis=0)
-    return np.asarray(np.sqrt((n_folds - 1) / n_folds * (off**2).sum(axis=0)))
+                shares[f, m, scope] = errors[list(parts)].sum(axis=0) / total
+    known_by_all, without = _add_difference(1 - shares[0]), _add_difference(1 - shares[1:])
+    off = without - without.mean(axis=0)
+    errors = np.sqrt((n_folds - 1) / n_folds * (off**2).sum(axis=0))
+    logarithms = np.log(shares)
+    corrected = n_folds * logarithms[0] - (n_folds - 1) * logarithms[1:].mean(axis=0)
+    return errors, _add_difference(1 - np.exp(corrected)) - known_by_all
+
+
+def _add_difference(merits: FloatArray) -> FloatArray:
+    """Return R²_oracle, R²_global and their difference from the first two, along the last axis."""
+    return np.concatenate([merits, merits[..., :1] - merits[..., 1:]], axis=-1)
 
 
 def find_trusted(training: Training, forecast: DrawnModels, n_pixels: int) -> NDArray[np.bool_]:

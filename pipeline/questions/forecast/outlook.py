@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 
 from pipeline.accumulate import MomentsFolder
@@ -20,8 +21,8 @@ from pipeline.moments import FactoredMoments, Moments
 from pipeline.questions.forecast.judging import (
     TestSpectra,
     find_trusted,
+    jackknife_over_folds,
     list_columns,
-    scatter_over_folds,
     score_models,
 )
 from pipeline.questions.forecast.training import (
@@ -38,15 +39,17 @@ from pipeline.scoring import SCOPES, Bootstrap, Columns, Estimate, Number, Plain
 __all__ = ["Asked", "Forecaster", "Outlook", "OutlookPoint", "list_rows"]
 
 FloatArray = NDArray[np.float64]
-#: Sizes at which the scatter over folds is computed; between them it is interpolated in the logarithm of the size.
-_SCATTER_SIZES = 5
+
+#: Training spectra for which folds are left out, where the penalty follows a rule: always the same ones, so that a
+#: size gets the same answer whatever else is asked. Fewer spectra than the first are jackknifed by themselves.
+_JACKKNIFED = (5e3, 3e4, 3e5, 3e6, ENDLESS)
 
 
 class Outlook(Plain):
     """What a drawn run would say on one set of test spectra.
 
-    ``std`` of an estimate is the standard error from the sampling of the training spectra (a jackknife over folds), and
-    its interval holds that and the sampling of the test spectra. ``alpha`` is the penalty of the bin's expert, of the
+    A jackknife over folds has taken away what the sampling of the training spectra takes from R². ``std`` of an estimate
+    is its standard error from that sampling, and its interval holds that and the sampling of the test spectra. ``alpha`` is the penalty of the bin's expert, of the
     global model where many bins are scored together.
     """
 
@@ -79,10 +82,14 @@ class OutlookPoint(Plain):
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Forecasts that are to be judged, and how the penalty of each was chosen."""
+    """Forecasts that are to be judged, how the penalty of each was chosen, and which were asked for.
+
+    The others are there for the jackknife.
+    """
 
     forecasts: tuple[DrawnModels, ...]
     penalties: tuple[str, ...]
+    wanted: tuple[bool, ...]
 
 
 class Forecaster:
@@ -160,15 +167,19 @@ class Forecaster:
         of_drawn
             The penalties that a drawn run chose, (1 + K,): of as many training spectra as are known here.
         """
-        rules: dict[str, RidgeConfig | str] = {CONFIGURED: self._ridge, BEST: BEST}
         if alpha is not None:
-            rules = {"stated": self._ridge.model_copy(update={"alpha": alpha})}
-        solved = {name: solve_sizes(self._training, sizes, rule, self._threads) for name, rule in rules.items()}
+            stated = self._ridge.model_copy(update={"alpha": alpha})
+            solved = {"stated": solve_sizes(self._training, sizes, stated, self._threads)}
+        else:
+            rules: dict[str, RidgeConfig | str] = {CONFIGURED: self._ridge, BEST: BEST}
+            more = sorted({*sizes, *_JACKKNIFED})
+            solved = {name: solve_sizes(self._training, more, rule, self._threads) for name, rule in rules.items()}
         if of_drawn is not None:
             solved[DRAWN] = solve_sizes(self._training, [float(self.count)], [of_drawn], self._threads)
         return Asked(
             tuple(one for forecasts in solved.values() for one in forecasts),
             tuple(name for name, forecasts in solved.items() for _ in forecasts),
+            tuple(name == DRAWN or one.count in sizes for name, forecasts in solved.items() for one in forecasts),
         )
 
     def columns(self, asked: Asked) -> list[Columns]:
@@ -188,18 +199,22 @@ class Forecaster:
         # One BLAS thread: the bits of a product may depend on their number.
         with one_blas_thread():
             scores = score_models(spectra, asked.forecasts, bootstrap)
-            errors = self._scatter(spectra, asked)
+            errors, corrections = self._jackknife(spectra, asked)
         points = []
         for m, (forecast, score) in enumerate(zip(asked.forecasts, scores, strict=True)):
+            if not asked.wanted[m]:
+                continue
             trusted = find_trusted(self._training, forecast, self._cells[0].n_pixels)
             of_scopes = [
-                self._describe(one, forecast, 0, errors[m, place], bool(trusted.all()), bootstrap.confidence)
+                self._describe(
+                    one, forecast, 0, errors[m, place], corrections[m, place], bool(trusted.all()), bootstrap.confidence
+                )
                 for place, one in enumerate(score.scope(name) for name in SCOPES)
             ]
             of_bins = [
                 self._describe(
-                    one, forecast, 1 + k, errors[m, len(SCOPES) + k], bool(trusted[[0, 1 + k]].all()),
-                    bootstrap.confidence,
+                    one, forecast, 1 + k, errors[m, len(SCOPES) + k], corrections[m, len(SCOPES) + k],
+                    bool(trusted[[0, 1 + k]].all()), bootstrap.confidence,
                 )
                 for k, one in enumerate(score.bins)
             ]  # fmt: skip
@@ -214,16 +229,22 @@ class Forecaster:
         return points
 
     def _describe(
-        self, score: Score, forecast: DrawnModels, model: int, errors: FloatArray, trusted: bool, confidence: float
+        self,
+        score: Score,
+        forecast: DrawnModels,
+        model: int,
+        errors: FloatArray,
+        corrections: FloatArray,
+        trusted: bool,
+        confidence: float,
     ) -> Outlook:
         """Return an entry: the interval holds the sampling of the test spectra and that of the training spectra."""
         intervals = score.intervals(confidence)
-        reach = np.nan_to_num(errors) * float(ndtri((1 + confidence) / 2))
-        low = score.merits - np.hypot(score.merits - intervals[:, 0], reach)
-        high = score.merits + np.hypot(intervals[:, 1] - score.merits, reach)
-        oracle, single, delta = (
-            Estimate.of(score.merits[k], np.nan_to_num(errors[k]), low[k], high[k]) for k in range(3)
-        )
+        reach = errors * float(ndtri((1 + confidence) / 2))
+        merits = score.merits + corrections
+        low = merits - np.hypot(score.merits - intervals[:, 0], reach)
+        high = merits + np.hypot(intervals[:, 1] - score.merits, reach)
+        oracle, single, delta = (Estimate.of(merits[k], errors[k], low[k], high[k]) for k in range(3))
         own = forecast.models[model]
         return Outlook(
             n_train=math.nan if forecast.count >= ENDLESS else round(own.count),
@@ -235,26 +256,41 @@ class Forecaster:
             trusted=trusted,
         )
 
-    def _scatter(self, spectra: TestSpectra, asked: Asked) -> FloatArray:
-        """Return the standard errors from the sampling of the training spectra, (M, 2 + K, 3).
+    def _jackknife(self, spectra: TestSpectra, asked: Asked) -> tuple[FloatArray, FloatArray]:
+        """Return standard errors from the sampling of training spectra, and corrections for it, each (M, 2 + K, 3)."""
+        shape = len(asked.forecasts), 2 + self._binning.n_bins, 3
+        errors, corrections = np.zeros(shape), np.zeros(shape)
+        if not (without := self._leave_out()):
+            return errors, corrections  # a single fold tells nothing
+        for name in dict.fromkeys(asked.penalties):
+            places = [m for m, own in enumerate(asked.penalties) if own == name]
+            counts = np.array([asked.forecasts[m].count for m in places])
+            known = np.isin(counts, _JACKKNIFED) | (counts < _JACKKNIFED[0])
+            if name not in (CONFIGURED, BEST):
+                known[:] = True
+            kept = [m for m, own in zip(places, known, strict=True) if own]
+            forecasts = [asked.forecasts[m] for m in kept]
+            alphas = [one.alphas for one in forecasts]
+            left_out = [solve_sizes(one, counts[known].tolist(), alphas, self._threads) for one in without]
+            found = jackknife_over_folds(spectra.of_forecasts(kept), forecasts, left_out, self._mean_noise())
+            for target, values in zip((errors, corrections), found, strict=True):
+                target[places] = values if known.all() else self._between(counts[known], values, counts)
+        return errors, corrections
 
-        Those of the first choice of the penalty are taken for all, at some of the sizes.
+    def _between(self, sizes: FloatArray, values: FloatArray, wanted: FloatArray) -> FloatArray:
+        """Return values for other sizes.
+
+        They follow 1/n where spectra are many, and ln n where they are few: between those sizes they are interpolated
+        in ln(1 + N/n), with N the spectra that are known.
         """
-        places = [m for m, name in enumerate(asked.penalties) if name == asked.penalties[0]]
-        kept = sorted({places[round(k)] for k in np.linspace(0, len(places) - 1, min(len(places), _SCATTER_SIZES))})
-        forecasts, n_folds = [asked.forecasts[m] for m in kept], self._moments.n_folds
-        sizes, alphas = [one.count for one in forecasts], [one.alphas for one in forecasts]
-        left_out = []
-        for fold in range(n_folds) if n_folds > 1 else ():
-            cells = self._merge([one for one in range(n_folds) if one != fold])
-            training = self._train(cells, self._training.rank)
-            left_out.append(solve_sizes(training, sizes, alphas, self._threads))
-        known = TestSpectra(spectra.y, spectra.bins, spectra.n_bins, spectra.coordinates, spectra.noise[kept])
-        found = scatter_over_folds(known, forecasts, left_out, self._mean_noise())
-        at, wanted = np.log(sizes), np.log([one.count for one in asked.forecasts])
-        flat = found.reshape(len(kept), -1)
-        spread = np.column_stack([np.interp(wanted, at, column) for column in flat.T])
-        return spread.reshape(len(asked.forecasts), *found.shape[1:])
+        at, to = -np.log1p(self.count / sizes), -np.log1p(self.count / wanted)
+        return np.asarray(PchipInterpolator(at, values, axis=0)(to))
+
+    def _leave_out(self) -> list[Training]:
+        """Return what is known without each fold in turn; nothing with a single fold."""
+        folds = range(self._moments.n_folds)
+        rest = [[one for one in folds if one != fold] for fold in folds]
+        return [self._train(self._merge(own), self._training.rank) for own in rest if own]
 
     def _mean_noise(self) -> list[FloatArray]:
         """Return the mean noise variances of every bin's training spectra, and of all for those outside."""
