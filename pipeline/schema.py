@@ -115,7 +115,7 @@ PROJECTION_ALGORITHM: Final = 2
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.
-RESULTS_ALGORITHM: Final = 5
+RESULTS_ALGORITHM: Final = 6
 #: Errors and divisions of a bin design, from moments.
 BIN_DESIGN_ALGORITHM: Final = 1
 #: A gate's recipe from moments, its rows from spectra, the gate from both, the gate over SNR, and the learned blend.
