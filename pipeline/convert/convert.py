@@ -31,6 +31,7 @@ from pipeline.convert.sources import (
     StoreShape,
     claim_work,
     is_work_of,
+    kept_if_refused,
     lock_work,
     merge_columns,
     read_sources,
@@ -217,12 +218,14 @@ def _convert(
             return finished
         if finished is not None:
             raise InputError(f"store {store} was just made by another conversion, of shards that changed; run again")
-        claim_work(work, _describe_conversion(key, settings, infos), overwrite)
-        if wanted.nonfinite == "drop":
-            plan, dropped = _plan_without_faults(plan, workers, progress)
-        else:
-            dropped = [{} for _ in infos]
-        _convert_ranges(plan, workers, progress)
+        description = _describe_conversion(key, settings, infos)
+        claim_work(work, description, overwrite)
+        with kept_if_refused(work, description):
+            if wanted.nonfinite == "drop":
+                plan, dropped = _plan_without_faults(plan, workers, progress)
+            else:
+                dropped = [{} for _ in infos]
+            _convert_ranges(plan, workers, progress)
         build_manifest(plan, infos, dropped, settings)
         verify_sample(plan, workers)
         put_in_place(plan, store)

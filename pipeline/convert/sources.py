@@ -23,6 +23,7 @@ __all__ = [
     "StoreShape",
     "claim_work",
     "is_work_of",
+    "kept_if_refused",
     "lock_work",
     "merge_columns",
     "read_sources",
@@ -214,11 +215,37 @@ def claim_work(work: Path, description: dict[str, Any], overwrite: bool) -> None
     Raises
     ------
     InputError
-        If it holds another conversion (which ``overwrite`` discards), or something else.
+        If it holds another conversion, or something else. ``overwrite`` discards another conversion; one that stopped
+        at a shard that was refused is discarded anyway.
     """
     _require_same_plan(work, description, overwrite)
     _remove_temporaries(work)
     write_json(work / _PLAN, description)
+
+
+@contextmanager
+def kept_if_refused(work: Path, description: dict[str, Any]) -> Iterator[None]:
+    """Where a shard is refused in this block, say in the error what is kept of a locked work folder.
+
+    The same conversion then goes on from there, once the shard is mended; any other conversion replaces it. Where
+    no range was finished, the folder is removed.
+
+    Raises
+    ------
+    InputError
+        That of the block.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not any(work.glob("ranges/*.json")):
+            remove_work(work)
+            raise
+        write_json(work / _PLAN, {**description, "refused": str(error)})
+        raise type(error)(
+            f"{error}; what was converted so far is kept in {work}: when the shard is mended, the same command goes on "
+            "from there, and another conversion to this place replaces it"
+        ) from error
 
 
 def is_work_of(work: Path, key: str) -> bool:
@@ -249,7 +276,7 @@ def _require_same_plan(work: Path, description: dict[str, Any], overwrite: bool)
         raise InputError(f"{work} exists and is not the work folder of a conversion; name another target")
     if found.get("key") == description["key"]:
         return
-    if not overwrite:
+    if not overwrite and "refused" not in found:
         raise InputError(
             f"{work} holds an unfinished conversion of other shards or settings: it has {found.get('shards')} with "
             f"{found.get('settings')}, now {description['shards']} with {description['settings']} are wanted; finish "

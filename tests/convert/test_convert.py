@@ -914,6 +914,28 @@ def test_convert__raise_on_a_shard_written_to_meanwhile(
     assert tree(store.path) == tree(convert_shards(shards, tmp_path / "whole", workers=1, **SMALL).path)
 
 
+@pytest.mark.parametrize("remedy", ["mend", "drop"])
+def test_convert__what_is_kept_of_a_refused_conversion(shards: list[Path], tmp_path: Path, remedy: str) -> None:
+    with h5py.File(shards[1], "a") as file:
+        good = file["dataset/arrays/flux/value"][3, 5]
+        file["dataset/arrays/flux/value"][3, 5] = np.nan
+    work = tmp_path / "store.partial"
+    for first in (1, 0):  # with the bad shard first, nothing was converted before it, so nothing is kept
+        with pytest.raises(InputError, match="found nan at row 3") as caught:
+            convert_shards(shards[first:], tmp_path / "store", workers=1, **SMALL)
+        assert work.exists() == (f"is kept in {work}: when the shard is mended" in str(caught.value)) == (first == 0)
+    if remedy == "mend":
+        with h5py.File(shards[1], "a") as file:
+            file["dataset/arrays/flux/value"][3, 5] = good
+        settings, again = SMALL, [32, *[16] * 5, 9]
+    else:  # what the message advises is no conversion that anything has to be discarded for by hand
+        settings, again = {**SMALL, "nonfinite": "drop"}, [*[16] * 7, 8]
+    notes = Notes()
+    store = convert_shards(shards, tmp_path / "store", workers=1, progress=notes, **settings)
+    assert (store.n_spectra, notes.steps["convert"]) == (sum(again), again)
+    assert not work.exists()
+
+
 def test_convert__raise_on_a_copy_of_a_shard(shards: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "again" / "dataset.h5"
     copy.parent.mkdir()
