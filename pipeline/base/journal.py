@@ -60,8 +60,8 @@ class RunJournal:
     Parameters
     ----------
     folder
-        The run folder; made if needed, and removed again if a user's mistake ends the run before anything else was
-        written to it.
+        The run folder; made if needed, and removed again if nothing else was written to it when a user's mistake ends
+        the run, or when an error ends it before its first step, such as a cluster that cannot start.
     command
         How the user started the run.
 
@@ -77,7 +77,7 @@ class RunJournal:
         self._resources = ExitStack()
         self._changes = threading.Condition()
         self._writing = threading.Lock()
-        self._is_open = self._is_changed = self._made_folder = False
+        self._is_open = self._is_changed = self._made_folder = self._has_begun = False
         self._state: State = "starting"
         self._facts: dict[str, Any] = {}
         self._notes: deque[str] = deque(maxlen=_NOTES)
@@ -112,7 +112,8 @@ class RunJournal:
             self._close(error)
         finally:
             self._resources.close()
-            if isinstance(error, InputError) and self._made_folder:
+            never_began = isinstance(error, HeadroomError) and not self._has_begun
+            if self._made_folder and (never_began or isinstance(error, InputError)):
                 self._leave_nothing()
 
     def enter(self, state: State) -> None:
@@ -192,7 +193,7 @@ class RunJournal:
             self._changes.notify_all()
         self._thread.join(timeout=10)
         if error is None:
-            self._state = "finished"
+            self._state, self._step = "finished", None
         else:
             self._state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._facts["error"] = _describe(error)
@@ -200,7 +201,7 @@ class RunJournal:
         self._log.say(self._state if error is None else f"{self._state}: {_describe(error)}")
 
     def _leave_nothing(self) -> None:
-        # A mistake that was told before anything was made: there is no run to speak of.
+        # What is wrong was told before anything was made: there is no run to speak of.
         with suppress(OSError):
             if {path.name for path in self.folder.iterdir()} <= {STATUS_FILE, RUN_LOG}:
                 for name in (STATUS_FILE, RUN_LOG):
@@ -245,6 +246,7 @@ class JournalProgress:
     def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
         """Open the step in both; a step within another one takes its place until it ends."""
         journal = self._journal
+        journal._has_begun = True
         outer, journal._step = journal._step, (step := _Step(title, total, unit))
         journal._change()
         with self._shown.step(title, total, unit) as show:
@@ -260,6 +262,11 @@ class JournalProgress:
         journal._steps.append(FinishedStep(title=title, seconds=round(time.time() - step.started, 3)))
         journal._step = outer
         journal._change()
+
+    def enter(self, title: str) -> None:
+        """Say which step is under way before, between and after its parts, in which nothing is counted."""
+        self._journal._step = _Step(title, 0, "")
+        self._journal._change()
 
     def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
         """Tell how many parts of the step are done."""

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 __all__ = [
     "BarProgress",
@@ -37,6 +37,14 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Say one line between or within steps."""
+
+
+@runtime_checkable
+class StepKeeper(Protocol):
+    """A progress that also keeps which step of a run is under way while no part of it is counted."""
+
+    def enter(self, title: str) -> None:
+        """Take note of the step."""
 
 
 def format_rate(done: float, seconds: float, unit: str) -> str:
@@ -177,21 +185,25 @@ class NumberedProgress:
         self._names = names
 
     def enter(self, name: str) -> None:
-        """Begin a step. One that was not expected has no number."""
+        """Begin a step, and tell whoever keeps the journal. One that was not expected has no number."""
         self._name = name
+        if name in self._names and isinstance(self._shown, StepKeeper):
+            self._shown.enter(self._numbered())
 
     @contextmanager
     def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
         """Open a part of the present step, and say which step it is."""
         if self._name in self._names:
-            number = f"{self._names.index(self._name) + 1} of {len(self._names)}, {self._name}"
-            title = number if title == self._name else f"{number}: {title}"
+            title = self._numbered() if title == self._name else f"{self._numbered()}: {title}"
         with self._shown.step(title, total, unit) as advance:
             yield advance
 
     def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
         """Pass it on."""
         self._shown.count_parts(done, total, unit)
+
+    def _numbered(self) -> str:
+        return f"{self._names.index(self._name) + 1} of {len(self._names)}, {self._name}"
 
     def note(self, message: str) -> None:
         """Pass it on, if it is new."""

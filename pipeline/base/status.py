@@ -86,7 +86,7 @@ class RunningStep(_Record):
     Attributes
     ----------
     title, unit, total, done
-        As the step is shown: ``accumulate``, ``spectra``, and how many of them.
+        As the step is shown: ``accumulate``, ``spectra``, and how many of them. 0 of 0 while nothing is counted.
     started, advanced
         When it began and when units last came in.
     rate
@@ -137,7 +137,7 @@ class RunStatus(_Record):
     beat
         Counts the signs of life: it grows while the driver lives, whatever the clocks of two hosts say.
     step, steps
-        The step under way, and those finished in this attempt.
+        The step under way (None before the first one), and those finished in this attempt.
     workers
         Workers now; None before there are any to count.
     dashboard, tunnel

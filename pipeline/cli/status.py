@@ -298,8 +298,9 @@ def _watch_live(view: RunView, look: Callable[[], RunView], interval: float) -> 
 
 
 def _describe_units(step: RunningStep) -> str:
-    share = f" ({step.done / step.total:.0%})" if step.total else ""
-    return f"{step.title}: {step.done:,} of {step.total:,} {step.unit}{share}"
+    if not step.total:
+        return step.title
+    return f"{step.title}: {step.done:,} of {step.total:,} {step.unit} ({step.done / step.total:.0%})"
 
 
 def _describe_parts(step: RunningStep) -> list[str]:

@@ -189,6 +189,9 @@ def _opened(
 ) -> Iterator[tuple[Run, SpectraSets, ExperimentPlan]]:
     """Check and plan an experiment, and open its folder and its stores, converted if needed."""
     require_own_folder(out, config)
+    told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
+    told.expect(name_steps(config))
+    told.enter("convert")
     limits = limits_of_workers(client)
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))
@@ -196,12 +199,9 @@ def _opened(
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), whole_run_folder(out):
         forget_standing(out)
-        told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
-        told.expect(name_steps(config))
         if progress is not None:
             told.note(_tell_time(config, plan))
         run = open_run(out, config, told)
-        run.progress.enter("convert")
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
         # Again, on what the stores hold: conversion may have left spectra out.

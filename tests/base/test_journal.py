@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from commands import HEADROOM, hear_interrupts, invoke, wait_until
 
 from pipeline.base import (
     JOBS_FILE,
+    NumberedProgress,
     RunJournal,
     RunStatus,
     SilentProgress,
@@ -209,6 +210,46 @@ def test_a_mistake_before_anything_was_made_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(InputError), RunJournal(tmp_path / "old", COMMAND):
         raise InputError("no such shard")
     assert read(tmp_path / "old").state == "failed"
+
+
+def test_a_run_that_did_not_begin_leaves_nothing_and_one_that_began_its_log(tmp_path: Path) -> None:
+    def fail(folder: Path, *, begun: bool) -> None:
+        with RunJournal(folder, COMMAND) as journal:
+            if begun:
+                with journal.progress(SilentProgress()).step("convert", 1):
+                    pass
+            else:
+                journal.enter("waiting for workers")
+            raise ResourceError("no worker came")
+
+    for begun in (False, True):
+        with pytest.raises(ResourceError):
+            fail(tmp_path / "run", begun=begun)
+        assert (tmp_path / "run").exists() == begun
+    with pytest.raises(ResourceError):  # what another run has made stays
+        fail(tmp_path / "run", begun=False)
+    assert len(read(tmp_path / "run").attempts) == 1
+
+
+def test_the_step_of_a_run_is_known_between_its_parts_too(tmp_path: Path, quick: None) -> None:
+    def is_shown(title: str) -> bool:
+        step = read(tmp_path).step
+        return step is not None and step.title == title
+
+    with RunJournal(tmp_path, COMMAND) as journal:
+        progress = NumberedProgress(journal.progress(SilentProgress()))
+        progress.expect(["solve", "score"])
+        for name, number in (("solve", "1 of 2, solve"), ("score", "2 of 2, score")):
+            progress.enter(name)
+            for title in (number, f"{number}: predict", number):  # before, within and after a part
+                with progress.step("predict", 7) if "predict" in title else nullcontext():
+                    wait_until(partial(is_shown, title), title)
+        assert re.search(r"step +2 of 2, score$", view_run(tmp_path).render(), re.MULTILINE)  # nothing is counted
+    status = read(tmp_path)
+    assert (status.step, [one.title for one in status.steps]) == (
+        None,
+        ["1 of 2, solve: predict", "2 of 2, score: predict"],
+    )
 
 
 def test_the_journal_never_fails_a_run(tmp_path: Path) -> None:
