@@ -55,6 +55,7 @@ from .progress import Advance as Advance
 from .progress import NumberedProgress as NumberedProgress
 from .progress import Progress as Progress
 from .progress import SilentProgress as SilentProgress
+from .progress import SubjectProgress as SubjectProgress
 from .progress import choose_progress as choose_progress
 from .progress import format_rate as format_rate
 from .progress import wants_colour as wants_colour

@@ -18,6 +18,7 @@ __all__ = [
     "NumberedProgress",
     "Progress",
     "SilentProgress",
+    "SubjectProgress",
     "choose_progress",
     "format_rate",
     "wants_colour",
@@ -194,7 +195,8 @@ class NumberedProgress:
     def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
         """Open a part of the present step, and say which step it is."""
         if self._name in self._names:
-            title = self._numbered() if title == self._name else f"{self._numbered()}: {title}"
+            names_it = title.partition(" ")[0] == self._name  # such as ``convert train``
+            title = self._numbered() + (title.removeprefix(self._name) if names_it else f": {title}")
         with self._shown.step(title, total, unit) as advance:
             yield advance
 
@@ -210,6 +212,35 @@ class NumberedProgress:
         if message not in self._noted:
             self._noted.add(message)
             self._shown.note(message)
+
+
+class SubjectProgress:
+    """Tells another progress its steps with what they are about: ``convert train``.
+
+    Parameters
+    ----------
+    shown
+        Is told.
+    subject
+        Follows the title of every step.
+    """
+
+    def __init__(self, shown: Progress, subject: str) -> None:
+        self._shown, self._subject = shown, subject
+
+    @contextmanager
+    def step(self, title: str, total: int, unit: str = "spectra") -> Iterator[Advance]:
+        """Open the step."""
+        with self._shown.step(f"{title} {self._subject}", total, unit) as advance:
+            yield advance
+
+    def count_parts(self, done: int, total: int, unit: str = "partitions") -> None:
+        """Pass it on."""
+        self._shown.count_parts(done, total, unit)
+
+    def note(self, message: str) -> None:
+        """Pass it on."""
+        self._shown.note(message)
 
 
 def choose_progress(*, quiet: bool = False) -> Progress:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import Progress
+from pipeline.base import Progress, SubjectProgress
 from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, keep_rows, plan_binnings, quantile_edges
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
 from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
@@ -295,7 +295,8 @@ def open_or_convert(
     if not header.shards:
         return open_stores(find_stores_of(header.role, sources))
     path = _store_path(header.role, [info.fingerprint for info in header.shards], data)
-    return convert_shards(header.shards, path, workers=workers, nonfinite=data.nonfinite, progress=progress)
+    told = SubjectProgress(progress, header.role)
+    return convert_shards(header.shards, path, workers=workers, nonfinite=data.nonfinite, progress=told)
 
 
 def _require_same_wavelengths(train: SetHeader, test: SetHeader) -> None:

@@ -15,7 +15,7 @@ import yaml
 from commands import HEADROOM, invoke
 
 from pipeline.base import progress, wants_colour
-from pipeline.base.progress import LogProgress, NumberedProgress, format_rate
+from pipeline.base.progress import LogProgress, NumberedProgress, SubjectProgress, format_rate
 from pipeline.cli.app import cli
 from pipeline.config import ExperimentConfig
 from pipeline.store import SpectraStore
@@ -138,11 +138,12 @@ def test_steps_are_numbered() -> None:
     stream = io.StringIO()
     progress = NumberedProgress(LogProgress(stream))
     progress.expect(["convert", "solve", "report"])
-    for name, title in (("solve", "solve"), ("report", "draw"), ("unheard", "of")):
+    for name, title in (("convert", "convert"), ("solve", "solve"), ("report", "draw"), ("unheard", "of")):
         progress.enter(name)
-        with progress.step(title, 1):
+        with progress.step(title, 1) if name != "convert" else SubjectProgress(progress, "train").step(title, 1):
             pass
     assert [line for line in stream.getvalue().splitlines() if "done" not in line] == [
+        "1 of 3, convert train",
         "2 of 3, solve",
         "3 of 3, report: draw",
         "of",
