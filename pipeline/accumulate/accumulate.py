@@ -135,7 +135,9 @@ def compute_pieces(
     if not pieces:
         return
     tasks = [_name_task(plan, task) for task in plan_tasks(plan, pieces, count_workers(client))]
-    with report.step("accumulate", sum(task.size for task in tasks)) as advance:
+    # A spectrum counts once for each of its noises, even where these share a read: every one costs its products.
+    unit = "spectra × noises" if len({draw for piece in pieces for draw in piece.draws}) > 1 else "spectra"
+    with report.step("accumulate", sum(task.size for task in tasks), unit) as advance:
         count = _PieceCount(tasks, report.count_parts)
         for task, _ in run_tasks(client, _accumulate_pieces, tasks, "accumulating", advance, count.observe):
             done = {Path(checkpoint).parent for piece in task.argument.pieces for checkpoint in piece.folders}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from distributed import Future
 
 from cluster import LocalProfile, connect_local
 from pipeline.accumulate import AccumulationPlan, MomentsFolder, accumulate, accumulate_moments, plan_accumulation
+from pipeline.base.progress import LogProgress
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig
 from pipeline.convert import convert_shards
@@ -187,6 +189,16 @@ def test_a_killed_and_resumed_run_changes_no_bit(
     computed.clear()
     accumulate_moments(plan, DRAWS, tmp_path)
     assert computed == []
+
+
+@pytest.mark.parametrize("draws_per_pass", [1, 2])
+@pytest.mark.parametrize(("draws", "unit"), [(DRAWS[:1], "spectra"), (DRAWS, "spectra × noises")])
+def test_the_unit_of_progress_is_what_is_counted(
+    plan: AccumulationPlan, tmp_path: Path, draws: list[NoiseDraw], unit: str, draws_per_pass: int
+) -> None:
+    stream = io.StringIO()
+    accumulate_moments(plan, draws, tmp_path, draws_per_pass=draws_per_pass, progress=LogProgress(stream))
+    assert stream.getvalue().startswith(f"accumulate: {plan.n_spectra * len(draws):,} {unit}\n")
 
 
 def test_orphans_of_a_killed_run_are_removed(plan: AccumulationPlan, tmp_path: Path) -> None:
