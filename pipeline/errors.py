@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 __all__ = [
     "ConfigError",
@@ -19,6 +20,7 @@ __all__ = [
     "did_you_mean",
     "enumerate_words",
     "printable",
+    "require_kind",
 ]
 
 
@@ -67,6 +69,35 @@ def printable(text: str) -> str:
 def enumerate_words(words: Sequence[str]) -> str:
     """Return words as people list them: ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def require_kind(name: str, value: object, kinds: type | tuple[type, ...], what: str) -> None:
+    """Refuse an argument of a public function that is something else than is due.
+
+    Parameters
+    ----------
+    name
+        The argument's.
+    value
+        What was given.
+    kinds
+        What it may be.
+    what
+        The same in words, in the singular.
+
+    Raises
+    ------
+    ConfigError
+        Saying what is required and what was found.
+    """
+    if not isinstance(value, kinds):
+        text, kind = repr(value), type(value).__name__
+        found = f"{text} ({kind})" if len(text) <= _SHOWN_LETTERS else f"an object of type {kind}"
+        raise ConfigError(f"{name}: {what} is required, found {found}")
+
+
+#: A longer value is told by its type alone.
+_SHOWN_LETTERS: Final = 60
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ from pipeline.base import (
     run_tasks,
 )
 from pipeline.bins import BinGrid, CellGrid, Partition
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError, ResourceError, require_kind
 from pipeline.moments import Basis, Moments, MomentsWriter, SavedMoments, read_basis
 from pipeline.noise import Noise
 from pipeline.store import AnyStore, first_store, open_stores
@@ -101,11 +101,18 @@ def accumulate_moments(
     Raises
     ------
     InputError
-        If the folder holds moments of another plan (both keys are named), or the store is damaged.
+        If the folder holds moments of another plan (both keys are named), or the store is damaged; ConfigError if an
+        argument is not what is required.
     ResourceError
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
-    draws = draws if isinstance(draws, Sequence) else [draws]
+    require_kind("plan", plan, AccumulationPlan, "what plan_accumulation returns")
+    require_kind("folder", folder, (str, os.PathLike), "a path")
+    draws = draws if isinstance(draws, Sequence) and not isinstance(draws, str) else [draws]
+    for draw in draws:
+        require_kind(
+            "draws", draw, Noise, "a noise, such as NoiseDraw(1.0, 42, 0) or MarginalNoise(1.0), or a list of them,"
+        )
     targets = list_targets(plan, draws, Path(folder), bases)
     for one in targets:
         claim_folder(one.folder, one.plan, one.draw)

@@ -14,9 +14,20 @@ from pipeline import schema
 from pipeline.base import PathLike
 from pipeline.bins import BinGrid, CellGrid, Partition, find_gaps, plan_folds, plan_partitions, tighten_folds
 from pipeline.config import ComputeConfig, content_hash, settle
+from pipeline.errors import ConfigError, require_kind
 from pipeline.noise import NOISE_ALGORITHM
 from pipeline.schema import ACCUMULATION_ALGORITHM, PROJECTION_ALGORITHM
-from pipeline.store import AnyStore, digest_array, find_kept, find_left_out, first_store, list_parts, open_stores
+from pipeline.store import (
+    AnyStore,
+    JoinedStores,
+    SpectraStore,
+    digest_array,
+    find_kept,
+    find_left_out,
+    first_store,
+    list_parts,
+    open_stores,
+)
 
 __all__ = ["AccumulationPlan", "plan_accumulation"]
 
@@ -166,12 +177,20 @@ def plan_accumulation(
     precision
         ``float32`` or ``float64``, of the products.
 
+    Raises
+    ------
+    InputError
+        If a store cannot be opened; ConfigError if an argument or a setting is not what is required.
+
     Examples
     --------
     >>> plan = pipeline.plan_accumulation("train.zarr", {"T_eff": [3750, 4500, 6000]}, {"folds": 1})
     >>> [moments] = pipeline.accumulate_moments(plan, pipeline.NoiseDraw(1.0, 42, 0), "moments")
     """
     store = open_stores(store) if isinstance(store, str | os.PathLike | Sequence) else store
+    require_kind("store", store, (SpectraStore, JoinedStores), "a store, its path, or a list of paths of stores")
+    if precision not in ("float32", "float64"):
+        raise ConfigError(f"precision: 'float32' or 'float64' is required, found {precision!r}")
     cells = cells if isinstance(cells, CellGrid) else CellGrid((BinGrid.of(cells),))
     compute = settle(ComputeConfig, compute, "compute")
     left_out, origin = find_left_out(store), first_store(store)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import InputError, ResourceError
+from pipeline.errors import InputError, ResourceError, require_kind
 from pipeline.schema import PRODUCTS_VERSION
 
 __all__ = [
@@ -534,8 +534,17 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def list_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Return paths as a list. A single one is a list of one, and a text is one path, not a sequence of letters."""
-    return [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    """Return paths as a list. A single one is a list of one, and a text is one path, not a sequence of letters.
+
+    Raises
+    ------
+    ConfigError
+        If anything in it is no path.
+    """
+    listed = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [paths]
+    for path in listed:
+        require_kind("paths", path, (str, os.PathLike), "a path, or a list of paths,")
+    return [Path(path) for path in listed]
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.errors import ConfigError, InputError, did_you_mean
+from pipeline.errors import ConfigError, InputError, did_you_mean, require_kind
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,14 +67,24 @@ class BinGrid:
         if not self.edges:
             raise ConfigError("a grid of bins needs at least one column, for example {T_eff: [3750, 4500, 6000]}")
         for column, edges in self.edges.items():
-            values = np.asarray(edges, dtype=np.float64)
-            if values.size < 2 or not np.isfinite(values).all() or not (np.diff(values) > 0).all():
+            try:
+                values = np.asarray(edges, dtype=np.float64)
+                is_good = values.size >= 2 and np.isfinite(values).all() and (np.diff(values) > 0).all()
+            except (ValueError, TypeError):
+                is_good = False
+            if not is_good:
                 raise ConfigError(f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}")
 
     @classmethod
     def of(cls, bins: BinGrid | Mapping[str, Sequence[float]]) -> BinGrid:
         """Return a grid, which may be given as its edges by column."""
-        return bins if isinstance(bins, BinGrid) else cls({name: tuple(edges) for name, edges in bins.items()})
+        if isinstance(bins, BinGrid):
+            return bins
+        example = "such as {'T_eff': [3750, 4500, 6000]},"
+        require_kind("bins", bins, Mapping, f"a dictionary of edges by column, {example}")
+        for name, edges in bins.items():
+            require_kind(f"bins, {name}", edges, Iterable, f"a list of edges, {example}")
+        return cls({name: tuple(edges) for name, edges in bins.items()})
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from pipeline.convert.sources import (
     source_key,
 )
 from pipeline.convert.verify import compare_changed, find_changed, record_stamps
-from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.errors import ConfigError, InputError, ResourceError, require_kind
 from pipeline.shards import HDF5_SUFFIXES, ShardInfo
 from pipeline.store import (
     Manifest,
@@ -175,7 +175,11 @@ def write_store(
     wanted = ConversionSettings(**shape)
     if isinstance(dataset, str | Path):
         dataset = [dataset]
+    require_kind("path", path, (str, os.PathLike), "the path of the store")
+    require_kind("names", names or {}, Mapping, "a dictionary, such as {'T_eff': 'temperature'},")
     if isinstance(dataset, Sequence):
+        for one in dataset:
+            require_kind("dataset", one, (str, os.PathLike), "one xarray.Dataset, a path, or a list of paths")
         infos = [read_source_info(one, names=names) for one in dataset]
     elif hasattr(dataset, "data_vars"):
         infos, workers = [describe_dataset(dataset, names)], 1

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.accumulate import MomentsFolder
 from pipeline.base import one_blas_thread, open_npz, write_npz
-from pipeline.bins import BinGrid, NamedBins
+from pipeline.bins import BinGrid, Binning, NamedBins
 from pipeline.config import RidgeConfig, settle
-from pipeline.errors import InputError
+from pipeline.errors import InputError, require_kind
 from pipeline.moments import Moments, PixelSums
 from pipeline.ridge.penalties import SolvedSearch, resolve_alpha
 from pipeline.ridge.ridge import RidgePath, pixel_scale, solve_ridge_path
@@ -154,7 +154,7 @@ class ExpertModels:
 def solve_experts(
     cells: Sequence[Moments] | MomentsFolder,
     ridge: RidgeConfig | Mapping[str, Any] | float,
-    grid: NamedBins | Mapping[str, Sequence[float]],
+    grid: BinGrid | Binning | Mapping[str, Sequence[float]],
     threads: int = 1,
 ) -> ExpertModels:
     """Solve the global model and one expert for each bin, from moments in memory.
@@ -180,12 +180,23 @@ def solve_experts(
 
     Raises
     ------
+    InputError
+        If the cells are not those of the bins; ConfigError if an argument or a setting is not what is required.
     TooFewSpectraError
         If a bin has fewer than ``ridge.min_spectra`` training spectra; the message names it.
     """
     cells = list(cells.totals()) if isinstance(cells, MomentsFolder) else cells
+    required = "one MomentsFolder of accumulate_moments, or a list of Moments,"
+    require_kind("cells", cells, (list, tuple), required)
+    for cell in cells:
+        require_kind("cells", cell, Moments, required)
     ridge = settle(RidgeConfig, {"alpha": ridge} if isinstance(ridge, int | float) else ridge, "ridge")
-    grid = BinGrid.of(grid) if isinstance(grid, Mapping) else grid
+    grid = grid if isinstance(grid, Binning) else BinGrid.of(grid)
+    if len(cells) != grid.n_bins + 1:
+        raise InputError(
+            f"cells: moments of {grid.n_bins} bins and of the outside are required, found those of {len(cells)} cells; "
+            "give the bins that the pass was planned with"
+        )
     require_enough_spectra([cell.count for cell in cells[:-1]], ridge, grid)
     whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
     shared = shared_scale(whole.pixel_sums, ridge)

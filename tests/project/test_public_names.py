@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +42,47 @@ def test_moments_and_models_by_public_names(train_store: SpectraStore, tmp_path:
     np.testing.assert_array_equal(same.expert_weights, models.expert_weights)
     with pytest.raises(pipeline.ConfigError, match=r"ridge: unknown setting 'alfa' \(did you mean 'alpha'"):
         pipeline.solve_experts(moments, {"alfa": 10.0}, EDGES)
+
+
+@pytest.fixture(scope="module")
+def passed(train_store: SpectraStore, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A plan, the moments of its pass, and the path of its store."""
+    plan = pipeline.plan_accumulation(train_store, EDGES, {"folds": 1})
+    folder = tmp_path_factory.mktemp("passed")
+    found = pipeline.accumulate_moments(plan, pipeline.MarginalNoise(1.0), folder)
+    return SimpleNamespace(plan=plan, found=found, store=str(train_store.path), out=folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: pipeline.plan_accumulation({"train": p.store}, EDGES), "store: a store, its path"),
+        (lambda p: pipeline.plan_accumulation([1], EDGES), r"paths: .* found 1 \(int\)"),
+        (lambda p: pipeline.plan_accumulation(p.store, "my.yaml"), r"bins: a .*'my.yaml' \(str\)"),
+        (lambda p: pipeline.plan_accumulation(p.store, {"T_eff": 5}), r"bins, T_eff: a list of edges"),
+        (lambda p: pipeline.plan_accumulation(p.store, {"T_eff": "ab"}), "at least two increasing"),
+        (lambda p: pipeline.plan_accumulation(p.store, EDGES, None, "double"), "'float32' or"),
+        (lambda p: pipeline.accumulate_moments(p.store, pipeline.MarginalNoise(1.0), p.out), "plan: what"),
+        (lambda p: pipeline.accumulate_moments(p.plan, [1.0], p.out), "draws: a noise, such as Noise"),
+        (lambda p: pipeline.accumulate_moments(p.plan, pipeline.MarginalNoise, p.out), "draws: .*ABCMeta"),
+        (lambda p: pipeline.accumulate_moments(p.plan, "marginal", p.out), r"'marginal' \(str\)"),
+        (lambda p: pipeline.accumulate_moments(p.plan, pipeline.MarginalNoise(1.0), None), "folder: a"),
+        (lambda p: pipeline.solve_experts(p.found, 1.0, EDGES), "cells: one .*of type MomentsFolder"),
+        (lambda p: pipeline.solve_experts(next(p.found[0].totals()), 1.0, EDGES), "cells: .*of type Moments"),
+        (lambda p: pipeline.solve_experts("moments", 1.0, EDGES), r"cells: .*'moments' \(str\)"),
+        (lambda p: pipeline.solve_experts(p.found[0], 1.0, p.plan.cells), "bins: .*CellGrid"),
+        (lambda p: pipeline.solve_experts(p.found[0], 1.0, {"M_H": [-9, 9]}), "moments of 1 bins .* those of 3 cells"),
+        (lambda p: pipeline.write_store([p.found], p.out), "dataset: one xarray.Dataset, a path, or"),
+        (lambda p: pipeline.write_store("mine.nc", None), r"path: .* found None \(NoneType\)"),
+        (lambda p: pipeline.write_store("mine.nc", p.out, names="T_eff=t"), "names: a dictionary"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_by_its_name(
+    passed: SimpleNamespace, call: Callable[[SimpleNamespace], object], message: str
+) -> None:
+    with pytest.raises(pipeline.InputError, match=message):
+        call(passed)
+    assert not passed.out.exists()
 
 
 def test_a_text_is_one_path(train_store: SpectraStore) -> None:
