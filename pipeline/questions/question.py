@@ -228,6 +228,9 @@ class Question(Generic[AnswerT]):
         The step of the run that :meth:`prepare` is; empty if it prepares nothing.
     files
         The tables that it may write.
+    asked_by
+        What to add to a configuration that does not ask it, for whoever looks for its tables; empty if every run asks
+        it.
     pictures
         Its figures, in the order of the page.
     """
@@ -236,6 +239,7 @@ class Question(Generic[AnswerT]):
     Answer: type[AnswerT]
     step: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
+    asked_by: ClassVar[str] = ""
     pictures: ClassVar[tuple[Picture, ...]] = ()
 
     def __init__(self, facts: Facts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,20 @@ def write_results(
     hashes = {name: hash_file(facts.folder / name) for name in [*written, PREDICTIONS_FILE]}
     content = _describe(facts, sets) | record
     content["warnings"] = [*warnings, *facts.warnings]
+    content["absent"] = _explain_absent(questions, answers)
     content["economy"] = count_models(facts.trained, record["steps"])
     _write_json(facts.folder / METADATA_FILE, seal(parse_object(json_text(content | {"hashes": hashes}))))
+
+
+def _explain_absent(questions: Sequence[Question[Any]], answers: Collection[str]) -> dict[str, str]:
+    """Return why questions have no answer and what would give one, by their names and those of their tables."""
+    absent: dict[str, str] = {}
+    for question in questions:
+        if question.name not in answers and question.asked_by:
+            asked = f"the configuration does not ask for it; add {question.asked_by}"
+            names = {question.name, *(Path(name).stem for name in question.files)}
+            absent |= dict.fromkeys(names, question.warnings[-1] if question.warnings else asked)
+    return dict(sorted(absent.items()))
 
 
 def write_tables(

@@ -124,10 +124,9 @@ class RunResults:
             if name.startswith("_") or name == "folder":
                 raise AttributeError(name)
             if name not in self.table_names:
-                raise AttributeError(
-                    f"the run has no table {name!r}{did_you_mean(name, self.table_names)}; it has "
-                    f"{', '.join(self.table_names)}"
-                )
+                why = self.metadata.get("absent", {}).get(name)  # by the run: it knows its questions
+                why = f": {why}" if why else did_you_mean(name, self.table_names)
+                raise AttributeError(f"the run has no table {name!r}{why}; it has {', '.join(self.table_names)}")
             return self.table(name)
 
     def __dir__(self) -> list[str]:
@@ -236,6 +235,7 @@ class _Metadata(BaseModel):
     steps: list[dict[str, Any]] = []
     folds: dict[str, Any] = {}
     plan: dict[str, Any] = {}
+    absent: dict[str, str] = {}
     versions: dict[str, str] = {}
 
 

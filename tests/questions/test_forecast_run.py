@@ -179,6 +179,9 @@ def test_runs_that_cannot_answer_say_what_to_do(
     run_experiment(plain, tmp_path / "plain")
     with pytest.raises(InputError, match=r"not divided; add the section `forecast: \{\}`"):
         ask_forecast(tmp_path / "plain")
+    dense = run_experiment(configure(small_config, compute={"moments": "auto"}, decision={}), tmp_path / "dense")
+    with pytest.raises(AttributeError, match=r"no forecast was made: it needs factored moments.*\{moments: factored\}"):
+        _ = dense.forecast  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,13 @@ def test_a_table_that_is_not_there_is_told(small_run: RunResults) -> None:
     with pytest.raises(AttributeError, match=r"no table 'ablatoin' \(did you mean 'ablation'\?\); it has ablation, "):
         _ = small_run.ablatoin  # type: ignore[attr-defined]
     assert not hasattr(small_run, "routing")
+    for name, setting in (("routing", "`gate: {}`"), ("gate", "`gate: {}`"), ("forecast", "`forecast: {}`")):
+        with pytest.raises(
+            AttributeError, match=f"no table '{name}': the configuration does not ask for it; add {setting}"
+        ):
+            getattr(small_run, name)
+    with pytest.raises(AttributeError, match="no table 'routing'; it has"):  # an earlier version has not said why
+        _ = replace(small_run, metadata={}).routing  # type: ignore[attr-defined]
     assert not hasattr(small_run, "__array__")
 
 

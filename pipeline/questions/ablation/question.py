@@ -143,6 +143,7 @@ class Ablation(Question[AblationAnswer]):
     name = "ablation"
     Answer = AblationAnswer
     files = (_FILE,)
+    asked_by = "`binnings`, or `ablation: true` with bins of two columns"
     pictures = (
         Picture(
             "moe_ablation.png",

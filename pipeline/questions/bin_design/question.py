@@ -88,6 +88,7 @@ class BinDesign(Question[DesignAnswer]):
     Answer = DesignAnswer
     step = "design"
     files = (_FILE,)
+    asked_by = "`design: {grid: COLUMNS_AND_EDGES}`"
     pictures = (
         Picture(
             "moe_bin_design.png",

@@ -76,6 +76,7 @@ class Ceiling(Question[CeilingAnswer]):
     Answer = CeilingAnswer
     step = "ceiling"
     files = (_FILE, _ROUTING_FILE)
+    asked_by = "`ceiling: {}`"
     pictures = (
         Picture(
             _PICTURE,

@@ -129,6 +129,7 @@ class Forecast(Question[ForecastAnswer]):
     name = "forecast"
     Answer = ForecastAnswer
     files = (_FILE,)
+    asked_by = "`forecast: {}`, with `noise: {mode: marginal}`"
     pictures = (
         Picture(
             _PICTURE,
@@ -209,7 +210,7 @@ class Forecast(Question[ForecastAnswer]):
         if not self._points:
             self.warnings.append(
                 "no forecast was made: it needs factored moments, and those of this run are dense (metadata.json says "
-                "why, under factoring)"
+                "why, under factoring); where there are few pixels, `compute: {moments: factored}` has them factored"
             )
             return None
         levels = tuple(self._summarise(level) for level in self._points)

@@ -106,6 +106,7 @@ class Gates(Question[GateAnswer]):
     Answer = GateAnswer
     step = "gate"
     files = (_FILE, _BINNINGS_FILE)
+    asked_by = "`gate: {}`"
     pictures = (
         Picture(
             "moe_gate.png",

@@ -140,6 +140,7 @@ class MarginalCurve(Question[MarginalAnswer]):
     name = "marginal_curve"
     Answer = MarginalAnswer
     files = tuple(_FILES.values())
+    asked_by = "`noise: {mode: both}` or `checked`"
     pictures = (
         Picture(
             "moe_marginal_noise.png",

@@ -172,6 +172,7 @@ class Penalty(Question[PenaltyAnswer]):
     name = "penalty"
     Answer = PenaltyAnswer
     files = (_FILE,)
+    asked_by = "`ridge: {alpha: {search: PENALTIES}}`"
     pictures = (
         Picture(
             "moe_alpha_search.png",
