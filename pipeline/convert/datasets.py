@@ -31,7 +31,7 @@ from pipeline.shards import (
     find_shards,
     find_typical_flux,
     is_plain_hdf5,
-    natural_key,
+    match_spectra,
     open_hdf5_arrays,
     read_shard_info,
     require_angstroms,
@@ -201,7 +201,7 @@ def find_sources(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]
     for pattern in map(str, patterns):
         matches = [base / pattern]
         if not matches[0].exists() and glob.has_magic(pattern):
-            matches = sorted(map(Path, glob.glob(str(base / pattern), recursive=True)), key=natural_key)
+            matches = match_spectra(base / pattern)
         if matches and all(map(is_foreign_zarr, matches)):
             folders[pattern] = matches
     if not folders:

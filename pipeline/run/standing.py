@@ -116,14 +116,14 @@ def _look(path: Path) -> list[int]:
 def _list_sources(config: ExperimentConfig) -> Iterator[Path]:
     """Yield the files that tell whether spectra have changed: shards, lists of shards, and the manifests of stores."""
     for pattern in (*config.data.train, *config.data.test):
-        for place in map(Path, sorted(glob.glob(pattern, recursive=True)) or [pattern]):
-            inner = sorted(place.iterdir()) if place.is_dir() else []
-            stores = [one for one in (place, *inner) if (one / "zarr.json").is_file()]
-            for store in stores:
-                yield from _list_store(store)
-            if not stores:
-                yield from {place} if place.is_file() else ()
-                yield from find_shards([place], Path.cwd())
+        places = [*map(Path, sorted(glob.glob(pattern, recursive=True)) or [pattern])]
+        inner = [one for place in places if place.is_dir() for one in sorted(place.iterdir())]
+        stores = [one for one in (*places, *inner) if (one / "zarr.json").is_file()]
+        for store in stores:
+            yield from _list_store(store)
+        if not stores:
+            yield from (place for place in places if place.is_file())
+            yield from find_shards([pattern], Path.cwd())
 
 
 def _list_store(store: Path) -> Iterator[Path]:

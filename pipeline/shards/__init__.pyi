@@ -17,6 +17,7 @@ from .reader import ShardReader as ShardReader
 from .reader import digest_spectra as digest_spectra
 from .reader import find_shards as find_shards
 from .reader import find_typical_flux as find_typical_flux
+from .reader import match_spectra as match_spectra
 from .reader import natural_key as natural_key
 from .reader import read_shard_info as read_shard_info
 from .reader import require_outside_data as require_outside_data

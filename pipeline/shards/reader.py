@@ -47,6 +47,7 @@ __all__ = [
     "digest_spectra",
     "find_shards",
     "find_typical_flux",
+    "match_spectra",
     "natural_key",
     "read_shard_info",
     "require_outside_data",
@@ -59,6 +60,8 @@ __all__ = [
 # No file is opened here; only names and folders are looked at.
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
+#: Files that lie beside spectra and hold none; a glob passes them over.
+_COMPANION_SUFFIXES: Final = (".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log", ".md5", ".sha256")
 
 
 def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
@@ -66,7 +69,8 @@ def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
 
     A pattern is a file, a folder, a glob, or an index file that lists shard folders one per line (``#``
     starts a comment). Of a folder, the first of these that it holds counts: ``shard_index.txt``,
-    ``dataset.h5``, sub-folders with a ``dataset.h5``, other ``*.h5`` files. Patterns keep their order; what
+    ``dataset.h5``, sub-folders with a ``dataset.h5``, other ``*.h5`` files. A glob passes over texts that
+    lie beside shards; an index counts if the glob matches nothing else. Patterns keep their order; what
     one folder or glob holds is sorted naturally (``train_2`` before ``train_10``). Entries of an index are
     relative to the index's own folder.
 
@@ -139,6 +143,17 @@ def _list_folders(patterns: Iterable[str]) -> Iterator[Path]:
                 yield match.resolve().parent
 
 
+def match_spectra(pattern: Path | str) -> list[Path]:
+    """Return what a glob matches, sorted naturally, without texts that lie beside spectra.
+
+    Where nothing else matches, these are the indices among the texts.
+    """
+    matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=natural_key)
+    texts = [match for match in matches if match.suffix.lower() in _COMPANION_SUFFIXES and match.is_file()]
+    spectra = [match for match in matches if match not in texts]
+    return spectra or [text for text in texts if text.name == SHARD_INDEX_NAME]
+
+
 def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
     """Sort key under which numbers inside names compare as numbers."""
     parts = re.split(r"(\d+)", str(path))
@@ -152,10 +167,9 @@ def _expand(pattern: str, base: Path) -> list[Path]:
     if path.is_file():
         return _read_index(path) if path.suffix == ".txt" else [path]
     if glob.has_magic(pattern):
-        matches = sorted(glob.glob(str(path), recursive=True), key=natural_key)
-        shards = [shard for match in matches for shard in _expand_match(Path(match), pattern)]
+        shards = [shard for match in match_spectra(path) for shard in _expand_match(match, pattern)]
         if shards:
-            return shards
+            return list(dict.fromkeys(shards))  # ``**`` matches folders, and what is in them
     raise InputError(
         f"no shard matches {pattern!r} (looked in {path.parent}); name HDF5 files, folders that hold a "
         f"{SHARD_FILE_NAME}, globs, or a {SHARD_INDEX_NAME}"
@@ -163,7 +177,9 @@ def _expand(pattern: str, base: Path) -> list[Path]:
 
 
 def _expand_match(match: Path, pattern: str) -> list[Path]:
-    return _expand_folder(match, pattern) if match.is_dir() else [match]
+    if match.is_dir():
+        return _expand_folder(match, pattern)
+    return _read_index(match) if match.name == SHARD_INDEX_NAME else [match]
 
 
 def _expand_folder(folder: Path, pattern: str) -> list[Path]:

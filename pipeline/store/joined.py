@@ -6,7 +6,6 @@ set are those of its stores one after the other: absolute rows, by which noise i
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import itertools
 import json
@@ -22,7 +21,7 @@ from pipeline import schema
 from pipeline.base import PathLike, list_paths
 from pipeline.bins import keep_rows, shard_ranges, spread_rows
 from pipeline.errors import ConfigError, InputError, did_you_mean
-from pipeline.shards import HDF5_SUFFIXES, natural_key
+from pipeline.shards import HDF5_SUFFIXES, match_spectra, natural_key
 from pipeline.store.columns import LazyColumns
 from pipeline.store.layout import SourceRecord
 from pipeline.store.store import (
@@ -301,7 +300,7 @@ def find_stores(patterns: Sequence[Path | str]) -> tuple[Path, ...]:
     stores: list[Path] = []
     other: Path | None = None
     for pattern in patterns:
-        matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=natural_key)
+        matches = match_spectra(pattern)
         if Path(pattern).exists() or not matches:
             matches = [Path(pattern)]
         for match in matches:

@@ -107,6 +107,7 @@ def test_every_fold_leaves_enough_for_the_search(tmp_path: Path, n: int) -> None
 
 def test_without_test_spectra_the_last_shard_is_kept(sample: Path, tmp_path: Path) -> None:
     text, notes = propose_config(sample / "train")
+    assert (text, notes) == propose_config(sample / "train/*"), "shard_index.txt is no shard"
     data = yaml.safe_load(text)["data"]
     assert data["train"] == [str(sample / "train/shard_0/dataset.h5")]
     assert data["test"] == [str(sample / "train/shard_1/dataset.h5")]

@@ -54,6 +54,20 @@ def test_what_stands_is_told(standing: tuple[ExperimentConfig, Path], small_run:
     assert find_standing(config, folder), "files that are not the run's do not matter"
 
 
+def test_a_glob_that_matches_texts_beside_shards_stands(
+    standing: tuple[ExperimentConfig, Path], sample: Path, tmp_path: Path
+) -> None:
+    config, folder = standing
+    shutil.copytree(sample / "train", tmp_path / "spectra")  # with its shard_index.txt
+    (tmp_path / "spectra/README.txt").write_text("my spectra\n")
+    data = config.data.model_copy(update={"train": (str(tmp_path / "spectra/*"),)})
+    config = config.model_copy(update={"data": data})
+    record_standing(config, folder, "")
+    assert find_standing(config, folder)
+    made_of = json.loads((folder / "finished.json").read_text())["made_of"]
+    assert {str(path) for path in (tmp_path / "spectra").rglob("dataset.h5")} <= set(made_of)
+
+
 @pytest.mark.parametrize(
     "change",
     [

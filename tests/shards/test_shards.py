@@ -55,6 +55,18 @@ def test_find_shards__index(tmp_path: Path) -> None:
         find_shards([index], tmp_path)
 
 
+@pytest.mark.parametrize("pattern", ["data/*", "data/**", "data/*.txt", "d*/shard_index.txt"])
+def test_find_shards__a_glob_passes_over_texts_beside_shards(tmp_path: Path, pattern: str) -> None:
+    made = [touch(tmp_path / "data" / f"s{i}" / "dataset.h5") for i in range(2)]
+    (tmp_path / "data" / "README.txt").write_text("my spectra\n")
+    (tmp_path / "data" / "shard_index.txt").write_text("s0\ns1\n")
+    assert find_shards([pattern], tmp_path) == tuple(made)
+    (tmp_path / "data" / "shard_index.txt").unlink()
+    if pattern.endswith("txt"):
+        with pytest.raises(InputError, match="no shard matches"):
+            find_shards([pattern], tmp_path)
+
+
 def test_find_shards__raise_on_nothing_and_on_duplicates(tmp_path: Path) -> None:
     made = touch(tmp_path / "a" / "dataset.h5")
     (tmp_path / "empty").mkdir()

@@ -297,7 +297,7 @@ def test_find_stores__raise_on_mixtures(parts: Path, shards: list[Path], tmp_pat
         find_stores([parts / "part_2.zarr", shards[1]])
     shutil.copytree(parts / "part_10.zarr", tmp_path / "a.zarr")
     (tmp_path / "notes.txt").write_text("mine")
-    assert find_stores([tmp_path]) == (tmp_path / "a.zarr",)
+    assert find_stores([tmp_path]) == find_stores([tmp_path / "*"]) == (tmp_path / "a.zarr",)
     shutil.copytree(shards[0].parent, tmp_path / "train_0")
     with pytest.raises(InputError, match=r"a\.zarr and train_0"):
         find_stores([tmp_path])
