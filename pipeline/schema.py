@@ -126,6 +126,23 @@ SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
 #: The likelihoods and sums that the ceiling comes from.
 CEILING_ALGORITHM: Final = 2
+#: What a run makes again where another version of this package would have made it otherwise, in words. Moments of
+#: another version are refused instead.
+REMADE: Final = MappingProxyType(
+    {
+        "models": RIDGE_ALGORITHM,
+        "bin design": BIN_DESIGN_ALGORITHM,
+        "gates": [
+            RECIPE_ALGORITHM,
+            FEATURE_ROWS_ALGORITHM,
+            GATE_ALGORITHM,
+            SNR_GATE_ALGORITHM,
+            BLEND_ALGORITHM,
+        ],
+        "ceiling": CEILING_ALGORITHM,
+        "results": RESULTS_ALGORITHM,
+    }
+)
 #: Labels, from a model and spectra.
 PREDICTION_ALGORITHM: Final = 2
 #: Simulated shards: those of another version are refused, not mixed with new ones.

@@ -49,7 +49,7 @@ from pipeline.run.spectra import (
     resolve_binnings,
 )
 from pipeline.run.standing import forget_standing
-from pipeline.run.tables import results_hold, write_results
+from pipeline.run.tables import results_hold, tell_remade, write_results
 from pipeline.schema import RESULTS_ALGORITHM
 from pipeline.scoring import RunResults, read_results
 from pipeline.store import find_kept, find_left_out
@@ -221,6 +221,8 @@ def _run_steps(
 ) -> RunResults:
     """Accumulate, solve, ask the questions, score; whatever still holds is taken as it is."""
     config = run.config
+    if remade := tell_remade(run.folder):
+        run.progress.note(remade)
     facts, questions = prepare_pass(run, sets, plan, client)
     run.progress.enter("accumulate")
     moments, plan = _accumulate(run, facts, plan)

@@ -15,7 +15,7 @@ from pipeline import schema
 from pipeline.base import hash_file, json_text, parse_object, replacing, seal
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
-from pipeline.errors import InputError
+from pipeline.errors import InputError, enumerate_words
 from pipeline.questions import QUESTIONS, Facts, Question, Trained
 from pipeline.ridge import ExpertModels
 from pipeline.run.spectra import SpectraSets
@@ -43,7 +43,7 @@ from pipeline.scoring import (
 )
 from pipeline.store import AnyStore, count_selected, find_left_out
 
-__all__ = ["results_hold", "summarise", "write_results", "write_tables"]
+__all__ = ["describe_algorithms", "results_hold", "summarise", "tell_remade", "write_results", "write_tables"]
 
 #: Digits in the tables: more than any interval needs, fewer than the last bits of a BLAS with other threads.
 _FLOAT_FORMAT = "%.10g"
@@ -77,6 +77,7 @@ def write_results(
     hashes = {name: hash_file(facts.folder / name) for name in [*written, PREDICTIONS_FILE]}
     content = _describe(facts, sets) | record
     content["warnings"] = [*warnings, *facts.warnings]
+    content["algorithms"] = describe_algorithms()
     content["absent"] = _explain_absent(questions, answers)
     content["economy"] = count_models(facts.trained, record["steps"])
     _write_json(facts.folder / METADATA_FILE, seal(parse_object(json_text(content | {"hashes": hashes}))))
@@ -140,6 +141,29 @@ def results_hold(folder: Path, key: str) -> bool:
         )
     except (OSError, InputError, KeyError):
         return False
+
+
+def describe_algorithms() -> dict[str, Any]:
+    """Return what tells whether another version of this package computes a run otherwise, for ``metadata.json``."""
+    return {**schema.REMADE, "results": [schema.RESULTS_ALGORITHM, *(question.name for question in QUESTIONS)]}
+
+
+def tell_remade(folder: Path) -> str | None:
+    """Return a line on what is made again of a finished run since this version computes it otherwise; None if nothing.
+
+    Results of versions that did not record their algorithms tell nothing.
+    """
+    try:
+        before = read_metadata(folder).get("algorithms", {})
+    except InputError:
+        return None
+    remade = [name for name, now in describe_algorithms().items() if name in before and before[name] != now]
+    if not remade:
+        return None
+    return (
+        f"another version of headroom has made the results in {folder}, and this one computes otherwise: "
+        f"{enumerate_words(remade)}; these, and what follows from them, are made anew"
+    )
 
 
 def summarise(facts: Facts, draws: Sequence[ScoredDraw], answers: Mapping[str, Any]) -> Summary:

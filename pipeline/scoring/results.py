@@ -236,6 +236,7 @@ class _Metadata(BaseModel):
     folds: dict[str, Any] = {}
     plan: dict[str, Any] = {}
     absent: dict[str, str] = {}
+    algorithms: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
 

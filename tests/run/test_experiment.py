@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
 
 from pipeline import schema
-from pipeline.base import exclusive
+from pipeline.base import SilentProgress, exclusive
+from pipeline.base.logfile import LogFile, LoggedProgress
 from pipeline.bins import BinGrid
 from pipeline.config import ExperimentConfig
 from pipeline.errors import InputError, ResourceError
@@ -50,6 +52,27 @@ def config(small_config: ExperimentConfig) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def finished(small_run: RunResults) -> RunResults:
     return small_run
+
+
+def test_what_another_version_has_made_is_made_anew_and_told(
+    config: ExperimentConfig, finished: RunResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished.folder, out)
+    log = LogFile(tmp_path / "log")
+
+    def run() -> tuple[dict[str, bool], str]:
+        log.path.write_text("")
+        results = run_experiment(config, out, progress=LoggedProgress(SilentProgress(), log))
+        return {step["name"]: step["skipped"] for step in results.metadata["steps"]}, log.path.read_text()
+
+    assert "another version" not in run()[1]
+    for module in ("pipeline.run.experiment", "pipeline.schema"):
+        monkeypatch.setattr(f"{module}.RESULTS_ALGORITHM", 99)
+    skipped, told = run()
+    assert (skipped["solve"], skipped["score"]) == (True, False)
+    assert f"made the results in {out}, and this one computes otherwise: results; these, and what follows" in told
+    assert "another version" not in run()[1], "they are this version's now"
 
 
 def test_test_spectra_are_read_once_for_all_training_noises(
