@@ -36,7 +36,15 @@ from pipeline.base import (
 from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
 from pipeline.errors import ConfigError
 from pipeline.noise import Noise, training_noises
-from pipeline.plan import ExperimentPlan, measure_quickly, name_steps, plan_run, project_run, project_scaling
+from pipeline.plan import (
+    ExperimentPlan,
+    RunTime,
+    measure_quickly,
+    name_steps,
+    plan_run,
+    project_run,
+    project_scaling,
+)
 from pipeline.questions import QUESTIONS, Facts, Question, Trained, Truth, list_needs, list_pictures
 from pipeline.run.folder import Run, open_run, require_own_folder, save_config, whole_run_folder, writable_folder
 from pipeline.run.models import drop_unsearchable, others_file, read_test_spectra, read_truth, solve_models
@@ -67,6 +75,7 @@ __all__ = [
     "plan_experiment",
     "plan_with_headers",
     "prepare_pass",
+    "project_seconds",
     "render_run",
     "run_demo",
     "run_experiment",
@@ -192,15 +201,13 @@ def _opened(
     told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
     told.expect(name_steps(config))
     told.enter("convert")
-    limits = limits_of_workers(client)
-    threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     headers = list(read_headers(config))
-    plan = plan_with_headers(config, headers, limits, threads)
+    plan = _plan_for(client, config, headers)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), whole_run_folder(out):
         forget_standing(out)
         if progress is not None:
-            told.note(_tell_time(config, plan))
+            told.note(f"time: {_project_time(config, plan).describe()}; what is there already is not made again")
         run = open_run(out, config, told)
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
         headers.clear()  # with all columns of the shards
@@ -210,10 +217,33 @@ def _opened(
         yield run, sets, plan
 
 
-def _tell_time(config: ExperimentConfig, plan: ExperimentPlan) -> str:
+def _plan_for(client: Client | None, config: ExperimentConfig, headers: Iterable[SetHeader]) -> ExperimentPlan:
+    """Do as :func:`plan_with_headers`, for the workers of a client, or for this process without one."""
+    threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
+    return plan_with_headers(config, headers, limits_of_workers(client), threads)
+
+
+def _project_time(config: ExperimentConfig, plan: ExperimentPlan) -> RunTime:
     """Return how long the run takes, and each of its steps, if nothing of it is there."""
     scaling = project_scaling(plan, config, measure_quickly(plan, config), plan.worker_threads)
-    return f"time: {project_run(plan, config, scaling).describe()}; what is there already is not made again"
+    return project_run(plan, config, scaling)
+
+
+def project_seconds(configs: Iterable[ExperimentConfig], client: Client | None = None) -> float:
+    """Return how long some experiments take one after the other, if nothing of them is there and they share nothing.
+
+    Raises
+    ------
+    InputError, ConfigError, ResourceError
+        If one of them cannot be run: before the first one is.
+    """
+    seconds, headers = 0.0, {}
+    for config in configs:
+        spectra = content_hash(config.data.model_dump(mode="json"))
+        if spectra not in headers:
+            headers = {spectra: read_headers(config)}  # they hold all labels: those of one set are enough
+        seconds += _project_time(config, _plan_for(client, config, headers[spectra])).total
+    return seconds
 
 
 def _run_steps(

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from pipeline.base import Progress, SilentProgress
 from pipeline.config import ExperimentConfig, content_hash, describe_findings, parse_yaml
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.run.experiment import render_run, run_experiment, share_pass
+from pipeline.plan import format_seconds
+from pipeline.run.experiment import project_seconds, render_run, run_experiment, share_pass
 from pipeline.run.folder import CONFIG_FILE
 from pipeline.run.standing import find_standing, record_standing
 
@@ -141,6 +142,12 @@ def run_sweep(
             raise InputError(
                 f"{out / point.name}: a run of this sweep is due there, found something else; move it away"
             )
+    if open_points and progress is not None:
+        total = format_seconds(project_seconds([point.config for point in open_points], client))
+        which = "1 run" if len(open_points) == 1 else f"all {len(open_points)} runs"
+        told.note(
+            f"time of {which}: at most about {total}; runs share stores, and passes and models where these are the same"
+        )
     options: dict[str, Any] = {"client": client, "convert_workers": convert_workers, "progress": progress}
     shared: list[dict[str, Any]] = []
     for number, point in enumerate(open_points, 1):

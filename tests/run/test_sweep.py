@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from unittest import mock
@@ -9,8 +10,10 @@ from unittest import mock
 import pytest
 from commands import invoke, require_one_line
 
+from pipeline.base.progress import LogProgress
 from pipeline.config import ExperimentConfig
 from pipeline.errors import ConfigError, InputError
+from pipeline.plan import format_seconds
 from pipeline.run import experiment, list_open, plan_sweep, run_experiment, run_sweep
 
 
@@ -56,8 +59,11 @@ def test_points_share_one_pass_and_are_the_runs_that_they_would_be_alone(
 ) -> None:
     config = small_config.model_copy(update={"seeds": (42,)})
     points = plan_sweep(config, ["noise.levels=0.5,1", "ridge.standardize=global,none"])
+    said = io.StringIO()
     with mock.patch.object(experiment, "accumulate_moments", wraps=experiment.accumulate_moments) as passes:
-        folders = run_sweep(points, tmp_path / "sweep")
+        folders = run_sweep(points, tmp_path / "sweep", progress=LogProgress(said))
+    total = sum(experiment.project_seconds([point.config]) for point in points)
+    assert f"time of all 4 runs: at most about {format_seconds(total)}; " in said.getvalue().splitlines()[0]
     computed = [call for call in passes.call_args_list if len(call.args[1]) > 1]
     assert len(computed) == 1, "both noise levels come from one read"
     assert [folder.name for folder in folders] == [point.name for point in points]
@@ -70,6 +76,9 @@ def test_points_share_one_pass_and_are_the_runs_that_they_would_be_alone(
     assert list_open(points, tmp_path / "sweep") == []
     (folders[2] / "results.csv").unlink()
     assert list_open(points, tmp_path / "sweep") == [points[2]]
+    run_sweep(points, tmp_path / "sweep", progress=LogProgress(said := io.StringIO()))
+    total = experiment.project_seconds([points[2].config])
+    assert f"time of 1 run: at most about {format_seconds(total)}; " in said.getvalue(), "of what is to be made"
     (folders[2] / "config.yaml").unlink()
     with pytest.raises(InputError, match="found something else"):
         run_sweep(points, tmp_path / "sweep")
