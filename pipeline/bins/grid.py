@@ -73,7 +73,8 @@ class BinGrid:
             except (ValueError, TypeError):
                 is_good = False
             if not is_good:
-                raise ConfigError(f"edges of {column!r} must be at least two increasing numbers, found {list(edges)}")
+                found = list(edges) if isinstance(edges, Iterable) else edges
+                raise ConfigError(f"edges of {column!r} must be at least two increasing numbers, found {found}")
 
     @classmethod
     def of(cls, bins: BinGrid | Mapping[str, Sequence[float]]) -> BinGrid:

@@ -228,7 +228,7 @@ def kept_if_refused(work: Path, description: dict[str, Any]) -> Iterator[None]:
     """Where a shard is refused in this block, say in the error what is kept of a locked work folder.
 
     The same conversion then goes on from there, once the shard is mended; any other conversion replaces it. Where
-    no range was finished, the folder is removed.
+    nothing was finished, the folder is removed.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def kept_if_refused(work: Path, description: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if not any(work.glob("ranges/*.json")):
+        if not any(any(work.glob(f"{done}/*.json")) for done in ("ranges", "scan")):
             remove_work(work)
             raise
         write_json(work / _PLAN, {**description, "refused": str(error)})

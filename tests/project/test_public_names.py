@@ -61,6 +61,7 @@ def passed(train_store: SpectraStore, tmp_path_factory: pytest.TempPathFactory) 
         (lambda p: pipeline.plan_accumulation(p.store, "my.yaml"), r"bins: a .*'my.yaml' \(str\)"),
         (lambda p: pipeline.plan_accumulation(p.store, {"T_eff": 5}), r"bins, T_eff: a list of edges"),
         (lambda p: pipeline.plan_accumulation(p.store, {"T_eff": "ab"}), "at least two increasing"),
+        (lambda p: pipeline.BinGrid({"T_eff": 5}), "at least two increasing numbers, found 5"),
         (lambda p: pipeline.plan_accumulation(p.store, EDGES, None, "double"), "'float32' or"),
         (lambda p: pipeline.accumulate_moments(p.store, pipeline.MarginalNoise(1.0), p.out), "plan: what"),
         (lambda p: pipeline.accumulate_moments(p.plan, [1.0], p.out), "draws: a noise, such as Noise"),
