@@ -66,7 +66,8 @@ class FakeRun:
     """What the artificial run is like; the defaults are the reference grid with three seeds.
 
     The bins of ``nan_bins`` have a single test spectrum, and so no R². ``marginal`` adds models of marginal noise to
-    those of drawn noise; with ``no_draws`` there are no others, and the test spectra's noise is integrated out, too.
+    those of drawn noise; with ``no_draws`` there are no others, and the test spectra's noise is integrated out, too,
+    if ``noise_test`` does not say otherwise.
     """
 
     edges: Mapping[str, Sequence[float]] = field(default_factory=lambda: dict(REFERENCE_EDGES))
@@ -82,6 +83,7 @@ class FakeRun:
     warnings: tuple[str, ...] = ()
     marginal: bool = False
     no_draws: bool = False
+    noise_test: str = ""
     design: bool = False
     gate: bool = False
     labels: bool = False
@@ -93,7 +95,7 @@ class FakeRun:
         """The configuration that such a run would have."""
         edges = {column: np.linspace(*RANGES[column], n + 1).tolist() for column, n in FINE.items()}
         mode = "marginal" if self.no_draws else "both" if self.marginal else "drawn"
-        test = "marginal" if self.no_draws else "stored"
+        test = self.noise_test or ("marginal" if self.no_draws else "stored")
         # The ridge gate knows labels alone.
         is_logistic = bool(self.features) or not set(self.edges) <= {"T_eff", "M_H"}
         return ExperimentConfig.model_validate(

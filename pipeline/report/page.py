@@ -170,7 +170,7 @@ def _open_sections(results: RunResults) -> list[Section]:
             is_first = level is results.summary.headline
             key_numbers.append(Heading(f"Noise level {level.noise_level:g}"))
             key_numbers.append("The conclusion above is about this level." if is_first else level.decision.sentence)
-        key_numbers.append(list_key_numbers(results, level))
+        key_numbers.append(list_key_numbers(level))
     bins = [Show("moe_delta_r2_heatmap.png"), Show("moe_perbin_r2_grouped.png")]
     return [
         Section("hypotheses", "Hypotheses", "Hypotheses", (*([about] if about else []), *map(list_hypotheses, levels))),

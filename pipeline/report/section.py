@@ -203,12 +203,12 @@ def list_hypotheses(level: Level) -> Table:
     return Table(f"Hypotheses, noise level {level.noise_level:g}", ("", "Hypothesis", "Found", "Result"), rows)
 
 
-def list_key_numbers(results: RunResults, level: Level) -> Table:
+def list_key_numbers(level: Level) -> Table:
     """Return the overall figures of merit of both scopes with spread, interval and numbers of spectra."""
     rows = []
     for name, scope in level.scopes.items():
         for merit in SHOWN_MERITS:
-            cells = estimate_cells(results, merit, scope.merit(merit))
+            cells = estimate_cells(merit, scope.merit(merit))
             rows.append((name, merit.symbol, *cells, f"{scope.n_train:,}", f"{scope.n_test:,}"))
     header = ("Test spectra", "Figure of merit", "mean", "± seeds", "low", "high", "n train", "n test")
     return Table(f"Key numbers, noise level {level.noise_level:g}", header, tuple(rows), 2)
@@ -222,7 +222,7 @@ def list_bins(results: RunResults, level: Level) -> Table:
             *one.names,
             R2_GLOBAL.format(one.r2_global.mean),
             R2_ORACLE.format(one.r2_oracle.mean),
-            *estimate_cells(results, DELTA_R2, one.delta_r2),
+            *estimate_cells(DELTA_R2, one.delta_r2),
             number_cell(one.mae_global),
             number_cell(one.mae_oracle),
             number_cell(one.alpha, ".6g"),
@@ -332,12 +332,11 @@ def _pairs(caption: str, rows: Iterable[tuple[str, Any]]) -> Table:
     return Table(caption, ("", "Value"), cells)
 
 
-def estimate_cells(results: RunResults, merit: Merit, estimate: Estimate) -> tuple[str, ...]:
+def estimate_cells(merit: Merit, estimate: Estimate) -> tuple[str, ...]:
     """Return mean, spread over seeds, low and high of a figure of merit."""
     mean, *ends = merit_cells(merit, estimate)
-    # One seed has no spread; a zero would claim perfect agreement.
-    several = results.overall["seed"].nunique() > 1
-    return (mean, number_cell(estimate.std) if several else MISSING, *ends)
+    # One seed has no spread; a zero would claim perfect agreement. Levels may differ in the number of seeds.
+    return (mean, number_cell(estimate.std) if estimate.std > 0 else MISSING, *ends)
 
 
 def merit_cells(merit: Merit, estimate: Estimate) -> tuple[str, ...]:

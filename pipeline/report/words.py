@@ -56,9 +56,10 @@ def conclusion(results: RunResults) -> str:
 def over_seeds(results: RunResults) -> str:
     """Return of how many noise draws a number is the mean, to follow the noise level in a note.
 
-    For example ``, mean over 3 seeds``; nothing where no noise was drawn by the run.
+    For example ``, mean over 3 seeds``; nothing where the run drew no noise at the headline level.
     """
-    seeds = sorted({int(seed) for seed in results.overall["seed"]} - {NO_SEED})
+    own = results.overall["noise_level"] == results.summary.headline.noise_level
+    seeds = sorted({int(seed) for seed in results.overall.loc[own, "seed"]} - {NO_SEED})
     if len(seeds) == 1:
         return f", seed {seeds[0]}"
     return f", mean over {len(seeds)} seeds" if seeds else ""

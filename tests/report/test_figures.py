@@ -224,6 +224,16 @@ def test_notes_name_no_seed_where_no_noise_was_drawn(tmp_path: Path) -> None:
     assert over_seeds(results) == ""
 
 
+def test_predictions_are_those_of_the_headline_level_whose_noise_has_no_seed(tmp_path: Path) -> None:
+    """Test noise is drawn at level 0.2, with seeds, and that of the file, without one, is taken at level 1."""
+    results = make_results(tmp_path, FakeRun(no_draws=True, noise_test="stored", levels=(0.2, 1.0)))
+    assert results.overall["seed"].nunique() > 1
+    assert over_seeds(results) == ""
+    figure = PICTURES["moe_pred_vs_true.png"].draw(results)
+    assert figure.axes[0].get_title(loc="left").startswith("Global ridge:")
+    assert "seed" not in figure.get_supxlabel()
+
+
 def test_empty_cells_have_no_tint(find_run: Callable[[str], RunResults]) -> None:
     """Nor does the scale begin at zero, whose colour would be that of the fewest spectra."""
     figure = PICTURES["moe_sample_distribution.png"].draw(find_run("reference"))

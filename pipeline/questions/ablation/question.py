@@ -131,7 +131,7 @@ def _words(view: BinningScope, *, is_main: bool) -> str:
     words = f"{view.delta_r2.mean:+.4f}" if math.isfinite(view.delta_r2.mean) else "undefined"
     if not is_main and math.isfinite(view.share.mean):
         words += f", {view.share.mean:.0%}"
-    return f"{words}; covers {view.coverage:.0%}"
+    return f"{words}; covers {view.coverage:.0%}".replace("-", "−")
 
 
 _FILE = "ablation.csv"
@@ -216,7 +216,7 @@ class Ablation(Question[AblationAnswer]):
             "Every row is answered from the same pass. The column share is ΔR² in units of the first row's; its "
             "interval is there where both cover the same spectra."
         )
-        tables = [_list_binnings(results, level) for level in answer.levels]
+        tables = [_list_binnings(level) for level in answer.levels]
         title = "Other ways to divide the spectra"
         return Section("binnings", title, "Other divisions", (about, *tables, Show("moe_ablation.png")))
 
@@ -255,7 +255,7 @@ def _share(draws: Sequence[ScoredBinning], main: Sequence[ScoredBinning], confid
     return Estimate.of(float(of_draws / of_main), 0.0, low, high)
 
 
-def _list_binnings(results: RunResults, level: AblationLevel) -> Table:
+def _list_binnings(level: AblationLevel) -> Table:
     rows = [
         (
             one.name,
@@ -263,7 +263,7 @@ def _list_binnings(results: RunResults, level: AblationLevel) -> Table:
             str(one.n_bins),
             R2_GLOBAL.format(one.r2_global.mean),
             R2_ORACLE.format(one.r2_oracle.mean),
-            *estimate_cells(results, DELTA_R2, one.delta_r2),
+            *estimate_cells(DELTA_R2, one.delta_r2),
             *(percent_cell(value) for value in (one.share.mean, one.share.low, one.share.high)),
             percent_cell(one.coverage, digits=1),
             f"{one.n_test:,}",

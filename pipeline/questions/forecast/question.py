@@ -409,9 +409,17 @@ def draw_forecast(results: RunResults) -> Figure:
     level = _headline(results, answer)
     figure = new_figure(page_width(), 6.4)
     left, right = place_panels(figure, 2)
-    for merit, color, name in ((R2_ORACLE, ORACLE, "oracle experts"), (R2_GLOBAL, GLOBAL, "global ridge")):
-        _draw_curves(left, level, merit, color, name)
+    # The legend has two columns: what the marks mean stands below the curves of one model each.
+    _draw_curves(left, level, R2_ORACLE, ORACLE, "oracle experts")
+    if level.drawn:
+        left.plot([], [], "D", color=INK, markersize=8, label="drawn runs")
+    _draw_curves(left, level, R2_GLOBAL, GLOBAL, "global ridge")
     _draw_curves(right, level, DELTA_R2, INK, "ΔR²")
+    if level.drawn:
+        right.plot([], [], "D", color=INK, markersize=8, label="drawn runs")
+    if not all(point.covered.trusted for penalty in (CONFIGURED, BEST) for point in level.along(penalty)):
+        for axes in (left, right):
+            axes.plot([], [], "o", color=INK, markerfacecolor="white", label="not trusted")
     limit = thresholds(results).continue_
     right.axhline(0, color=MUTED, linewidth=0.8)
     right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
@@ -423,7 +431,7 @@ def draw_forecast(results: RunResults) -> Figure:
         axes.margins(x=0.05)
         label_counts(axes, counts)
         low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.34 * (high - low), high)  # the legend stands below the data
+        axes.set_ylim(low - 0.44 * (high - low), high)  # the legend stands below the data
         axes.legend(
             loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL - 2 * is_narrow(), frameon=False, ncols=2
         )
@@ -431,7 +439,7 @@ def draw_forecast(results: RunResults) -> Figure:
         figure,
         "What drawn runs of other sizes would say",
         f"From {level.n_known:,} training spectra; covered test spectra, noise level {level.noise_level:g}; bars: "
-        f"{results.summary.confidence:.0%} interval{'; diamonds: drawn runs' if level.drawn else ''}.",
+        f"{results.summary.confidence:.0%} interval.",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure

@@ -264,7 +264,8 @@ def _draw_importance(axes: Axes, importance: Mapping[str, float]) -> None:
     places = range(len(largest))
     axes.bar(places, [value for _, value in largest], width=0.6, color=MUTED)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.set_xticks(places, [name.replace("_", " ") for name, _ in largest], rotation=35, ha="right")
+    slope = 60 if is_narrow() else 35  # where names are near each other, steep ones do not touch
+    axes.set_xticks(places, [name.replace("_", " ") for name, _ in largest], rotation=slope, ha="right")
     shown = "" if len(largest) == len(importance) else f"the {len(largest)} of {len(importance)} that matter most; "
     title = f"Features of the gate ({shown}log loss gained when a feature is shuffled)"
     style_axes(axes, title=title, x="feature", y="nats per spectrum", grid="y")

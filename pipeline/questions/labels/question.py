@@ -155,7 +155,7 @@ class Labels(Question[LabelsAnswer]):
         answer = cls.read(results)
         if answer is None or not answer.levels[0].labels:
             return None
-        tables = [_list_labels(results, level) for level in answer.levels]
+        tables = [_list_labels(level) for level in answer.levels]
         return Section("labels", "Other labels", "Other labels", (_ABOUT, *tables))
 
     @classmethod
@@ -183,9 +183,9 @@ def without_oracle(score: HeadroomScore) -> HeadroomScore:
     return HeadroomScore(blind(score.covered), blind(score.all), tuple(map(blind, score.bins)))
 
 
-def _list_labels(results: RunResults, level: LabelLevel) -> Table:
+def _list_labels(level: LabelLevel) -> Table:
     rows = [
-        (symbol(label), name, merit.symbol, *estimate_cells(results, merit, scope.merit(merit)))
+        (symbol(label), name, merit.symbol, *estimate_cells(merit, scope.merit(merit)))
         for label, part in level.labels.items()
         for name, scope in part.scopes.items()
         for merit in SHOWN_MERITS

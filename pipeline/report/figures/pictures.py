@@ -149,7 +149,7 @@ def _draw_gain(axes: Axes, scopes: dict[str, Scope], results: RunResults) -> Non
     )
     for start, end, outcome in spans:
         axes.axvspan(start, end, color=VERDICT_COLORS[outcome], alpha=0.28, linewidth=0, zorder=0)
-    words = f"not worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
+    words = f"ΔR²\nnot worth it < {decision.stop:g} ≤ undecided < {decision.continue_:g} ≤ build experts"
     style_axes(axes, title="ΔR², what experts gain", x=words, y="test spectra", grid="")
     axes.xaxis.label.set_fontsize(SMALL)
     few_ticks(axes)

@@ -57,8 +57,9 @@ def draw_against_truth(results: RunResults, models: Mapping[str, str], title: st
     title, note
         What stands above and below.
     """
-    level, seed = results.summary.headline.noise_level, int(results.overall["seed"].iloc[0])
-    rows = results.predictions
+    level, rows = results.summary.headline.noise_level, results.predictions
+    # Seeds may differ from level to level: the noise of the test file, at level 1, has none.
+    seed = int(results.overall.loc[results.overall["noise_level"] == level, "seed"].iloc[0])
     rows = rows[(rows["seed"] == seed) & (rows["noise_level"] == level) & (rows["bin"] >= 0)]
     shown = {model: name for model, name in models.items() if f"y_{model}" in rows}
     columns = 2 if len(shown) <= 2 or is_narrow() else 3
