@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -185,14 +185,12 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     headings = ("no.", "run", "noise", "train", "test", "oracle", "global", "ΔR²", "interval", "verdict")
     title = f"{comparison.target}, covered spectra: R², mean over seeds"
-    # Verdicts of two words take two lines before the name of a run is broken.
-    narrow = {"verdict": 9} if max(map(len, comparison.names)) > 12 else {}
-    _print_rows(console, title, headings, list_merits(comparison), folded=("run", "verdict"), narrow=narrow)
+    _print_rows(console, title, headings, list_merits(comparison), {"run": 18, "verdict": 9})
     for reason in list_withheld(comparison):
         _say(console, reason)
     header, rows = list_settings(comparison)
     if rows:
-        _print_rows(console, "what differs", header, rows, folded=header)
+        _print_rows(console, "what differs", header, rows, dict.fromkeys(header, _LINE))
     else:
         _say(console, "what differs: nothing; the same settings, spectra and software")
     for ranking in comparison.rankings:
@@ -206,26 +204,39 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _print_rows(
-    console: Console,
-    title: str,
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    folded: Sequence[str],
-    narrow: Mapping[str, int] = MappingProxyType({}),
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], words: Mapping[str, int]
 ) -> None:
-    """Print a table; columns that may be folded hold words, and the others numbers. ``narrow`` is by heading."""
+    """Print a table in whole lines, however wide the console is.
+
+    Columns of ``words`` have lines of about so many letters; the others are numbers.
+    """
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for heading in headings:
-        options: dict[str, Any] = {"justify": "right", "no_wrap": True}
-        words = {"overflow": "fold", "max_width": narrow.get(heading)}
-        table.add_column(Text(heading), **(words if heading in folded else options))
-    for row in rows:
-        table.add_row(*map(Text, row))  # names of folders are no markup
-    console.print(table)
+        table.add_column(Text(heading), justify="left" if heading in words else "right", no_wrap=True)
+    widths = [words.get(heading, _LINE) for heading in headings]
+    for row in rows:  # names of folders are no markup
+        table.add_row(*(Text(break_at_separators(cell, width)) for cell, width in zip(row, widths, strict=True)))
+    needed = console.measure(table, options=console.options.update(width=10_000)).maximum
+    Console(width=max(console.width, needed)).print(table, soft_wrap=True)  # which cuts nothing off
+
+
+#: Letters of a line in a column of settings.
+_LINE = 24
+
+
+def break_at_separators(text: str, width: int) -> str:
+    """Return a name, a path or a setting in lines of so many letters; what has no separator is whole, and longer."""
+    lines = [""]
+    for part in re.findall(r"[^\s,/=]*[\s,/=]*", text):
+        if part and lines[-1] and len(f"{lines[-1]}{part}".rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _say(console: Console, text: str) -> None:

@@ -464,17 +464,20 @@ def describe_ranking(comparison: Comparison, one: Ranking) -> str:
 
 #: Runs that a sentence names, and runs that a table of settings has columns for, at most.
 _MOST_NAMED, _MOST_COLUMNS = 3, 4
+#: Letters of a run's name as a heading; a longer one is told by its number.
+_LONGEST_HEADING = 24
 
 
 def list_settings(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return what differs as a table: its header, and its rows.
 
-    A few runs have a column each. With more of them, a row is one value of a setting, and the runs that have it.
+    A few runs have a column each, under their numbers where their names are long. With more of them, a row is one value of a setting, and the runs that have it.
     """
     rows: list[tuple[str, ...]] = []
     if len(comparison.names) <= _MOST_COLUMNS:
         rows += [(name, *map(format_setting, values)) for name, values in comparison.settings]
-        return ("setting", *comparison.names), rows
+        names = (name if len(name) <= _LONGEST_HEADING else f"run {k}" for k, name in enumerate(comparison.names, 1))
+        return ("setting", *names), rows
     for name, values in comparison.settings:
         shown = [format_setting(value) for value in values]
         for k, value in enumerate(dict.fromkeys(shown)):

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.base import seal
 from pipeline.cli import main
+from pipeline.cli.results import break_at_separators, print_comparison
 from pipeline.errors import InputError
 from pipeline.report import compare_runs, describe_difference, describe_ranking, list_settings, write_page
 from pipeline.scoring import METADATA_FILE, PREDICTIONS_FILE
@@ -254,8 +255,30 @@ def test_the_best_run_is_told_with_the_interval_of_what_it_is_ahead_by(runs: tup
     assert "no difference" in describe_ranking(same, same.rankings[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("noise.levels=0.2, ridge.standardize=per_expert", ["noise.levels=0.2,", "ridge.standardize=", "per_expert"]),
+        ("runs/sweep/noise.levels=1", ["runs/sweep/", "noise.levels=1"]),
+        ("build experts", ["build experts"]),
+        ("0123456789abcdef0123456789", ["0123456789abcdef0123456789"]),
+        ("", [""]),
+    ],
+)
+def test_names_are_broken_at_separators_alone(name: str, lines: list[str]) -> None:
+    assert break_at_separators(name, 18).split("\n") == lines
+
+
+def test_a_long_name_is_no_heading(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["noise.levels=0.2, ridge.standardize=per_expert", "short"]
+    comparison = compare_runs(runs, names)
+    assert list_settings(comparison)[0] == ("setting", "run 1", "short")
+    print_comparison(comparison)
+    assert "\n      ridge.standardize=" in capsys.readouterr().out
+
+
 def test_ten_runs_are_told_by_their_numbers(
-    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = compare_runs([runs[0]] * 9 + [runs[1]])
     header, rows = list_settings(comparison)
@@ -263,7 +286,8 @@ def test_ten_runs_are_told_by_their_numbers(
     standardize = [row[1:] for row in rows if row[0] == "ridge.standardize" or row[1] == "none"]
     assert standardize[-1] == ("none", "10")
     assert comparison.rankings[0].order[0] == 9
-    main(["compare", *map(str, [runs[0]] * 9 + [runs[1]]), "--out", str(tmp_path / "ten.html")])
+    monkeypatch.chdir(tmp_path)  # a table is as wide as the longest name of a folder
+    main(["compare", *["first"] * 9, "second", "--out", "ten.html"])
     lines = capsys.readouterr().out.splitlines()
     table = lines[: next(k for k, line in enumerate(lines) if "is best" in line)]
     assert max(map(len, table)) <= 100, "it fits where the runs are many"
