@@ -94,8 +94,8 @@ def _introduce(model: MixtureModel, training: Mapping[str, Any]) -> str:
     )
     if training["simulated"]:
         text += (
-            "\n\n**The spectra it was trained on are simulated by this package: a stand-in, no synthesised and no "
-            "observed spectra. What it says of real stars means nothing.**"
+            "\n\n**The spectra it was trained on are simulated by this package: a stand-in for "
+            "observed ones. What it says of real stars means nothing.**"
         )
     return text
 

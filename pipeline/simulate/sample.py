@@ -38,11 +38,14 @@ SNR_QUANTILES: Final = (0.0, 0.05, 0.5, 0.95, 1.0)
 _DISK_RESERVE: Final = 16 * 2**20
 _FEWEST_PIXELS: Final = 16
 
-_README = """\
-SIMULATED SPECTRA: a stand-in, not observations and not the output of a stellar atmosphere code.
+#: What the README of every sample begins with, also of those that older versions wrote.
+_README_MARK: Final = "SIMULATED SPECTRA: a stand-in, not observations"
+_README = (
+    _README_MARK
+    + """{source}.
 
 Written by `headroom sample` to exercise the pipeline on files of the pfsspec layout. Results obtained on
-these files say how the software behaves; they say nothing about real stars.
+these files say {meaning}.
 
 Spectra    {spectra}
 Labels     independent, beta-distributed: T_eff 3750-6000 K, log g 1-5, [M/H] -2.5..+0.75, [a/M] and [C/M]
@@ -55,6 +58,15 @@ Test       test/dataset.h5 also holds `noisy` = max(flux + error * normal, 0), d
            first and last pixel use their neighbour's error).
 Made from  {spec}
 {part}"""
+)
+_MODEL_WORDS = {
+    "source": " and not the output of a stellar atmosphere code",
+    "meaning": "how the software behaves; they say nothing about real stars",
+}
+_GRID_WORDS = {
+    "source": "; interpolated in a grid of model spectra",
+    "meaning": "how the software behaves on spectra like the grid's; stars and noise are made up",
+}
 _PART_TEXT = """\
 Part       a part of that sample, {names}, out of {total} files; each is the same, bit for bit, as in the
            whole sample.
@@ -413,10 +425,10 @@ _INDEX_HEADER = "# Simulated spectra (headroom sample): a stand-in for pfsspec s
 
 def is_sample(directory: Path) -> bool:
     """Tell whether :func:`write_sample` wrote a folder. It may have written the test file alone, without an index."""
-    marks = {Path("train") / SHARD_INDEX_NAME: _INDEX_HEADER, Path("README.txt"): _README.splitlines()[0]}
-    for name, first_line in marks.items():
+    marks = {Path("train") / SHARD_INDEX_NAME: _INDEX_HEADER, Path("README.txt"): _README_MARK}
+    for name, mark in marks.items():
         with suppress(OSError), open(directory / name, encoding="utf-8", errors="replace") as text:
-            if text.readline().rstrip("\n") == first_line:
+            if text.readline().startswith(mark):
                 return True
     return False
 
@@ -427,6 +439,7 @@ def _write_texts(directory: Path, spec: SampleSpec, plans: tuple[ShardPlan, ...]
     present = [plan for plan in plans if plan.path.exists()]
     names = [str(plan.path.parent.relative_to(directory)) for plan in present]
     readme = _README.format(
+        **(_MODEL_WORDS if spec.grid is None else _GRID_WORDS),
         spectra=_MODEL_TEXT if spec.grid is None else _GRID_TEXT,
         clipping="" if spec.grid is None else "\n           (0 in a grid), moved onto the grid's hull where outside it",
         spec=made_from,

@@ -23,7 +23,7 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.schema import SHARD_ERROR, SHARD_FLUX, SHARD_MASK, SHARD_NOISY, SHARD_WAVE, SHARD_WAVE_EDGES
 from pipeline.shards import find_shards
-from pipeline.simulate import SampleSpec, SampleSummary, write_sample
+from pipeline.simulate import SampleSpec, SampleSummary, is_sample, write_sample
 from pipeline.simulate.spectra import SpectrumModel, plan_wavelengths
 
 # More than one block of rows per shard, and shards of different length.
@@ -123,7 +123,17 @@ def test_index_and_readme_say_that_the_spectra_are_simulated(sample: SampleSumma
     assert all((sample.shard_index.parent / line / "dataset.h5").is_file() for line in lines[1:])
     readme = (sample.directory / "README.txt").read_text()
     assert "SIMULATED SPECTRA" in readme
+    assert "not the output of a stellar atmosphere code" in readme
     assert '"seed": 7' in readme
+
+
+@pytest.mark.parametrize("first_line", [" and not the output of a stellar atmosphere code.", "; from a grid"])
+def test_samples_of_every_version_are_known_by_their_readme(tmp_path: Path, first_line: str) -> None:
+    assert not is_sample(tmp_path)
+    (tmp_path / "README.txt").write_text(f"SIMULATED SPECTRA: a stand-in, not observations{first_line}\n")
+    assert is_sample(tmp_path)
+    (tmp_path / "README.txt").write_text("SIMULATED SPECTRA of my own\n")
+    assert not is_sample(tmp_path)
 
 
 def test_summary_counts_what_was_written(sample: SampleSummary) -> None:
@@ -309,6 +319,10 @@ def test_a_sample_from_a_grid_names_it_and_counts_clipped_labels(tmp_path: Path)
     np.savez(tmp_path / "grid.npz", wave=wave, flux=flux, teff=nodes[:, 0], logg=nodes[:, 1], mh=nodes[:, 2])
     spec = SampleSpec(train=300, shards=2, test=50, pixels=32, grid=tmp_path / "grid.npz")
     one = write_sample(tmp_path / "one", spec, workers=1)
+    readme = (tmp_path / "one" / "README.txt").read_text()
+    assert "atmosphere code" not in readme, "a grid may well be the output of one"
+    assert "interpolated" in readme
+    assert is_sample(tmp_path / "one")
     two = write_sample(tmp_path / "two", spec, workers=2)
     assert _arrays(one.train_files[1]) == _arrays(two.train_files[1])
     assert 50 < one.clipped_labels < 350
