@@ -52,7 +52,8 @@ class BinGrid:
         Increasing edges for each column, in the columns' units; the order of the columns sets the numbering.
     names
         Optional names of each column's intervals. Three intervals of T_eff are called Cool, Mid, Hot by default, and
-        three of M_H are called Poor, Solar, Rich. Other intervals are named by their edges.
+        three of M_H are called Poor, Solar, Rich if the Sun's 0 dex lies in the second one or at its edge. Other
+        intervals are named by their edges.
 
     Raises
     ------
@@ -115,7 +116,7 @@ class BinGrid:
             usual = _USUAL_NAMES.get(column, ())
             if self.names and column in self.names:
                 named[column] = tuple(self.names[column])
-            elif len(usual) == len(edges) - 1:
+            elif len(usual) == len(edges) - 1 and (column != "M_H" or edges[1] <= 0 <= edges[2]):
                 named[column] = usual
             else:
                 # A dash beside a minus sign would be hard to read.

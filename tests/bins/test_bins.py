@@ -65,6 +65,12 @@ def test_nan_lies_outside_and_is_the_last_cell() -> None:
     assert grid.cells(columns).tolist() == [9, 9]
 
 
+def test_metallicities_are_called_solar_where_the_sun_is() -> None:
+    assert BinGrid({"M_H": [-2.5, -0.7, 0.05, 0.75]}).interval_names["M_H"] == ("Poor", "Solar", "Rich")
+    assert BinGrid({"M_H": [-2.5, -1.4, -0.6, 0.75]}).interval_names["M_H"][1] == "−1.4 to −0.6"
+    assert BinGrid({"M_H": [-0.5, 0.1, 0.3, 0.75]}).interval_names["M_H"][1] == "0.1 to 0.3"
+
+
 def test_other_columns_show_their_edges() -> None:
     grid = BinGrid({"snr": [0, 2, 4, 7]})
     assert grid.interval_names["snr"] == ("0–2", "2–4", "4–7")
