@@ -108,7 +108,7 @@ def write_schema() -> str:
 
 
 def write_config_schema() -> str:
-    """Return the JSON schema of a configuration, described by the table of its page."""
+    """Return the JSON schema of a configuration, described by the table of its page and by the settings themselves."""
     schema = ExperimentConfig.model_json_schema(by_alias=True)
     for part in (schema, *schema["$defs"].values()):
         for one in part.get("properties", {}).values():
@@ -119,6 +119,11 @@ def write_config_schema() -> str:
         for section in sections:
             place = schema["$defs"][find_section(place["properties"][section])]
         place["properties"][last]["description"] = words
+    # A section is described where it stands, too: by the first sentence of what it says of itself.
+    for one in (one for part in (schema, *schema["$defs"].values()) for one in part.get("properties", {}).values()):
+        if "description" not in one:
+            whole = schema["$defs"][find_section(one)]["description"].replace("\n", " ").replace("``", "")
+            one["description"] = whole.split(". ")[0].rstrip(".") + "."
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Configuration of a headroom experiment"
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

@@ -91,7 +91,7 @@ def _lists_booleans(value: Any) -> bool:
 class Quantiles(Section):
     """Edges that divide the training spectra into equal parts."""
 
-    quantiles: Annotated[int, Field(ge=2, le=100)]
+    quantiles: Annotated[int, Field(ge=2, le=100, description="The number of parts, with as many spectra each.")]
 
 
 #: How a column is cut: at stated edges, or into equal parts.
@@ -145,11 +145,15 @@ class LineWindow(Section):
     windows with the same ``total`` are also summed, into a feature of that name.
     """
 
-    name: Annotated[str, Field(min_length=1)]
-    centre: Annotated[float, Field(gt=0)]
-    half_width: Annotated[float, Field(gt=0)]
-    continuum: tuple[tuple[float, float], ...] = Field(min_length=1)
-    total: str | None = None
+    name: Annotated[str, Field(min_length=1, description="The name of the feature; no other window has it.")]
+    centre: Annotated[float, Field(gt=0, description="The wavelength of the line, in Å.")]
+    half_width: Annotated[float, Field(gt=0, description="How far the window reaches to each side, in Å.")]
+    continuum: tuple[tuple[float, float], ...] = Field(
+        min_length=1, description="Bands without lines, as pairs of the lower and the upper wavelength in Å."
+    )
+    total: str | None = Field(
+        default=None, description="The feature that sums the equivalent widths of all windows with this total."
+    )
 
     @field_validator("continuum")
     @classmethod
@@ -193,9 +197,13 @@ class FeatureConfig(Section):
     The squares and products of the first ``products`` components are further terms of the regression.
     """
 
-    components: Annotated[int, Field(ge=0, le=1000)] = 10
-    products: Annotated[int, Field(ge=0, le=30)] = 3
-    windows: tuple[LineWindow, ...] = DEFAULT_WINDOWS
+    components: Annotated[int, Field(ge=0, le=1000, description="The number of principal components.")] = 10
+    products: Annotated[
+        int, Field(ge=0, le=30, description="Squares and products of so many first components are terms, too.")
+    ] = 3
+    windows: tuple[LineWindow, ...] = Field(
+        default=DEFAULT_WINDOWS, description="Windows around spectral lines. By default there are eight."
+    )
 
     @model_validator(mode="after")
     def _something(self) -> FeatureConfig:
@@ -329,7 +337,7 @@ class NoiseConfig(Section):
 class PerSpectrum(Section):
     """A penalty that grows with the training set: α = ``per_spectrum`` × n_train."""
 
-    per_spectrum: float = Field(gt=0)
+    per_spectrum: float = Field(gt=0, description="The penalty for each training spectrum, such as 0.1.")
 
 
 class AlphaSearch(Section):
@@ -340,9 +348,15 @@ class AlphaSearch(Section):
     search, and ``expert_curves: false`` leaves them out.
     """
 
-    search: tuple[Annotated[float, Field(gt=0)], ...]
-    by: Literal["global", "per_expert"] = "global"
-    expert_curves: bool = True
+    search: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        description="The penalties to choose from, at least two. They belong to a sum of squares over spectra."
+    )
+    by: Literal["global", "per_expert"] = Field(
+        default="global", description="Whether the global model chooses for all models, or every model for itself."
+    )
+    expert_curves: bool = Field(
+        default=True, description="Whether the curves of the experts are computed where the global model chooses."
+    )
 
     @field_validator("search")
     @classmethod
@@ -423,9 +437,9 @@ class DecisionConfig(Section):
 
 
 class ForecastConfig(Section):
-    """A forecast of what runs on drawn noise would say: with ``sizes`` training spectra besides a fixed range of them.
+    """A forecast of what runs on drawn noise would say, with other numbers of training spectra.
 
-    It needs factored moments of marginal noise.
+    It is made for a fixed range of numbers and for ``sizes``. It needs factored moments of marginal noise.
     """
 
     sizes: Annotated[tuple[Annotated[int, Field(ge=100, le=10**12)], ...], OneOrMore()] = ()
@@ -634,7 +648,8 @@ class ExperimentConfig(Section):
         """The hypotheses. By default the third one is stated only for the reference bins, which it is about."""
         if self.hypotheses is not None:
             return self.hypotheses
-        if {column: tuple(edges) for column, edges in self.bins.items()} == dict(REFERENCE_EDGES):
+        # The order of the columns numbers the bins.
+        if [(column, tuple(edges)) for column, edges in self.bins.items()] == list(REFERENCE_EDGES.items()):
             return HypothesesConfig()
         return HypothesesConfig(lowest_r2_bins=None)
 

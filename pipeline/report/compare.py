@@ -471,7 +471,8 @@ _LONGEST_HEADING = 24
 def list_settings(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return what differs as a table: its header, and its rows.
 
-    A few runs have a column each, under their numbers where their names are long. With more of them, a row is one value of a setting, and the runs that have it.
+    A few runs have a column each, under their numbers where their names are long. With more of them, a row is one value
+    of a setting, and the runs that have it.
     """
     rows: list[tuple[str, ...]] = []
     if len(comparison.names) <= _MOST_COLUMNS:

@@ -80,6 +80,8 @@ def test_penalties_of_a_search_are_sorted_and_read_as_written(tmp_path: Path) ->
 def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
     assert load(tmp_path, MINIMAL | {"bins": {"snr": [0, 5, 30]}}).stated_hypotheses.lowest_r2_bins is None
+    turned = dict(reversed(REFERENCE_EDGES.items()))  # whose bins 0, 3 and 6 are the cool ones
+    assert load(tmp_path, MINIMAL | {"bins": turned}).stated_hypotheses.lowest_r2_bins is None
 
 
 @pytest.mark.parametrize(
