@@ -156,6 +156,8 @@ def _print_forecast(rows: list[dict[str, Any]], level: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.ridge import format_alpha
+
     console = Console(width=None if sys.stdout.isatty() else 100)
     title = f"forecast of drawn runs at noise level {level:g}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
@@ -165,7 +167,7 @@ def _print_forecast(rows: list[dict[str, Any]], level: float) -> None:
         table.add_row(
             f"{row['n']:,}" if math.isfinite(row["n"]) else "endless",
             row["penalty"],
-            f"{row['alpha']:.3g}",
+            format_alpha(float(f"{row['alpha']:.3g}")) if math.isfinite(row["n"]) else "–",
             row["scope"],
             f"{row['r2_global']:.3f}",
             f"{row['r2_oracle']:.3f}",

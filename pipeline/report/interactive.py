@@ -122,7 +122,8 @@ def _list_seeds(results: RunResults) -> list[list[str]]:
     if not seeds:
         return [[_MEAN, "none (marginal noise)"]]
     if len(seeds) == 1:
-        return [[_MEAN, str(seeds[0])]]
+        only = "one for each level" if NO_SEED in results.overall["seed"].to_numpy() else str(seeds[0])
+        return [[_MEAN, only]]
     return [[_MEAN, f"mean of {len(seeds)}"], *([str(seed)] * 2 for seed in seeds)]
 
 

@@ -43,14 +43,14 @@ def conclusion(results: RunResults) -> str:
     """Return the sentence that a report opens with.
 
     With several noise levels it says which one it is about and adds the verdicts of the others, in the order
-    of the configuration, for example ``At noise level 1: … (0.2: undecided)``.
+    of the configuration, for example ``At noise level 1: … (At noise level 0.2: undecided.)``.
     """
     level = results.summary.headline
     others = [one for one in results.summary.levels if one is not level]
     if not others:
         return level.decision.sentence
-    verdicts = "; ".join(f"{one.noise_level:g}: {one.decision.verdict}" for one in others)
-    return f"At noise level {level.noise_level:g}: {level.decision.sentence} ({verdicts})"
+    verdicts = "; at ".join(f"{one.noise_level:g}: {one.decision.verdict}" for one in others)
+    return f"At noise level {level.noise_level:g}: {level.decision.sentence} (At noise level {verdicts}.)"
 
 
 def over_seeds(results: RunResults) -> str:

@@ -518,7 +518,9 @@ def test_conclusion__names_its_level_and_the_verdicts_of_the_others_in_order(tmp
             level["decision"] = {"verdict": verdict, "sentence": f"It is {verdict}."}
 
     results = change_summary(make_results(tmp_path, FakeRun(levels=(2.0, 1.0, 0.2))), decide)
-    assert conclusion(results) == "At noise level 1: It is build experts. (2: not worth it; 0.2: undecided)"
+    assert conclusion(results) == (
+        "At noise level 1: It is build experts. (At noise level 2: not worth it; at 0.2: undecided.)"
+    )
     results = change_summary(results, lambda summary: summary.update(levels=summary["levels"][1:2]))
     assert conclusion(results) == "It is build experts."
 

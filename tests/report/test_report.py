@@ -265,7 +265,7 @@ def test_report__opens_with_the_decision(full: tuple[RunResults, str, _Page]) ->
     results, markdown, page = full
     sentence = results.summary.headline.decision.sentence
     other = results.summary.levels[0].decision.verdict
-    assert markdown.splitlines()[2] == f"**At noise level 1: {sentence} (0.2: {other})**"
+    assert markdown.splitlines()[2] == f"**At noise level 1: {sentence} (At noise level 0.2: {other}.)**"
     assert page.text.index(sentence) < page.text.index("Simulated spectra") < page.text.index("Key numbers")
     # Once in a page; the dashboard has it, too, but is a picture.
     assert page.text.count(sentence) == markdown.count(sentence) == 1

@@ -399,10 +399,14 @@ def _advise(
             "building."
         )
     one = search.scores[chosen]
+    most = (
+        "the most that was found"
+        if one is best
+        else f"{one.delta_r2 / best.delta_r2:.0%} of the most that was found ({best.delta_r2:+.4f} with {_count(best)})"
+    )
     parts = [
         f"Use {_count(one)}, with the rectangles listed below: on held-out folds of the training set they gain "
-        f"ΔR² = {one.delta_r2:+.4f}, {one.delta_r2 / best.delta_r2:.0%} of the most that was found "
-        f"({best.delta_r2:+.4f} with {_count(best)}), and no smaller number reaches {design.reach:.0%}."
+        f"ΔR² = {one.delta_r2:+.4f}, {most}. No smaller number reaches {design.reach:.0%} of the most."
     ]
     if np.isfinite(test.mean):
         parts.append(
@@ -410,7 +414,11 @@ def _advise(
             f"({config.bootstrap.confidence:.0%} interval {test.low:+.4f} to {test.high:+.4f})."
         )
     if search.main is not None:
-        where = "the same spectra" if search.main_is_alike else "the spectra that they cover, which are others"
+        where = (
+            "the same spectra"
+            if search.main_is_alike
+            else "the spectra that they cover, which are not the same spectra"
+        )
         parts.append(
             f"The {search.main.n_experts} bins of the configuration gain {search.main.delta_r2:+.4f} on held-out folds "
             f"of {where}."

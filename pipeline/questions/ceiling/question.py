@@ -212,8 +212,8 @@ class Ceiling(Question[CeilingAnswer]):
         blocks: list[str | Table | Show] = []
         for level in answer.levels:
             where = f"Noise level {level.noise_level:g}: " if several else ""
-            blocks += [f"{where}{level.experts} {level.nonlinear.sentence}", _explain(level)]
-        blocks.append(Show(_PICTURE))
+            blocks.append(f"{where}{level.experts} {level.nonlinear.sentence} {_explain(level)}")
+        blocks += [_WHY, Show(_PICTURE)]
         for level in answer.levels:
             blocks += [_list_labels(level), _list_bins(results, level), _list_growth(results, level)]
         return Section("ceiling", "What no model can beat", "Ceiling", tuple(blocks))
@@ -365,8 +365,16 @@ def _list_rows(level: CeilingLevel) -> Iterator[dict[str, object]]:
             }
 
 
+_WHY = (
+    "The noise is known, so no model can beat the mean of a label given the spectrum. The library of training stars "
+    "stands for the prior. Its posterior mean without the spectrum's own star is a model that anybody could have, so "
+    "the ceiling lies above it. With that star it is told more than any model is, so the ceiling lies below it. Bins "
+    "are parts of that: within a single bin the ends are no bounds, because a model may favour one bin over others."
+)
+
+
 def _explain(level: CeilingLevel) -> str:
-    """Say how the bracket was found, and what to make of it."""
+    """Say how exactly the bracket was computed."""
     redrawn = (
         " The test noise of this run is integrated out; for the ceiling, one draw was made from the first seed."
         if level.is_redrawn
@@ -374,18 +382,10 @@ def _explain(level: CeilingLevel) -> str:
     )
     where = f"in {level.rank} directions" if level.rank else "from all pixels"
     off = f"{level.likelihood_error:.1g}"
-    how = (
+    return (
         f"Likelihoods were formed {where}. Where a star has weight, ln p is right to {TOLERANCE:g}: every pair of a "
         f"spectrum and a star has a bound of its own, and {level.recomputed:,} pairs in doubt were formed anew from "
-        f"all pixels. For the spectra and their own stars the largest error was {off}."
-    )
-    return (
-        "The noise is known, so no model can beat the mean of a label given the spectrum. The library of training "
-        "stars stands for the prior. Its posterior mean without the spectrum's own star is a model that anybody could "
-        "have, so the ceiling lies above it. With that star it is told more than any model is, so the ceiling lies "
-        "below it. Bins are parts of that: within a single bin the ends are no bounds, because a model may favour one "
-        "bin over others. "
-        f"{how}{redrawn}"
+        f"all pixels. For the spectra and their own stars the largest error was {off}.{redrawn}"
     )
 
 
@@ -404,7 +404,7 @@ _HEADER = (
 
 
 def _cells(part: CeilingPart) -> tuple[str, ...]:
-    low, high = part.share()
+    low, high = sorted(part.share())  # where experts lose, the ends change places
     captured = f"{percent_cell(low)} to {percent_cell(high)}" if math.isfinite(low + high) else percent_cell(math.nan)
     mark = "" if part.is_converged else " (not converged)"
     return (

@@ -34,6 +34,7 @@ from pipeline.report.figures.canvas import (
     place_panels,
     style_axes,
 )
+from pipeline.ridge import format_alpha
 from pipeline.scoring import (
     BUILD,
     DELTA_R2,
@@ -367,7 +368,7 @@ def _list_points(level: ForecastLevel) -> Table:
         for point in [*level.along(penalty), level.limit(penalty)]:
             one = point.covered
             n = f"{point.n:,.0f}" if math.isfinite(point.n) else "endless"
-            alpha = f"{one.alpha:.3g}" if math.isfinite(point.n) else "–"
+            alpha = format_alpha(float(f"{one.alpha:.3g}")) if math.isfinite(point.n) else "–"
             low, high = one.delta_r2.low, one.delta_r2.high
             merits = [merit.format(getattr(one, merit.name).mean) for merit in SHOWN_MERITS]
             rows.append((penalty, n, alpha, *merits, f"{low:+.4f} to {high:+.4f}", "yes" if one.trusted else "no"))
@@ -388,7 +389,8 @@ def _list_side_by_side(level: ForecastLevel) -> Table:
     drawn, forecast, beside = level.drawn[-1], level.at(level.n_known).covered, level.beside_drawn
     header, chosen = ["Figure of merit", "forecast"], [forecast]
     if beside.penalty == DRAWN:
-        header, chosen = [*header, "with the drawn run's penalties"], [forecast, beside.covered]
+        header = ["Figure of merit", "forecast, configured α", "forecast, α of the drawn run"]
+        chosen = [forecast, beside.covered]
     rows = [
         (
             merit.symbol,
@@ -399,7 +401,7 @@ def _list_side_by_side(level: ForecastLevel) -> Table:
         for merit in SHOWN_MERITS
     ]
     caption = f"Forecast and drawn run of {level.n_known:,} training spectra, covered test spectra"
-    return Table(caption, (*header, "drawn", "± seeds"), tuple(rows), 1)
+    return Table(caption, (*header, "drawn run", "± seeds"), tuple(rows), 1)
 
 
 def draw_forecast(results: RunResults) -> Figure:
