@@ -70,7 +70,8 @@ def draw_figure(
         Axes to draw into, of a figure with one panel. Title and small print are left to you; that spectra are simulated
         is written above the axes all the same.
     figure
-        A figure or sub-figure to draw into instead of a new one, with your own size and settings of matplotlib.
+        A figure or sub-figure to draw into instead of a new one, with your own size and settings of matplotlib. What
+        would not fit is made smaller as a whole, and stands in one column if the figure is higher than wide.
 
     Returns
     -------
@@ -101,7 +102,9 @@ def draw_figure(
     if ax is None and figure is None:
         with house_style():
             return known[wanted].draw(results)
-    with drawing_into(ax if ax is not None else figure):
+    target = figure if ax is None else ax
+    assert target is not None
+    with drawing_into(target):
         known[wanted].draw(results)
     drawn = figure if ax is None else ax.figure
     assert drawn is not None

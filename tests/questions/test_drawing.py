@@ -42,15 +42,20 @@ def test_a_run_says_which_figures_it_has(small_run: RunResults) -> None:
 
 def test_figures_of_one_panel_go_into_axes(small_run: RunResults, figure: Figure) -> None:
     left, right = figure.subplots(1, 2)
+    own = figure.text(0.5, 0.99, "$5 to $10 per T_eff")
     size = figure.get_size_inches().tolist()
     assert pipeline.draw_ablation(small_run, ax=left) is figure
     pipeline.draw_delta_heatmap(small_run.folder, ax=right)
     assert len(left.patches) == small_run.ablation["binning"].nunique()  # type: ignore[attr-defined]
     assert any("bin 8" in text.get_text() for text in right.texts)
     assert left.get_title(loc="right") == "Simulated spectra"
+    assert [label.get_text().split("\n")[0] for label in left.get_yticklabels()][1] == r"$T_\mathrm{eff}$ only"
+    assert right.get_ylabel() == r"$T_\mathrm{eff}$ (K)"
+    assert figure.axes[-1].get_ylabel() == r"$\Delta R^2$", "the colour bar is typeset, too"
     assert figure.get_suptitle() == ""
     assert figure.get_size_inches().tolist() == size
     figure.canvas.draw()
+    assert own.get_text() == "$5 to $10 per T_eff", "what is not of the axes stays as it was"
 
 
 def test_figures_of_several_panels_go_into_a_figure(small_run: RunResults, figure: Figure) -> None:

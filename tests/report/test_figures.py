@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from commands import invoke
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from results_factory import SNR_EDGES, FakeRun, change_summary, list_pictures, make_results
 
+import pipeline
 from pipeline.errors import ResourceError
 from pipeline.report import learning_points
 from pipeline.report.figures import render_figures
@@ -317,6 +319,23 @@ def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResu
     assert not figure.get_supxlabel()
     width = figure.get_size_inches()[0]
     assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
+
+
+@pytest.mark.parametrize("size", [(5.0, 4.0), (2.6, 4.4)])
+@pytest.mark.parametrize("name", ["learning_curve", "oracle_dashboard", "perbin_r2_grouped", "gate", "alpha_search"])
+def test_figures_fit_into_small_subfigures(
+    find_run: Callable[[str], RunResults], name: str, size: tuple[float, float]
+) -> None:
+    figure = Figure(figsize=(2 * size[0], size[1]), dpi=300)
+    FigureCanvasAgg(figure)
+    left, right = figure.subfigures(1, 2)
+    pipeline.draw_figure(find_run("few bins, every question"), name, figure=left)
+    assert _find_flaws(figure, smallest=2) == []
+    inside = left.bbox.padded(1)
+    for text in _texts(figure):
+        box = text.get_window_extent()
+        assert inside.x0 < box.x0 < box.x1 < inside.x1, text.get_text()
+    assert not right.axes
 
 
 def test_find_flaws__sees_overlap_clipping_and_small_print(tmp_path: Path) -> None:

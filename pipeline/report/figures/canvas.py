@@ -146,14 +146,10 @@ def house_style(medium: Medium | None = None) -> Iterator[None]:
 
     Figures look the same everywhere then, and need no LaTeX (``text.usetex``). Vector files have their fonts in them.
     """
-    token = _MEDIUM.set(medium or Medium())
-    try:
-        with rc_context():
-            rcdefaults()
-            rcParams.update({"pdf.fonttype": 42, "svg.hashsalt": "headroom", "mathtext.fontset": "dejavusans"})
-            yield
-    finally:
-        _MEDIUM.reset(token)
+    with _set(_MEDIUM, medium or Medium()), rc_context():
+        rcdefaults()
+        rcParams.update({"pdf.fonttype": 42, "svg.hashsalt": "headroom", "mathtext.fontset": "dejavusans"})
+        yield
 
 
 def page_width() -> float:
@@ -171,8 +167,12 @@ def place_panels(figure: Figure, columns: int, **options: Any) -> list[Axes]:
     if not is_narrow():
         return list(figure.subplots(1, columns, squeeze=False, **options).flat)
     options.pop("width_ratios", None)
-    width, height = figure.get_size_inches()
-    figure.set_size_inches(width, min(height, 0.8 * width) * columns)
+    if (target := _TARGET.get()) is None:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, min(height, 0.8 * width) * columns)
+    elif isinstance(target, Own):
+        width, height = target.page
+        target.page = width, min(height, 0.8 * width) * columns
     return list(figure.subplots(columns, 1, squeeze=False, **options).flat)
 
 
@@ -202,8 +202,8 @@ def _typeset_tick(plain: Callable[[float, int | None], str], value: float, posit
     return typeset(plain(value, position))
 
 
-def typeset_figure(figure: FigureBase) -> None:
-    """Typeset every text of a figure and the labels of its ticks. Other texts may hold dollars without a meaning."""
+def typeset_figure(figure: FigureBase | Axes) -> None:
+    """Typeset every text of a figure or of axes, and the labels of ticks. Others may hold dollars without a meaning."""
     for axes in figure.findobj(Axes):
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
@@ -252,26 +252,84 @@ class OneAxes:
         return self.axes.figure.colorbar(*arguments, **look)
 
 
+@dataclass
+class Own:
+    """Somebody's own figure or sub-figure, and the inches of the page that a figure of the report is laid out on.
+
+    What is drawn is made smaller as a whole, until the page fits.
+    """
+
+    figure: Figure | SubFigure
+    page: tuple[float, float] = SLIDE
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Inches of the figure."""
+        return self.figure.bbox.width / self.figure.dpi, self.figure.bbox.height / self.figure.dpi
+
+    @property
+    def scale(self) -> float:
+        """What the page is multiplied by; at most 1."""
+        return min(1.0, self.size[0] / self.page[0], self.size[1] / self.page[1])
+
+
 #: What figures are drawn into instead of a new one.
-_TARGET: ContextVar[Figure | SubFigure | Axes | None] = ContextVar("target", default=None)
+_TARGET: ContextVar[Own | Axes | None] = ContextVar("target", default=None)
+#: The medium of narrow axes, and of sub-figures that are higher than wide: panels stand one below the other.
+_COLUMN: Final = Medium(width=3.5)
 
 
 @contextmanager
-def drawing_into(target: Figure | SubFigure | Axes | None) -> Iterator[None]:
-    """Let :func:`new_figure` return this figure, or one that consists of these axes, within the block."""
-    token = _TARGET.set(target)
+def drawing_into(target: Figure | SubFigure | Axes) -> Iterator[None]:
+    """Let :func:`new_figure` return this figure, or one that consists of these axes, within the block.
+
+    At the end names are typeset. In a figure, everything is made smaller as a whole where it would not fit, and
+    matplotlib's constrained layout keeps labels apart unless the figure has a layout of its own.
+    """
+    if isinstance(target, Axes):
+        figure = _find_root(target)
+        before = {*figure.axes} - {target}
+        narrow = target.bbox.width / figure.dpi < _NARROW * PRINT_SCALE
+        with _set(_TARGET, target), _set(_MEDIUM, _COLUMN if narrow else _ON_SLIDES):
+            yield
+        for axes in {*figure.axes, target} - before:
+            typeset_figure(axes)
+        return
+    own = Own(target)
+    with _set(_TARGET, own), _set(_MEDIUM, _COLUMN if own.size[1] > own.size[0] else _ON_SLIDES):
+        yield
+    if (root := _find_root(target)).get_layout_engine() is None:
+        root.set_layout_engine("constrained")
+    typeset_figure(target)
+    if own.scale < 1:
+        from pipeline.report.figures.fitting import shrink
+
+        shrink(target, own.scale)
+
+
+def _find_root(target: Figure | SubFigure | Axes) -> Figure:
+    """Return the figure that everything lies in. ``figure`` of axes may be a sub-figure; its own never is."""
+    assert target.figure is not None
+    return target.figure.figure
+
+
+@contextmanager
+def _set(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _TARGET.reset(token)
+        variable.reset(token)
 
 
 def new_figure(width: float = SLIDE[0], height: float = SLIDE[1]) -> Figure:
     """Return an empty figure whose layout makes room for every label; or that of :func:`drawing_into`."""
-    target: Any = _TARGET.get()
+    target = _TARGET.get()
+    if isinstance(target, Own):
+        target.page = width, height
+        return cast(Figure, target.figure)
     if target is not None:
-        one: Any = OneAxes(target) if isinstance(target, Axes) else target
-        return cast(Figure, one)
+        return cast(Figure, OneAxes(target))
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
     figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -286,7 +344,8 @@ def add_title(figure: Figure, title: str, note: str, *, simulated: bool) -> None
         return
     if not _MEDIUM.get().shows_title:
         return
-    width = figure.bbox.width / figure.dpi if isinstance(figure, SubFigure) else figure.get_size_inches()[0]
+    target = _TARGET.get()
+    width = target.size[0] / target.scale if isinstance(target, Own) else figure.get_size_inches()[0]
     # About 8.5 letters an inch at TITLE, 12 at SMALL, in the bundled font.
     wrapped = _wrap_evenly(title, max(20, int(width * 8.2)))
     figure.suptitle(wrapped, x=0.012, ha="left", fontsize=TITLE, fontweight="bold", color=INK)

@@ -164,7 +164,10 @@ def draw_grouped_r2(results: RunResults) -> Figure:
             "n test": format_counts([view.n_test for view in bins]),
         }
     write_columns(table, columns)
-    figure.legend(loc="outside upper right", ncols=2, fontsize=TEXT, frameon=False)
+    if is_narrow():  # the title needs the whole width; names of bins leave room to the left of the axes
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=SMALL, frameon=False)
+    else:
+        figure.legend(loc="outside upper right", ncols=2, fontsize=TEXT, frameon=False)
     level = results.summary.headline.noise_level
     add_title(
         figure,
