@@ -319,6 +319,9 @@ def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResu
     assert not figure.get_supxlabel()
     width = figure.get_size_inches()[0]
     assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
+    for medium in (Medium(3.5), Medium(7.0)):
+        with house_style(medium):
+            assert _find_flaws(PICTURES[figure_name].draw(run), smallest=SMALL - 2) == []
 
 
 @pytest.mark.parametrize("size", [(5.0, 4.0), (2.6, 4.4)])

@@ -21,6 +21,7 @@ from pipeline.report.figures.canvas import (
     add_title,
     is_narrow,
     label_counts,
+    legend_size,
     new_figure,
     page_width,
     place_panels,
@@ -337,4 +338,4 @@ def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
     label_counts(axes, counts)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.25 * (high - low))  # the legend stands above the data
-    axes.legend(loc="upper right", fontsize=SMALL, frameon=False, ncols=2)
+    axes.legend(loc="upper right", fontsize=legend_size(), frameon=False, ncols=2, handlelength=1.5, columnspacing=1.2)

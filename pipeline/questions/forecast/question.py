@@ -22,13 +22,12 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SMALL,
     TEXT,
     VERDICT_COLORS,
     add_interval,
     add_title,
-    is_narrow,
     label_counts,
+    legend_size,
     new_figure,
     page_width,
     place_panels,
@@ -434,9 +433,7 @@ def draw_forecast(results: RunResults) -> Figure:
         label_counts(axes, counts)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.44 * (high - low), high)  # the legend stands below the data
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL - 2 * is_narrow(), frameon=False, ncols=2
-        )
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
     add_title(
         figure,
         "What drawn runs of other sizes would say",

@@ -19,13 +19,12 @@ from pipeline.report.figures.canvas import (
     INK,
     MUTED,
     ORACLE,
-    SMALL,
     TEXT,
     VERDICT_COLORS,
     add_interval,
     add_title,
-    is_narrow,
     label_counts,
+    legend_size,
     new_figure,
     page_width,
     place_panels,
@@ -86,9 +85,7 @@ def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope
         label_counts(axes, counts)
         low, high = axes.get_ylim()
         axes.set_ylim(low - 0.3 * (high - low), high)  # the legend stands below the data
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL - 2 * is_narrow(), frameon=False, ncols=2
-        )
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
     add_title(
         figure,
         "What training on all noise at once gains",

@@ -30,6 +30,7 @@ from pipeline.report.figures.canvas import (
     TEXT,
     add_title,
     is_narrow,
+    is_slide,
     new_figure,
     page_width,
     show_empty,
@@ -61,7 +62,7 @@ def draw_alpha_search(results: RunResults, paths: pd.DataFrame) -> Figure:
     level = results.summary.headline
     rows = paths[paths["noise_level"] == level.noise_level]
     names = {GLOBAL_MODEL: "Global ridge"} | {str(one.bin): one.label for one in level.bins}
-    n_columns = 2 if is_narrow() else _COLUMNS
+    n_columns = 2 if is_narrow() else _COLUMNS if is_slide() else _COLUMNS - 1
     n_rows = math.ceil((1 + len(names)) / n_columns)
     figure = new_figure(page_width(), min(2.0 * n_rows + 1.9, 15.9))
     if rows.empty:

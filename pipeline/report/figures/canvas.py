@@ -59,10 +59,13 @@ __all__ = [
     "format_value",
     "house_style",
     "is_narrow",
+    "is_slide",
     "label_counts",
+    "legend_size",
     "new_figure",
     "page_width",
     "place_panels",
+    "room_for_title",
     "save_figure",
     "show_empty",
     "style_axes",
@@ -160,6 +163,11 @@ def page_width() -> float:
 def is_narrow() -> bool:
     """Tell whether the present medium is one column of a paper."""
     return _MEDIUM.get().is_narrow
+
+
+def is_slide() -> bool:
+    """Tell whether the present medium is as wide as a slide, for which most figures were laid out."""
+    return page_width() == SLIDE[0]
 
 
 def place_panels(figure: Figure, columns: int, **options: Any) -> list[Axes]:
@@ -370,8 +378,7 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
     for side in ("left", "bottom"):
         axes.spines[side].set_color(MUTED)
     if title:
-        if is_narrow():
-            title = "\n".join(_wrap_evenly(line, _LETTERS_OF_COLUMN) for line in title.split("\n"))
+        title = "\n".join(_wrap_evenly(line, _count_letters(axes)) for line in title.split("\n"))
         axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=TEXT, color=INK)
     axes.set_ylabel(y, fontsize=TEXT, color=INK, labelpad=8)
@@ -380,6 +387,28 @@ def style_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "", grid: s
     if grid in ("y", "both"):
         axes.grid(True, axis="y", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _count_letters(axes: Axes) -> int:
+    """Return how many letters of a panel's title fit on a line; all on a slide, whose titles were written for it."""
+    place = axes.get_subplotspec()
+    if is_narrow() or is_slide() or place is None:
+        return _LETTERS_OF_COLUMN if is_narrow() else 1000
+    whole = page_width() * axes.figure.bbox.width / axes.figure.figure.bbox.width  # of a sub-figure its part
+    columns = place.get_gridspec()
+    widths = np.asarray(columns.get_width_ratios(), dtype=np.float64)
+    part = widths[place.colspan.start : place.colspan.stop].sum() / widths.sum()
+    return max(16, int(8.0 * (whole * part - 0.9)))
+
+
+def legend_size() -> float:
+    """Return the points of a legend that stands in a panel: smaller where the page is smaller than a slide."""
+    return SMALL if is_slide() else SMALL - 2
+
+
+def room_for_title() -> float:
+    """Return the inches by which a figure of one column grows where it shows a title and small print."""
+    return 1.1 if is_narrow() and _MEDIUM.get().shows_title else 0.0
 
 
 def add_interval(axes: Axes, at: float, estimate: Estimate, *, horizontal: bool, color: str = INK) -> None:

@@ -27,6 +27,7 @@ from pipeline.report.figures.canvas import (
     format_counts,
     format_value,
     is_narrow,
+    is_slide,
     new_figure,
     page_width,
     style_axes,
@@ -163,6 +164,8 @@ def draw_grouped_r2(results: RunResults) -> Figure:
             "n train": format_counts([view.n_train for view in bins]),
             "n test": format_counts([view.n_test for view in bins]),
         }
+    if not is_narrow() and not is_slide():
+        del columns["n train"], columns["n test"]
     write_columns(table, columns)
     if is_narrow():  # the title needs the whole width; names of bins leave room to the left of the axes
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=SMALL, frameon=False)

@@ -29,7 +29,9 @@ from pipeline.report.figures.canvas import (
     format_value,
     house_style,
     is_narrow,
+    is_slide,
     label_counts,
+    legend_size,
     new_figure,
     page_width,
     save_figure,
@@ -85,7 +87,7 @@ def draw_dashboard(results: RunResults) -> Figure:
         "n train": format_counts([view.n_train for view in bins]),
         "n test": format_counts([view.n_test for view in bins]),
     }
-    if is_narrow():
+    if not is_slide():
         del columns["n train"]
     write_columns(table, columns)
     add_title(
@@ -121,8 +123,8 @@ def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
     few_ticks(axes)
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
-    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.03, 0.97), "ncols": 2}
-    axes.legend(**place, fontsize=SMALL - 2 * is_narrow(), frameon=False, handlelength=1.2, columnspacing=1.0)
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.18, 0.97), "ncols": 2}
+    axes.legend(**place, fontsize=legend_size(), frameon=False, handlelength=1.2, columnspacing=1.0)
 
 
 def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:

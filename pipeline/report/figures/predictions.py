@@ -22,8 +22,10 @@ from pipeline.report.figures.canvas import (
     add_title,
     format_value,
     is_narrow,
+    is_slide,
     new_figure,
     page_width,
+    room_for_title,
     show_empty,
     style_axes,
 )
@@ -64,7 +66,9 @@ def draw_against_truth(results: RunResults, models: Mapping[str, str], title: st
     shown = {model: name for model, name in models.items() if f"y_{model}" in rows}
     columns = 2 if len(shown) <= 2 or is_narrow() else 3
     n_rows = -(-len(shown) // columns)
-    height = n_rows * 0.62 * page_width() if is_narrow() else SLIDE[1] if n_rows == 1 else 1.35 * SLIDE[1]
+    height = (
+        n_rows * 0.62 * page_width() + room_for_title() if is_narrow() else SLIDE[1] if n_rows == 1 else 1.35 * SLIDE[1]
+    )
     figure = new_figure(page_width(), height)
     grid = figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
@@ -133,7 +137,7 @@ def _draw_panels(
         if is_narrow():
             title = f"{names[model]}:\n{merit}\n{count}\n{beyond_words}".strip()
         else:
-            between = " " if len(panels) <= 2 else "\n"
+            between = " " if len(panels) <= 2 and is_slide() else "\n"
             title = f"{names[model]}{_name_seed(seed)}:{between}{merit}, {count}\n{beyond_words}".strip()
         style_axes(axes, title=title, grid="both")
         axes.set(xlim=ends, ylim=ends, aspect="equal")
