@@ -48,9 +48,9 @@ _JACKKNIFED = (5e3, 3e4, 3e5, 3e6, ENDLESS)
 class Outlook(Plain):
     """What a drawn run would say on one set of test spectra.
 
-    A jackknife over folds has taken away what the sampling of the training spectra takes from R². ``std`` of an estimate
-    is its standard error from that sampling, and its interval holds that and the sampling of the test spectra. ``alpha`` is the penalty of the bin's expert, of the
-    global model where many bins are scored together.
+    A jackknife over folds has taken away what the sampling of the training spectra takes from R². ``std`` of an
+    estimate is its standard error from that sampling, and its interval holds that and the sampling of the test spectra.
+    ``alpha`` is the penalty of the bin's expert, of the global model where many bins are scored together.
     """
 
     n_train: Number
