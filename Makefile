@@ -7,11 +7,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # An environment of the lowest versions that pyproject.toml allows, and the tests where HDF5, Zarr, Dask and pandas meet us.
 LOWEST := .venv-lowest
-EDGES  := $(addprefix tests/,shards convert store accumulate cluster simulate report/test_compare.py)
+EDGES  := $(addprefix tests/,shards store accumulate convert/test_datasets.py convert/test_verify.py cluster/test_cluster.py \
+  report/test_compare.py)
 # Two workers, each with whole files, in the order that tests/conftest.py gives them: the longest first. Tests start
 # Python a hundred times, so compiled modules are kept, whatever the environment says.
 WORKERS ?= 2
-PYTEST   = env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+KEEPING := env -u PYTHONDONTWRITEBYTECODE
+PYTEST   = $(KEEPING) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The folder of the demonstration. To choose another one: make demo DEMO=/scratch/demo
 DEMO   ?= runs/demo
 
@@ -23,11 +25,13 @@ help:  ## List the targets.
 
 $(VENV)/.installed: requirements.lock
 $(LOWEST)/.installed: requirements-lowest.lock
+# Few of its modules are imported, and those are compiled then.
+$(LOWEST)/.installed: COMPILED := --no-compile
 %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is required, $$($(PYTHON) --version) found; name another one: make PYTHON=python3.12" >&2; exit 3; }
 	$(PYTHON) -m venv $*
-	$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(filter %.lock,$^)
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(COMPILED) -r $(filter %.lock,$^)
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -58,9 +62,9 @@ test-long: $(READY)  ## Run both together, as CI does: 12 to 16 minutes.
 # Matplotlib 3.9 calls pyparsing by names that pyparsing has renamed since, and says so.
 test-lowest: $(LOWEST)/.installed  ## Run a small demonstration and tests with the lowest versions of all libraries: 3 minutes on 2 cores.
 	rm -rf runs/lowest
-	$(LOWEST)/bin/headroom sample runs/lowest/spectra --train 4000 --test 400 --pixels 64 --shards 2
-	HEADROOM_DEMO=runs/lowest/spectra $(LOWEST)/bin/headroom run demo --out runs/lowest
-	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	$(KEEPING) $(LOWEST)/bin/headroom sample runs/lowest/spectra --train 4000 --test 400 --pixels 64 --shards 2
+	HEADROOM_DEMO=runs/lowest/spectra $(KEEPING) $(LOWEST)/bin/headroom run demo --out runs/lowest
+	$(KEEPING) $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile \
 	  -m "not slow and not faults and not slurm" -W ignore::pyparsing.warnings.PyparsingDeprecationWarning $(EDGES)
 
 fuzz: $(READY)  ## Damage files at random, 1200 times, and see that no result changes unnoticed: 5 to 15 minutes.

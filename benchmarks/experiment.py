@@ -41,12 +41,11 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run: what it took, R² of the covered test spectra by both models, its steps' seconds and its moments."""
+    """One run: what it took, R² of the covered test spectra by both models, and its steps' seconds."""
 
     measured: Measured
     r2: tuple[float, float]
     steps: dict[str, float]
-    moments_bytes: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +108,5 @@ def run_experiment(experiment: Experiment, repeat: int, interval: float = INTERV
     results = read_results(out)
     overall = results.overall.query("scope == 'covered'").iloc[0]
     steps = {step["name"]: float(step["seconds"]) for step in results.metadata["steps"]}
-    size = sum(file.stat().st_size for file in (out / "moments").rglob("*") if file.is_file())
     shutil.rmtree(out)
-    return RunFacts(measured, (float(overall["r2_global"]), float(overall["r2_oracle"])), steps, size)
+    return RunFacts(measured, (float(overall["r2_global"]), float(overall["r2_oracle"])), steps)

@@ -29,6 +29,7 @@ __all__ = [
     "INTERVAL",
     "Measured",
     "MeasurementError",
+    "count_bytes",
     "count_repeats",
     "describe_machine",
     "format_gib",
@@ -177,6 +178,11 @@ def warm_up(folder: Path) -> None:
             with open(path, "rb", buffering=0) as stream:
                 while stream.readinto(buffer):
                     pass
+
+
+def count_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def describe_machine() -> list[str]:

@@ -269,16 +269,16 @@ def test_models_are_solved_on_the_cores_of_the_workers_not_of_this_machine() -> 
 
 
 @pytest.mark.slow
-def test_eight_workers_give_the_bits_of_one(small_config: ExperimentConfig, tmp_path: Path) -> None:
+def test_four_workers_give_the_bits_of_one(small_config: ExperimentConfig, tmp_path: Path) -> None:
     compute = {"folds": 3, "partition_rows": 64, "run_rows": 64}
     config = ExperimentConfig.model_validate(small_config.to_dict() | {"compute": compute})
     alone, many = tmp_path / "alone", tmp_path / "many"
     pipeline.run_experiment(config, alone)
-    with connect_local(LocalProfile(workers=8, threads=1, memory_limit=5 * 2**28)) as client:
-        client.wait_for_workers(8, timeout=120)
+    with connect_local(LocalProfile(workers=4, threads=1, memory_limit=5 * 2**28)) as client:
+        client.wait_for_workers(4, timeout=120)
         pipeline.run_experiment(config, many, client=client)
         at_work = {task["worker"] for task in client.get_task_stream(start=0)}
-    assert len(at_work) == 8
+    assert len(at_work) == 4
     kept = ("*.csv", "*.parquet", "summary.json", "models/*.npz", "moments/**/gram-*.npy")
     files = [path.relative_to(alone) for pattern in kept for path in sorted(alone.glob(pattern))]
     assert len(files) > 60

@@ -395,7 +395,7 @@ def test_a_question_in_the_list_is_asked_and_answered_everywhere(
     results = run_experiment(other, folder)
     render_toy(results)
     assert Toy.read(results) is None
-    # Products are kept for the next run that asks. The metadata name all questions, since another list makes results anew.
+    # Products are kept for the next run that asks. The metadata name all questions: another list makes results anew.
     assert list_traces(folder) == ["metadata.json", "products.json", "toy.txt"]
     assert "y_toy" not in results.predictions
     assert list_remarks(results, 1.0) == []

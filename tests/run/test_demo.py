@@ -28,6 +28,7 @@ from pipeline import (
     run_experiment,
 )
 from pipeline.schema import STREAM_TRAIN
+from pipeline.scoring import RunResults
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,31 +65,44 @@ def test_make_demo_ends_with_a_meaningful_result(
     assert results.metadata["peak_memory_bytes"] <= plan["memory_per_worker_bytes"] + plan["driver_memory_bytes"]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_demo_equals_scikit_learn_for_every_seed_and_bin(
-    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, precision: str
+    demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder, _ = demo
     config = ExperimentConfig.model_validate(read_results(folder).metadata["config"])
     # Drawn noise, because scikit-learn needs rows.
-    plain = {"precision": precision, "binnings": {}, "ablation": False, "gate": None, "ceiling": None, "forecast": None}
+    plain = {"binnings": {}, "ablation": False, "gate": None, "ceiling": None, "forecast": None}
     config = config.model_copy(update=plain | {"noise": config.noise.model_copy(update={"mode": "drawn"})})
-    results = run_experiment(config, tmp_path)
-    stores = [open_stores(results.metadata["stores"][role]["paths"]) for role in ("train", "test")]
-    worst, worst_r2 = 0.0, 0.0
+    runs = {
+        precision: run_experiment(config.model_copy(update={"precision": precision}), tmp_path / precision)
+        for precision in ("float32", "float64")
+    }
+    exact = runs["float64"]
+    stores = [open_stores(exact.metadata["stores"][role]["paths"]) for role in ("train", "test")]
+    worst, worst_r2 = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
     for seed in config.seeds:
-        chosen = results.per_bin.query(f"seed == {seed}").sort_values("bin")["alpha"].tolist()
-        alphas = [results.overall.query(f"seed == {seed}")["alpha_global"].iloc[0], *chosen]
+        alphas = list_alphas(exact, seed)
         predicted, r2 = fit_with_scikit_learn(*stores, config, seed, alphas)
-        saved = results.predictions.query(f"seed == {seed}")
-        found = saved[["y_global", *(f"expert_{k}" for k in range(9))]].to_numpy()
-        # Relative to each model's largest prediction: single predictions may be as near to 0 as they like.
-        worst = max(worst, float((np.abs(found - predicted).max(axis=0) / np.abs(predicted).max(axis=0)).max()))
-        row = results.overall.query(f"seed == {seed} and scope == 'covered'").iloc[0]
-        worst_r2 = max(worst_r2, abs(row["r2_global"] - r2[0]), abs(row["r2_oracle"] - r2[1]))
-    print(f"{precision}: largest relative difference {worst:.1e}, of R² {worst_r2:.1e}")
-    assert worst <= (1e-4 if precision == "float32" else 1e-8)
-    assert worst_r2 <= (1e-5 if precision == "float32" else 1e-8)
+        for precision, results in runs.items():
+            assert list_alphas(results, seed) == alphas
+            saved = results.predictions.query(f"seed == {seed}")
+            found = saved[["y_global", *(f"expert_{k}" for k in range(9))]].to_numpy()
+            # Relative to each model's largest prediction: single predictions may be as near to 0 as they like.
+            off = np.abs(found - predicted).max(axis=0) / np.abs(predicted).max(axis=0)
+            row = results.overall.query(f"seed == {seed} and scope == 'covered'").iloc[0]
+            off_r2 = max(abs(row["r2_global"] - r2[0]), abs(row["r2_oracle"] - r2[1]))
+            worst[precision] = max(worst[precision], float(off.max()))
+            worst_r2[precision] = max(worst_r2[precision], off_r2)
+    print(f"largest relative differences {worst}, of R² {worst_r2}")
+    for precision, tolerance, tolerance_r2 in (("float32", 1e-4, 1e-5), ("float64", 1e-8, 1e-8)):
+        assert worst[precision] <= tolerance
+        assert worst_r2[precision] <= tolerance_r2
+
+
+def list_alphas(results: RunResults, seed: int) -> list[float]:
+    """Return the penalties that a run chose, that of the global model first."""
+    overall, per_bin = (table.query(f"seed == {seed}") for table in (results.overall, results.per_bin))
+    return [overall["alpha_global"].iloc[0], *per_bin.sort_values("bin")["alpha"].tolist()]
 
 
 #: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out. Under load pyzmq 27 was
@@ -159,12 +173,11 @@ def fit_with_scikit_learn(
 
     ``alphas`` are those that the run chose, on folds: the global model's first.
     """
-    precision = config.precision
     grid = BinGrid(config.bins)
     bins, test_bins = grid.assign(train.columns), grid.assign(test.columns)
     y, y_test = train.columns["log_g"], test.columns["log_g"]
-    x = read_noisy_rows(train, 0, train.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), precision).astype(np.float64)
-    x_test = read_noisy_rows(test, 0, test.n_spectra, None, precision).astype(np.float64)
+    x = read_noisy_rows(train, 0, train.n_spectra, NoiseDraw(1.0, seed, STREAM_TRAIN), "float64")
+    x_test = read_noisy_rows(test, 0, test.n_spectra, None, "float64")
     whole = make_pipeline(StandardScaler(), Ridge(alpha=alphas[0])).fit(x, y)
     scaler = whole.named_steps["standardscaler"]
     x, x_scaled = scaler.transform(x), scaler.transform(x_test)
