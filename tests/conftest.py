@@ -39,6 +39,7 @@ dask.config.set(scheduler="threads")
 # The workers of xdist share the cores. BLAS' own threads, which wait by running, would take them from each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1, user_api="blas")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of programs that tests start
 
 
 #: The files that take longest, the longest first, as measured: whoever gets one late is left alone with it in the end.

@@ -92,6 +92,7 @@ def test_threads_and_memory_are_shared_out() -> None:
         assert list(client.run(lambda: os.environ["HEADROOM_THREADS"]).values()) == ["3"]
 
 
+@pytest.mark.slow  # a program whose workers start programs
 @pytest.mark.skipif(
     Version(distributed.__version__) < Version("2026.8"), reason="Dask before 2026.8 starts such workers for ever"
 )
@@ -342,6 +343,7 @@ def running_scheduler(folder: Path, *, secure: bool = True, workers: int = 1) ->
         log.close()
 
 
+@pytest.mark.slow  # a scheduler and a worker as programs
 def test_a_scheduler_that_runs_already_is_used_and_stays(tmp_path: Path) -> None:
     with running_scheduler(tmp_path) as file:
         profile = AddressProfile(scheduler_file=str(file), certificates=str(tmp_path / "keys"), startup_timeout=30)
@@ -359,6 +361,7 @@ def test_a_scheduler_that_runs_already_is_used_and_stays(tmp_path: Path) -> None
             pass
 
 
+@pytest.mark.slow  # a scheduler and a worker as programs
 def test_plain_tcp_is_used_on_request_and_says_what_it_means(tmp_path: Path) -> None:
     said: list[str] = []
     with running_scheduler(tmp_path, secure=False) as file:
@@ -435,6 +438,7 @@ def test_a_connection_lasts_across_cells(small_config: ExperimentConfig, tmp_pat
     assert {name: os.environ.get(name) for name in before} == before
 
 
+@pytest.mark.slow  # a program with a cluster of its own
 def test_a_connection_ends_with_python(tmp_path: Path) -> None:
     code = "import cluster; connection = cluster.connect(); print(connection.submit(sum, [1, 2]).result())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -28,7 +28,8 @@ def gram_of(x: np.ndarray, threads: int | None = None) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_add_gram_equals_the_integer_product(n_pixels: int, dtype: type) -> None:
     x = np.random.default_rng(n_pixels).integers(-9, 10, (37, n_pixels))
-    expected = x.T @ x  # exact in int64, and small enough to be exact in float32
+    wide = x.astype(np.float64)
+    expected = (wide.T @ wide).astype(np.int64)  # integers that are small enough to be exact, in float32, too
     layout = TileLayout(n_pixels)
     tiles = gram_of(x.astype(dtype))
     np.testing.assert_array_equal(layout.unpack(tiles), expected)

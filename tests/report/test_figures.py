@@ -309,6 +309,7 @@ def test_figures__no_text_overlaps_is_clipped_or_too_small(
         assert "oise level 1" in shown, "which of the levels it shows"
 
 
+@pytest.mark.slow  # every figure three times
 @pytest.mark.parametrize("figure_name", list(PICTURES))
 def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResults], figure_name: str) -> None:
     run = find_run("few bins, every question")
@@ -324,6 +325,7 @@ def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResu
             assert _find_flaws(PICTURES[figure_name].draw(run), smallest=SMALL - 2) == []
 
 
+@pytest.mark.slow  # figures of 300 dots an inch
 @pytest.mark.parametrize("size", [(5.0, 4.0), (2.6, 4.4)])
 @pytest.mark.parametrize("name", ["learning_curve", "oracle_dashboard", "perbin_r2_grouped", "gate", "alpha_search"])
 def test_figures_fit_into_small_subfigures(

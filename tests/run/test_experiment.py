@@ -260,6 +260,7 @@ def test_a_run_killed_after_each_phase_ends_the_same(
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
+@pytest.mark.slow  # programs of their own, one for each number of threads
 def test_blas_threads_do_not_change_the_results(config: ExperimentConfig, finished: RunResults, tmp_path: Path) -> None:
     """Another process has other counts than this one, of BLAS' threads and (where there are several cores) of ours."""
     here = max(one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas")

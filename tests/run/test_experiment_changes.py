@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.moments import open_moments
 from pipeline.noise import NoiseDraw
 from pipeline.run import add_spectra, describe_reuse, plan_experiment, remove_shard, run_experiment
-from pipeline.scoring import RunResults
+from pipeline.scoring import RunResults, read_results
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
 from pipeline.store import AnyStore, SpectraStore, select_shards
@@ -377,7 +377,7 @@ def test_add__raise_on(
     else:
         source = {
             "shard of the run": str(shards[1]),
-            "store of the run": str(next(Path(base.data.stores).glob("train-*"))),
+            "store of the run": str(read_results(run).store_paths("train")[0]),
             "test spectra": str(shards[0].parents[2] / "test"),
             "nothing there": str(tmp_path / "no-such-shard"),
         }[what]
