@@ -282,11 +282,11 @@ def compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
     measures = [Measure(Spectra.read(Path(path)), grid.n_bins, len(piece.labels)) for path in piece.job.spectra]
     done = 0
     # One BLAS thread: the bits of a product may depend on their number.
+    groups = group_of(np.arange(first, first + len(rows)))
     with ThreadPoolExecutor(available_threads()) as pool, one_blas_thread():
-        for block in _read_ahead(store, rows, cells, labels):
-            groups = group_of(np.arange(first + done, first + done + len(block.flux)))
+        for block in _read_ahead(store, rows, cells, groups, labels):
             for measure in measures:
-                measure.add(block, groups, pool)
+                measure.add(block, pool)
             done += len(block.flux)
             report(done)
     write_npz(
@@ -297,23 +297,47 @@ def compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some stars: flux and error (M, P), cells with the outside last (M,), labels (M, Q)."""
+    """Some stars: flux and error (M, P), cells with the outside last and groups (M,), labels (M, Q).
+
+    Those of one group and cell follow each other, which the loops over them profit from.
+    """
 
     flux: NDArray[np.float32]
     error: NDArray[np.float32]
     cells: NDArray[np.int64]
+    groups: NDArray[np.int64]
     labels: FloatArray
+
+    @classmethod
+    def read(
+        cls,
+        reader: StarReader,
+        rows: NDArray[np.int64],
+        cells: NDArray[np.int64],
+        groups: NDArray[np.int64],
+        labels: FloatArray,
+    ) -> Block:
+        """Read stars, whose rows are in increasing order, and sort them."""
+        order = np.lexsort((cells, groups))
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        flux, error = reader.take("flux", rows, places), reader.take("error", rows, places)
+        return cls(flux, error, cells[order], groups[order], labels[order])
 
 
 def _read_ahead(
-    store: AnyStore, rows: NDArray[np.int64], cells: NDArray[np.int64], labels: FloatArray
+    store: AnyStore,
+    rows: NDArray[np.int64],
+    cells: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    labels: FloatArray,
 ) -> Iterator[Block]:
     """Yield one block of stars after the other; the next one is read meanwhile."""
     reader = StarReader(store)
     cuts = [slice(a, a + _STARS) for a in range(0, len(rows), _STARS)]
 
     def read(own: slice) -> Block:
-        return Block(reader.take("flux", rows[own]), reader.take("error", rows[own]), cells[own], labels[own])
+        return Block.read(reader, rows[own], cells[own], groups[own], labels[own])
 
     with ThreadPoolExecutor(1) as thread:
         ahead = [thread.submit(read, own) for own in cuts[:1]]
@@ -337,14 +361,17 @@ class StarReader:
         self._last: dict[str, tuple[int, int, NDArray[np.float32]]] = {}
         self._memory: dict[str, NDArray[np.float32]] = {}
 
-    def take(self, variable: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return rows of a pixel array, shape (M, P)."""
+    def take(
+        self, variable: str, rows: NDArray[np.int64], places: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Return rows of a pixel array, shape (M, P), as they come or each in its place."""
+        places = np.arange(len(rows)) if places is None else places
         found = np.empty((len(rows), self._store.n_pixels), np.float32)
         start = 0
         while start < len(rows):
             first, end, pixels = self._read(variable, int(rows[start]))
             stop = start + int(np.searchsorted(rows[start:], end))
-            found[start:stop] = pixels[rows[start:stop] - first]
+            found[places[start:stop]] = pixels[rows[start:stop] - first]
             start = stop
         return found
 
@@ -390,7 +417,7 @@ class Measure:
         # Double precision is beyond doubt.
         return Side.of(np.empty((len(doubt), 0), np.float32), doubt * (self._known.precision == "float32"))
 
-    def add(self, block: Block, groups: NDArray[np.int64], pool: Executor) -> None:
+    def add(self, block: Block, pool: Executor) -> None:
         """Add the stars of a block to the sums; threads share the spectra."""
         known = self._known
         cuts = [slice(a, a + _DESCRIBED) for a in range(0, len(block.flux), _DESCRIBED)]
@@ -421,8 +448,8 @@ class Measure:
                     found[:, cut] = measure_dense(self._observed[number], part, known.precision)
             sums, cells = self.sums.rows(own), known.cells[own]
             pixels = known.spectra[own], stars, known.origins
-            settle_pairs(found, (self._side.rows(own), side), pixels, sums, block.cells, groups, cells)
-            absorb(sums, found, block.cells, groups, block.labels, cells)
+            settle_pairs(found, (self._side.rows(own), side), pixels, sums, block.cells, block.groups, cells)
+            absorb(sums, found, block.cells, block.groups, block.labels, cells)
 
         list(pool.map(hold, range(len(self._blocks))))
 

@@ -239,6 +239,7 @@ def _fill_factors(
     inverse, slope, clipping = factors
     mean_inverse, mean_slope, mean_clipping = of_stars
     unit = 1.0 / scale
+    at, value, logarithm = np.empty((3, len(clipped)))
     for i in range(flux.shape[0]):
         total = 0.0
         for first in range(0, flux.shape[1], 16):
@@ -252,16 +253,19 @@ def _fill_factors(
                 product *= ratio
                 inverse[i, p], slope[i, p] = a - mean_inverse[p], b - mean_slope[p]
             total -= np.log(product)
-        for c in range(clipped.shape[0]):
+        for c in range(len(clipped)):
             p = clipped[c]
             ratio = max(level * error[i, p] / scale[p], _LEAST_ERROR)
             z = max(flux[i, p], 0.0) / (scale[p] * ratio)
             t = 1.0 / (1.0 + z / 3.0)
-            at, value = 2.0 * t - 1.0, 0.0
-            for coefficient in polynomial:
-                value = value * at + coefficient
             # ln Φ(−z) + z²/2 = ln(erfcx(z/√2)/2); the own number holds −ln(s/D), which clipping takes back.
-            clipping[i, c] = value + np.log(0.5 * t * ratio) - mean_clipping[c]
+            at[c], value[c], logarithm[c] = 2.0 * t - 1.0, 0.0, np.log(0.5 * t * ratio)
+        # Horner's rule for all pixels side by side: within one, every step waits for the one before.
+        for coefficient in polynomial:
+            for c in range(len(clipped)):
+                value[c] = value[c] * at[c] + coefficient
+        for c in range(len(clipped)):
+            clipping[i, c] = value[c] + logarithm[c] - mean_clipping[c]
         own[i] = total
 
 

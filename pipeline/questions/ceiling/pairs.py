@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.noise import compiled
 from pipeline.questions.ceiling.likelihood import TOLERANCE, Origins, Star
-from pipeline.questions.ceiling.posterior import NEGLIGIBLE, TEMPERATURES, Sums, kind_of
+from pipeline.questions.ceiling.posterior import NEGLIGIBLE, TEMPERATURES, Sums, kind_of, list_runs
 
 __all__ = ["Side", "settle_pairs"]
 
@@ -82,38 +82,55 @@ def settle_pairs(
         found, sides[0].small, sides[0].norms, sides[0].doubt, sides[1].small,
         sides[1].norms, sides[1].doubt, spectra, stars.factors, stars.own,
         (origins.origin, origins.scale, origins.deviation, origins.clipped),
-        sums.largest, sums.recomputed, cells, groups, own, sums.cells.shape[1] - 1, NEGLIGIBLE,
-        NEGLIGIBLE / max(TEMPERATURES), TOLERANCE,
+        sums.largest, sums.recomputed, list_runs(cells, groups), cells, groups, own, sums.cells.shape[1] - 1,
+        NEGLIGIBLE, NEGLIGIBLE / max(TEMPERATURES), TOLERANCE,
     )  # fmt: skip
 
 
 @compiled(error_model="numpy")
 def _settle(
     found: Any, small: Any, norms: Any, doubt: Any, star_small: Any, star_norms: Any, star_doubt: Any, spectra: Any,
-    factors: Any, of_stars: Any, origins: Any, largest: Any, recomputed: Any, cells: Any, groups: Any, own: Any,
-    n_bins: Any, negligible: Any, sharpest: Any, tolerance: Any,
+    factors: Any, of_stars: Any, origins: Any, largest: Any, recomputed: Any, runs: Any, cells: Any, groups: Any,
+    own: Any, n_bins: Any, negligible: Any, sharpest: Any, tolerance: Any,
 ) -> None:  # fmt: skip
     least = np.empty(largest.shape[1:])
+    seen = np.empty((2, spectra.shape[1]))
     for n in range(found.shape[0]):
+        is_seen = False
         # No star of a slot counts that must lie so far below its likeliest one, of all blocks so far.
         least[:] = largest[n]
-        for i in range(found.shape[1]):
-            g, kind = groups[i], kind_of(cells[i], own[n], n_bins)
-            least[g, kind] = max(least[g, kind], found[n, i] - norms[n] * star_norms[i])
-        for i in range(found.shape[1]):
-            g, kind = groups[i], kind_of(cells[i], own[n], n_bins)
-            if found[n, i] + norms[n] * star_norms[i] < least[g, kind] - negligible:
-                found[n, i] = -np.inf
-                continue
-            found[n, i] += _multiply(small[n], star_small[i])
-            left = 0.0
-            for k in range(3):
-                left += (doubt[n, k] * star_doubt[i, k]) ** 2
-            # A star that lies further below has a weight only at temperatures by which ln p, and its error, is divided.
-            flattened = max(1.0, (least[g, kind] - found[n, i]) / sharpest)
-            if np.sqrt(left) + doubt[n, 3] * star_doubt[i, 3] > tolerance * flattened:
-                found[n, i] = of_stars[i] + _measure_pair(spectra[n], factors, i, origins)
-                recomputed[n] += 1
+        for run in range(len(runs) - 1):
+            a, b = runs[run], runs[run + 1]
+            g, kind = groups[a], kind_of(cells[a], own[n], n_bins)
+            least[g, kind] = max(least[g, kind], _find_largest(found[n, a:b], norms[n], star_norms[a:b]))
+        for run in range(len(runs) - 1):
+            a, b = runs[run], runs[run + 1]
+            g, kind = groups[a], kind_of(cells[a], own[n], n_bins)
+            for i in range(a, b):
+                if found[n, i] + norms[n] * star_norms[i] < least[g, kind] - negligible:
+                    found[n, i] = -np.inf
+                    continue
+                found[n, i] += _multiply(small[n], star_small[i])
+                left = 0.0
+                for k in range(3):
+                    left += (doubt[n, k] * star_doubt[i, k]) ** 2
+                # A star further below has a weight only at temperatures by which ln p, and its error, is divided.
+                flattened = max(1.0, (least[g, kind] - found[n, i]) / sharpest)
+                if np.sqrt(left) + doubt[n, 3] * star_doubt[i, 3] > tolerance * flattened:
+                    if not is_seen:
+                        _look_at(spectra[n], origins, seen)
+                        is_seen = True
+                    found[n, i] = of_stars[i] + _measure_pair(seen, spectra[n], factors, i, origins[3])
+                    recomputed[n] += 1
+
+
+@compiled(error_model="numpy", fastmath={"nnan", "nsz", "contract"})
+def _find_largest(found: Any, norm: Any, star_norms: Any) -> Any:
+    """Return the largest ln p that a run of stars has at least."""
+    largest = -np.inf
+    for i in range(len(found)):
+        largest = max(largest, found[i] - norm * star_norms[i])
+    return largest
 
 
 @compiled(error_model="numpy", fastmath={"reassoc", "contract"})
@@ -125,15 +142,22 @@ def _multiply(a: Any, b: Any) -> Any:
     return np.float64(total)
 
 
-@compiled(error_model="numpy", fastmath={"reassoc", "contract"})
-def _measure_pair(spectrum: Any, factors: Any, i: Any, origins: Any) -> Any:
-    """Return what a spectrum and star ``i`` add to the star's own number, from all pixels in float64."""
-    inverse, slope, clipping = factors[0][i], factors[1][i], factors[2][i]
-    origin, scale, deviation, clipped = origins
-    total = 0.0
+@compiled(error_model="numpy")
+def _look_at(spectrum: Any, origins: Any, seen: Any) -> None:
+    """Fill −u²/2 and u less its mean over spectra, which the pixels of stars are multiplied with."""
+    origin, scale, deviation, _ = origins
     for p in range(len(spectrum)):
         u = (np.float64(spectrum[p]) - origin[p]) / scale[p]
-        total += (u - deviation[p]) * slope[p] - 0.5 * u * u * inverse[p]
+        seen[0, p], seen[1, p] = -0.5 * u * u, u - deviation[p]
+
+
+@compiled(error_model="numpy", fastmath={"reassoc", "contract"})
+def _measure_pair(seen: Any, spectrum: Any, factors: Any, i: Any, clipped: Any) -> Any:
+    """Return what a spectrum and star ``i`` add to the star's own number, from all pixels in float64."""
+    inverse, slope, clipping = factors[0][i], factors[1][i], factors[2][i]
+    total = 0.0
+    for p in range(len(spectrum)):
+        total += seen[0, p] * inverse[p] + seen[1, p] * slope[p]
     for c in range(len(clipped)):
         if spectrum[clipped[c]] == 0:
             total += clipping[c]

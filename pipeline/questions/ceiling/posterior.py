@@ -32,6 +32,7 @@ __all__ = [
     "group_of",
     "infer",
     "kind_of",
+    "list_runs",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -52,6 +53,15 @@ NEGLIGIBLE = 30.0 * _POWERS[0]
 def group_of(position: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the group of library stars from their positions in the library: 0, 2, 1, 2, and so on."""
     return np.where(position % 4 == 0, 0, np.where(position % 4 == 2, 1, 2))
+
+
+def list_runs(cells: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where runs of stars of one cell and group begin, and the number of all stars at the end, shape (R + 1,).
+
+    Loops over the stars of a run are what the compiler puts on vector registers: so stars are sorted before.
+    """
+    is_new = (np.diff(cells) != 0) | (np.diff(groups) != 0)
+    return np.concatenate([[0], np.flatnonzero(is_new) + 1, [len(cells)]])
 
 
 @compiled()
@@ -169,52 +179,55 @@ def absorb(
         The cell of every spectrum, shape (N,).
     """
     _absorb(
-        found, cells, groups, labels, own, _POWERS[0], sums.largest, sums.weight, sums.labels, sums.square,
+        found, list_runs(cells, groups), cells, groups, labels, own, _POWERS[0], sums.largest, sums.weight, sums.labels,
+        sums.square,
         sums.count, sums.likeliest, sums.cells,
     )  # fmt: skip
 
 
 @compiled(error_model="numpy")
 def _absorb(
-    found: Any, cells: Any, groups: Any, labels: Any, own: Any, flattest: Any, largest: Any, weight: Any, first: Any,
-    square: Any, count: Any, likeliest: Any, mass: Any,
+    found: Any, runs: Any, cells: Any, groups: Any, labels: Any, own: Any, flattest: Any, largest: Any, weight: Any,
+    first: Any, square: Any, count: Any, likeliest: Any, mass: Any,
 ) -> None:  # fmt: skip
     n_bins, n_labels = mass.shape[1] - 1, labels.shape[1]
     for n in range(found.shape[0]):
-        for i in range(found.shape[1]):
-            value, cell, g = found[n, i], cells[i], groups[i]
+        for run in range(len(runs) - 1):
+            cell, g = cells[runs[run]], groups[runs[run]]
             kind = kind_of(cell, own[n], n_bins)
-            count[n, g, kind] += 1
-            if value == -np.inf:
-                continue
-            # Rescale what is there where this star is likelier than all before it.
-            if value > largest[n, g, kind]:
-                base = np.exp((largest[n, g, kind] - value) / flattest)
-                factor = 1.0
+            count[n, g, kind] += runs[run + 1] - runs[run]
+            for i in range(runs[run], runs[run + 1]):
+                value = found[n, i]
+                if value == -np.inf:
+                    continue
+                # Rescale what is there where this star is likelier than all before it.
+                if value > largest[n, g, kind]:
+                    base = np.exp((largest[n, g, kind] - value) / flattest)
+                    factor = 1.0
+                    for j in range(flattest - 1, -1, -1):
+                        factor *= base
+                        weight[n, g, kind, j] *= factor
+                        for q in range(n_labels):
+                            first[n, g, kind, j, q] *= factor
+                    square[n, g, kind] *= factor * factor
+                    largest[n, g, kind] = value
+                if value > likeliest[n]:
+                    factor = np.exp(likeliest[n] - value)
+                    for k in range(n_bins + 1):
+                        mass[n, k] *= factor
+                    likeliest[n] = value
+                below = value - largest[n, g, kind]
+                if below < -NEGLIGIBLE:
+                    continue
+                base = np.exp(below / flattest)
+                w = 1.0
                 for j in range(flattest - 1, -1, -1):
-                    factor *= base
-                    weight[n, g, kind, j] *= factor
+                    w *= base
+                    weight[n, g, kind, j] += w
                     for q in range(n_labels):
-                        first[n, g, kind, j, q] *= factor
-                square[n, g, kind] *= factor * factor
-                largest[n, g, kind] = value
-            if value > likeliest[n]:
-                factor = np.exp(likeliest[n] - value)
-                for k in range(n_bins + 1):
-                    mass[n, k] *= factor
-                likeliest[n] = value
-            below = value - largest[n, g, kind]
-            if below < -NEGLIGIBLE:
-                continue
-            base = np.exp(below / flattest)
-            w = 1.0
-            for j in range(flattest - 1, -1, -1):
-                w *= base
-                weight[n, g, kind, j] += w
-                for q in range(n_labels):
-                    first[n, g, kind, j, q] += w * labels[i, q]
-            square[n, g, kind] += w * w
-            mass[n, cell] += w * np.exp(largest[n, g, kind] - likeliest[n])
+                        first[n, g, kind, j, q] += w * labels[i, q]
+                square[n, g, kind] += w * w
+                mass[n, cell] += w * np.exp(largest[n, g, kind] - likeliest[n])
 
 
 @dataclass(frozen=True, eq=False)
