@@ -271,7 +271,7 @@ class Forecast(Question[ForecastAnswer]):
         sentences.append(
             f"Endless training would give ΔR² {end.delta_r2.mean:+.4f} (R²_global {end.r2_global.mean:.4f}, R²_oracle "
             f"{end.r2_oracle.mean:.4f})"
-            + (f"; {_round(enough)} spectra with the best penalty give 95 % of that." if math.isfinite(enough) else ".")
+            + (f"; {_round(enough)} spectra with the best penalty give 95% of that." if math.isfinite(enough) else ".")
         )
         return " ".join(sentences)
 
