@@ -265,7 +265,7 @@ def test_memory_of_reading_columns_does_not_grow_with_the_spectra(tmp_path: Path
         tracemalloc.stop()
     assert len(means) == 5
     assert kept < 560_000, "a column that was read is not kept"
-    assert peak < 1.5 * 8 * 560_000, "whole columns are held one at a time"
+    assert peak < 1.9 * 8 * 560_000, "whole columns are held one at a time, beside chunks on their way"
 
 
 def test_stores_with_columns_in_one_chunk_still_open(whole: SpectraStore, tmp_path: Path) -> None:
