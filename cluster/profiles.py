@@ -367,6 +367,7 @@ class AddressProfile(Section):
 
 
 Profile: TypeAlias = LocalProfile | SlurmProfile | AddressProfile
+"""A cluster profile of any kind, as :func:`cluster.load_profile` returns it."""
 _KINDS: dict[str, type[LocalProfile] | type[SlurmProfile] | type[AddressProfile]] = {
     "local": LocalProfile,
     "slurm": SlurmProfile,

@@ -8,6 +8,8 @@ become their names.
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -121,5 +123,14 @@ def describe_names() -> str:
     """Return the reference of the public Python names, for mkdocstrings to fill in."""
     lines = []
     for name, home in list_names():
-        lines += [f"::: {home}", "    options:", f"      heading: {name}", f"      toc_label: {name}", ""]
+        package, own = name.split(".")
+        value = getattr(importlib.import_module(package), own)
+        if inspect.isfunction(value) and value.__name__ != own:
+            # Another function made it: the line at its home says neither what it takes nor what it does.
+            given = inspect.signature(value)
+            plain = [one.replace(annotation=one.empty) for one in given.parameters.values()]
+            call = f"{own}{given.replace(parameters=plain, return_annotation=given.empty)}"
+            lines += [f"## {name} {{#{home}}}", "", "```python", call, "```", "", inspect.getdoc(value) or "", ""]
+        else:
+            lines += [f"::: {home}", "    options:", f"      heading: {name}", f"      toc_label: {name}", ""]
     return "\n".join(lines)

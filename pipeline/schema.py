@@ -75,9 +75,10 @@ ABSURD: Final = 1e6
 STORE_ORIGIN: Final = "mean_flux"
 
 # --- noise streams ---------------------------------------------------------------------------------
-#: Training and test spectra draw from separate streams, so equal row numbers never share noise.
 STREAM_TRAIN: Final = 0
+"""The stream that the noise of training spectra is drawn from. Equal rows of two streams never share noise."""
 STREAM_TEST: Final = 1
+"""The stream that the noise of test spectra is drawn from."""
 
 # --- versions of files ---------------------------------------------------------------------------
 # Raised when a program of the version before could not read the file, or would read it wrongly.

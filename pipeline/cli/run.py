@@ -136,9 +136,11 @@ def accumulate(config: str, part: int, parts: int, out: Path | None, quiet: bool
     if as_json:
         print_json({"run": folder, "part": part, "of": parts, **asdict(done)})
         return
-    click.echo(
-        f"part {part} of {parts}: {done.computed} of its {done.partitions} pieces were missing, and are there now"
-    )
+    if done.computed:
+        said = f"{done.computed} of its {done.partitions} pieces were missing, and are there now"
+    else:
+        said = f"its pieces ({done.partitions}) were there already"
+    click.echo(f"part {part} of {parts}: {said}")
 
 
 def _tell_standing(

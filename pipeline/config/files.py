@@ -78,7 +78,8 @@ def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None
         return source
     variables = os.environ if variables is None else variables
     if isinstance(source, Mapping):
-        return _validate(_plain(source), "configuration", Path.cwd(), variables)
+        content = _without_deprecated(_plain(source), "configuration")
+        return _validate(content, "configuration", Path.cwd(), variables)
     if not isinstance(source, str | Path):
         raise ConfigError(
             "a configuration is a YAML file, a packaged name or a dictionary of settings, found "
@@ -98,7 +99,7 @@ def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None
         raise ConfigError(f"configuration {path}: a mapping of settings is required, such as 'target: log_g'")
     # Relative paths of a packaged file belong to the caller's folder, because no spectra lie beside that file.
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
-    content = _without_deprecated(content, path)
+    content = _without_deprecated(content, f"configuration {path}")
     return _validate(content, f"configuration {path}", base, variables)
 
 
@@ -154,12 +155,12 @@ DEPRECATED_SETTINGS: Final = {
 }
 
 
-def _without_deprecated(content: dict[str, Any], path: Path) -> dict[str, Any]:
+def _without_deprecated(content: dict[str, Any], what: str) -> dict[str, Any]:
     """Return the settings without those of earlier versions, and warn of each."""
     for (section, name), remedy in DEPRECATED_SETTINGS.items():
         own = content.get(section)
         if isinstance(own, dict) and name in own:
-            message = f"configuration {path}: {section}.{name} is deprecated: {remedy}"
+            message = f"{what}: {section}.{name} is deprecated: {remedy}"
             warnings.warn(DeprecatedName(message), stacklevel=3)
             content = {**content, section: {key: value for key, value in own.items() if key != name}}
     return content

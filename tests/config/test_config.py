@@ -268,6 +268,10 @@ def test_deprecated_settings_warn_and_change_nothing(tmp_path: Path, capsys: pyt
     with pytest.warns(DeprecatedName, match=r"old.yaml: compute.block_rows is deprecated: .*leave it out") as told:
         assert load_config(file) == plain
     assert told[0].filename == __file__, "it points to the caller"
+    settings = plain.to_dict()
+    with pytest.warns(DeprecatedName, match=r"^configuration: compute.block_rows is deprecated: ") as told_too:
+        assert load_config(settings | {"compute": {**settings["compute"], "block_rows": 1024}}) == plain
+    assert told_too[0].filename == __file__
     _, _, err = invoke(capsys, "plan", file)
     assert [line for line in err.splitlines() if line.startswith("headroom: note")] == [
         f"headroom: note: configuration {file}: {str(told[0].message).split(': ', 1)[1]}"

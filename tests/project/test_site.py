@@ -92,6 +92,9 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     for package in (pipeline, cluster):
         for name in package.__all__:
             assert re.search(rf"<h2[^>]*>.*?{package.__name__}\.{name}\b", names, re.DOTALL), name
+    for part in names.split("<h2")[1:]:
+        words = re.sub(r"<pre.*?</pre>|<[^>]*>", "", part.split("</h2>")[1], flags=re.DOTALL)
+        assert re.search(r"\w+ \w+.*\.", words), f"{part[:80]} is described by a sentence, not by its value alone"
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
     for name, command in cli.commands.items():
         own = command.commands if isinstance(command, click.Group) else {"": command}

@@ -40,10 +40,10 @@ _WAVELENGTHS: Final = {
 }
 #: What :func:`find_lines` knows.
 LINE_NAMES: Final = tuple(_WAVELENGTHS)
-#: All features, by wavelength.
 SPECTRAL_LINES: Final = tuple(
     sorted(SpectralLine(wavelength, name) for name, wavelengths in _WAVELENGTHS.items() for wavelength in wavelengths)
 )
+"""All features that figures can mark, by wavelength in Å: a tuple of :class:`pipeline.SpectralLine`."""
 
 
 def find_lines(start: float, stop: float, names: Collection[str] = LINE_NAMES) -> tuple[SpectralLine, ...]:
