@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,13 @@ def test_the_examples_run(
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
     for number, block in enumerate(blocks):
-        if "dask_ml" in block:
-            pytest.importorskip("dask_ml")
-            continue  # its warnings are another project's
+        if "dask_ml" in block and importlib.util.find_spec("dask_ml") is None:
+            continue
         # A store that is written must not replace the one that the others are read from.
         code = block.replace('write_store(dataset, "train.zarr")', 'write_store(dataset, "own.zarr")')
-        exec(compile(code, f"python.md, block {number}", "exec", dont_inherit=True), known)
+        with warnings.catch_warnings():
+            if "dask_ml" in block:
+                warnings.simplefilter("ignore")  # they are another project's
+            exec(compile(code, f"python.md, block {number}", "exec", dont_inherit=True), known)
     assert (tmp_path / "paper.pdf").stat().st_size > 1000
     assert pipeline.open_spectra("own.zarr").sizes["spectrum"] == 300
