@@ -115,6 +115,8 @@ def next_step(name: str, given: dict[str, Any]) -> str | None:
     words = {key: shlex.quote(str(value)) for key, value in given.items()}
     if name == "inspect" and given.get("config") is not None:
         when, how = "to see what a run of these spectra costs", "headroom plan {config}"
+    elif given.get("dry_run"):  # of a sweep; `submit` says it itself
+        when, how = "to run them", "the same command without --dry-run"
     elif name != "inspect" and "config" in given:
         config = given["config"]
         if config is None:  # a plan on paper

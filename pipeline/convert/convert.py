@@ -341,7 +341,7 @@ def _plan_without_faults(
     if n_kept == 0:
         raise InputError("every spectrum of the shards is faulty, so nothing is left to convert; check the shards")
     if n_kept < sum(plan.lengths):
-        progress.note(f"left out {sum(plan.lengths) - n_kept:,} faulty spectra; the manifest lists them")
+        progress.note(f"faulty spectra left out: {sum(plan.lengths) - n_kept:,}; the manifest lists them")
     return replace(plan, dropped=dropped, layout=replace(plan.layout, n_spectra=n_kept)), faults
 
 

@@ -165,6 +165,8 @@ def test_hints_quote_what_was_given() -> None:
     assert next_step("run", {"config": "a b.yaml", "out": None}) == (
         "next, to use the models elsewhere:  headroom export 'runs/a b' MODEL"
     )
+    swept = next_step("sweep", {"config": "my.yaml", "out": None, "dry_run": True})
+    assert swept == "next, to run them:  the same command without --dry-run"
     assert str(next_step("predict", {"out": Path("p.csv")})).endswith("pandas.read_csv('p.csv')")
     assert str(next_step("plan", {"config": None})).endswith("headroom run CONFIG")
 

@@ -444,7 +444,7 @@ def test_convert__drops_and_keeps_the_books(faulty: tuple[list[Path], list[int]]
     ]
     assert one.manifest.counts["repaired_error_pixels"] == 35
     assert one.manifest.counts["dropped_nonfinite"] == 5
-    assert "left out 7" in notes.notes[0]
+    assert "left out: 7;" in notes.notes[0]
 
 
 def test_convert__scan_is_resumed(
