@@ -200,7 +200,9 @@ def test_the_command_names_what_is_wrong(config_file: Path, tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_a_part_says_what_it_found_and_did(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_says_what_it_found_and_did(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = ("accumulate", config_file, "--part", 1, "--of", 2, "--out", tmp_path / "run", "--quiet")
     first, again = (invoke(capsys, *part) for _ in range(2))
     assert re.fullmatch(r"part 1 of 2: (\d+) of its \1 pieces were missing, and are there now\n", first[1])
