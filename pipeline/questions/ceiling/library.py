@@ -58,8 +58,8 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float64]
-#: Stars, and spectra, of one product; their bits depend on these.
-_STARS, _SPECTRA = 1024, 512
+#: Stars, and spectra, of one product; their bits depend on these. So many fit into the second cache.
+_STARS, _SPECTRA = 1024, 128
 #: Stars left out that follow each other: single ones would touch as many chunks as all. A tenth of the stars leaves
 #: room between runs.
 _RUN = 16
