@@ -9,14 +9,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import invoke
+from threadpoolctl import threadpool_info
 
 import pipeline
 from cluster import LocalProfile, connect_local
 from pipeline import NoiseDraw, SpectraStore, accumulate_moments, plan_accumulation
 from pipeline.accumulate import accumulate
-from pipeline.base import BLOCK, EXPECTED_WORKERS, count_workers
+from pipeline.base import BLOCK, EXPECTED_WORKERS, available_cores, count_workers
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig
 from pipeline.plan import (
@@ -30,7 +32,7 @@ from pipeline.plan import (
     project_run,
     project_scaling,
 )
-from pipeline.plan.cost import TYPICAL_RANK, choose_sharing
+from pipeline.plan.cost import TYPICAL_RANK, choose_sharing, measure_flops
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
 from pipeline.schema import STREAM_TRAIN
@@ -211,6 +213,20 @@ def test_rates_are_measured_in_a_few_seconds() -> None:
     assert time.monotonic() - started < 20  # 2 to 5 s; others may be at work
     assert min(vars(rates).values()) > 1e6
     assert rates.store == 7e9
+
+
+@pytest.mark.skipif(available_cores() < 2, reason="one core is all cores")
+def test_products_are_measured_where_other_programs_keep_the_cores_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product on all cores waits for the busiest one: here always, and only one core is had without waiting."""
+    product = pipeline.plan.cost._best_product
+
+    def with_neighbours(x: np.ndarray, seconds: float) -> float:
+        blas = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+        return product(x, seconds) * (1 if max(blas) == 1 else 1000)
+
+    idle = measure_flops(256, "float32", seconds=0.02)
+    monkeypatch.setattr("pipeline.plan.cost._best_product", with_neighbours)
+    assert measure_flops(256, "float32", seconds=0.02) > idle / 8 / available_cores()
 
 
 # How work is divided ---------------------------------------------------------------------------------------------
@@ -425,6 +441,13 @@ def test_more_work_takes_longer_in_its_own_step() -> None:
     without = time_run(pixels=1024, noise={"mode": "marginal"})
     assert few["score"] > 2 * without["score"], "a forecast solves models of many sizes while it scores"
     assert few["solve"] == without["solve"]
+
+
+def test_a_forecast_that_dense_moments_cannot_give_takes_no_time() -> None:
+    dense: dict[str, object] = {"noise": {"mode": "marginal"}, "pixels": 256}
+    assert time_run(**dense, forecast={})["score"] == time_run(**dense)["score"]
+    factored = {"compute": {"moments": "factored"}}
+    assert time_run(**dense, **factored, forecast={})["score"] > time_run(**dense, **factored)["score"]
 
 
 def test_shards_that_are_stores_already_take_no_time() -> None:
