@@ -234,7 +234,7 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
         "silence_logs": 50,
     }
     environment = {"HEADROOM_THREADS": str(chosen.resolved_threads())}
-    with dask.config.set(SETTINGS), ExitStack() as stack:
+    with dask.config.set(SETTINGS), _SILENCE.while_open(), ExitStack() as stack:
         # A cluster that is half started could not be stopped in order.
         with terminations_deferred(), _start_up_told(chosen.has_processes):
             if chosen.has_processes:
@@ -258,6 +258,40 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
             stack.callback(cluster.close)
         with Client(cluster) as client:
             yield client
+
+
+class _Silence:
+    """Dask logs nothing while a cluster of ours is there.
+
+    Each cluster of Dask's does this, too, and puts back what it found when it ends. Of two that do not end in reverse
+    order, as in the cells of a notebook, the one that is left then logs its every step, and Dask stays silent after it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_open = 0
+        self._levels: list[tuple[logging.Handler, int]] = []
+
+    @contextmanager
+    def while_open(self) -> Iterator[None]:
+        """Silence Dask for the block; the end of the last block of several puts back what was there."""
+        with self._lock:
+            self._n_open += 1
+            if self._n_open == 1:
+                self._levels = [(one, one.level) for one in logging.getLogger("distributed").handlers]
+                for handler, _ in self._levels:
+                    handler.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_open -= 1
+                if self._n_open == 0:
+                    for handler, level in self._levels:
+                        handler.setLevel(level)
+
+
+_SILENCE = _Silence()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -436,6 +437,22 @@ def test_a_connection_lasts_across_cells(small_config: ExperimentConfig, tmp_pat
     assert client.status == "closed"
     assert repr(connection) == "Connection(closed)"
     assert {name: os.environ.get(name) for name in before} == before
+
+
+def test_connections_that_end_in_the_order_of_their_cells_log_nothing() -> None:
+    """A cell that is run twice has two clusters at once; Dask's own silence ends with the first."""
+
+    def levels() -> list[int]:
+        return [handler.level for handler in logging.getLogger("distributed").handlers]
+
+    before, profile = levels(), LocalProfile(threads=1, memory_limit=2**30)
+    first, second = connect(profile), connect(profile)
+    assert second.submit(sum, [1, 2]).result() == 3
+    first.close()
+    assert min(levels()) >= logging.CRITICAL
+    assert second.submit(sum, [1, 2]).result() == 3
+    second.close()
+    assert levels() == before
 
 
 @pytest.mark.slow  # a program with a cluster of its own
