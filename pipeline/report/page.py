@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup, escape
 
 from pipeline.base import list_recordings, replacing
 from pipeline.config import yaml_text
@@ -264,6 +265,7 @@ def _html() -> jinja2.Environment:
     environment = open_templates()
     # `tojson` escapes what could end a script; the order of entries is the order in which the page shows them.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.filters["code"] = _mark_code
     return environment
 
 
@@ -276,6 +278,14 @@ def _markdown() -> jinja2.Environment:
     environment.filters["fenced"] = _fence
     environment.filters["verbatim"] = _Verbatim
     return environment
+
+
+def _mark_code(text: str) -> Markup:
+    """Return escaped text in which what stands between two back quotes is code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if k % 2 else part for k, part in enumerate(parts))
 
 
 def escape_markdown(value: object) -> str:

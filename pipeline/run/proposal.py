@@ -14,11 +14,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.accumulate import expect_factored
 from pipeline.base import PathLike, list_paths
 from pipeline.bins import BinGrid, count_in_folds, plan_folds
-from pipeline.config import REFERENCE_EDGES, ExperimentConfig, load_config, schema_file, yaml_text
+from pipeline.config import REFERENCE_EDGES, ComputeConfig, ExperimentConfig, load_config, schema_file, yaml_text
 from pipeline.convert import find_sources
 from pipeline.errors import InputError
+from pipeline.noise import MarginalNoise
 from pipeline.run.spectra import SetHeader, check_headers, find_stores_of, read_header
 from pipeline.schema import COLUMN_UNITS
 
@@ -216,6 +218,8 @@ def _write(
     yield "ceiling: {}                   # also measure the R² that no model can beat; leave it out to save time"
     yield "# gate: {}                    # also measure a gate, which must guess the bin"
     yield "# forecast: {}                # also say what runs on more spectra would give"
+    if not expect_factored([MarginalNoise(1.0)], found[0].header.wavelength.size, ComputeConfig()):
+        yield "#                             # with so few pixels it needs compute: {moments: factored}, too"
     yield "# compute: {folds: shards}    # each shard can then be added or removed by itself"
 
 

@@ -64,7 +64,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
 _COMPANION_SUFFIXES: Final = (".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log", ".md5", ".sha256")
 
 
-def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
+def find_shards(patterns: Sequence[str | Path] | str | Path, base: Path | str = "") -> tuple[Path, ...]:
     """Return the shard files that the patterns name, in the order stated.
 
     A pattern is a file, a folder, a glob, or an index file that lists shard folders one per line (``#``
@@ -77,9 +77,9 @@ def find_shards(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]:
     Parameters
     ----------
     patterns
-        At least one; relative ones start at ``base``.
+        At least one, or a single one by itself; relative ones start at ``base``.
     base
-        Folder of relative patterns, e.g. that of the configuration file.
+        Folder of relative patterns, e.g. that of the configuration file; by default the current one.
 
     Raises
     ------

@@ -56,10 +56,10 @@ COMPRESSION_LEVEL: Final = 5
 #: zarr's own concurrency, small because several workers use it at once.
 _CONCURRENCY: Final = {"async.concurrency": 4, "threading.max_workers": 4}
 _TITLES: Final = {
-    "flux": "clean simulated flux, median-normalised",
-    "error": "simulated 1-sigma error of the flux",
+    "flux": "flux",
+    "error": "1-sigma error of the flux",
     "mask": "1 where the pixel is flagged",
-    "noisy": "flux with noise drawn by the simulation",
+    "noisy": "flux with noise",
 }
 
 

@@ -333,6 +333,14 @@ def test_report__warnings_stand_under_the_conclusion_and_at_the_end(full: tuple[
         assert "Read this first" in text
 
 
+def test_report__settings_that_a_warning_names_are_code_and_nothing_else_is(tmp_path: Path) -> None:
+    warnings = ("set `compute: {moments: <b>}` there", "one ` alone <i>")
+    path, *_ = (one for one in render_page(make_results(tmp_path, FakeRun(warnings=warnings))) if one.suffix == ".html")
+    html = path.read_text(encoding="utf-8")
+    assert html.count("<li>set <code>compute: {moments: &lt;b&gt;}</code> there</li>") == 2
+    assert html.count("<li>one ` alone &lt;i&gt;</li>") == 2
+
+
 def test_report__no_warnings_no_box(tmp_path: Path) -> None:
     _, markdown, page = _report(tmp_path)
     assert "Read this first" not in markdown + page.text

@@ -19,10 +19,12 @@ from pipeline.run import propose_config
 from pipeline.store import SpectraStore
 
 
-def write_spectra(path: Path, n_spectra: int, *, seed: int = 0, teff: tuple[float, float] = (3750, 6000)) -> Path:
+def write_spectra(
+    path: Path, n_spectra: int, *, seed: int = 0, teff: tuple[float, float] = (3750, 6000), n_pixels: int = 8
+) -> Path:
     """A netCDF file whose labels lie where we say."""
     rng = np.random.default_rng(seed)
-    flux = 1 + 0.1 * rng.standard_normal((n_spectra, 8))
+    flux = 1 + 0.1 * rng.standard_normal((n_spectra, n_pixels))
     dataset = xr.Dataset(
         {
             "flux": (("spectrum", "wavelength"), flux),
@@ -31,7 +33,7 @@ def write_spectra(path: Path, n_spectra: int, *, seed: int = 0, teff: tuple[floa
             "logg": ("spectrum", rng.uniform(1, 5, n_spectra)),
             "feh": ("spectrum", rng.uniform(-2.5, 0.75, n_spectra)),
         },
-        coords={"wavelength": np.linspace(7100.0, 8850.0, 8)},
+        coords={"wavelength": np.linspace(7100.0, 8850.0, n_pixels)},
     )
     dataset.to_netcdf(path, engine="scipy")
     return path
@@ -60,6 +62,15 @@ def test_the_first_line_names_a_schema_that_fits(sample: Path) -> None:
     schema = json.loads(path.read_text(encoding="utf-8"))
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(text), schema)
+
+
+def test_a_forecast_of_few_pixels_is_said_to_need_factored_moments(tmp_path: Path) -> None:
+    words = "it needs compute: {moments: factored}, too"
+    for n_pixels in (8, 700):
+        train, test = (write_spectra(tmp_path / f"{n_pixels}_{k}.nc", 2000, seed=k, n_pixels=n_pixels) for k in (1, 2))
+        text, _ = propose_config(train, test)
+        assert (words in text) == (n_pixels == 8)
+        load_config(yaml.safe_load(text))
 
 
 def test_stores_serve_too(train_store: SpectraStore, test_store: SpectraStore) -> None:

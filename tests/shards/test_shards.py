@@ -31,6 +31,14 @@ def test_find_shards__folders_in_natural_order(tmp_path: Path) -> None:
     assert find_shards([made[1].parent], tmp_path) == (made[1],)
 
 
+def test_find_shards__one_name_is_looked_for_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spectra.h5").touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_shards("spectra.h5") == (Path("spectra.h5"),)
+
+
 def test_find_shards__plain_files_of_a_folder(tmp_path: Path) -> None:
     made = [touch(tmp_path / "set" / name) for name in ("a2.h5", "a10.hdf5")]
     touch(tmp_path / "set" / "notes.md")

@@ -312,7 +312,7 @@ def test_open_spectra__dataset(path: Path) -> None:
     rows = store.layout.file_rows
     assert dataset.flux.chunks == (tuple(min(rows, N - start) for start in range(0, N, rows)), (P,))
     assert (dataset.T_eff.attrs["units"], dataset.wavelength.attrs["units"]) == ("K", "angstrom")
-    assert dataset.flux.attrs["long_name"]
+    assert [dataset[name].attrs["long_name"] for name in ("flux", "error")] == ["flux", "1-sigma error of the flux"]
     for variable in store.variables:
         np.testing.assert_array_equal(dataset[variable].to_numpy(), expected(variable))
     poor = dataset.flux[dataset.M_H < -1]
