@@ -356,11 +356,25 @@ def _count_bins(results: RunResults) -> int:
 
 
 def _list_settings(results: Sequence[RunResults]) -> list[tuple[str, tuple[Any, ...]]]:
-    """Return the settings and facts in which runs differ."""
+    """Return the settings and facts in which runs differ.
+
+    A question that a run does not ask is one row: its settings tell nothing more, unless other runs differ in them.
+    """
     flat = [_flatten(one.metadata["config"]) | _facts(one) for one in results]
     names = list(dict.fromkeys(name for one in flat for name in one))
-    rows = [(name, tuple(one.get(name) for one in flat)) for name in names]
-    return [(name, values) for name, values in rows if any(value != values[0] for value in values[1:])]
+    absent = {name for one in flat for name, value in one.items() if value is None}
+    within = {name: section for name in names for section in absent if name.startswith(f"{section}.")}
+    rows: dict[str, tuple[Any, ...]] = {}
+    for name in names:
+        section = within.get(name)
+        if section is None:
+            rows.setdefault(name, tuple(one.get(name) for one in flat))
+            continue
+        rows[section] = tuple("asked" if any(key.startswith(f"{section}.") for key in one) else None for one in flat)
+        asked = [one.get(name) for one, value in zip(flat, rows[section], strict=True) if value]
+        if any(value != asked[0] for value in asked):
+            rows[name] = tuple(one.get(name) for one in flat)
+    return [(name, values) for name, values in rows.items() if any(value != values[0] for value in values[1:])]
 
 
 def _facts(results: RunResults) -> dict[str, Any]:

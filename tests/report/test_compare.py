@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,19 @@ def test_the_best_run_is_told_with_the_interval_of_what_it_is_ahead_by(runs: tup
 )
 def test_names_are_broken_at_separators_alone(name: str, lines: list[str]) -> None:
     assert break_at_separators(name, 18).split("\n") == lines
+
+
+def test_a_question_that_some_runs_do_not_ask_is_one_row(runs: tuple[Path, Path]) -> None:
+    asked = {"kind": "ridge", "features": {"components": 10, "windows": [{"name": "Ca"}]}}
+    edit_metadata(runs[0], lambda metadata: metadata["config"].update(gate=None))
+    edit_metadata(runs[1], lambda metadata: metadata["config"].update(gate=asked))
+    assert compare_runs(runs).settings == (("gate", (None, "asked")), ("ridge.standardize", ("global", "none")))
+    third = shutil.copytree(runs[1], runs[1].parent / "third")
+    edit_metadata(third, lambda metadata: metadata["config"].update(gate=asked | {"kind": "logistic"}))
+    settings = dict(compare_runs([*runs, third]).settings)
+    assert [name for name in settings if name.startswith("gate")] == ["gate", "gate.kind"]
+    assert settings["gate"] == (None, "asked", "asked")
+    assert settings["gate.kind"] == (None, "ridge", "logistic")
 
 
 def test_a_long_name_is_no_heading(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
