@@ -257,8 +257,8 @@ def _say(console: Console, text: str) -> None:
 def add(folder: Path, sources: tuple[str, ...], choice: ClusterChoice, quiet: bool, as_json: bool) -> None:
     """Add spectra to a finished run and update its results.
 
-    Shards are converted to a store of their own. A shard that was removed before comes back. The results are those of
-    a run from scratch with the configuration that RUN/config.yaml then holds.
+    Shards are converted to a store of their own. A shard that was removed before comes back; its name will do. The
+    results are those of a run from scratch with the configuration that RUN/config.yaml then holds.
 
     With `compute: {folds: shards}` only the new spectra are read. With a number of folds, the spectra of folds whose
     boundaries move are read again, too. After an interruption, run the same command again; it resumes.

@@ -50,7 +50,8 @@ def add_spectra(
         The run folder.
     sources
         Shards, which become a store of their own below ``data.stores``; or stores. Either may be folders or globs. A
-        shard that was taken out comes back.
+        shard that was taken out comes back; where no file has its name, the name will do, as :func:`remove_shard`
+        takes it.
     client, convert_workers, progress, command
         See :func:`pipeline.run_experiment`.
 
@@ -202,8 +203,10 @@ def _plan_addition(
     """Return the configuration with the new spectra; converts them if they are shards."""
     config, train = standing.config, standing.sets.train
     known = {source.fingerprint: k for k, source in enumerate(train.sources)}
-    new, header = _describe_sources(sources, config)
     left_out = find_left_out(train)
+    if named := _find_by_name(sources, train.shard_names, left_out):
+        return _with_data(config, exclude=tuple(train.shard_names[k] for k in left_out if k not in named))
+    new, header = _describe_sources(sources, config)
     if all(known.get(fingerprint) in left_out for fingerprint in new):
         back = {known[fingerprint] for fingerprint in new}
         still = tuple(train.shard_names[k] for k in left_out if k not in back)
@@ -224,6 +227,14 @@ def _plan_addition(
     check_addition(*standing.sets.headers, header, config)
     added = open_or_convert(sources, header, config.data, progress, workers)
     return with_absolute_paths(_with_data(config, train=(*config.data.train, *map(str, added.paths))))
+
+
+def _find_by_name(sources: Sequence[str], names: Sequence[str], left_out: Sequence[int]) -> set[int]:
+    """Return the shards that were taken out and that the sources name; none if a source is a file or anything else."""
+    found = [[k for k in left_out if source in (names[k], names[k].rpartition("/")[0])] for source in sources]
+    if any(Path(source).exists() for source in sources) or any(len(one) != 1 for one in found):
+        return set()
+    return {number for (number,) in found}
 
 
 def _describe_sources(sources: Sequence[str], config: ExperimentConfig) -> tuple[dict[str, str], SetHeader]:

@@ -18,6 +18,7 @@ from commands import invoke
 from pipeline.accumulate import AccumulationPlan, accumulate, plan_accumulation
 from pipeline.accumulate.hotloop import CellRows
 from pipeline.bins import BinGrid, CellGrid
+from pipeline.cli.app import next_step
 from pipeline.config import ComputeConfig, ExperimentConfig, load_config
 from pipeline.convert import convert_shards
 from pipeline.errors import ConfigError, InputError
@@ -173,11 +174,12 @@ def test_adding_and_removing_gives_the_results_before(
             assert filecmp.cmpfiles(ours, theirs, names, shallow=False) == (names, [], [])
 
 
+@pytest.mark.parametrize("by_name", [False, True], ids=["its file", "its name"])
 def test_a_shard_that_was_removed_can_be_added_again(
-    run: Path, finished: Path, shards: list[Path], read: list[tuple[int, int]]
+    run: Path, finished: Path, shards: list[Path], read: list[tuple[int, int]], by_name: bool
 ) -> None:
     remove_shard(run, "shard_0")
-    results = add_spectra(run, [shards[0]])
+    results = add_spectra(run, "shard_0" if by_name else [shards[0]])
     assert sorted(set(read)) == [(0, 300), (300, 600)]
     assert results.metadata["config"]["data"]["exclude"] == []
     for name in (*TABLES, *FILES):
@@ -496,6 +498,11 @@ def test_the_commands_add_and_remove(
     code, out, err = invoke(capsys, "remove", str(run), "shard_2", "--quiet")
     assert (code, err) == (0, "")
     assert "folds: 2 of 2 reused (0, 1), 0 computed" in out
+    how = next_step("remove", {"folder": run, "shard": "shard_2"})
+    assert how is not None
+    assert how.endswith(f"headroom add {run} shard_2")
+    assert invoke(capsys, "add", str(run), "shard_2", "--quiet")[0] == 0, "what is advised works in any folder"
+    require_equal(run, grown)
 
 
 @pytest.mark.parametrize("arguments", [("add", "RUN", "nothing"), ("remove", "RUN", "shard_7"), ("remove", "no", "x")])
