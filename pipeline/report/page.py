@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup, escape
 
 from pipeline.base import list_recordings, replacing
 from pipeline.config import yaml_text
@@ -265,7 +264,7 @@ def _html() -> jinja2.Environment:
     environment = open_templates()
     # `tojson` escapes what could end a script; the order of entries is the order in which the page shows them.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    environment.filters["code"] = _mark_code
+    environment.filters["pieces"] = _cut_at_back_quotes
     return environment
 
 
@@ -280,12 +279,10 @@ def _markdown() -> jinja2.Environment:
     return environment
 
 
-def _mark_code(text: str) -> Markup:
-    """Return escaped text in which what stands between two back quotes is code."""
-    parts = str(text).split("`")
-    if len(parts) % 2 == 0:
-        return escape(text)
-    return Markup("").join(Markup("<code>{}</code>").format(part) if k % 2 else part for k, part in enumerate(parts))
+def _cut_at_back_quotes(text: str) -> list[str]:
+    """Return the pieces of a text: every second one stands between two back quotes, and is code."""
+    pieces = text.split("`")
+    return pieces if len(pieces) % 2 else [text]
 
 
 def escape_markdown(value: object) -> str:
