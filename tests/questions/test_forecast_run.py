@@ -127,7 +127,7 @@ def test_a_run_of_both_shows_forecast_and_drawn_side_by_side(small_config: Exper
     assert beside.covered.delta_r2.mean == pytest.approx(drawn.delta_r2.mean, abs=0.04)
     _, page = render_run(tmp_path / "run")
     assert "Forecast and drawn run of 1,600 training spectra" in page.read_text()
-    assert "with the drawn run&#39;s penalties" in page.read_text()
+    assert "forecast, α of the drawn run" in page.read_text()
 
 
 @pytest.mark.parametrize(("off", "agrees"), [(0.0, True), (0.009, True), (0.03, False), (-0.03, False)])
