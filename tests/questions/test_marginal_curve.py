@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from pipeline import ExperimentConfig, render_run, run_experiment
 from pipeline.questions.marginal_curve import MarginalCurve
@@ -13,6 +14,7 @@ from pipeline.questions.marginal_curve import MarginalCurve
 SCORES = ["scope", "n_train", "r2_oracle", "r2_global", "delta_r2"]
 
 
+@pytest.mark.slow  # runs of three modes
 def test_checked_tells_of_marginal_noise_what_both_compares_and_the_other_way_round(
     small_config: ExperimentConfig, tmp_path: Path, one_figure: Callable[[str], None]
 ) -> None:

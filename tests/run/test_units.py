@@ -66,8 +66,7 @@ def everything(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPath
     return run(small_config, tmp_path_factory.mktemp("everything") / "run", **EVERYTHING)
 
 
-#: Of two powers the other one is slow: each is a run with every question.
-@pytest.fixture(scope="module", params=[pytest.param(-100, marks=pytest.mark.slow), 100])
+@pytest.fixture(scope="module", params=[-100, 100])
 def found(
     sample: Path, small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory, request: Any
 ) -> tuple[int, RunResults]:
@@ -77,6 +76,7 @@ def found(
     return request.param, run(config, folder / "run", **EVERYTHING)
 
 
+@pytest.mark.slow  # runs with every question
 def test_powers_of_two_change_no_bit_of_any_answer(everything: RunResults, found: tuple[int, RunResults]) -> None:
     power, results = found
     assert results.summary.to_dict() == everything.summary.to_dict()
