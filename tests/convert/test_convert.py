@@ -506,8 +506,6 @@ def test_convert__raise_on_faulty_pixel(
     assert not (tmp_path / "store").exists()
     (inspected,) = inspect_path(shard)
     assert re.search(f"1 spectrum, because {message}", inspected.refused or "")
-    if row != 33 and pixel != slice(None):
-        return  # one way to be dropped is like another
     store = convert_shards([shard], tmp_path / "other", workers=1, nonfinite="drop", **SMALL)
     assert store.n_spectra == 39
     assert store.sources[0].dropped_rows == (row,)

@@ -147,7 +147,7 @@ def test_read_rows__every_flipped_byte_is_an_error(copy: Path, direct: bool) -> 
     store = SpectraStore.open(copy)
     store.direct_reads = direct
     first = (len(chunk_files(copy, "flux")) - 1) * store.layout.file_rows
-    positions = [0, 5, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 24).tolist()]
+    positions = [0, 5, len(content) - 1, *np.random.default_rng(0).integers(0, len(content), 60).tolist()]
     message = rf"{re.escape(str(copy))} is damaged: rows {first} to {N - 1} of 'flux' cannot be read"
     for position in positions:
         damaged = bytearray(content)
