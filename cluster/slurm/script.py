@@ -24,7 +24,7 @@ import dask
 from distributed.deploy.spec import ProcessInterface
 
 from cluster.certificates import Certificates
-from cluster.profiles import SlurmProfile, format_walltime
+from cluster.profiles import SAMPLES_THREADS, SlurmProfile, format_walltime
 from cluster.slurm.commands import run_slurm, submit_script
 from pipeline.errors import ResourceError
 
@@ -155,6 +155,7 @@ def job_options(profile: SlurmProfile, paths: JobPaths) -> dict[str, Any]:
         "HEADROOM_THREADS": profile.cores,
         "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": False,
         "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": False,
+        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": SAMPLES_THREADS,
     }
     if not profile.insecure:
         files = paths.certificates

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from distributed import Client
+from distributed import Client, Worker
 from distributed.security import Security
 from greeting import ask_for_identity
 from packaging.version import Version
@@ -75,6 +75,15 @@ def test_a_single_worker_is_a_thread_here_and_only_dashboards_listen() -> None:
         assert list(client.run(lambda: os.environ["HEADROOM_THREADS"]).values()) == ["3"]
     assert "HEADROOM_THREADS" not in os.environ
     assert listening_here() == before
+
+
+@pytest.mark.parametrize("has_processes", [False, True])
+def test_workers_sample_their_threads_only_where_python_may(has_processes: bool) -> None:
+    def samples(dask_worker: Worker) -> bool:
+        return "profile" in dask_worker.periodic_callbacks
+
+    with connect(LocalProfile(workers=1, processes=has_processes, memory_limit=2**30)) as client:
+        assert list(client.run(samples).values()) == [sys.version_info >= (3, 11, 12)]
 
 
 def test_dask_is_left_as_it_was() -> None:
