@@ -112,7 +112,7 @@ def hold(train: AnyStore, test: AnyStore, n_stars: int, n_spectra: int) -> dict[
             own = last[start : start + BLOCK]
             rng, groups = np.random.default_rng(start), group_of(np.arange(start, start + len(own)))
             known = rng.integers(0, BINS + 1, len(own)), groups, rng.normal(size=(len(own), len(LABELS)))
-            seconds, block = _time(lambda own=own, known=known: Block.read(reader, own, *known))
+            seconds, block = _time(lambda own=own, known=known: Block.read(reader, own, *known, pool))
             spent = {"reading": seconds}
             for name, way in ways.items():
                 spent[name], _ = _time(lambda way=way, block=block: way.add(block, pool))

@@ -126,7 +126,7 @@ GATE_ALGORITHM: Final = 1
 SNR_GATE_ALGORITHM: Final = 1
 BLEND_ALGORITHM: Final = 1
 #: The likelihoods and sums that the ceiling comes from.
-CEILING_ALGORITHM: Final = 3
+CEILING_ALGORITHM: Final = 4
 #: What a run makes again where another version of this package would have made it otherwise, in words. Moments of
 #: another version are refused instead.
 REMADE: Final = MappingProxyType(

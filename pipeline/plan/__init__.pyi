@@ -1,3 +1,4 @@
+from .ceiling import LIBRARY_RUN as LIBRARY_RUN
 from .ceiling import LibraryPlan as LibraryPlan
 from .ceiling import plan_library as plan_library
 from .cost import MEMORY_SHARE as MEMORY_SHARE

@@ -10,7 +10,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.noise import training_noises
 from pipeline.schema import LABELS
 
-__all__ = ["LibraryPlan", "plan_library"]
+__all__ = ["LIBRARY_RUN", "LibraryPlan", "plan_library"]
 
 #: ``ceiling.library: auto`` takes at least so many stars, or all.
 _FEWEST_STARS = 20_000
@@ -18,6 +18,9 @@ _FEWEST_STARS = 20_000
 _SAMPLE, _LARGE_SAMPLE = 2048, 8192
 #: Fewer pixels or stars are not worth the search for directions.
 _MANY_PIXELS, _MANY_STARS = 2000, 50_000
+#: Stars of a part of the training set that follow each other. A store decodes a thousand spectra together, so a library
+#: of single stars would cost as much reading as all.
+LIBRARY_RUN = 128
 #: Stars of one product.
 _BLOCK = 1024
 #: Most training stars that are left out of the library, to choose its temperature on.
@@ -26,7 +29,11 @@ LEFT_OUT = 1000
 _DIRECTIONS, _RANK = 1200, 160
 #: What a star costs in directions, for each of its pixels and for each spectrum; by the time that it takes, in float32
 #: products (benchmarks/ceiling.py).
-_OF_PIXEL, _OF_SPECTRUM = 3200.0, 2000.0
+_OF_PIXEL, _OF_SPECTRUM = 2900.0, 1800.0
+#: What sums over pairs cost beside products of pixels.
+_BESIDE_PRODUCTS = 1.5
+#: What the search for directions costs, and the preparation of the spectra, for each pixel of each star of the sample.
+_OF_SEARCH = 50_000.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class LibraryPlan:
         Whether likelihoods may be formed in the directions in which stars differ.
     flops
         Of all products, at one noise level, counted as in float32.
+    read
+        Stars that are read for it, which its own are among.
     worker_memory, driver_memory
         Bytes that a worker allocates for it, and the process that prepares the spectra.
     """
@@ -57,6 +66,7 @@ class LibraryPlan:
     sample: int
     seeks_directions: bool
     flops: float
+    read: int
     worker_memory: int
     driver_memory: int
 
@@ -86,23 +96,36 @@ def plan_library(
     n_bins = math.prod(len(edges) - 1 for edges in config.bins.values())
     left_out = min(LEFT_OUT, n_train // 10)
     spectra = min(config.ceiling.test, n_test) + left_out
-    of_star = 4.0 * n_pixels * spectra
-    if n_pixels >= _MANY_PIXELS:  # a star is projected on the directions, and multiplied with the spectra there
-        of_star = _OF_PIXEL * n_pixels + _OF_SPECTRUM * spectra
+    # A star is multiplied with the spectra pixel by pixel, or projected on the directions and multiplied there.
+    by_pixels, by_directions = 4.0 * n_pixels * spectra, _OF_PIXEL * n_pixels + _OF_SPECTRUM * spectra
     wanted = config.ceiling.library
     if wanted == "auto":
         noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
         factored = len(expect_factored(noises, n_pixels, config.compute))
         of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
-        wanted = max(_FEWEST_STARS, int(of_pass / (of_star * len(config.noise.levels))))
+        of_level = of_pass / len(config.noise.levels)
+        wanted = int(of_level / by_directions)
+        if not _seeks(n_pixels, wanted):
+            wanted = min(int(of_level / by_pixels), _MANY_STARS - 1 if n_pixels >= _MANY_PIXELS else n_train)
+        wanted = max(_FEWEST_STARS, wanted)
     stars = n_train - left_out if wanted == "all" else min(int(wanted), n_train - left_out)
+    seeks = _seeks(n_pixels, stars)
+    sample = _LARGE_SAMPLE if seeks else _SAMPLE
+    flops = _BESIDE_PRODUCTS * stars * by_pixels
+    if seeks:
+        flops = stars * by_directions + _OF_SEARCH * n_pixels * min(sample, n_train)
+    # Runs begin anywhere, so most lie in two parts that the store decodes as one.
+    read = min(n_train, stars + -(-stars // LIBRARY_RUN) * chunk_rows)
     # Of a spectrum: its noisy pixels and its factors, twice while they are read, and its sums. Of a star: pixels and
     # factors, of three blocks. Of a direction: its parts of a spectrum and of a star, likewise twice.
-    seeks = n_pixels >= _MANY_PIXELS and stars >= _MANY_STARS
     pixels = 4 * n_pixels
     of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 4)
     of_level = spectra * (4 * pixels + of_sums) + 2 * _BLOCK * pixels + 4 * _DIRECTIONS * pixels * seeks
     worker = len(config.noise.levels) * of_level + (6 * chunk_rows + 6 * _BLOCK) * pixels
-    sample = _LARGE_SAMPLE if seeks else _SAMPLE
     driver = (9 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
-    return LibraryPlan(stars, left_out, spectra, sample, seeks, stars * of_star, worker, driver)
+    return LibraryPlan(stars, left_out, spectra, sample, seeks, flops, read, worker, driver)
+
+
+def _seeks(n_pixels: int, stars: int) -> bool:
+    """Return whether a library is worth the search for directions."""
+    return n_pixels >= _MANY_PIXELS and stars >= _MANY_STARS

@@ -29,6 +29,8 @@ _WRITTEN = 1.3e9
 _BASIS, _BASIS_FLOPS = 1.0, 6e7
 #: A model from factored moments, in operations for each pixel and squared direction: a path of penalties included.
 _FACTORED_MODEL = 32.0
+#: What the ceiling's reader reaches of the rate of decoding.
+_OF_DECODING = 0.6
 #: Starting threads and a cluster, and what every step does besides: seconds.
 _START, _EACH = 2.0, 0.3
 #: Fitting a gate and its features, and the learned blend: seconds.
@@ -161,7 +163,10 @@ def _design(plan: ExperimentPlan, scaling: Scaling) -> float:
 def _ceiling(plan: ExperimentPlan, config: ExperimentConfig, scaling: Scaling) -> float:
     if plan.library is None:
         return 0.0
-    return 2.0 + len(config.noise.levels) * plan.library.flops / _machine(scaling) / plan.n_workers
+    products = len(config.noise.levels) * plan.library.flops / _machine(scaling)
+    # One thread reads, and copies the stars that are wanted, while the others multiply.
+    reading = 8.0 * plan.n_pixels * plan.library.read / (_OF_DECODING * scaling.rates.decode)
+    return 2.0 + max(products, reading) / plan.n_workers
 
 
 def _gate(plan: ExperimentPlan, config: ExperimentConfig, scaling: Scaling) -> float:

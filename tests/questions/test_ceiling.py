@@ -40,6 +40,7 @@ from pipeline.questions.ceiling.posterior import (
     OWN,
     TEMPERATURES,
     Posterior,
+    Slots,
     Sums,
     absorb,
     group_of,
@@ -112,7 +113,7 @@ def sum_up(
     n_bins = int(cells.max(initial=0)) + 1
     sums = Sums.empty(n, n_bins, labels.shape[1])
     for a, b in pairwise([0, *blocks, m]):
-        absorb(sums, found[:, a:b], cells[a:b], group_of(np.arange(a, b)), labels[a:b], np.zeros(n, np.int64))
+        absorb(sums, found[:, a:b], Slots.of(cells[a:b], group_of(np.arange(a, b))), labels[a:b], np.zeros(n, np.int64))
     return sums
 
 
@@ -223,7 +224,7 @@ def test_every_pair_that_matters_is_right_to_the_tolerance(way: str) -> None:
         )
     sums = Sums.empty(250, 2, 1)
     cells, own = np.arange(1600) % 3, np.arange(250) % 3
-    settle_pairs(found, sides, (spectra, stars, origins), sums, cells, group_of(np.arange(1600)), own)
+    settle_pairs(found, sides, (spectra, stars, origins), sums, Slots.of(cells, group_of(np.arange(1600))), own)
     exact = state_likelihood(spectra, flux, error.astype(np.float64))
     kept = np.isfinite(found)
     difference = np.where(kept, found - exact, np.nan)
@@ -270,7 +271,7 @@ def test_sums_are_those_of_the_weights() -> None:
     found, labels = 50 * rng.normal(size=(40, 500)), rng.normal(size=(500, 2))
     cells, own = rng.integers(0, 4, size=500), rng.integers(0, 4, size=40)  # cell 3 is the outside
     sums = Sums.empty(40, 3, 2)
-    absorb(sums, found, cells, group_of(np.arange(500)), labels, own)
+    absorb(sums, found, Slots.of(cells, group_of(np.arange(500))), labels, own)
     of_own, own_labels = 30 + 50 * rng.normal(size=40), rng.normal(size=(40, 2))
     for groups, step in ((1, 4), (2, 2), (3, 1)):
         for kinds in ((OWN,), (OWN, OTHER), (OWN, OTHER, OUTSIDE)):
@@ -304,13 +305,12 @@ def test_blocks_merges_and_order_change_rounding_alone() -> None:
     halves = [Sums.empty(30, 3, 1) for _ in range(2)]
     for sums, part in zip(halves, (slice(0, 150), slice(150, 400)), strict=True):
         groups = group_of(np.arange(400))[part]
-        absorb(sums, found[:, part], cells[part], groups, known.labels[part], np.zeros(30, np.int64))
+        absorb(sums, found[:, part], Slots.of(cells[part], groups), known.labels[part], np.zeros(30, np.int64))
     merged = halves[0].merge(halves[1])
     backwards = Sums.empty(30, 3, 1)
     order = np.arange(400)[::-1]
-    absorb(
-        backwards, found[:, order], cells[order], group_of(order), known.labels[order], np.zeros(30, np.int64)
-    )  # fmt: skip
+    slots = Slots.of(cells[order], group_of(order))
+    absorb(backwards, found[:, order], slots, known.labels[order], np.zeros(30, np.int64))
     empty = Sums.empty(30, 3, 1)
     for other in (merged, backwards, halves[1].merge(halves[0]), empty.merge(whole), whole.merge(empty)):
         for groups in (1, 2, 3):

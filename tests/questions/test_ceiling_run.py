@@ -256,9 +256,16 @@ def test_the_library_is_even_and_leaves_out_what_it_is_judged_on() -> None:
     assert sorted([*whole.library, *whole.left_out]) == everything.tolist()
     some = choose_stars(parts, 300, 150)
     assert set(some.library) <= set(whole.library)
-    assert abs((some.library < 600).sum() - 100) <= 3
-    assert np.diff(np.searchsorted(everything, some.library)).max() <= 21
+    assert abs((some.library < 600).sum() - 100) <= 6
+    assert np.diff(np.searchsorted(everything, some.library)).max() <= 28  # over a run that is left out
     assert len(choose_stars(parts, 10, 0).left_out) == 0
+
+
+def test_a_part_of_many_stars_is_read_from_few_chunks() -> None:
+    stars = choose_stars([Partition(0, 0, 0, 1_000_000)], 20_000, 1000).library
+    assert len(np.unique(stars)) == 20_000
+    assert len(np.unique(stars // 1024)) <= 2 * 157
+    assert np.abs(np.bincount(stars // 100_000, minlength=10) - 2000).max() <= 128
 
 
 def test_the_library_takes_as_many_as_the_pass_costs(config: ExperimentConfig) -> None:

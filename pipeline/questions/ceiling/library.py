@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from pipeline.accumulate import AccumulationPlan, available_threads
 from pipeline.base import Progress, SilentProgress, Task, name_group, one_blas_thread, open_npz, run_tasks, write_npz
 from pipeline.bins import OUTSIDE, BinGrid, Partition
 from pipeline.errors import InputError
+from pipeline.plan import LIBRARY_RUN
 from pipeline.questions.ceiling.likelihood import (
     Coefficients,
     Observed,
@@ -36,7 +37,7 @@ from pipeline.questions.ceiling.likelihood import (
     weigh_rounding,
 )
 from pipeline.questions.ceiling.pairs import Side, settle_pairs
-from pipeline.questions.ceiling.posterior import Sums, absorb, group_of
+from pipeline.questions.ceiling.posterior import Slots, Sums, absorb, group_of
 from pipeline.store import AnyStore, open_stores
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ _STARS, _SPECTRA = 1024, 128
 #: Stars left out that follow each other: single ones would touch as many chunks as all. A tenth of the stars leaves
 #: room between runs.
 _RUN = 16
+#: Runs of a library, at least: with fewer, a part of ordered spectra would not be like all of them.
+_FEWEST_RUNS = 100
 #: Stars that a thread describes at a time.
 _DESCRIBED = 256
 
@@ -76,7 +79,7 @@ class Choice:
 
 
 def choose_stars(partitions: Sequence[Partition], wanted: int, left_out: int) -> Choice:
-    """Choose the library's stars, and those that its temperature is chosen on: both evenly spread over all.
+    """Choose the library's stars, and those that its temperature is chosen on: both in runs, evenly spread over all.
 
     Parameters
     ----------
@@ -89,8 +92,10 @@ def choose_stars(partitions: Sequence[Partition], wanted: int, left_out: int) ->
     n_runs = -(-left_out // _RUN)
     starts = (2 * np.arange(n_runs) + 1) * len(rows) // (2 * max(n_runs, 1)) - _RUN // 2
     places = np.clip(starts[:, None] + np.arange(_RUN), 0, len(rows) - 1).ravel()[:left_out]
-    others = np.delete(rows, places)
-    return Choice(others[np.arange(wanted) * len(others) // max(wanted, 1)], rows[places])
+    others, position = np.delete(rows, places), np.arange(wanted)
+    run = min(LIBRARY_RUN, max(1, wanted // _FEWEST_RUNS))
+    chosen = position // run * run * len(others) // max(wanted, 1) + position % run
+    return Choice(others[chosen], rows[places])
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,15 +302,11 @@ def compute_piece(piece: _Piece, report: Callable[[int], None]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some stars: flux and error (M, P), cells with the outside last and groups (M,), labels (M, Q).
-
-    Those of one group and cell follow each other, which the loops over them profit from.
-    """
+    """Some stars, those of one group and cell one after the other: flux and error (M, P), slots, and labels (M, Q)."""
 
     flux: NDArray[np.float32]
     error: NDArray[np.float32]
-    cells: NDArray[np.int64]
-    groups: NDArray[np.int64]
+    slots: Slots
     labels: FloatArray
 
     @classmethod
@@ -316,13 +317,14 @@ class Block:
         cells: NDArray[np.int64],
         groups: NDArray[np.int64],
         labels: FloatArray,
+        pool: Executor,
     ) -> Block:
-        """Read stars, whose rows are in increasing order, and sort them."""
+        """Read stars, whose rows are in increasing order, and sort them; a thread takes flux, another one errors."""
         order = np.lexsort((cells, groups))
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
-        flux, error = reader.take("flux", rows, places), reader.take("error", rows, places)
-        return cls(flux, error, cells[order], groups[order], labels[order])
+        flux, error = pool.map(partial(reader.take, rows=rows, places=places), ("flux", "error"))
+        return cls(flux, error, Slots.of(cells[order], groups[order]), labels[order])
 
 
 def _read_ahead(
@@ -336,10 +338,11 @@ def _read_ahead(
     reader = StarReader(store)
     cuts = [slice(a, a + _STARS) for a in range(0, len(rows), _STARS)]
 
-    def read(own: slice) -> Block:
-        return Block.read(reader, rows[own], cells[own], groups[own], labels[own])
+    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(2) as pool:
 
-    with ThreadPoolExecutor(1) as thread:
+        def read(own: slice) -> Block:
+            return Block.read(reader, rows[own], cells[own], groups[own], labels[own], pool)
+
         ahead = [thread.submit(read, own) for own in cuts[:1]]
         for following in [*cuts[1:], None]:
             block = ahead.pop().result()
@@ -423,17 +426,17 @@ class Measure:
         cuts = [slice(a, a + _DESCRIBED) for a in range(0, len(block.flux), _DESCRIBED)]
         stars = self._stars.rows(slice(len(block.flux)))
 
-        def describe(own: slice) -> Star:
-            return describe_stars(block.flux[own], block.error[own], known.origins, stars.rows(own))
+        def describe(own: slice) -> tuple[Star, Coefficients | None]:
+            # Both at once, while the factors of the stars are in the caches.
+            described = describe_stars(block.flux[own], block.error[own], known.origins, stars.rows(own))
+            return described, None if known.projection is None else known.projection.project_stars(described)
 
-        parts = list(pool.map(describe, cuts))
+        described = list(pool.map(describe, cuts))
+        parts, projected = [star for star, _ in described], [one for _, one in described if one is not None]
         large: FloatArray | None = None
-        if known.projection is not None:
-            projected = list(pool.map(known.projection.project_stars, parts))
-            large = np.concatenate([one.large for one in projected])
-            side = Side.of(
-                np.concatenate([one.small for one in projected]), np.concatenate([one.doubt for one in projected])
-            )
+        if projected:
+            whole = Coefficients.join(projected)
+            large, side = whole.large, Side.of(whole.small, whole.doubt)
         else:
             side = self._of_pixels([one.factors for one in parts])
 
@@ -448,8 +451,8 @@ class Measure:
                     found[:, cut] = measure_dense(self._observed[number], part, known.precision)
             sums, cells = self.sums.rows(own), known.cells[own]
             pixels = known.spectra[own], stars, known.origins
-            settle_pairs(found, (self._side.rows(own), side), pixels, sums, block.cells, block.groups, cells)
-            absorb(sums, found, block.cells, block.groups, block.labels, cells)
+            settle_pairs(found, (self._side.rows(own), side), pixels, sums, block.slots, cells)
+            absorb(sums, found, block.slots, block.labels, cells)
 
         list(pool.map(hold, range(len(self._blocks))))
 

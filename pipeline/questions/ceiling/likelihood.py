@@ -28,7 +28,7 @@ forms it anew from all pixels in float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -68,9 +68,11 @@ _SIGMAS, _PROBES, _LUCK = 6.0, 16, 0.5
 #: Rounding of float32 products of factors with norms of 1; the largest that was seen in two million pairs was 2.7e-7.
 _ROUNDING = 4e-7
 #: Most directions of a factor that are sought, and how many are multiplied in double precision.
-_MOST, _LEADING = 640, 64
+_MOST, _LEADING = 640, 32
 #: Rows whose residual is so many times the tolerance get directions of their own, in so many rounds.
 _WORST, _EXTENSIONS = 2.0, 3
+#: Rows whose residuals are formed at once.
+_AT_ONCE = 512
 #: An error of zero counts as this share of the typical error of its pixel: a pixel cannot be infinitely sure.
 _LEAST_ERROR = 1e-3
 
@@ -282,9 +284,18 @@ def measure_dense(observed: Observed, stars: Star, precision: str = "float32") -
 
 
 def _add_product(found: FloatArray, left: NDArray[Any], right: NDArray[Any], precision: str) -> None:
+    product = np.empty(found.shape, precision)  # once: fresh memory for every strip costs a tenth
     for start in range(0, left.shape[1], _STRIP):
         strip = slice(start, start + _STRIP)
-        found += left[:, strip].astype(precision, copy=False) @ right[strip].astype(precision, copy=False)
+        np.matmul(left[:, strip].astype(precision, copy=False), right[strip].astype(precision, copy=False), out=product)
+        _add(found, product)
+
+
+@compiled()
+def _add(found: Any, product: Any) -> None:
+    for i in range(found.shape[0]):
+        for j in range(found.shape[1]):
+            found[i, j] += product[i, j]
 
 
 def weigh_rounding(factors: Sequence[NDArray[np.float32]]) -> FloatArray:
@@ -422,6 +433,11 @@ class Coefficients:
         """Return some of them."""
         return Coefficients(self.large[chosen], self.small[chosen], self.doubt[chosen])
 
+    @classmethod
+    def join(cls, parts: Sequence[Coefficients]) -> Coefficients:
+        """Return those of all parts, one after the other."""
+        return cls(*map(np.concatenate, zip(*(vars(one).values() for one in parts), strict=True)))
+
     def multiply(self, others: Coefficients) -> FloatArray:
         """Return the scalar products of all with all others, shape (N, M)."""
         return np.asarray(self.large @ others.large.T + self.small @ others.small.T)
@@ -451,23 +467,31 @@ def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
     """Return orthonormal directions (P, r) of rows (M, P).
 
     They leave a mean square of at most ``tolerance``², and of no single row much more: the residuals of the worst rows
-    are made directions of their own, until none is left.
+    are made directions of their own, until none is left. The rows are overwritten.
     """
     if not rows.shape[1]:
         return np.zeros((0, 0))
     chosen = _leading_directions(rows, tolerance * np.sqrt(len(rows)))
+    _take_away(rows, chosen)
     for _ in range(_EXTENSIONS):
-        worst = np.concatenate([_find_worst(rows[a : a + 512], chosen, tolerance) for a in range(0, len(rows), 512)])
+        sizes = np.concatenate([np.einsum("np,np->n", part, part) for part in _in_parts(rows)])
+        worst = rows[np.sqrt(sizes) > _WORST * tolerance]
         if not len(worst) or chosen.shape[1] + 1 >= min(rows.shape):
             break
-        chosen = np.linalg.qr(np.concatenate([chosen, _leading_directions(worst, _WORST * tolerance)], axis=1))[0]
+        added = _leading_directions(worst, _WORST * tolerance)
+        chosen = np.linalg.qr(np.concatenate([chosen, added], axis=1))[0]
+        _take_away(rows, chosen[:, -added.shape[1] :])
     return np.ascontiguousarray(chosen)
 
 
-def _find_worst(rows: FloatArray, chosen: FloatArray, tolerance: float) -> FloatArray:
-    """Return the residuals of the rows that the chosen directions leave too much of, shape (W, P)."""
-    left = rows - (rows @ chosen) @ chosen.T
-    return np.asarray(left[np.sqrt(np.einsum("np,np->n", left, left)) > _WORST * tolerance])
+def _in_parts(rows: FloatArray) -> Iterator[FloatArray]:
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+
+
+def _take_away(rows: FloatArray, directions: FloatArray) -> None:
+    """Take what lies in some orthonormal directions (P, r) out of rows (M, P)."""
+    for part in _in_parts(rows):
+        part -= (part @ directions) @ directions.T
 
 
 def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:
@@ -478,8 +502,10 @@ def _leading_directions(rows: FloatArray, limit: float) -> FloatArray:
     """
     size = min(_MOST, *rows.shape)
     image = np.random.default_rng(0).standard_normal((rows.shape[1], size))
-    for matrix in (rows, rows.T, rows):  # orthonormal again after each product, or small directions drown in rounding
-        image = np.linalg.qr(matrix @ image)[0]
+    # Half the digits do where the image only has to turn towards the large directions.
+    coarse = rows.astype(np.float32)
+    for matrix in (coarse, coarse.T, rows):  # orthonormal again after each, or small directions drown in rounding
+        image = np.linalg.qr((matrix @ image.astype(matrix.dtype)).astype(np.float64))[0]
     _, sizes, directions = np.linalg.svd(image.T @ rows, full_matrices=False)
     energies = sizes**2
     left = max(float(np.vdot(rows, rows) - energies.sum()), 0.0) + np.cumsum(energies[::-1])[::-1]

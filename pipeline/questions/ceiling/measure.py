@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.accumulate import available_threads
 from pipeline.base import one_blas_thread, open_npz, write_npz
 from pipeline.bins import BinGrid
 from pipeline.config import content_hash
@@ -31,6 +34,7 @@ from pipeline.questions.ceiling.library import (
 )
 from pipeline.questions.ceiling.likelihood import (
     TOLERANCE,
+    Coefficients,
     Observed,
     Origins,
     Projection,
@@ -53,8 +57,8 @@ FloatArray = NDArray[np.float64]
 _DOUBTED = 0.25
 #: Spectra and stars of one product, where only its diagonal is looked at.
 _PAIRS = 128
-#: Standard deviations of ln p that are tried for the directions that are left out.
-_TRIED = (1e-3, 3e-4)
+#: Standard deviations of ln p that are tried for the directions that are left out, on so many spectra at once.
+_TRIED, _TRIED_AT_ONCE = (1e-3, 3e-4), 512
 #: Directions are worth their price where they save so much of the product.
 _WORTH = 0.7
 #: Rows of the sample that follow each other.
@@ -233,12 +237,12 @@ class _Preparation:
         observed, stars = observe(spectra, origins), describe_stars(own[0], own[1], origins)
         with one_blas_thread():
             exact = measure_pairs(observed, stars)
-            projection, error, precision = None, 0.0, "float32"
+            found, precision = None, "float32"
             if self._seeks_directions:
-                projection, error = choose_projection(observed, stars, describe_stars(*self._sample, origins), exact)
+                found = choose_projection(observed, stars, describe_stars(*self._sample, origins), exact)
+            projection, coefficients, error = found or (None, None, 0.0)
             if projection is None:
                 precision, error = choose_precision(observed, stars, exact)
-            coefficients = projection.project_spectra(observed) if projection is not None else None
         Spectra(spectra, self._cells, origins, projection, coefficients, precision).write(path)
         return {
             "rows": self._rows,
@@ -253,23 +257,30 @@ class _Preparation:
 
 def choose_projection(
     observed: Observed, stars: Star, sample: Star, exact: FloatArray
-) -> tuple[Projection | None, float]:
-    """Return directions that are right to the tolerance, and their largest error; None where pixels are as cheap.
+) -> tuple[Projection, Coefficients, float] | None:
+    """Return directions that are right to the tolerance, the spectra in them, and the largest error.
 
     The directions come from a sample of the library. They are tried on spectra and their own stars, which they have not
     seen. Pairs that are in doubt are formed anew from all pixels, so these do not count, but there may be few of them.
+    Nothing is returned where pixels are as cheap.
     """
     n_factors = sum(one.shape[1] for one in observed.factors)
     for tolerance in _TRIED:
         projection = Projection.find(observed, sample, tolerance)
         if projection.rank > _WORTH * n_factors:
             break
-        seen, own = projection.project_spectra(observed), projection.project_stars(stars)
+        cuts = [slice(start, start + _TRIED_AT_ONCE) for start in range(0, len(exact), _TRIED_AT_ONCE)]
+
+        def project(own: slice, projection: Projection = projection) -> tuple[Coefficients, Coefficients]:
+            return projection.project_spectra(observed.rows(own)), projection.project_stars(stars.rows(own))
+
+        with ThreadPoolExecutor(available_threads()) as pool:
+            seen, own = map(Coefficients.join, zip(*pool.map(project, cuts), strict=True))
         found = seen.multiply_pairs(own) + stars.own
         error = _certify(found, exact, bound_errors(seen.doubt, own.doubt))
         if error is not None:
-            return projection, error
-    return None, 0.0
+            return projection, seen, error
+    return None
 
 
 def choose_precision(observed: Observed, stars: Star, exact: FloatArray) -> tuple[str, float]:
@@ -293,8 +304,9 @@ def _certify(found: FloatArray, exact: FloatArray, bounds: FloatArray) -> float 
 
 
 def _read_clean(store: AnyStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    reader = StarReader(store)
-    return reader.take("flux", rows), reader.take("error", rows)
+    with ThreadPoolExecutor(2) as pool:
+        flux, error = pool.map(partial(StarReader(store).take, rows=rows), ("flux", "error"))
+    return flux, error
 
 
 def _add_noise(

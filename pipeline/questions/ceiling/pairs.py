@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.noise import compiled
 from pipeline.questions.ceiling.likelihood import TOLERANCE, Origins, Star
-from pipeline.questions.ceiling.posterior import NEGLIGIBLE, TEMPERATURES, Sums, kind_of, list_runs
+from pipeline.questions.ceiling.posterior import NEGLIGIBLE, TEMPERATURES, Slots, Sums, kind_of
 
 __all__ = ["Side", "settle_pairs"]
 
@@ -58,8 +58,7 @@ def settle_pairs(
     sides: tuple[Side, Side],
     pixels: tuple[NDArray[np.float32], Star, Origins],
     sums: Sums,
-    cells: NDArray[np.int64],
-    groups: NDArray[np.int64],
+    slots: Slots,
     own: NDArray[np.int64],
 ) -> None:
     """Complete ln p of spectra under stars in place; −∞ where the weight of a star is negligible.
@@ -74,7 +73,7 @@ def settle_pairs(
         The noisy spectra (N, P), the factors of the stars, and what they are measured from.
     sums
         Of the spectra over all stars before; ``recomputed`` counts the pairs that were formed anew.
-    cells, groups, own
+    slots, own
         As :func:`pipeline.questions.ceiling.posterior.absorb` has them.
     """
     spectra, stars, origins = pixels
@@ -82,7 +81,7 @@ def settle_pairs(
         found, sides[0].small, sides[0].norms, sides[0].doubt, sides[1].small,
         sides[1].norms, sides[1].doubt, spectra, stars.factors, stars.own,
         (origins.origin, origins.scale, origins.deviation, origins.clipped),
-        sums.largest, sums.recomputed, list_runs(cells, groups), cells, groups, own, sums.cells.shape[1] - 1,
+        sums.largest, sums.recomputed, slots.runs, slots.cells, slots.groups, own, sums.cells.shape[1] - 1,
         NEGLIGIBLE, NEGLIGIBLE / max(TEMPERATURES), TOLERANCE,
     )  # fmt: skip
 

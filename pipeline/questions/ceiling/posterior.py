@@ -27,12 +27,12 @@ __all__ = [
     "NEGLIGIBLE",
     "TEMPERATURES",
     "Posterior",
+    "Slots",
     "Sums",
     "absorb",
     "group_of",
     "infer",
     "kind_of",
-    "list_runs",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -55,13 +55,27 @@ def group_of(position: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(position % 4 == 0, 0, np.where(position % 4 == 2, 1, 2))
 
 
-def list_runs(cells: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where runs of stars of one cell and group begin, and the number of all stars at the end, shape (R + 1,).
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Cell (K for the outside) and group of M stars, shapes (M,), and the runs of stars that have both in common.
 
     Loops over the stars of a run are what the compiler puts on vector registers: so stars are sorted before.
+
+    Attributes
+    ----------
+    runs
+        Where each of R runs begins, and the number of all stars at the end, shape (R + 1,).
     """
-    is_new = (np.diff(cells) != 0) | (np.diff(groups) != 0)
-    return np.concatenate([[0], np.flatnonzero(is_new) + 1, [len(cells)]])
+
+    cells: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    runs: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, cells: NDArray[np.int64], groups: NDArray[np.int64]) -> Slots:
+        """Find the runs."""
+        is_new = (np.diff(cells) != 0) | (np.diff(groups) != 0)
+        return cls(cells, groups, np.concatenate([[0], np.flatnonzero(is_new) + 1, [len(cells)]]))
 
 
 @compiled()
@@ -155,14 +169,7 @@ def _bring_together(ours: FloatArray, theirs: FloatArray) -> tuple[FloatArray, F
     return larger, ours - reference, theirs - reference
 
 
-def absorb(
-    sums: Sums,
-    found: FloatArray,
-    cells: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    labels: FloatArray,
-    own: NDArray[np.int64],
-) -> None:
+def absorb(sums: Sums, found: FloatArray, slots: Slots, labels: FloatArray, own: NDArray[np.int64]) -> None:
     """Add stars to the sums of spectra, in place and in the order of the stars.
 
     Parameters
@@ -171,17 +178,16 @@ def absorb(
         Of N spectra.
     found
         ln p of every spectrum under every star, shape (N, M); −∞ for a star that has no weight.
-    cells, groups
-        Cell (K for the outside) and group of every star, shape (M,).
+    slots
+        Of the stars.
     labels
         Their labels, shape (M, Q); near 0, or digits are lost.
     own
         The cell of every spectrum, shape (N,).
     """
     _absorb(
-        found, list_runs(cells, groups), cells, groups, labels, own, _POWERS[0], sums.largest, sums.weight, sums.labels,
-        sums.square,
-        sums.count, sums.likeliest, sums.cells,
+        found, slots.runs, slots.cells, slots.groups, labels, own, _POWERS[0], sums.largest, sums.weight, sums.labels,
+        sums.square, sums.count, sums.likeliest, sums.cells,
     )  # fmt: skip
 
 
