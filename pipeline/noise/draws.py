@@ -201,7 +201,8 @@ def fill_normals(start: Any, key: Any, out: Any) -> None:
     normals = np.empty(4 * q, np.float32)
     for r in range(out.shape[0]):
         normals_of_row(start + r, key, words, normals)
-        out[r] = normals[: out.shape[1]]
+        for p in range(out.shape[1]):  # a slice would take two seconds more to compile
+            out[r, p] = normals[p]
 
 
 #: Recorded with every result; changes whenever the same seed would give other numbers.

@@ -97,7 +97,9 @@ def _settle(
     for n in range(found.shape[0]):
         is_seen = False
         # No star of a slot counts that must lie so far below its likeliest one, of all blocks so far.
-        least[:] = largest[n]
+        for g in range(least.shape[0]):  # a slice would take three seconds more to compile
+            for kind in range(least.shape[1]):
+                least[g, kind] = largest[n, g, kind]
         for run in range(len(runs) - 1):
             a, b = runs[run], runs[run + 1]
             g, kind = groups[a], kind_of(cells[a], own[n], n_bins)
