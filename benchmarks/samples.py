@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from measure import measure
@@ -60,9 +60,7 @@ class Sample:
     def folder(self) -> Path:
         """The folder of this size; its shards are simulated first if needed."""
         path = self.base / f"{self.rows}x{self.pixels}"
-        # The command finds what it wrote before, finishes what was interrupted and does nothing otherwise.
-        words = ["--train", self.rows, "--shards", SHARDS, "--test", self.n_test, "--pixels", self.pixels]
-        measure([*HEADROOM, "sample", path / "shards", *map(str, words), "--quiet"], interval=0)
+        _simulate(path / "shards", self.rows, self.n_test, self.pixels)
         return path
 
     @property
@@ -107,3 +105,10 @@ class Sample:
         if not (store / "zarr.json").exists():
             measure([*HEADROOM, "convert", shards, store, "--quiet"], interval=0)
         return store
+
+
+@cache
+def _simulate(folder: Path, train: int, test: int, pixels: int) -> None:
+    # The command finds what it wrote before, finishes what was interrupted and does nothing otherwise.
+    words = ["--train", train, "--shards", SHARDS, "--test", test, "--pixels", pixels]
+    measure([*HEADROOM, "sample", folder, *map(str, words), "--quiet"], interval=0)

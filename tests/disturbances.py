@@ -212,8 +212,10 @@ class SeparateCluster:
         )
 
     def client(self) -> Client:
-        """Connect to the scheduler."""
-        return Client(self._address(), security=self.security, set_as_default=False)
+        """Connect to the scheduler, and wait for the workers: deadlines are too short for their start."""
+        client = Client(self._address(), security=self.security, set_as_default=False)
+        client.wait_for_workers(self._n_workers, timeout=60)
+        return client
 
     def _address(self) -> str | None:
         """Return the scheduler's address; None while its file is not there, or not whole."""

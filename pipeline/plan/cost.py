@@ -93,6 +93,8 @@ class ExperimentPlan:
         What the ceiling costs; None where it is not asked for.
     n_test
         Test spectra; 0 where they are not known.
+    asks_forecast
+        Whether a forecast is asked for.
     flops
         Floating-point operations of the products: N·P² for each draw with dense moments, 2·N·P·r with factored ones.
     """
@@ -119,6 +121,7 @@ class ExperimentPlan:
     n_factored: int = 0
     library: LibraryPlan | None = None
     n_test: int = 0
+    asks_forecast: bool = False
 
     @property
     def n_dense(self) -> int:
@@ -199,6 +202,8 @@ class ExperimentPlan:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
         if self.library is not None:
             lines.append(f"ceiling              {self.library.describe()}")
+        if self.asks_forecast and not self.n_factored:
+            lines.append("forecast             none: it needs factored moments (compute.moments), and these are dense")
         return "\n".join(lines)
 
     def _name_draws(self) -> str:
@@ -289,6 +294,7 @@ def plan_run(
         n_factored=factored.n_noises,
         library=library,
         n_test=n_test,
+        asks_forecast=config.forecast is not None,
         flops=float(n_spectra) * n_pixels * (reading.n_dense * n_pixels + factored.n_noises * 2 * TYPICAL_RANK),
     )
 

@@ -20,7 +20,7 @@ from pipeline.accumulate import MomentsFolder, available_threads
 from pipeline.base import Products, available_memory, render_html
 from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
-from pipeline.errors import InputError
+from pipeline.errors import InputError, enumerate_words
 from pipeline.moments import PixelSums
 from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
@@ -404,11 +404,12 @@ def ask_forecast(
     level: float | None = None,
 ) -> tuple[float, list[OutlookPoint]]:
     """Return the noise level, and an entry for every number of spectra; see :func:`forecast_run`."""
-    if not all(n >= 100 for n in spectra or ()) or not (alpha is None or 0 < alpha < math.inf):
+    if few := [n for n in spectra or () if not n >= 100]:
         raise InputError(
-            "a forecast needs at least 100 training spectra and a penalty above 0, found "
-            f"{list(spectra or ())} and {alpha}"
+            f"a forecast needs at least 100 training spectra, found {enumerate_words([str(n) for n in few])}"
         )
+    if not (alpha is None or 0 < alpha < math.inf):
+        raise InputError(f"a forecast needs a penalty above 0, found {alpha}")
     results = read_results(folder)
     config = load_config(results.folder / CONFIG_FILE)
     noise = _choose_marginal(results, config, config.headline_level if level is None else level)

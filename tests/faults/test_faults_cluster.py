@@ -73,7 +73,6 @@ def test_a_silent_worker_is_replaced_and_what_it_writes_late_harms_nothing(
             faults.wait_for_pieces(ALL_PIECES - 1)
             send(pid, signal.SIGCONT)
 
-        client.wait_for_workers(2, timeout=30)
         with meanwhile(disturb):
             run_experiment(small_config, out, client=client)
         [late] = silent
@@ -161,7 +160,6 @@ def test_a_new_driver_takes_over_while_workers_of_a_killed_one_are_still_at_it(
     out, hold = tmp_path / "run", tmp_path / "hold"
     faults = Faults(tmp_path, hold=str(hold))
     with SeparateCluster(tmp_path, 1, faults.environment) as cluster, cluster.client() as client:
-        client.wait_for_workers(1, timeout=30)
         tls = [str(cluster.certificates / name) for name in ("ca.pem", "cert.pem", "key.pem")]
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(config_file), str(out), client.scheduler.address, *tls]

@@ -107,6 +107,14 @@ def test_drawn_and_marginal_noise_are_planned_as_one_read() -> None:
     assert "1 with dense moments (1 share a read) and 1 with factored moments in 1 pass" in both.render()
 
 
+@pytest.mark.parametrize(("mode", "is_told"), [("drawn", True), ("marginal", False), ("both", False)])
+def test_a_forecast_that_will_not_be_made_is_told(mode: str, is_told: bool) -> None:
+    asked, _ = project(100_000, 1024, 1, noise={"mode": mode}, forecast={})
+    assert ("forecast             none" in asked.render()) == is_told
+    other, _ = project(100_000, 1024, 1, noise={"mode": mode})
+    assert "forecast" not in other.render()
+
+
 def test_twice_the_pixels_are_four_times_the_products_and_twice_the_rest() -> None:
     _, narrow = project(64_000, 1024, 1)
     _, wide = project(64_000, 2048, 1)

@@ -164,6 +164,7 @@ def test_asked_by_command(run: RunResults, capsys: pytest.CaptureFixture[str]) -
         (["--spectra", "3"], "--spectra"),
         (["--alpha", "0"], "--alpha"),
         (["--spectra", "nan"], "at least 100 training spectra"),
+        (["--alpha", "nan"], "penalty above 0, found nan"),
     ):
         code, _, err = invoke(capsys, "forecast", run.folder, *arguments)
         assert code == 2
