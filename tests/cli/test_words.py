@@ -113,6 +113,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow  # every command, twice
 @pytest.mark.usefixtures("known_rates", "no_figures")
 def test_json_is_all_that_commands_print_and_quiet_ones_give_no_hint(
     place: Path, sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

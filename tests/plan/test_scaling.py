@@ -337,6 +337,7 @@ def line_of(out: str, title: str) -> str:
     return line.removeprefix(title).strip()
 
 
+@pytest.mark.slow  # measures what the machine reaches at 7200 pixels
 def test_a_run_is_planned_on_paper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from pipeline.store import SpectraStore
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
+@pytest.mark.slow  # the runs and predictions of a whole page
 def test_the_examples_run(
     train_store: SpectraStore, test_store: SpectraStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

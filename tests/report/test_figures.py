@@ -105,6 +105,8 @@ DRAWN += [("twelve, noise levels, NaN", "moe_marginal_noise.png")]
 DRAWN += [(name, "moe_bin_design.png") for name in ("twelve, noise levels, NaN", "four snr bins")]
 DRAWN += [("long names, real spectra", "moe_alpha_search.png")]
 DRAWN = list(dict.fromkeys(DRAWN))
+#: Usual and extreme runs; what lies between is drawn by the slow tests.
+SOON = ("reference", "twelve, noise levels, NaN", "long names, real spectra")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +297,10 @@ def test_render_figures__failed_write_keeps_the_old_file(tmp_path: Path, monkeyp
     assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
-@pytest.mark.parametrize(("name", "figure_name"), DRAWN)
+@pytest.mark.parametrize(
+    ("name", "figure_name"),
+    [pytest.param(*one, marks=[] if one[0] in SOON else pytest.mark.slow) for one in DRAWN],  # sixty figures in all
+)
 def test_figures__no_text_overlaps_is_clipped_or_too_small(
     find_run: Callable[[str], RunResults], name: str, figure_name: str
 ) -> None:

@@ -66,7 +66,7 @@ def everything(small_config: ExperimentConfig, tmp_path_factory: pytest.TempPath
     return run(small_config, tmp_path_factory.mktemp("everything") / "run", **EVERYTHING)
 
 
-@pytest.fixture(scope="module", params=[-100, 100])
+@pytest.fixture(scope="module", params=[-100, pytest.param(100, marks=pytest.mark.slow)])  # a run with every question
 def found(
     sample: Path, small_config: ExperimentConfig, tmp_path_factory: pytest.TempPathFactory, request: Any
 ) -> tuple[int, RunResults]:
