@@ -105,8 +105,9 @@ def list_alphas(results: RunResults, seed: int) -> list[float]:
     return [overall["alpha_global"].iloc[0], *per_bin.sort_values("bin")["alpha"].tolist()]
 
 
-#: Runs a notebook in a kernel, keeps its errors, and prints as JSON what its cells put out. Under load pyzmq 27 was
-#: seen to sleep over a message of the kernel until the end of the timeout. To ask for events has it look again.
+#: Runs notebooks, each in a kernel of its own, keeps their errors, and prints as JSON what their cells put out. Under
+#: load pyzmq 27 was seen to sleep over a message of the kernel until the end of the timeout. To ask for events has it look
+#: again.
 _EXECUTE = """
 import asyncio, json, sys
 import nbclient, nbformat, zmq
@@ -118,6 +119,7 @@ async def look_again(client):
             channel.socket.get(zmq.EVENTS)
 
 async def execute(path):
+    print(path, file=sys.stderr)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": "."}}
@@ -127,7 +129,7 @@ async def execute(path):
     looking.cancel()
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
-print(json.dumps(asyncio.run(execute(sys.argv[1]))))
+print(json.dumps([asyncio.run(execute(path)) for path in sys.argv[1:]]))
 """
 
 
@@ -140,13 +142,12 @@ def test_all_notebooks_run_on_the_demonstration_from_top_to_bottom(
     notebooks.mkdir()
     environment = os.environ | {"HEADROOM_RUN": str(finished)}
     figures = {}
-    for script in sorted((ROOT / "notebooks").glob("[0-9]*.py")):
-        notebook = shutil.copy(script.with_suffix(".ipynb"), notebooks)
-        done = subprocess.run(
-            [sys.executable, "-c", _EXECUTE, notebook], cwd=notebooks, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{script.stem}: {done.stderr[-3000:]}"
-        outputs = json.loads(done.stdout)
+    scripts = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+    copies = [shutil.copy(script.with_suffix(".ipynb"), notebooks) for script in scripts]
+    command = [sys.executable, "-c", _EXECUTE, *copies]
+    done = subprocess.run(command, cwd=notebooks, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for script, outputs in zip(scripts, json.loads(done.stdout), strict=True):
         said = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stderr")
         assert "Warning" not in said, said
         figures[script.stem] = sum("image/png" in output.get("data", {}) for output in outputs)
