@@ -122,7 +122,7 @@ def plan_library(
     of_sums = 8 * (9 * (4 * (1 + len(LABELS)) + 3) + n_bins + 4)
     of_level = spectra * (4 * pixels + of_sums) + 2 * _BLOCK * pixels + 4 * _DIRECTIONS * pixels * seeks
     worker = len(config.noise.levels) * of_level + (6 * chunk_rows + 6 * _BLOCK) * pixels
-    driver = (9 * spectra + 13 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
+    driver = (9 * spectra + 16 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
     return LibraryPlan(stars, left_out, spectra, sample, seeks, flops, read, worker, driver)
 
 
