@@ -16,26 +16,20 @@ from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
 from pipeline.questions.forecast.training import BEST, CONFIGURED, DRAWN, ENDLESS
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
-from pipeline.report import Block, Picture, Section, Show, Table, thresholds
+from pipeline.report import Block, Picture, Section, Show, Table
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
-    MUTED,
     ORACLE,
-    TEXT,
-    VERDICT_COLORS,
     add_interval,
     add_title,
-    label_counts,
-    legend_size,
+    finish_curves,
     new_figure,
     page_width,
     place_panels,
-    style_axes,
 )
 from pipeline.ridge import format_alpha
 from pipeline.scoring import (
-    BUILD,
     DELTA_R2,
     MISSING,
     R2_GLOBAL,
@@ -421,19 +415,9 @@ def draw_forecast(results: RunResults) -> Figure:
     if not all(point.covered.trusted for penalty in (CONFIGURED, BEST) for point in level.along(penalty)):
         for axes in (left, right):
             axes.plot([], [], "o", color=INK, markerfacecolor="white", label="not trusted")
-    limit = thresholds(results).continue_
-    right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
-    style_axes(left, title="R² of both models", y="R²", grid="y")
-    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
     counts = [point.n for point in level.along(CONFIGURED)]
-    for axes in (left, right):
-        axes.set_xlabel("training spectra, one noise draw each", fontsize=TEXT)
-        axes.margins(x=0.05)
-        label_counts(axes, counts)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.44 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
+    label = "training spectra, one noise draw each"
+    finish_curves((left, right), counts, results, x=label, margin=0.05, room=0.44)
     add_title(
         figure,
         "What drawn runs of other sizes would say",

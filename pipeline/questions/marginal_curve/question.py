@@ -13,25 +13,19 @@ from matplotlib.figure import Figure
 from pipeline.config import ExperimentConfig
 from pipeline.questions.learning_curve import delta_resamples
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, learning_points, list_points, thresholds
+from pipeline.report import Picture, Section, Show, learning_points, list_points
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
-    MUTED,
     ORACLE,
-    TEXT,
-    VERDICT_COLORS,
     add_interval,
     add_title,
-    label_counts,
-    legend_size,
+    finish_curves,
     new_figure,
     page_width,
     place_panels,
-    style_axes,
 )
 from pipeline.scoring import (
-    BUILD,
     DELTA_R2,
     MERITS,
     R2_GLOBAL,
@@ -74,18 +68,7 @@ def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope
         face = INK if filled else "white"
         _draw_curve(right, points, DELTA_R2, INK, label=f"{name} noise", marker="D", markerfacecolor=face, **look)
     counts = [float(point.n_train) for point in next(iter(curves.values()))]
-    limit = thresholds(results).continue_
-    right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
-    style_axes(left, title="R² of both models", y="R²", grid="y")
-    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
-    for axes in (left, right):
-        axes.set_xlabel("training spectra", fontsize=TEXT)
-        axes.margins(x=0.08)
-        label_counts(axes, counts)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.3 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
+    finish_curves((left, right), counts, results, x="training spectra", margin=0.08, room=0.3)
     add_title(
         figure,
         "What training on all noise at once gains",
