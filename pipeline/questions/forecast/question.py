@@ -128,10 +128,10 @@ class Forecast(Question[ForecastAnswer]):
         Picture(
             _PICTURE,
             "What drawn runs of other sizes would say",
-            "R² of both models (first panel) and ΔR² (second panel) that training on one noise draw for each "
-            "spectrum would give, against the number of spectra: full lines with the configured penalty, dashed "
-            "lines with the best one, dotted lines with endless spectra. The lines are computed from the moments of "
-            "marginal noise. Diamonds are drawn runs that were made. Open points lie outside the range in which "
+            "First panel: R² of both models after training on one noise draw for each spectrum, against the number of "
+            "training spectra. Second panel: their difference ΔR². Full lines have the configured penalty, dashed "
+            "lines the best one. Dotted lines are for infinitely many spectra. The lines are computed from the moments "
+            "of marginal noise. Diamonds are results of drawn runs. Open points lie outside the range in which "
             "forecasts were checked.",
             lambda results: draw_forecast(results),
             lambda results: Forecast.read(results) is not None,
@@ -204,7 +204,7 @@ class Forecast(Question[ForecastAnswer]):
         if not self._points:
             self.warnings.append(
                 "no forecast was made: it needs factored moments, and those of this run are dense (metadata.json says "
-                "why, under factoring); where there are few pixels, `compute: {moments: factored}` has them factored"
+                "why, under factoring); with few pixels, set `compute: {moments: factored}`"
             )
             return None
         levels = tuple(self._summarise(level) for level in self._points)
@@ -255,7 +255,7 @@ class Forecast(Question[ForecastAnswer]):
         sentences.append(
             f"With the configured penalty ΔR² clears {limit:g} from {_round(needed)} training spectra on."
             if math.isfinite(needed)
-            else f"With the configured penalty ΔR² clears {limit:g} with no number of training spectra."
+            else f"With the configured penalty no number of training spectra brings ΔR² above {limit:g}."
         )
         end, best = level.limit(BEST).covered, level.along(BEST)
         enough = next(
@@ -263,8 +263,8 @@ class Forecast(Question[ForecastAnswer]):
             math.nan,
         )
         sentences.append(
-            f"Endless training would give ΔR² {end.delta_r2.mean:+.4f} (R²_global {end.r2_global.mean:.4f}, R²_oracle "
-            f"{end.r2_oracle.mean:.4f})"
+            f"Infinitely many training spectra would give ΔR² {end.delta_r2.mean:+.4f} (R²_global "
+            f"{end.r2_global.mean:.4f}, R²_oracle {end.r2_oracle.mean:.4f})"
             + (f"; {_round(enough)} spectra with the best penalty give 95% of that." if math.isfinite(enough) else ".")
         )
         return " ".join(sentences)
@@ -286,8 +286,8 @@ class Forecast(Question[ForecastAnswer]):
             return None
         level = _headline(results, answer)
         about = (
-            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says what "
-            "models trained on one noise draw for each spectrum would give, with any number of spectra. "
+            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says how "
+            "well models would predict after training on any number of spectra, with one noise draw for each spectrum. "
         )
         blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
         if level.drawn:

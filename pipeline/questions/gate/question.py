@@ -113,7 +113,7 @@ class Gates(Question[GateAnswer]):
             "Routing without labels",
             "R² of every way to route, with the global model as a line; which bin the gate finds most probable, by "
             "true bin; ρ, the share of the headroom that each route keeps; and how often the gate is right, against "
-            "the probability that it tells. Soft routing near the oracle says that the headroom can be had in "
+            "the probability that it states. Soft routing near the oracle says that the headroom can be had in "
             "production. Points below the diagonal say that the gate is surer than it is right.",
             lambda results: draw_gate(results, Gates.at_headline(results)),
             _has_gate,
@@ -443,8 +443,8 @@ def _tabulate_binnings(answer: GateAnswer, target: str) -> pd.DataFrame:
 def _explain(level: GateLevel, *, several: bool) -> list[str]:
     where = f"Noise level {level.noise_level:g}: " if several else ""
     quality = (
-        f"The most probable bin, the outside counted as one, is the true one for {level.accuracy:.0%} of all "
-        f"test spectra; told and found probabilities differ by {level.calibration_error:.3f} on average."
+        f"The most probable bin is the true one for {level.accuracy:.0%} of all test spectra; the outside counts as a "
+        f"bin. The stated probabilities differ from the observed frequencies by {level.calibration_error:.3f} on average."
     )
     sentences = [f"{where}{level.sentence} {quality}"]
     if level.blend is not None:
@@ -460,7 +460,7 @@ def _explain_blend(level: GateLevel) -> str:
     if not math.isfinite(kept.mean):
         return ""
     more = (
-        " That is more than all: the oracle asks one expert of each spectrum, the blend averages several."
+        " That is more than all, because the oracle asks one expert for each spectrum and the blend averages several."
         if kept.mean > 1
         else ""
     )
@@ -488,8 +488,8 @@ def _explain_importance(importance: Mapping[str, float]) -> str:
     most = sorted(importance, key=lambda name: -importance[name])[:3]
     words = ", ".join(f"{name} ({importance[name]:.3f})" for name in most)
     return (
-        f"Of {len(importance)} features the gate would miss {words} most: by so much its log loss on held-out folds of "
-        "the training spectra grows where a feature's values are shuffled."
+        f"Of {len(importance)} features the gate would miss {words} most. The numbers say by how much its log loss on "
+        "held-out folds of the training spectra grows if the values of the feature are shuffled."
     )
 
 
