@@ -153,8 +153,8 @@ def explain_economy(metadata: Mapping[str, Any]) -> str:
     if economy["refit_seconds"] is None:
         return words
     return (
-        f"{words} Reading the spectra of each of them anew would have taken {_duration(economy['refit_seconds'])}. This "
-        "is the measured time of the pass per spectrum, times the spectra of all models; solving is not counted."
+        f"{words} Reading the spectra of each of them anew would have taken {_duration(economy['refit_seconds'])}. "
+        "This is the measured time of the pass per spectrum, times the spectra of all models; solving is not counted."
     )
 
 

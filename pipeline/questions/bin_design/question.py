@@ -402,7 +402,8 @@ def _advise(
     most = (
         "the largest gain that was found"
         if one is best
-        else f"{one.delta_r2 / best.delta_r2:.0%} of the largest gain that was found ({best.delta_r2:+.4f} with {_count(best)})"
+        else f"{one.delta_r2 / best.delta_r2:.0%} of the largest gain that was found ({best.delta_r2:+.4f} with "
+        f"{_count(best)})"
     )
     parts = [
         f"Use {_count(one)}, with the rectangles listed below: on held-out folds of the training set they gain "

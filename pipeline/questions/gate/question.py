@@ -444,7 +444,8 @@ def _explain(level: GateLevel, *, several: bool) -> list[str]:
     where = f"Noise level {level.noise_level:g}: " if several else ""
     quality = (
         f"The most probable bin is the true one for {level.accuracy:.0%} of all test spectra; the outside counts as a "
-        f"bin. The stated probabilities differ from the observed frequencies by {level.calibration_error:.3f} on average."
+        f"bin. The stated probabilities differ from the observed frequencies by {level.calibration_error:.3f} on "
+        "average."
     )
     sentences = [f"{where}{level.sentence} {quality}"]
     if level.blend is not None:
