@@ -145,9 +145,9 @@ def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bo
     """Write a first configuration for your spectra, with comments.
 
     SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Only
-    headers and labels are read, no pixels. The configuration goes to standard output; its comments say what was found and what
-    was guessed. Every proposed bin holds spectra, and the proposed penalties fit the number of spectra. Without --test the
-    last of several shards is kept for the test.
+    headers and labels are read, no pixels. The configuration goes to standard output; its comments say what was found
+    and what was guessed. Every proposed bin holds spectra, and the proposed penalties fit the number of spectra.
+    Without --test the last of several shards is kept for the test.
 
     \b
     Example:

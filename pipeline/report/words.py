@@ -136,7 +136,7 @@ def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
         return ""
     return (
         "The configuration states no hypotheses (hypotheses: null), so those of the reference run are tested. The one "
-        "about the lowest bins is tested on the bins of the reference run alone."
+        "about the lowest bins is tested only if a run has the bins of the reference run."
     )
 
 

@@ -84,9 +84,9 @@ class Ceiling(Question[CeilingAnswer]):
             "First panel: R² of the global model (square), of the oracle experts (dot), and both ends of the ceiling "
             "(green bar), for all covered spectra and in every bin. The ceiling lies somewhere within the bar; a "
             "hatched bar has not converged, and a larger library would narrow it. The distance from the dot to "
-            "the bar is what a nonlinear model could still gain. Second panel: both ends against the number of stars in "
-            "the library. The number at a point is the effective size: how many stars of the library share the weight of "
-            "one spectrum.",
+            "the bar is what a nonlinear model could still gain. Second panel: both ends against the number of stars "
+            "in the library. The number at a point is the effective size: how many stars of the library share the "
+            "weight of one spectrum.",
             lambda results: draw_ceiling(results, _require_headline(results)),
             lambda results: Ceiling.at_headline(results) is not None,
         ),

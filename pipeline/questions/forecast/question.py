@@ -67,7 +67,7 @@ SIZES = (5e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _FILE = "forecast.csv"
 _ABOUT_TEST_NOISE = (
     "The forecast has the noise of the test spectra integrated out. The drawn run is scored on the test noise of this "
-    "run. Where that is a single draw, it moves R² of the drawn run by itself."
+    "run. If that is a single draw, this draw alone changes R² of the drawn run."
 )
 _PICTURE = "moe_forecast.png"
 #: ΔR² of a forecast and of the drawn run of its size may differ by so much, or by so many standard errors of both.

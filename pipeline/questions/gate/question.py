@@ -129,7 +129,7 @@ class Gates(Question[GateAnswer]):
             "moe_routes.png",
             "Predicted against true, by route",
             "Covered test spectra, by their true and their predicted label, for every way to route. Predictions on the "
-            "dashed line are right. Points far from the line that the oracle's panel does not have were sent to a "
+            "dashed line are right. A point that is far from the line, but not in the oracle's panel, was sent to a "
             "wrong expert.",
             draw_routes,
             _has_gate,
@@ -474,13 +474,13 @@ def _caption_probabilities(gate: GateLevel | None) -> str:
         "First panel: the mean probability that the gate gives to every bin (columns), for the test spectra of each "
         "true bin (rows). Second panel: the probability that the true bin was given; dots are medians, thick bars "
         "hold half of the spectra and thin ones 90 %. Probability beside the diagonal goes to neighbours, which "
-        "costs little. Probability that goes far away, or outside, is where an expert is lost."
+        "costs little. Probability that goes to far bins, or outside, loses what the expert gains."
     )
     if gate is None or not gate.importance:
         return text
     return (
         f"{text} Last panel: by how much the gate gets worse when one feature is shuffled. A feature of no importance "
-        "may be left out without harm, unless another one tells the same."
+        "may be left out without harm, unless another feature holds the same information."
     )
 
 

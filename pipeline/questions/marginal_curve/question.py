@@ -125,8 +125,8 @@ class MarginalCurve(Question[MarginalAnswer]):
         Picture(
             "moe_marginal_noise.png",
             "Drawn and marginal training noise",
-            "R² of both models (first panel) and ΔR² (second panel) against the number of training spectra: full "
-            "lines after training on drawn noise, dashed lines after training on marginal noise. Bars are confidence "
+            "First panel: R² of both models against the number of training spectra. Second panel: their difference "
+            "ΔR². Full lines are for training on drawn noise, dashed lines for marginal noise. Bars are confidence "
             "intervals. Where the dashed line lies above the full one, the number of noisy spectra limits the model. "
             "More draws of the same spectra would then help as much as more spectra.",
             _draw,
@@ -180,8 +180,8 @@ class MarginalCurve(Question[MarginalAnswer]):
         points = [((name,), one) for name, own in answer.curves(results).items() for one in own]
         caption = f"Covered test spectra, noise level {results.summary.headline.noise_level:g}, by training noise"
         sentence = (
-            "Marginal noise trains on the expectation over all draws of every spectrum's noise, in closed form: as if "
-            f"each spectrum had been seen under infinitely many draws. {answer.sentence}"
+            "With marginal noise a model is trained on the exact expectation over all draws of the noise, as if each "
+            f"spectrum had been seen with infinitely many draws. {answer.sentence}"
         )
         blocks = (sentence, list_points(caption, ("Training noise",), points), Show("moe_marginal_noise.png"))
         return Section("marginal", "Drawn and marginal noise", "Drawn and marginal noise", blocks)
@@ -202,7 +202,7 @@ def _describe(drawn: Sequence[ScoredDraw], marginal: Sequence[ScoredDraw], confi
     for k, merit in enumerate(MERITS[:2]):
         reached = _mean(marginal, 0)[k]
         enough = next((n for place, n in enumerate(sizes) if _mean(drawn, place)[k] >= reached), None)
-        how = f"takes {enough:,}" if enough is not None else f"does not get there with {sizes[-1]:,}"
+        how = f"takes {enough:,}" if enough is not None else f"does not reach it with {sizes[-1]:,}"
         sentences.append(f"Marginal noise on {first:,} spectra gives {merit.symbol} {reached:.4f}; drawn noise {how}.")
     return " ".join(sentences)
 
