@@ -134,10 +134,10 @@ def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, leve
     """Say what more training spectra would give.
 
     The command says how well models would predict after training on any number of spectra, with one noise draw for each
-    spectrum. It computes this from the moments of marginal noise that RUN has saved, and it reads the test spectra once.
-    The configuration of RUN must have the section `forecast`. By default the command answers for 5,000 to 10 million
-    training spectra, with the penalties of the run's settings and with the best ones. The noise level is the one that
-    the run's conclusions are about.
+    spectrum. It computes this from the moments of marginal noise that RUN has saved, and it reads the test spectra
+    once. The configuration of RUN must have the section `forecast`. By default the command answers for 5,000 to 10
+    million training spectra, with the penalties of the run's settings and with the best ones. The noise level is the
+    one that the run's conclusions are about.
 
     A forecast is not trusted where it lies outside the range in which it was checked (docs/forecast.md).
 
