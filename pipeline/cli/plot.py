@@ -52,9 +52,9 @@ def plot(
 ) -> None:
     """Write a figure of a run for a paper or a slide.
 
-    Without FIGURE the command lists the figures of the run. PDF and SVG are vector graphics, and a PDF contains its fonts.
-    In a figure of one column the panels stand one below the other, and the letters are as large as in a caption. The
-    command prints a caption, which says what the figure shows and how to read it.
+    Without FIGURE the command lists the figures of the run. PDF and SVG are vector graphics, and a PDF contains its
+    fonts. In a figure of one column the panels stand one below the other, and the letters are as large as in a caption.
+    The command prints a caption, which says what the figure shows and how to read it.
 
     \b
     Example:
