@@ -29,15 +29,15 @@ _NARROWEST, _WIDEST = 3.0, 20.0
     type=click.Choice(["pdf", "svg", "png"]),
     default="pdf",
     show_default=True,
-    help="Of the file.",
+    help="Format of the file.",
 )
 @click.option(
     "--width",
     type=click.FloatRange(_NARROWEST, _WIDEST),
-    help="Inches; 3.5 is one column of most journals and 7 are two. A slide (13.3) by default.",
+    help="Width in inches; 3.5 is one column of most journals and 7 are two. A slide (13.3) by default.",
 )
 @click.option("--no-title", is_flag=True, help="Leave out title and small print. Panels keep their headings.")
-@click.option("--out", type=output_path, metavar="FILE", help="RUN/figures/FIGURE.FORMAT by default.")
+@click.option("--out", type=output_path, metavar="FILE", help="File to write; RUN/figures/FIGURE.FORMAT by default.")
 @click.option("--all", "everything", is_flag=True, help="Write every figure that the run has.")
 @json_option
 def plot(
@@ -52,9 +52,9 @@ def plot(
 ) -> None:
     """Write a figure of a run for a paper or a slide.
 
-    Without FIGURE the figures that the run has are listed. PDF and SVG are vectors; a PDF has its fonts in it. A figure
-    of one column is laid out anew: its panels stand one below the other, and its print is as large as a caption's. The
-    command prints a caption, which says what the figure shows and how to read it.
+    Without FIGURE the command lists the figures of the run. PDF and SVG are vector graphics, and a PDF contains its
+    fonts. In a figure of one column the panels stand one below the other, and the letters are as large as in a caption.
+    The command prints a caption, which says what the figure shows and how to read it.
 
     \b
     Example:

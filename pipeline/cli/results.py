@@ -121,18 +121,23 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 
 @click.command()
 @run_argument
-@click.option("--spectra", multiple=True, type=click.FloatRange(min=100), help="Such as 1e6. May be repeated.")
+@click.option(
+    "--spectra",
+    multiple=True,
+    type=click.FloatRange(min=100),
+    help="Number of training spectra, such as 1e6; repeatable.",
+)
 @click.option("--alpha", type=click.FloatRange(min=0, min_open=True), help="The penalty of all models.")
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
 @json_option
 def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, level: float | None, as_json: bool) -> None:
     """Say what more training spectra would give.
 
-    That is, what models would be worth that are trained on any number of spectra with one noise draw each. The answer
-    is computed from the marginal moments that RUN has saved, and its test spectra are read once. RUN must be a run
-    whose configuration has the section `forecast`. By default the answer is for 5,000 to 10 million training spectra,
-    with the penalties of the run's settings and with the best ones, at the noise level that the run's conclusions are
-    about.
+    The command says how well models would predict after training on any number of spectra, with one noise draw for each
+    spectrum. It computes this from the moments of marginal noise that RUN has saved, and it reads the test spectra
+    once. The configuration of RUN must have the section `forecast`. By default the command answers for 5,000 to 10
+    million training spectra, with the penalties of the run's settings and with the best ones. The noise level is the
+    one that the run's conclusions are about.
 
     A forecast is not trusted where it lies outside the range in which it was checked (docs/forecast.md).
 

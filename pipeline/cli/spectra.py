@@ -108,8 +108,8 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
     """Check shards or stores and say what is inside.
 
     PATHS are shards, folders of shards, globs, a shard_index.txt, or stores, their folders and globs. Every pixel is
-    read once. The exit code is 2 if a file has a problem, or holds spectra that `headroom run` refuses; with a --config
-    that says `data: {nonfinite: drop}` it refuses none.
+    read once. The exit code is 2 if a file has a problem, or holds spectra that `headroom run` refuses. With
+    `data: {nonfinite: drop}` in the --config, no spectra are refused.
 
     \b
     Example:
@@ -144,10 +144,10 @@ def inspect(paths: tuple[str, ...], config: str | None, allow_external: bool, qu
 def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Write a first configuration for your spectra, with comments.
 
-    SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Headers
-    and labels are read, no pixels. The configuration goes to standard output; its comments say what was found and what
-    was guessed. Its bins hold spectra, and its penalties fit their number. Without --test the last of several shards is
-    kept for the test.
+    SPECTRA are shards, files of other layouts that `headroom convert` takes, stores, their folders and globs. Only
+    headers and labels are read, no pixels. The configuration goes to standard output; its comments say what was found
+    and what was guessed. Every proposed bin holds spectra, and the proposed penalties fit the number of spectra.
+    Without --test the last of several shards is kept for the test.
 
     \b
     Example:
@@ -176,7 +176,11 @@ def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bo
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
 @click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
-@click.option("--shard-rows", type=click.IntRange(min=0), help="Spectra in a Zarr shard; 0 writes chunks as files.")
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=0),
+    help="Spectra in a Zarr shard; 0 writes each chunk to a file of its own.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing store, once the new one is complete.")
 @click.option(
     "--nonfinite",

@@ -49,7 +49,9 @@ class _OutputPath(click.Path):
 output_path = _OutputPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else on standard output.")
 external_option = click.option(
-    "--allow-external", is_flag=True, help="Read what shards have in other files, by HDF5 external links or storage."
+    "--allow-external",
+    is_flag=True,
+    help="Also read data that shards keep in other files, by HDF5 external links or storage.",
 )
 
 

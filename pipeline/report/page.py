@@ -159,7 +159,7 @@ def _open_sections(results: RunResults) -> list[Section]:
     levels = results.summary.levels
     about = explain_hypotheses(results.metadata)
     seeds = [str(seed) for seed in results.overall["seed"].unique() if seed != NO_SEED]
-    named = ", ".join(seeds) or "none, since no noise was drawn from one"
+    named = ", ".join(seeds) or "none, since no noise was drawn"
     key_numbers: list[Block] = [
         f"Seeds: {named}. The columns low and high are the ends of the {results.summary.confidence:.0%} interval. "
         "ΔR² = R²_oracle − R²_global on the same spectra."
@@ -193,7 +193,7 @@ def _close_sections(results: RunResults, questions: Sequence[Section], shown: Ma
     if is_marginal((config.get("noise") or {}).get("mode") or ""):
         trained = (
             "Models were trained on marginal noise: the expectation over all draws of noise on the training spectra, "
-            "in closed form, so the number of draws does not limit them."
+            "in closed form. So the models are not limited by a number of draws."
         )
         about_noise = (trained, *about_noise)
     warnings = tuple(
@@ -201,8 +201,8 @@ def _close_sections(results: RunResults, questions: Sequence[Section], shown: Ma
     )
     written = yaml_text(config).rstrip()
     again = (
-        "In a checkout of this repository, with the run's own configuration (its paths are absolute) and spectra of "
-        "the same fingerprints:"
+        "Run these commands in a checkout of this repository. They use the run's own configuration, whose paths are "
+        "absolute, and they need spectra with the same fingerprints."
     )
     rest = tuple(Show(name) for name in shown if name not in placed)
     return [

@@ -136,7 +136,7 @@ def explain_hypotheses(metadata: Mapping[str, Any]) -> str:
         return ""
     return (
         "The configuration states no hypotheses (hypotheses: null), so those of the reference run are tested. The one "
-        "about the lowest bins is tested on the bins of the reference run alone."
+        "about the lowest bins is tested only if a run has the bins of the reference run."
     )
 
 
@@ -153,8 +153,8 @@ def explain_economy(metadata: Mapping[str, Any]) -> str:
     if economy["refit_seconds"] is None:
         return words
     return (
-        f"{words} Reading the spectra of each of them anew would have taken {_duration(economy['refit_seconds'])}: the "
-        "measured time of the pass for a spectrum, multiplied; solving is not counted."
+        f"{words} Reading the spectra of each of them anew would have taken {_duration(economy['refit_seconds'])}. "
+        "This is the measured time of the pass per spectrum, times the spectra of all models; solving is not counted."
     )
 
 
@@ -174,8 +174,8 @@ def describe_words(results: RunResults) -> list[tuple[str, str]]:
     return [
         (
             "covered",
-            f"test spectra whose true {columns} {verb} in one of the bins: those an expert exists for. Both "
-            "models are scored on these same spectra; the conclusion is about them.",
+            f"test spectra whose true {columns} {verb} in one of the bins, so that an expert exists for them. Both "
+            "models are scored on these same spectra, and the conclusion is about them.",
         ),
         (
             "all",
@@ -184,7 +184,7 @@ def describe_words(results: RunResults) -> list[tuple[str, str]]:
         ),
         (
             "interval",
-            f"how far the number could move by the luck of which test spectra were picked: redrawing them{drawn} gave "
+            f"how far the number could move with other test spectra: redrawing the test spectra{drawn} gave "
             f"values between low and high in {results.summary.confidence:.0%} of the cases.",
         ),
         (

@@ -341,7 +341,7 @@ def test_a_marginal_run_has_no_seeds_and_says_so(finished: RunResults) -> None:
         text = page.read_text(encoding="utf-8")
         assert "infinitely many noisy copies of every test spectrum" in text
         assert "Models were trained on marginal noise" in text
-        assert "Seeds: none, since no noise was drawn from one." in text
+        assert "Seeds: none, since no noise was drawn." in text
         assert "seed -1" not in text
 
 

@@ -462,9 +462,9 @@ def test_what_a_nonlinear_model_could_gain_is_judged_by_both_ends() -> None:
     # The middle lies 0.01 above the threshold, half of it for the interval. As the library doubled, the width fell from
     # 0.14 to 0.06.
     needed = 4000 * (0.06 / 0.01) ** (1 / np.log2(0.14 / 0.06))
-    assert f"about {round(needed, -3):,.0f} stars would tell" in undecided.sentence.replace("A library of ", "")
+    assert f"about {round(needed, -3):,.0f} stars would decide it" in undecided.sentence.replace("A library of ", "")
     assert "A larger library and more test spectra" in judge(0.63, 0.69, half=0.015).sentence
-    assert "No library within reach" in judge(0.63, 0.69, wider=0.0).sentence
+    assert "no library of a realistic size" in judge(0.63, 0.69, wider=0.0).sentence
     unknown = judge(np.nan, np.nan)
     assert unknown.verdict == UNDECIDED
     assert "no value" in unknown.sentence

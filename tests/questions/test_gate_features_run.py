@@ -335,7 +335,7 @@ def test_workers_change_no_bit(
     ("kept", "expected", "unexpected"),
     [
         (0.84, "its route keeps 84% of the headroom.", "more than all"),
-        (1.31, "its route keeps 131% of the headroom. That is more than all: the oracle asks one expert", None),
+        (1.31, "its route keeps 131% of the headroom. That is more than all, because the oracle asks one expert", None),
         (None, "", "its route keeps"),
     ],
 )

@@ -245,8 +245,8 @@ def test_labels__equal_the_csv_and_leave_out_what_the_bins_know(tmp_path: Path) 
         for label, scope, merit, mean, *_ in rows:
             frame = of_level[(of_level["target"] == label) & (of_level["part"] == scope)]
             assert _agrees(mean, frame[MERIT_NAMES[merit]].mean())
-    assert "experts chosen by its true value would know it" in page.text
-    assert "experts chosen by its true value would know it" in markdown
+    assert "the choice of the expert gives its value away" in page.text
+    assert "the choice of the expert gives its value away" in markdown
     leaked = results.labels.query("target == 'T_eff'")
     assert leaked[["r2_oracle", "delta_r2", "mae_oracle"]].isna().all(axis=None)
 

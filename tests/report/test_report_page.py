@@ -254,7 +254,7 @@ def test_other_labels_can_be_chosen(results: RunResults, opened: Opener) -> None
     _control(page, "Label").select_option("T_eff")
     shown = of_level.query("target == 'T_eff'")["r2_global"].mean()
     assert _numbers(_details(page)["R²_global"])[0] == pytest.approx(shown, abs=1e-4)
-    assert "would know it" in page.locator(".explorer-details").inner_text()
+    assert "gives its value away" in page.locator(".explorer-details").inner_text()
     assert "ΔR²" not in _details(page)
     assert page.locator(".explorer-row .mark.r2_oracle, .explorer-row .mark.delta_r2").count() == 0
     _control(page, "Label").select_option("log_g")

@@ -114,8 +114,8 @@ def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
         figure,
         "Which division of the spectra brings the gain?",
         f"Test spectra that each binning covers, noise level {results.summary.headline.noise_level:g}"
-        f"{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval. Percentages beside ΔR² are in units "
-        "of the topmost one's.",
+        f"{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval. Percentages beside ΔR² are shares "
+        "of the topmost ΔR².",
         simulated=bool(results.metadata.get("simulated")),
     )
     return figure
@@ -213,8 +213,8 @@ class Ablation(Question[AblationAnswer]):
         if answer is None:
             return None
         about = (
-            "Every row is answered from the same pass. The column share is ΔR² in units of the first row's; its "
-            "interval is there where both cover the same spectra."
+            "All rows come from the same pass over the spectra. The column share is ΔR² divided by that of the first "
+            "row. It has an interval where both rows cover the same spectra."
         )
         tables = [_list_binnings(level) for level in answer.levels]
         title = "Other ways to divide the spectra"

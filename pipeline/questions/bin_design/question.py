@@ -400,13 +400,14 @@ def _advise(
         )
     one = search.scores[chosen]
     most = (
-        "the most that was found"
+        "the largest gain that was found"
         if one is best
-        else f"{one.delta_r2 / best.delta_r2:.0%} of the most that was found ({best.delta_r2:+.4f} with {_count(best)})"
+        else f"{one.delta_r2 / best.delta_r2:.0%} of the largest gain that was found ({best.delta_r2:+.4f} with "
+        f"{_count(best)})"
     )
     parts = [
         f"Use {_count(one)}, with the rectangles listed below: on held-out folds of the training set they gain "
-        f"ΔR² = {one.delta_r2:+.4f}, {most}. No smaller number reaches {design.reach:.0%} of the most."
+        f"ΔR² = {one.delta_r2:+.4f}, {most}. No smaller number reaches {design.reach:.0%} of the largest gain."
     ]
     if np.isfinite(test.mean):
         parts.append(
@@ -424,9 +425,13 @@ def _advise(
             f"of {where}."
         )
     if best.n_experts == limit:
-        parts.append(f"The gain is largest at the largest number tried: raise design.experts above {limit} to see on.")
+        parts.append(
+            f"The gain is largest at the largest number tried; raise design.experts above {limit} to try more."
+        )
     if isinstance(config.ridge.alpha, AlphaSearch) and config.ridge.alpha.by == "per_expert":
-        parts.append("All experts here took the global model's penalty; with one of their own they may gain more.")
+        parts.append(
+            "All experts here took the global model's penalty; with penalties of their own they may gain more."
+        )
     edges = search.fine.edges_of(search.divisions[chosen].rectangles)
     if edges is not None:
         stated = ", ".join(f"{column}: [{', '.join(f'{edge:g}' for edge in own)}]" for column, own in edges.items())

@@ -161,11 +161,11 @@ def describe_experts(
     ]
     low, high = part.share()
     if part.r2_oracle <= part.r2_global:
-        sentences.append("Experts gain nothing of what lies above the global model.")
+        sentences.append("Experts gain nothing over the global model.")
     elif math.isfinite(high) and high <= 1:
-        sentences.append(f"So experts capture {low:.0%} to {high:.0%} of all that can be had above the global model.")
+        sentences.append(f"So experts capture {low:.0%} to {high:.0%} of the possible gain over the global model.")
     elif math.isfinite(low):
-        sentences.append(f"So experts capture at least {low:.0%} of all that can be had above the global model.")
+        sentences.append(f"So experts capture at least {low:.0%} of the possible gain over the global model.")
     if "covered" in posterior and math.isfinite(posterior["covered"].kept.mean):
         kept = posterior["covered"].kept
         sentences.append(
@@ -177,8 +177,7 @@ def describe_experts(
         if one.upper.mean - one.r2_oracle < threshold  # NaN is not
     ]
     if limits:
-        are = "is" if len(limits) == 1 else "are"
-        sentences.append(f"Less than {threshold:g} is left in {', '.join(limits)}, which {are} at the limit.")
+        sentences.append(f"In {', '.join(limits)} less than {threshold:g} is left to gain over the experts.")
     return " ".join(sentences)
 
 
@@ -253,20 +252,20 @@ def judge_nonlinear(
 def _tell_remedy(growth: Sequence[CeilingPart], at_least: Estimate, at_most: Estimate, threshold: float) -> str:
     """Say what would tell: more test spectra where the interval alone straddles, else a larger library."""
     whole = growth[-1]
-    size = f"effective size {whole.effective_size:.1f}, {ENOUGH:g} are asked for"
+    size = f"effective size {whole.effective_size:.1f}, at least {ENOUGH:g} is required"
     state = "" if whole.is_converged else f"The bracket has not converged ({size}). "
     if at_least.mean >= threshold or at_most.mean < threshold:
-        return f"{state}More test spectra would tell (ceiling.test)."
+        return f"{state}More test spectra would decide it (ceiling.test)."
     is_above = at_least.mean + at_most.mean > 2 * threshold
     margin = at_least.mean - at_least.low if is_above else at_most.high - at_most.mean
     line = whole.r2_oracle + threshold
     needed = _needed_library(growth, line, margin)
     if math.isfinite(needed):
         stars = f"{round(needed, 1 - math.floor(math.log10(needed))):,.0f}"
-        return f"{state}A library of about {stars} stars would tell; this one has {whole.n_library:,}."
+        return f"{state}A library of about {stars} stars would decide it; this one has {whole.n_library:,}."
     if math.isfinite(_needed_library(growth, line, 0.0)):
-        return f"{state}A larger library and more test spectra would tell (ceiling.library, ceiling.test)."
-    return f"{state}No library within reach would tell, as far as the bracket's closing shows."
+        return f"{state}A larger library and more test spectra would decide it (ceiling.library, ceiling.test)."
+    return f"{state}The bracket closes so slowly that no library of a realistic size would decide it."
 
 
 # --- The figure.

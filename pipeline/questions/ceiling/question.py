@@ -83,10 +83,10 @@ class Ceiling(Question[CeilingAnswer]):
             "Global model, experts, and what any model could reach",
             "First panel: R² of the global model (square), of the oracle experts (dot), and both ends of the ceiling "
             "(green bar), for all covered spectra and in every bin. The ceiling lies somewhere within the bar; a "
-            "hatched bar has not converged, and a larger library would narrow it. From the dot to the bar is what a "
-            "nonlinear model could still gain. Second panel: both ends against the number of stars in the library. "
-            "The number at a point is the effective size: how many stars of the library share the weight of one "
-            "spectrum.",
+            "hatched bar has not converged, and a larger library would narrow it. The distance from the dot to "
+            "the bar is what a nonlinear model could still gain. Second panel: both ends against the number of stars "
+            "in the library. The number at a point is the effective size: how many stars of the library share the "
+            "weight of one spectrum.",
             lambda results: draw_ceiling(results, _require_headline(results)),
             lambda results: Ceiling.at_headline(results) is not None,
         ),
@@ -367,9 +367,10 @@ def _list_rows(level: CeilingLevel) -> Iterator[dict[str, object]]:
 
 _WHY = (
     "The noise is known, so no model can beat the mean of a label given the spectrum. The library of training stars "
-    "stands for the prior. Its posterior mean without the spectrum's own star is a model that anybody could have, so "
-    "the ceiling lies above it. With that star it is told more than any model is, so the ceiling lies below it. Bins "
-    "are parts of that: within a single bin the ends are no bounds, because a model may favour one bin over others."
+    "shows which stars there are. The lower end is R² of the mean over the library, weighted by how well each star "
+    "fits the spectrum. Anybody could use this model, so the ceiling lies above it. For the upper end the spectrum's "
+    "own star is added to the library. This mean knows more than any model can, so the ceiling lies below it. Within a "
+    "single bin the ends are no bounds, because a model may favour one bin over others."
 )
 
 

@@ -16,26 +16,20 @@ from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
 from pipeline.questions.forecast.training import BEST, CONFIGURED, DRAWN, ENDLESS
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
-from pipeline.report import Block, Picture, Section, Show, Table, thresholds
+from pipeline.report import Block, Picture, Section, Show, Table
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
-    MUTED,
     ORACLE,
-    TEXT,
-    VERDICT_COLORS,
     add_interval,
     add_title,
-    label_counts,
-    legend_size,
+    finish_curves,
     new_figure,
     page_width,
     place_panels,
-    style_axes,
 )
 from pipeline.ridge import format_alpha
 from pipeline.scoring import (
-    BUILD,
     DELTA_R2,
     MISSING,
     R2_GLOBAL,
@@ -73,7 +67,7 @@ SIZES = (5e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _FILE = "forecast.csv"
 _ABOUT_TEST_NOISE = (
     "The forecast has the noise of the test spectra integrated out. The drawn run is scored on the test noise of this "
-    "run. Where that is a single draw, it moves R² of the drawn run by itself."
+    "run. If that is a single draw, this draw alone changes R² of the drawn run."
 )
 _PICTURE = "moe_forecast.png"
 #: ΔR² of a forecast and of the drawn run of its size may differ by so much, or by so many standard errors of both.
@@ -134,10 +128,10 @@ class Forecast(Question[ForecastAnswer]):
         Picture(
             _PICTURE,
             "What drawn runs of other sizes would say",
-            "R² of both models (first panel) and ΔR² (second panel) that training on one noise draw for each "
-            "spectrum would give, against the number of spectra: full lines with the configured penalty, dashed "
-            "lines with the best one, dotted lines with endless spectra. The lines are computed from the moments of "
-            "marginal noise. Diamonds are drawn runs that were made. Open points lie outside the range in which "
+            "First panel: R² of both models after training on one noise draw for each spectrum, against the number of "
+            "training spectra. Second panel: their difference ΔR². Full lines have the configured penalty, dashed "
+            "lines the best one. Dotted lines are for infinitely many spectra. The lines are computed from the moments "
+            "of marginal noise. Diamonds are results of drawn runs. Open points lie outside the range in which "
             "forecasts were checked.",
             lambda results: draw_forecast(results),
             lambda results: Forecast.read(results) is not None,
@@ -210,7 +204,7 @@ class Forecast(Question[ForecastAnswer]):
         if not self._points:
             self.warnings.append(
                 "no forecast was made: it needs factored moments, and those of this run are dense (metadata.json says "
-                "why, under factoring); where there are few pixels, `compute: {moments: factored}` has them factored"
+                "why, under factoring); with few pixels, set `compute: {moments: factored}`"
             )
             return None
         levels = tuple(self._summarise(level) for level in self._points)
@@ -261,7 +255,7 @@ class Forecast(Question[ForecastAnswer]):
         sentences.append(
             f"With the configured penalty ΔR² clears {limit:g} from {_round(needed)} training spectra on."
             if math.isfinite(needed)
-            else f"With the configured penalty ΔR² clears {limit:g} with no number of training spectra."
+            else f"With the configured penalty no number of training spectra brings ΔR² above {limit:g}."
         )
         end, best = level.limit(BEST).covered, level.along(BEST)
         enough = next(
@@ -269,8 +263,8 @@ class Forecast(Question[ForecastAnswer]):
             math.nan,
         )
         sentences.append(
-            f"Endless training would give ΔR² {end.delta_r2.mean:+.4f} (R²_global {end.r2_global.mean:.4f}, R²_oracle "
-            f"{end.r2_oracle.mean:.4f})"
+            f"Infinitely many training spectra would give ΔR² {end.delta_r2.mean:+.4f} (R²_global "
+            f"{end.r2_global.mean:.4f}, R²_oracle {end.r2_oracle.mean:.4f})"
             + (f"; {_round(enough)} spectra with the best penalty give 95% of that." if math.isfinite(enough) else ".")
         )
         return " ".join(sentences)
@@ -292,8 +286,8 @@ class Forecast(Question[ForecastAnswer]):
             return None
         level = _headline(results, answer)
         about = (
-            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says what "
-            "models trained on one noise draw for each spectrum would give, with any number of spectra. "
+            f"From the moments of {level.n_known:,} training spectra with noise integrated out, algebra says how "
+            "well models would predict after training on any number of spectra, with one noise draw for each spectrum. "
         )
         blocks: list[Block] = [about + answer.sentence, _list_points(level), Show(_PICTURE)]
         if level.drawn:
@@ -421,19 +415,9 @@ def draw_forecast(results: RunResults) -> Figure:
     if not all(point.covered.trusted for penalty in (CONFIGURED, BEST) for point in level.along(penalty)):
         for axes in (left, right):
             axes.plot([], [], "o", color=INK, markerfacecolor="white", label="not trusted")
-    limit = thresholds(results).continue_
-    right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
-    style_axes(left, title="R² of both models", y="R²", grid="y")
-    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
     counts = [point.n for point in level.along(CONFIGURED)]
-    for axes in (left, right):
-        axes.set_xlabel("training spectra, one noise draw each", fontsize=TEXT)
-        axes.margins(x=0.05)
-        label_counts(axes, counts)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.44 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
+    label = "training spectra, one noise draw each"
+    finish_curves((left, right), counts, results, x=label, margin=0.05, room=0.44)
     add_title(
         figure,
         "What drawn runs of other sizes would say",

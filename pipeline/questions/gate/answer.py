@@ -347,6 +347,6 @@ def _draw_reliability(axes: Axes, reliability: Reliability) -> None:
     axes.set_ylim(0, 1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
-    style_axes(axes, title="Is the gate as sure as it is right?", x="probability told for the most probable bin",
+    style_axes(axes, title="Is the gate as sure as it is right?", x="stated probability of the most probable bin",
                y="share that lay there", grid="both")  # fmt: skip
     axes.legend(loc="upper left", fontsize=SMALL, frameon=False)

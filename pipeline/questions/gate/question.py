@@ -113,7 +113,7 @@ class Gates(Question[GateAnswer]):
             "Routing without labels",
             "R² of every way to route, with the global model as a line; which bin the gate finds most probable, by "
             "true bin; ρ, the share of the headroom that each route keeps; and how often the gate is right, against "
-            "the probability that it tells. Soft routing near the oracle says that the headroom can be had in "
+            "the probability that it states. Soft routing near the oracle says that the headroom can be had in "
             "production. Points below the diagonal say that the gate is surer than it is right.",
             lambda results: draw_gate(results, Gates.at_headline(results)),
             _has_gate,
@@ -129,7 +129,7 @@ class Gates(Question[GateAnswer]):
             "moe_routes.png",
             "Predicted against true, by route",
             "Covered test spectra, by their true and their predicted label, for every way to route. Predictions on the "
-            "dashed line are right. Points far from the line that the oracle's panel does not have were sent to a "
+            "dashed line are right. A point that is far from the line, but not in the oracle's panel, was sent to a "
             "wrong expert.",
             draw_routes,
             _has_gate,
@@ -443,8 +443,9 @@ def _tabulate_binnings(answer: GateAnswer, target: str) -> pd.DataFrame:
 def _explain(level: GateLevel, *, several: bool) -> list[str]:
     where = f"Noise level {level.noise_level:g}: " if several else ""
     quality = (
-        f"The most probable bin, the outside counted as one, is the true one for {level.accuracy:.0%} of all "
-        f"test spectra; told and found probabilities differ by {level.calibration_error:.3f} on average."
+        f"The most probable bin is the true one for {level.accuracy:.0%} of all test spectra; the outside counts as a "
+        f"bin. The stated probabilities differ from the observed frequencies by {level.calibration_error:.3f} on "
+        "average."
     )
     sentences = [f"{where}{level.sentence} {quality}"]
     if level.blend is not None:
@@ -460,7 +461,7 @@ def _explain_blend(level: GateLevel) -> str:
     if not math.isfinite(kept.mean):
         return ""
     more = (
-        " That is more than all: the oracle asks one expert of each spectrum, the blend averages several."
+        " That is more than all, because the oracle asks one expert for each spectrum and the blend averages several."
         if kept.mean > 1
         else ""
     )
@@ -473,13 +474,13 @@ def _caption_probabilities(gate: GateLevel | None) -> str:
         "First panel: the mean probability that the gate gives to every bin (columns), for the test spectra of each "
         "true bin (rows). Second panel: the probability that the true bin was given; dots are medians, thick bars "
         "hold half of the spectra and thin ones 90 %. Probability beside the diagonal goes to neighbours, which "
-        "costs little. Probability that goes far away, or outside, is where an expert is lost."
+        "costs little. Probability that goes to far bins, or outside, loses what the expert gains."
     )
     if gate is None or not gate.importance:
         return text
     return (
         f"{text} Last panel: by how much the gate gets worse when one feature is shuffled. A feature of no importance "
-        "may be left out without harm, unless another one tells the same."
+        "may be left out without harm, unless another feature holds the same information."
     )
 
 
@@ -488,8 +489,8 @@ def _explain_importance(importance: Mapping[str, float]) -> str:
     most = sorted(importance, key=lambda name: -importance[name])[:3]
     words = ", ".join(f"{name} ({importance[name]:.3f})" for name in most)
     return (
-        f"Of {len(importance)} features the gate would miss {words} most: by so much its log loss on held-out folds of "
-        "the training spectra grows where a feature's values are shuffled."
+        f"Of {len(importance)} features the gate would miss {words} most. The numbers say by how much its log loss on "
+        "held-out folds of the training spectra grows if the values of the feature are shuffled."
     )
 
 

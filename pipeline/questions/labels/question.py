@@ -1,7 +1,7 @@
 """What experts gain for the labels beside the target: the same models predict them all, from the same read.
 
-Experts chosen by the true value of the very label that they predict would know it. Where the bins are cut by a label,
-only the global model's figures of it mean anything, and the others are undefined.
+If the bins are cut by a label, the choice of the expert gives its true value away. Then only the global model is scored
+on this label, and the scores of the experts are undefined.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.scoring import (
 __all__ = ["LabelLevel", "LabelPart", "Labels", "LabelsAnswer", "without_oracle"]
 
 _FILE = "other_labels.csv"
-_KNOWS = "experts chosen by its true value would know it, so only the global model counts."
+_KNOWS = "the choice of the expert gives its value away, so only the global model is scored on it."
 #: What a label that the bins are cut by shows instead of experts.
 _LEAK = f"The bins are cut by this label: {_KNOWS}"
 _ABOUT = (

@@ -13,25 +13,19 @@ from matplotlib.figure import Figure
 from pipeline.config import ExperimentConfig
 from pipeline.questions.learning_curve import delta_resamples
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, learning_points, list_points, thresholds
+from pipeline.report import Picture, Section, Show, learning_points, list_points
 from pipeline.report.figures.canvas import (
     GLOBAL,
     INK,
-    MUTED,
     ORACLE,
-    TEXT,
-    VERDICT_COLORS,
     add_interval,
     add_title,
-    label_counts,
-    legend_size,
+    finish_curves,
     new_figure,
     page_width,
     place_panels,
-    style_axes,
 )
 from pipeline.scoring import (
-    BUILD,
     DELTA_R2,
     MERITS,
     R2_GLOBAL,
@@ -74,18 +68,7 @@ def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope
         face = INK if filled else "white"
         _draw_curve(right, points, DELTA_R2, INK, label=f"{name} noise", marker="D", markerfacecolor=face, **look)
     counts = [float(point.n_train) for point in next(iter(curves.values()))]
-    limit = thresholds(results).continue_
-    right.axhline(0, color=MUTED, linewidth=0.8)
-    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
-    style_axes(left, title="R² of both models", y="R²", grid="y")
-    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
-    for axes in (left, right):
-        axes.set_xlabel("training spectra", fontsize=TEXT)
-        axes.margins(x=0.08)
-        label_counts(axes, counts)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.3 * (high - low), high)  # the legend stands below the data
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
+    finish_curves((left, right), counts, results, x="training spectra", margin=0.08, room=0.3)
     add_title(
         figure,
         "What training on all noise at once gains",
@@ -142,8 +125,8 @@ class MarginalCurve(Question[MarginalAnswer]):
         Picture(
             "moe_marginal_noise.png",
             "Drawn and marginal training noise",
-            "R² of both models (first panel) and ΔR² (second panel) against the number of training spectra: full "
-            "lines after training on drawn noise, dashed lines after training on marginal noise. Bars are confidence "
+            "First panel: R² of both models against the number of training spectra. Second panel: their difference "
+            "ΔR². Full lines are for training on drawn noise, dashed lines for marginal noise. Bars are confidence "
             "intervals. Where the dashed line lies above the full one, the number of noisy spectra limits the model. "
             "More draws of the same spectra would then help as much as more spectra.",
             _draw,
@@ -197,8 +180,8 @@ class MarginalCurve(Question[MarginalAnswer]):
         points = [((name,), one) for name, own in answer.curves(results).items() for one in own]
         caption = f"Covered test spectra, noise level {results.summary.headline.noise_level:g}, by training noise"
         sentence = (
-            "Marginal noise trains on the expectation over all draws of every spectrum's noise, in closed form: as if "
-            f"each spectrum had been seen under infinitely many draws. {answer.sentence}"
+            "With marginal noise a model is trained on the exact expectation over all draws of the noise, as if each "
+            f"spectrum had been seen with infinitely many draws. {answer.sentence}"
         )
         blocks = (sentence, list_points(caption, ("Training noise",), points), Show("moe_marginal_noise.png"))
         return Section("marginal", "Drawn and marginal noise", "Drawn and marginal noise", blocks)
@@ -219,7 +202,7 @@ def _describe(drawn: Sequence[ScoredDraw], marginal: Sequence[ScoredDraw], confi
     for k, merit in enumerate(MERITS[:2]):
         reached = _mean(marginal, 0)[k]
         enough = next((n for place, n in enumerate(sizes) if _mean(drawn, place)[k] >= reached), None)
-        how = f"takes {enough:,}" if enough is not None else f"does not get there with {sizes[-1]:,}"
+        how = f"takes {enough:,}" if enough is not None else f"does not reach it with {sizes[-1]:,}"
         sentences.append(f"Marginal noise on {first:,} spectra gives {merit.symbol} {reached:.4f}; drawn noise {how}.")
     return " ".join(sentences)
 

@@ -115,7 +115,7 @@ class Rank(Question[RankAnswer]):
         )
         bounds = "; ".join(
             f"at noise level {level.noise_level:g} rank {level.rank}, which loses at most {level.lost_at_most:.1e} of "
-            f"R² by {level.check_rows:,} check spectra"
+            f"R² according to {level.check_rows:,} check spectra"
             for level in answer.levels
         )
         words = (

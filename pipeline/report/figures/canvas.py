@@ -54,6 +54,7 @@ __all__ = [
     "draw_r2_curves",
     "drawing_into",
     "few_ticks",
+    "finish_curves",
     "format_count",
     "format_counts",
     "format_value",
@@ -597,3 +598,38 @@ def draw_delta_curve(axes: Axes, at: Sequence[float], scopes: Sequence[Scope], r
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.15 * (high - low), high)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=SMALL, frameon=False, ncols=2)
+
+
+def finish_curves(
+    panels: tuple[Axes, Axes], counts: Sequence[float], results: RunResults, *, x: str, margin: float, room: float
+) -> None:
+    """Add to two panels with several curves each, of R² and of ΔR², all that both share: lines, axes and legend.
+
+    Parameters
+    ----------
+    panels
+        The panel of R² and the panel of ΔR², with their curves against the number of training spectra.
+    counts
+        Numbers of training spectra that the axis is labelled with.
+    results
+        Of the run, for the threshold of its verdict.
+    x
+        Label of the horizontal axis.
+    margin
+        Free space beside the curves, as a share of the axis.
+    room
+        Space for the legend below the curves, as a share of their height.
+    """
+    left, right = panels
+    limit = thresholds(results).continue_
+    right.axhline(0, color=MUTED, linewidth=0.8)
+    right.axhline(limit, color=VERDICT_COLORS[BUILD], linewidth=2, linestyle=":", label=f"build experts: ≥ {limit:g}")
+    style_axes(left, title="R² of both models", y="R²", grid="y")
+    style_axes(right, title="ΔR², what experts gain", y="ΔR²", grid="")
+    for axes in panels:
+        axes.set_xlabel(x, fontsize=TEXT)
+        axes.margins(x=margin)
+        label_counts(axes, counts)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - room * (high - low), high)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
