@@ -260,7 +260,7 @@ def _require_fit(choice: ClusterChoice, profile: SlurmProfile, config: Experimen
         )
 
 
-#: Values of ``compute.partition_rows`` to suggest, the share of the run's time below which one is suggested, and seconds
+#: Values of ``compute.partition_rows`` to suggest, the share of a run's time below which one is suggested, and seconds
 #: that it must save. None exceeds the default, because sums within a partition are float32 and lose digits with length.
 _PARTITION_ROWS = tuple(2**k for k in range(13, 19))
 _WORTH_SAYING = 0.9
