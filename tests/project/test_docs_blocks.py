@@ -57,6 +57,13 @@ def test_every_block_says_what_it_is(page: Path) -> None:
             compile(text, page.name, "exec")
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "cluster" / "README.md"], ids=lambda page: page.name)
+def test_no_comment_is_cut_off_on_the_site(page: Path) -> None:
+    """A window of 1400 pixels shows so many letters of a line, then the reader must scroll."""
+    long = [line for kind, text in blocks(page) if kind in ("python", "sh", "yaml") for line in text.splitlines()]
+    assert [line for line in long if len(line) > 92 and " #" in line] == []
+
+
 def write_config(folder: Path, **changes: object) -> None:
     plain = {
         "data": {"train": ["train_1", "train_2"], "test": "test", "stores": "stores"},
