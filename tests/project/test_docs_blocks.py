@@ -1,8 +1,8 @@
 """Every block of Python and of shell commands in the documentation runs, page by page, in the order of the page.
 
 Pages with tests of their own: the README (``test_readme.py``), ``extending.md`` (``test_docs_of_the_code.py``),
-``python.md`` (``test_python_page.py``), and the way through a cluster, whose job array runs on a real SLURM
-(``tests/slurm``).
+``python.md`` (``test_python_page.py``), and the way through a cluster, which runs on a real SLURM
+(``tests/slurm/test_slurm_page.py``).
 """
 
 from __future__ import annotations
