@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from pipeline.cli.cluster import cluster
+from pipeline.cli.cluster import ClusterChoice, cluster
 from pipeline.cli.doctor import doctor
 from pipeline.cli.plot import plot
 from pipeline.cli.predict import export, predict
@@ -124,6 +124,9 @@ def next_step(name: str, given: dict[str, Any]) -> str | None:
             how = "headroom run CONFIG"
         else:
             words["out"] = shlex.quote(str(run_folder(config, given.get("out"))))
+        if name == "plan":  # the run is to have the workers that were planned for
+            keys = ("name", "workers", "minimum", "maximum", "port")
+            how += ClusterChoice(*(given.get(key) for key in keys)).words().replace("{", "{{").replace("}", "}}")
     elif name == "convert":
         words["store"] = shlex.quote(str(given["paths"][-1]))
     elif name == "predict":

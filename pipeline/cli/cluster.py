@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,10 +92,10 @@ class ClusterChoice:
         return self.name or configured or "local"
 
     def words(self) -> str:
-        """Return the options as they were given, to record the command with them."""
+        """Return the options as they were given, to record the command with them, or to give them again."""
         given = {"cluster": self.name, "workers": self.workers, "min": self.minimum, "max": self.maximum}
         given |= {"dashboard-port": self.port}
-        return "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
+        return "".join(f" --{key} {shlex.quote(str(value))}" for key, value in given.items() if value is not None)
 
     def checked_profile(self, config: ExperimentConfig, folder: Path) -> Profile:
         """Return the chosen profile, after checks that the run can work on its workers.

@@ -101,6 +101,8 @@ def predict(
 
     progress = choose_progress(quiet=quiet)
     loaded = _open_model(model, progress)
+    if loaded.gate is None and options["route"] is None:
+        progress.note("the global model answers, since the run of this model had no gate; `gate: {}` gives it one")
     how = PredictOptions(noise=_choose_noise(noise, seed, loaded), **options)
     summary = predict_spectra(loaded, spectra, out, how, progress=progress)
     if as_json:
@@ -198,7 +200,7 @@ def export(folder: Path, model: Path, as_json: bool, quiet: bool, **options: Any
         facts = {"labels": made.labels, "pixels": len(made.wavelength), "experts": made.n_experts}
         print_json({"model": model, **facts, "gate": made.gate is not None, "card": model / "README.md"})
         return
-    gate = "a gate" if made.gate is not None else "no gate"
+    gate = "a gate" if made.gate is not None else "no gate (so `headroom predict` takes the global model)"
     click.echo(
         f"{model}: {', '.join(made.labels)} from {len(made.wavelength):,} pixels, {made.n_experts} experts, {gate}; "
         f"out of domain beyond {made.limits.distance:.3g} standard deviations"

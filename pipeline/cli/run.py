@@ -260,10 +260,11 @@ def _require_fit(choice: ClusterChoice, profile: SlurmProfile, config: Experimen
         )
 
 
-#: Values of ``compute.partition_rows`` to suggest, and the share of the run's time below which one is suggested. None
-#: exceeds the default, because sums within a partition are float32 and lose digits with their length.
+#: Values of ``compute.partition_rows`` to suggest, the share of a run's time below which one is suggested, and seconds
+#: that it must save. None exceeds the default, because sums within a partition are float32 and lose digits with length.
 _PARTITION_ROWS = tuple(2**k for k in range(13, 19))
 _WORTH_SAYING = 0.9
+_WORTH_SECONDS = 1.0
 
 
 def _read_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -472,6 +473,6 @@ def _better_partitions(
 
     now = total(experiment)
     best, rows = min((total(cut(rows)), rows) for rows in _PARTITION_ROWS)
-    if best >= _WORTH_SAYING * now:
+    if best >= min(_WORTH_SAYING * now, now - _WORTH_SECONDS):
         return None
     return f"compute.partition_rows: {rows} would take {format_seconds(best)} instead of {format_seconds(now)}"

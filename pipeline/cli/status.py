@@ -160,7 +160,7 @@ class RunView:
         job = f", job {driver.job}" if driver.job else ""
         facts = [("command", status.command), ("where", f"{driver.host}, process {driver.pid}{job}")]
         if status.steps:
-            facts.append(("done", ", ".join(f"{one.title} {_duration(one.seconds)}" for one in status.steps)))
+            facts.append(("done", "; ".join(f"{one.title} {_duration(one.seconds)}" for one in status.steps)))
         if status.step is not None:
             facts.append(("step", self._describe_step(status.step)))
         if not self.is_over:

@@ -114,6 +114,8 @@ def test_steps_parts_and_notes_of_a_progress_are_in_the_file(tmp_path: Path, qui
     status = read(tmp_path / "run")
     assert (status.state, status.step, status.error) == ("finished", None, None)
     assert [one.title for one in status.steps] == ["convert", "accumulate"]
+    # Titles have commas ("2 of 5, accumulate"), so steps are told apart by another sign.
+    assert re.search(r"done +convert \S+ s; accumulate \S+ s$", view_run(tmp_path / "run").render(), re.MULTILINE)
     assert status.notes[-1] == "note 29"
     assert len(status.notes) == 10
     assert status.driver == Driver.of_this_process(None)

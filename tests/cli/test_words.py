@@ -149,6 +149,10 @@ def test_json_is_all_that_commands_print_and_quiet_ones_give_no_hint(
             "next, to see what a run of these spectra costs:  headroom plan my.yaml",
         ),
         ("plan my.yaml", "next, to run it:  headroom run my.yaml --out runs/my"),
+        (
+            "plan my.yaml --cluster slurm --min 2 --max 4",
+            "next, to run it:  headroom run my.yaml --out runs/my --cluster slurm --min 2 --max 4",
+        ),
     ],
 )
 @pytest.mark.usefixtures("known_rates")
@@ -166,6 +170,7 @@ def test_hints_quote_what_was_given() -> None:
     assert next_step("run", {"config": "a b.yaml", "out": None}) == (
         "next, to use the models elsewhere:  headroom export 'runs/a b' MODEL"
     )
+    assert str(next_step("plan", {"config": "my.yaml", "name": "{a b}.yaml"})).endswith(" --cluster '{a b}.yaml'")
     swept = next_step("sweep", {"config": "my.yaml", "out": None, "dry_run": True})
     assert swept == "next, to run them:  the same command without --dry-run"
     assert str(next_step("predict", {"out": Path("p.csv")})).endswith("pandas.read_csv('p.csv')")

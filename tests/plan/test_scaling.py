@@ -423,6 +423,13 @@ def test_finer_cuts_are_advised_where_workers_would_wait(capsys: pytest.CaptureF
     assert line_of(out, "shorter").startswith("compute.partition_rows: ")
 
 
+@pytest.mark.usefixtures("known_rates")
+def test_no_cut_is_advised_that_saves_less_than_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = invoke(capsys, "plan", "--spectra", "3e5", "--pixels", "128", "--workers", "2")
+    assert code == 0
+    assert "shorter" not in out
+
+
 def time_run(n: int = 64_000, pixels: int = 1024, workers: int = 1, **changes: object) -> dict[str, float]:
     config = make_config(**changes)
     plan = plan_run([n], pixels, config, [MEMORY] * workers, n_test=8000)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import invoke
 
 import pipeline
 from pipeline import schema
@@ -188,7 +189,9 @@ def test_the_outside_is_a_reason_where_it_is_probable(model: MixtureModel, noisy
     np.testing.assert_array_equal(table["out_of_domain"], found.out_of_domain)
 
 
-def test_without_a_gate_the_global_model_answers(ungated: Path, tmp_path: Path, noisy: np.ndarray) -> None:
+def test_without_a_gate_the_global_model_answers(
+    ungated: Path, tmp_path: Path, noisy: np.ndarray, test_store: SpectraStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = export_model(ungated, tmp_path / "model", level=0.2)
     assert model.gate is None
     assert model.facts["training"]["noise"] == {"mode": "marginal", "level": 0.2, "seed": None}
@@ -199,6 +202,9 @@ def test_without_a_gate_the_global_model_answers(ungated: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=r"route .*no gate"):
         model.predict(noisy, route="soft")
     assert "no gate" in (tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8")
+    call = ("predict", tmp_path / "model", test_store.path, "--out", tmp_path / "guesses.csv", "--overwrite")
+    assert "the global model answers, since" in invoke(capsys, *call)[2]
+    assert "the global model answers" not in invoke(capsys, *call, "--route", "global")[2], "it was asked for"
 
 
 def test_a_blend_answers_for_the_target_and_survives_the_bundle(

@@ -1,8 +1,8 @@
 """Every block of Python and of shell commands in the documentation runs, page by page, in the order of the page.
 
 Pages with tests of their own: the README (``test_readme.py``), ``extending.md`` (``test_docs_of_the_code.py``),
-``python.md`` (``test_python_page.py``), and the way through a cluster, whose job array runs on a real SLURM
-(``tests/slurm``).
+``python.md`` (``test_python_page.py``), and the way through a cluster, which runs on a real SLURM
+(``tests/slurm/test_slurm_page.py``).
 """
 
 from __future__ import annotations
@@ -55,6 +55,13 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     for kind, text in blocks(page):
         if kind == "python":
             compile(text, page.name, "exec")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "cluster" / "README.md"], ids=lambda page: page.name)
+def test_no_comment_is_cut_off_on_the_site(page: Path) -> None:
+    """A window of 1400 pixels shows so many letters of a line, then the reader must scroll."""
+    long = [line for kind, text in blocks(page) if kind in ("python", "sh", "yaml") for line in text.splitlines()]
+    assert [line for line in long if len(line) > 92 and " #" in line] == []
 
 
 def write_config(folder: Path, **changes: object) -> None:
