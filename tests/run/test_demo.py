@@ -106,8 +106,8 @@ def list_alphas(results: RunResults, seed: int) -> list[float]:
 
 
 #: Runs notebooks, each in a kernel of its own, keeps their errors, and prints as JSON what their cells put out. Under
-#: load pyzmq 27 was seen to sleep over a message of the kernel until the end of the timeout. To ask for events has it look
-#: again.
+#: load pyzmq 27 was seen to sleep over a message of the kernel until the end of the timeout. To ask for events has it
+#: look again.
 _EXECUTE = """
 import asyncio, json, sys
 import nbclient, nbformat, zmq

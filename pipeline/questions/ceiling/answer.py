@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -329,12 +328,11 @@ def _draw_growth(axes: Axes, growth: Sequence[CeilingPart]) -> None:
     axes.axhline(growth[-1].r2_oracle, color=ORACLE, linewidth=1.6, label="oracle experts")
     axes.axhline(growth[-1].r2_global, color=GLOBAL, linewidth=1.6, label="global ridge")
     for count, part in zip(counts, growth, strict=True):
-        number = axes.annotate(
-            f"{part.effective_size:.1f}", (count, part.lower.mean), (0, -16), textcoords="offset points",
+        # The lines of both models lie below the upper end, or they would pass through the number.
+        axes.annotate(
+            f"{part.effective_size:.1f}", (count, part.upper.mean), (0, 8), textcoords="offset points",
             ha="center", fontsize=SMALL, color=INK,
         )  # fmt: skip
-        # The line of a model may pass behind it.
-        number.set_path_effects([patheffects.Stroke(linewidth=3, foreground="white"), patheffects.Normal()])
     style_axes(axes, title="How it closes (numbers: effective size)", x="stars in the library", y="R²", grid="y")
     axes.margins(x=0.12, y=0.2)
     label_counts(axes, counts)
