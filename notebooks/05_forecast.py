@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 5 · Forecast
 #
-# **You will learn** what a run with one noise draw for each spectrum would say with a million training spectra, from a
+# **You will learn** what a run with one noise draw for each spectrum would give with a million training spectra, from a
 # few thousand; which penalty is best at each size; and where more spectra bring nothing more.
 #
 # **You need** a finished run for its spectra, as in the other notebooks.

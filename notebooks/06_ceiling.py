@@ -46,8 +46,9 @@ print(RUN, "holds", "simulated spectra" if earlier.metadata["simulated"] else "t
 # probable a noisy spectrum is. The mean label of the stars, each weighted by that probability, is the best estimate
 # there can be. Two such means bracket the R² of the best model:
 #
-# - The library **without** the star of the test spectrum is a model that anybody could have. The best one is better.
-# - The library **with** that star is told more than any model is told. The best one is worse.
+# - The mean over the library **without** the star of the test spectrum is a model that one can build. The best model is
+#   at least as good.
+# - The mean over the library **with** that star knows more than any model can know. The best model is at most as good.
 #
 # `ceiling` in the configuration asks for it.
 
