@@ -308,6 +308,7 @@ def _draw_ladder(axes: Axes, rows: Sequence[tuple[str, CeilingPart]]) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.axhline(0.5, color=MUTED, linewidth=0.8)
+    axes.use_sticky_edges = False  # else the axes end where a bar does, and cut the mark that lies there
     style_axes(axes, title="R² of the global model, of experts, and the ceiling", x="R²", y="bin", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     marks = [
