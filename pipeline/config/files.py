@@ -335,7 +335,7 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
         elif kind == "missing":
             line = f"the setting {'.'.join(location)!r} is required"
         else:
-            message = finding["msg"].removeprefix("Value error, ")
+            message = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as YAML says
             shown = finding.get("input")
             found = "" if kind == "value_error" else f", found {shown!r}"
             line = f"{'.'.join(location) or 'settings'}: {message}{found}"

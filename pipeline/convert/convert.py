@@ -258,11 +258,12 @@ def _find_finished(store: Path, key: str, overwrite: bool) -> SpectraStore | Non
     existing = SpectraStore.open(store)
     if existing.manifest.settings.get("key") == key:
         return existing
-    names = ", ".join(existing.shard_names[:3])
+    n_more = len(existing.shard_names) - 3
+    names = ", ".join(existing.shard_names[:3]) + (f" and {n_more} more" if n_more > 0 else "")
+    sizes = ", ".join(f"{key} {value}" for key, value in existing.manifest.settings.items() if key != "key")
     raise InputError(
-        f"store {store} exists, made of other shards or settings ({len(existing.shard_names)} shard(s): {names}; "
-        f"{dict(existing.manifest.settings)}); name another target or rebuild it: "
-        f"headroom convert SHARDS {store} --overwrite"
+        f"store {store} exists, made of other spectra or settings (it is made of {names}; {sizes}); name another "
+        f"target, or replace it: headroom convert SHARDS {store} --overwrite, or overwrite=True in Python"
     )
 
 

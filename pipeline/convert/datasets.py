@@ -357,6 +357,11 @@ def _bare(name: object) -> str:
     return re.sub(r"[\W_]", "", str(name)).lower()
 
 
+def _say_name(role: str, own: str) -> str:
+    """Return how a name is stated, in Python and on the command line; only conversions take it."""
+    return f"names={{{role!r}: {own!r}}} in Python, or headroom convert SPECTRA STORE.zarr --name {role}={own}"
+
+
 def _match_names(dataset: xr.Dataset, names: Mapping[str, str], where: str) -> tuple[dict[str, str], list[str]]:
     """Return the Dataset's names by those of a store, and a remark on every one that was guessed."""
     present = [str(name) for name in dataset.variables]
@@ -384,17 +389,20 @@ def _match_names(dataset: xr.Dataset, names: Mapping[str, str], where: str) -> t
         if len(candidates) > 1:
             raise InputError(
                 f"{where}: {role} may be {' or '.join(map(repr, candidates))}; say which: "
-                f"names={{{role!r}: {candidates[0]!r}}}, or --name {role}={candidates[0]}"
+                f"{_say_name(role, candidates[0])}"
             )
         if candidates:
             found[role] = candidates[0]
     missing = [role for role in _REQUIRED if role not in found]
     if missing:
         role = missing[0]
+        inverse = next((own for own in present if _bare(own) in ("ivar", "invvar", "inversevariance")), None)
+        hint = (
+            f"; if {inverse!r} is the inverse variance, error = 1 / √{inverse}" if inverse and role == "error" else ""
+        )
         raise InputError(
             f"{where}: {enumerate_words(missing)} {'is' if len(missing) == 1 else 'are'} missing; it has "
-            f"{', '.join(present) or 'nothing'}; rename, or say which variable it is: names={{{role!r}: 'NAME'}}, or "
-            f"--name {role}=NAME"
+            f"{', '.join(present) or 'nothing'}; rename, or say which variable it is: {_say_name(role, 'NAME')}{hint}"
         )
     remarks = [f"{role} is read from {own!r}" for role, own in found.items() if role != own]
     return found, remarks

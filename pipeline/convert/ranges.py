@@ -595,8 +595,9 @@ def convert_disk_errors(path: Path) -> Iterator[None]:
 
 def _refuse(fault: Fault, variable: str, shard: Path, first_row: int, bounds: Bounds) -> InputError:
     found = describe_fault(replace(fault, row=first_row + fault.row), variable, bounds)
+    where = f"shard {Path(*shard.parts[-2:])}" if shard.exists() else f"the {shard.name}"  # which is in memory
     return InputError(
-        f"shard {Path(*shard.parts[-2:])}: {found}; re-run the simulation, or leave such spectra out: "
+        f"{where}: {found}; re-run the simulation, or leave such spectra out: "
         "'data.nonfinite: drop' in a configuration, '--nonfinite drop' for headroom convert, nonfinite='drop' in Python"
     )
 

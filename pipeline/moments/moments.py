@@ -136,6 +136,10 @@ class Moments:
     epsilon: float = float(np.finfo(np.float64).eps)
     exponent: int = 0
 
+    def __repr__(self) -> str:
+        labels = ", ".join(self.labels)
+        return f"{type(self).__name__}({labels}; {self.count:g} spectra, {self.x_sum.size} pixels)"
+
     @classmethod
     def zeros(
         cls, x_origin: ArrayLike, y_origin: ArrayLike, labels: Sequence[str], dtype: DTypeLike = np.float64

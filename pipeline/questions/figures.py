@@ -67,8 +67,9 @@ def draw_figure(
     name
         One of :func:`list_figures`, such as ``ablation``; the name of its file serves, too.
     ax
-        Axes to draw into, of a figure with one panel. Title and small print are left to you; that spectra are simulated
-        is written above the axes all the same.
+        Axes to draw into. Title and small print are left to you; that spectra are simulated is written above the axes
+        all the same. If the figure has several panels, a sub-figure takes the place of the axes, as if you had given
+        it as ``figure``, and the axes are removed.
     figure
         A figure or sub-figure to draw into instead of a new one, with your own size and settings of matplotlib. What
         would not fit is made smaller as a whole, and stands in one column if the figure is higher than wide.
@@ -76,16 +77,17 @@ def draw_figure(
     Returns
     -------
     matplotlib.figure.Figure or SubFigure
-        What was drawn into; a notebook shows a new one by itself.
+        What was drawn into: the figure of the axes, the sub-figure in their place, or the figure itself. A notebook
+        shows a new one by itself.
 
     Raises
     ------
     InputError
         If the run has no such figure.
     ConfigError
-        If ``ax`` is given for a figure of several panels.
+        If ``ax`` and ``figure`` are given; or for several panels axes that are not in a grid of plots.
     """
-    from pipeline.report.figures.canvas import drawing_into, house_style
+    from pipeline.report.figures.canvas import SeveralPanels, drawing_into, house_style, replace_axes
 
     results = _read(results)
     known = {_name(picture): picture for picture in list_pictures()}
@@ -102,13 +104,18 @@ def draw_figure(
     if ax is None and figure is None:
         with house_style():
             return known[wanted].draw(results)
-    target = figure if ax is None else ax
-    assert target is not None
-    with drawing_into(target):
+    if ax is not None:
+        try:
+            with drawing_into(ax):
+                known[wanted].draw(results)
+        except SeveralPanels:
+            figure = replace_axes(ax)
+        else:
+            return ax.figure
+    assert figure is not None
+    with drawing_into(figure):
         known[wanted].draw(results)
-    drawn = figure if ax is None else ax.figure
-    assert drawn is not None
-    return drawn
+    return figure
 
 
 def _read(results: RunResults | str | Path) -> RunResults:
@@ -138,19 +145,19 @@ def _drawing(name: str, what: str) -> Draw:
     return draw
 
 
-draw_dashboard = _drawing("oracle_dashboard", "the overview on one page (figure=)")
-draw_delta_heatmap = _drawing("delta_r2_heatmap", "ΔR² in every bin (ax= or figure=)")
-draw_grouped_r2 = _drawing("perbin_r2_grouped", "R² of both models in every bin (figure=)")
-draw_predicted_against_true = _drawing("pred_vs_true", "predicted against true labels (figure=)")
-draw_sample_distribution = _drawing("sample_distribution", "where the spectra are (figure=)")
-draw_noise_levels = _drawing("noise_amplification", "R² and ΔR² against the noise level (figure=)")
-draw_ablation = _drawing("ablation", "the gain of other divisions (ax= or figure=)")
-draw_bin_design = _drawing("bin_design", "how many experts, and where to cut (figure=)")
-draw_gate = _drawing("gate", "what routing without labels keeps (figure=)")
-draw_gate_probabilities = _drawing("gate_probabilities", "what the gate says of each bin (figure=)")
-draw_routes = _drawing("routes", "predicted against true labels by route (figure=)")
-draw_alpha_search = _drawing("alpha_search", "R² against the penalty (figure=)")
-draw_learning_curve = _drawing("learning_curve", "R² and ΔR² against the training spectra (figure=)")
-draw_marginal_noise = _drawing("marginal_noise", "drawn against marginal training noise (figure=)")
-draw_forecast = _drawing("forecast", "what drawn runs of other sizes would say (figure=)")
-draw_ceiling = _drawing("ceiling", "what any model could reach (figure=)")
+draw_dashboard = _drawing("oracle_dashboard", "the overview on one page")
+draw_delta_heatmap = _drawing("delta_r2_heatmap", "ΔR² in every bin")
+draw_grouped_r2 = _drawing("perbin_r2_grouped", "R² of both models in every bin")
+draw_predicted_against_true = _drawing("pred_vs_true", "predicted against true labels")
+draw_sample_distribution = _drawing("sample_distribution", "where the spectra are")
+draw_noise_levels = _drawing("noise_amplification", "R² and ΔR² against the noise level")
+draw_ablation = _drawing("ablation", "the gain of other divisions")
+draw_bin_design = _drawing("bin_design", "how many experts, and where to cut")
+draw_gate = _drawing("gate", "what routing without labels keeps")
+draw_gate_probabilities = _drawing("gate_probabilities", "what the gate says of each bin")
+draw_routes = _drawing("routes", "predicted against true labels by route")
+draw_alpha_search = _drawing("alpha_search", "R² against the penalty")
+draw_learning_curve = _drawing("learning_curve", "R² and ΔR² against the training spectra")
+draw_marginal_noise = _drawing("marginal_noise", "drawn against marginal training noise")
+draw_forecast = _drawing("forecast", "what drawn runs of other sizes would say")
+draw_ceiling = _drawing("ceiling", "what any model could reach")

@@ -157,6 +157,9 @@ class Comparison:
     unpaired: tuple[str, ...]
     bootstrap: Bootstrap
 
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.names)}; {len(self.differences)} differences to {self.names[0]})"
+
     @property
     def target(self) -> str:
         """The label that all runs predict."""

@@ -251,13 +251,15 @@ def _read_pictures(results: RunResults, pictures: Sequence[tuple[Picture, Path]]
 
 def open_templates(**options: Any) -> jinja2.Environment:
     """Return the templates of the reports, with jinja2's own options; HTML is escaped unless they say otherwise."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         **{"autoescape": True, **options},
     )
+    environment.filters["minus"] = _set_minus
+    return environment
 
 
 def _html() -> jinja2.Environment:
@@ -277,6 +279,11 @@ def _markdown() -> jinja2.Environment:
     environment.filters["fenced"] = _fence
     environment.filters["verbatim"] = _Verbatim
     return environment
+
+
+def _set_minus(cell: str) -> str:
+    """Return a number's text with a minus sign, which is as wide as a plus; hyphens within words and dates stay."""
+    return re.sub(r"(?<!\w)-(?=\.?\d)", "−", cell)
 
 
 def _cut_at_back_quotes(text: str) -> list[str]:

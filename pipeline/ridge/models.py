@@ -86,6 +86,12 @@ class ExpertModels:
     warnings: tuple[str, ...] = field(default=())
     search: SolvedSearch | None = None
 
+    def __repr__(self) -> str:  # a notebook shows it; thousands of weights would say nothing
+        return (
+            f"ExpertModels({', '.join(self.labels)}; {self.n_experts} experts, {len(self.global_weights)} pixels, "
+            f"{self.global_count} spectra)"
+        )
+
     @property
     def n_experts(self) -> int:
         """K."""

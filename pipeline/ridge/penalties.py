@@ -53,7 +53,9 @@ def resolve_alpha(alpha: float | PerSpectrum | AlphaSearch, n_train: int) -> flo
 
 
 def format_alpha(alpha: float) -> str:
-    """Return a penalty in the shorter of two ways that people write it: ``0.1``, ``250``, ``1e5``, ``2.5e6``."""
+    """Return a penalty as people write it, with an exponent where that is shorter: ``0.004``, ``250``, ``1e5``."""
+    if 1e-3 <= alpha < 1:  # as in a configuration, and in every other table
+        return f"{alpha:g}"
     mantissa, _, exponent = f"{alpha:.5e}".partition("e")
     return min(f"{alpha:g}", f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}", key=len)
 

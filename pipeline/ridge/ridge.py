@@ -50,6 +50,10 @@ class RidgePath:
     labels: tuple[str, ...]
     count: int
 
+    def __repr__(self) -> str:
+        n_alphas, n_pixels, _ = self.weights.shape
+        return f"RidgePath({', '.join(self.labels)}; {n_alphas} penalties, {n_pixels} pixels, {self.count} spectra)"
+
     def predict(self, x: ArrayLike, alpha_index: int = 0) -> FloatArray:
         """Return predicted labels, shape (N, Q), of pixels (N, P)."""
         pixels = np.asarray(x, dtype=np.float64)

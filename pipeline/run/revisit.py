@@ -82,6 +82,9 @@ class Revisit:
         """Names of the models: ``global``, then ``bin 0 (Cool, Poor)`` and so on."""
         return ("global", *map(self.grid.describe, range(self.grid.n_bins)))
 
+    def __repr__(self) -> str:
+        return f"Revisit({self.config.target} from {self.noise.name}, {self.models!r})"
+
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the models, with their penalties. Nothing is read or computed for it."""
         models = self.models

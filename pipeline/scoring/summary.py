@@ -240,6 +240,12 @@ class Level(Part):
     curve: tuple[Scope, ...]
     draws: tuple[Draw, ...]
 
+    def __repr__(self) -> str:
+        entries = ", ".join(name for name in type(self).model_fields if name != "noise_level")
+        return f"Level(noise level {self.noise_level:g}, {self.decision.verdict}; it has {entries})"
+
+    __str__ = __repr__
+
 
 class Summary(Plain):
     """All scores of a run.
@@ -253,6 +259,13 @@ class Summary(Plain):
     headline_level: float
     levels: tuple[Level, ...]
     answers: dict[str, Any] = {}
+
+    def __repr__(self) -> str:  # a notebook shows it; all entries would fill pages
+        entries = ", ".join(name for name in type(self).model_fields if name != "version")
+        levels = ", ".join(f"{level.noise_level:g}" for level in self.levels)
+        return f"Summary({self.target}, noise level {levels}; it has headline, {entries}; to_dict() is all of it)"
+
+    __str__ = __repr__
 
     @field_validator("version")
     @classmethod

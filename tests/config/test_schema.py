@@ -88,7 +88,7 @@ def test_load_config__takes_a_dictionary(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (SMALL | {"sedes": [1]}, r"^configuration: unknown setting 'sedes' \(did you mean 'seeds'\?\)"),
         ({"data": {"train": "a"}}, r"the setting 'data\.test' is required"),
         (SMALL | {"target": 3}, "target: must be one of log_g, T_eff, M_H, found 3"),
-        (SMALL | {"seeds": None}, "seeds: Input should be a valid tuple"),
+        (SMALL | {"seeds": None}, "seeds: Input should be a list"),
         (17, "a YAML file, a packaged name or a dictionary of settings, found int"),
     ],
 )

@@ -76,6 +76,8 @@ def test_write_store__a_changed_dataset_is_no_finished_store(tmp_path: Path) -> 
     dataset["spectra"][77, 3] += 1  # a row that the fingerprint does not see
     with pytest.raises(InputError, match="flux of row 77 differs"):
         pipeline.write_store(dataset, tmp_path / "own.zarr")
+    with pytest.raises(InputError, match=r"exists, made of other spectra .*Dataset; .*, or overwrite=True in Python$"):
+        pipeline.write_store(make_dataset(_N - 1), tmp_path / "own.zarr")
     check_store(pipeline.write_store(dataset, tmp_path / "own.zarr", overwrite=True), dataset)
 
 
@@ -157,7 +159,11 @@ def test_write_store__mask_and_noisy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.drop_vars("flux_err"), "error is missing; it has spectra, "),
+        (
+            lambda d: d.drop_vars("flux_err"),
+            "error is missing; it has spectra, .*headroom convert .* --name error=NAME$",
+        ),
+        (lambda d: d.rename(flux_err="ivar"), "'ivar' is the inverse variance, error = 1 / √ivar$"),
         (lambda d: d.drop_vars(["Teff", "logg"]), r"T_eff and log_g are missing.*names=\{'T_eff': 'NAME'\}"),
         (lambda d: d.assign(teff=d["Teff"]), "T_eff may be 'Teff' or 'teff'; say which"),
         (lambda d: d.assign_coords(wave=d["wave"].assign_attrs(units="log10(nm)")), "must be one of Å.*'log10.nm.'"),
@@ -166,7 +172,7 @@ def test_write_store__mask_and_noisy(tmp_path: Path) -> None:
         (lambda d: d.assign(spectra=d["spectra"].isel(pixel=0)), r"flux must have two dimensions.*\(star: 150\)"),
         (lambda d: d.assign(flux_err=d["flux_err"].isel(star=0)), r"error must hold numbers along 'star' and 'pixel'"),
         (lambda d: d.assign(logg=d["logg"].where(d["logg"] > 2)), "'log_g' must be finite, found nan at row"),
-        (lambda d: d.assign(flux_err=-d["flux_err"]), "error must be non-negative.*row 0, pixel 0"),
+        (lambda d: d.assign(flux_err=-d["flux_err"]), "the Dataset: error must be non-negative.*row 0, pixel 0"),
         (lambda d: d.assign(mask=d["spectra"] > 1), "mask must hold whole numbers, 0 = good"),
         (lambda d: d.assign(spectra=d["spectra"] * 1e40), "typical flux must lie between"),
         (lambda d: d.assign(spectra=d["spectra"].astype(str)), "flux must hold numbers"),

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.noise import NoiseDraw
 from pipeline.plan import ceiling as ceiling_plan
 from pipeline.plan import plan_library
+from pipeline.questions import draw_ceiling
 from pipeline.questions.ceiling import Ceiling, measure
 from pipeline.questions.ceiling import library as library_module
 from pipeline.questions.ceiling.answer import CeilingPart
@@ -307,6 +308,20 @@ def test_page_remarks_and_answer_tell_it(finished: RunResults) -> None:
     covered = exact.query("noise_level == 1 and scope == 'covered'").iloc[0]
     assert covered["kept"] == pytest.approx(level.posterior["covered"].kept.mean, nan_ok=True)
     assert covered["gain"] == pytest.approx(covered["r2"] - covered["r2_global"], abs=1e-9)
+
+
+def test_the_figure_leaves_room_for_every_bar_and_mark(finished: RunResults) -> None:
+    """Bars used to end the axes, so a short bar at the edge could not be seen and half of a mark was cut off."""
+    axes = draw_ceiling(finished).axes[0]
+    ends = [edge for bar in axes.patches for edge in (bar.get_x(), bar.get_x() + bar.get_width())]  # type: ignore[attr-defined]
+    marks = [
+        float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("s", "o") and len(line.get_xdata())
+    ]
+    low, high = axes.get_xlim()
+    margin = 0.02 * (high - low)
+    assert min(len(ends), len(marks)) >= 2
+    assert low + margin < min(*ends, *marks)
+    assert max(*ends, *marks) < high - margin
 
 
 def test_gates_are_held_against_the_exact_one(config: ExperimentConfig, tmp_path: Path) -> None:

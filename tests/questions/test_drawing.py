@@ -64,13 +64,31 @@ def test_figures_of_several_panels_go_into_a_figure(small_run: RunResults, figur
     pipeline.draw_dashboard(small_run, figure=right)
     assert len(left.axes) == 2
     figure.canvas.draw()
-    with pytest.raises(ConfigError, match="ax= serves for figures of one panel, and this one has several"):
-        pipeline.draw_learning_curve(small_run, ax=figure.add_subplot())
-    with pytest.raises(ConfigError, match="ax= serves for figures of one panel, and this one has several"):
-        pipeline.draw_dashboard(small_run, ax=figure.add_subplot())
     with pytest.raises(ConfigError, match="give ax or figure, not both"):
         pipeline.draw_ablation(small_run, ax=figure.add_subplot(), figure=figure)
     assert pipeline.draw_learning_curve(small_run) is not left  # an error leaves nothing behind
+
+
+@pytest.mark.parametrize("name", ["learning_curve", "oracle_dashboard", "pred_vs_true"])  # two, nested, colour bar
+def test_figures_of_several_panels_take_the_place_of_axes(small_run: RunResults, figure: Figure, name: str) -> None:
+    own, ax = figure.subplots(1, 2)
+    own.set_title("mine")
+    drawn = pipeline.draw_figure(small_run, name, ax=ax)
+    figure.canvas.draw()
+    [sub] = figure.subfigs
+    assert drawn is sub
+    assert sub.axes or sub.subfigs
+    assert ax not in figure.axes
+    assert own in figure.axes
+    assert own.get_title() == "mine"
+    assert sub.bbox.x0 >= own.bbox.x1, "the panels stand beside the neighbour"
+
+
+def test_axes_without_a_place__raise_on_several_panels(small_run: RunResults, figure: Figure) -> None:
+    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+    with pytest.raises(ConfigError, match=r"make the axes by plt\.subplots, or give figure="):
+        pipeline.draw_learning_curve(small_run, ax=axes)
+    assert axes in figure.axes
 
 
 def test_own_settings_of_matplotlib_hold_in_own_figures(small_run: RunResults, figure: Figure) -> None:

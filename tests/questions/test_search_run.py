@@ -233,11 +233,11 @@ def test_a_choice_at_the_edge_of_the_grid_is_told(small_config: ExperimentConfig
 
     beyond = "larger one may be better: widen ridge.alpha.search"
     assert warnings("low", [1e-3, 2e-3], "global") == [
-        f"α = 2e-3 for the global model is the largest of the grid, so a {beyond}"
+        f"α = 0.002 for the global model is the largest of the grid, so a {beyond}"
     ]
     found = warnings("own", [1e-3, 2e-3], "per_expert")
     assert len(found) == 10
-    assert f"α = 2e-3 for bin 3 (Mid, Poor) is the largest of the grid, so a {beyond}" in found
+    assert f"α = 0.002 for bin 3 (Mid, Poor) is the largest of the grid, so a {beyond}" in found
     assert "smallest of the grid, so a smaller one" in warnings("high", [1e7, 2e7], "global")[0]
     # Too small a penalty, and experts follow the noise: the verdict says so, and no warning beside it.
     assert read_results(tmp_path / "low").summary.headline.decision.verdict == "withheld"

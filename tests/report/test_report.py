@@ -125,7 +125,8 @@ def _numbers_of(scope: Scope) -> list[float]:
 def _agrees(shown: str, stored: float | None, digits: int = 4) -> bool:
     if stored is None or math.isnan(stored):
         return shown == "–"
-    return float(shown.replace(",", "")) == pytest.approx(stored, abs=0.5001 * 10**-digits)
+    assert "-" not in shown, "a negative number has a minus sign, not a hyphen"
+    return float(shown.replace(",", "").replace("−", "-")) == pytest.approx(stored, abs=0.5001 * 10**-digits)
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +388,7 @@ def test_design__numbers_are_the_summarys_and_the_rectangles_the_recommended(
             assert _agrees(found[heading], value)
             assert stored[column] == pytest.approx(value, abs=1e-9)
     rows = page.tables["Rectangles of the recommended division, as numbered in the figure"][1:]
-    assert [[float(cell) for cell in row[1:]] for row in rows] == [
+    assert [[float(cell.replace("−", "-")) for cell in row[1:]] for row in rows] == [
         [pytest.approx(end, rel=1e-5) for span in one.values() for end in span] for one in design.chosen.rectangles
     ]
 

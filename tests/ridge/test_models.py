@@ -67,6 +67,11 @@ def test_penalty_per_spectrum_counts_the_training_set_of_the_global_model() -> N
         assert models.global_alpha == pytest.approx(0.1 * n)
         np.testing.assert_allclose(models.expert_alphas, 0.1 * n)
     assert models.expert_counts.tolist() == [120, 90]
+    assert (
+        repr(models)
+        == f"ExpertModels({', '.join(models.labels)}; 2 experts, {len(models.global_weights)} pixels, 210 spectra)"
+    )
+    assert repr(models.global_path).startswith("RidgePath(")
 
 
 def test_solve__raise_on_a_starved_bin() -> None:

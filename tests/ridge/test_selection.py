@@ -192,6 +192,7 @@ def test_held_out_errors__raise_on_other_pixels_or_labels() -> None:
     ("alpha", "text"),
     [
         (0.1, "0.1"),
+        (0.004, "0.004"),
         (1.0, "1"),
         (250.0, "250"),
         (1e5, "1e5"),

@@ -65,3 +65,14 @@ def test_models_and_moments_show_themselves(small_run: RunResults) -> None:
     page = pipeline.open_moments(small_run.folder)._repr_html_()
     assert "complete" in page
     assert page.count("<tr>") == 3
+
+
+def test_what_a_notebook_shows_is_a_line(small_run: RunResults) -> None:
+    """Summary and levels hold thousands of numbers; their names are enough, and every one can be asked for."""
+    summary = small_run.summary
+    comparison = pipeline.compare_runs([small_run.folder, small_run.folder])
+    for thing in (small_run, summary, summary.headline, comparison, pipeline.revisit_run(small_run.folder)):
+        assert len(repr(thing)) < 300
+        assert repr(thing).startswith(f"{type(thing).__name__}(")
+    for name in repr(summary).partition("it has ")[2].partition(";")[0].split(", "):
+        assert summary[name] is not None

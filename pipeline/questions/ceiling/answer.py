@@ -291,21 +291,23 @@ def draw_ceiling(results: RunResults, level: CeilingLevel) -> Figure:
 
 
 def _draw_ladder(axes: Axes, rows: Sequence[tuple[str, CeilingPart]]) -> None:
+    size = 6 if is_narrow() else 9  # less than a bar's height: a short bar shows behind a mark
     for place, (_, part) in enumerate(rows):
         ends = part.lower.mean, part.upper.mean
         if all(map(math.isfinite, ends)):
             hatch = None if part.is_converged else "////"
             axes.barh(
-                place, ends[1] - ends[0], left=ends[0], height=0.5, color=_CEILING, alpha=0.45, hatch=hatch, zorder=3
+                place, ends[1] - ends[0], left=ends[0], height=0.6, color=_CEILING, alpha=0.45, hatch=hatch, zorder=3
             )
         shown = [value for value in (part.r2_global, part.r2_oracle, *ends) if math.isfinite(value)]
         if len(shown) > 1:
             axes.plot([min(shown), max(shown)], [place, place], color=MUTED, linewidth=1, zorder=2)
-        axes.plot([part.r2_global], [place], color=GLOBAL, marker="s", markersize=9, linestyle="none", zorder=5)
-        axes.plot([part.r2_oracle], [place], color=ORACLE, marker="o", markersize=9, linestyle="none", zorder=5)
+        axes.plot([part.r2_global], [place], color=GLOBAL, marker="s", markersize=size, linestyle="none", zorder=5)
+        axes.plot([part.r2_oracle], [place], color=ORACLE, marker="o", markersize=size, linestyle="none", zorder=5)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.axhline(0.5, color=MUTED, linewidth=0.8)
+    axes.use_sticky_edges = False  # else the axes end where a bar does, and cut the mark that lies there
     style_axes(axes, title="R² of the global model, of experts, and the ceiling", x="R²", y="bin", grid="x")
     axes.tick_params(axis="y", length=0, labelsize=TEXT)
     marks = [

@@ -229,6 +229,10 @@ def typeset_figure(figure: FigureBase | Axes) -> None:
             text.set_parse_math(False)
 
 
+class SeveralPanels(Exception):
+    """A figure asks for more panels than somebody's own axes are. It never leaves the drawing of a figure."""
+
+
 class OneAxes:
     """Stands in for the figure where a figure of one panel is drawn into somebody's own axes."""
 
@@ -240,7 +244,7 @@ class OneAxes:
 
         Raises
         ------
-        ConfigError
+        SeveralPanels
             If more are wanted.
         """
         if panels or look:
@@ -249,10 +253,7 @@ class OneAxes:
 
     def refuse(self, *_: Any, **__: Any) -> Any:
         """Say that these axes do not serve for several panels, however they are asked for."""
-        raise ConfigError(
-            "ax= serves for figures of one panel, and this one has several; give figure=, such as a sub-figure of "
-            "your own: figure.subfigures(1, 2)[0]"
-        )
+        raise SeveralPanels
 
     subfigures = add_gridspec = add_subplot = refuse
 
@@ -314,6 +315,26 @@ def drawing_into(target: Figure | SubFigure | Axes) -> Iterator[None]:
         from pipeline.report.figures.fitting import shrink
 
         shrink(target, own.scale)
+
+
+def replace_axes(axes: Axes) -> SubFigure:
+    """Put an empty sub-figure into the place of somebody's own axes, for a figure of several panels.
+
+    Raises
+    ------
+    ConfigError
+        If the axes have no place in a grid, which a sub-figure needs.
+    """
+    place = axes.get_subplotspec()
+    if place is None or axes.figure is None:
+        raise ConfigError(
+            "this figure has several panels, and the axes of ax= have no place in a grid of plots, which they could "
+            "take; make the axes by plt.subplots, or give figure=, such as a sub-figure of your own: "
+            "figure.subfigures(1, 2)[0]"
+        )
+    figure = axes.figure
+    axes.remove()
+    return figure.add_subfigure(place)
 
 
 def _find_root(target: Figure | SubFigure | Axes) -> Figure:
