@@ -27,14 +27,14 @@ $(VENV)/.installed: requirements.lock
 $(LOWEST)/.installed: requirements-lowest.lock
 # pip would compile modules one after the other. Of the lowest versions few are imported, and those are compiled then.
 # What some packages hold besides Python cannot be compiled, which is no failure.
-$(VENV)/.installed: COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+$(VENV)/.installed: BYTECODE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python >= 3.11 is required, $$($(PYTHON) --version) found; name another one: make PYTHON=python3.12" >&2; exit 3; }
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-compile -r $(filter %.lock,$^)
 	$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(COMPILE)
+	$(BYTECODE)
 	@touch $@
 
 install: $(READY)  ## Create .venv from the lock file.
