@@ -312,8 +312,8 @@ def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables
 
 # --- Messages about a wrong configuration: one line for each setting, with the spelling of the YAML file.
 
-#: Internal names of the kinds of ``alpha`` and of cuts; they are no part of a setting's name.
-_KINDS = ("number", "rule", "choice", "edges", "parts")
+#: Internal names of the kinds of values that a setting takes; they are no part of a setting's name.
+_KINDS = ("number", "word", "rule", "choice", "edges", "parts")
 
 
 def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
@@ -336,6 +336,8 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
             line = f"the setting {'.'.join(location)!r} is required"
         else:
             message = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as YAML says
+            if "word" in finding["loc"]:
+                message = message.replace("should be", "should be a number or", 1)
             shown = finding.get("input")
             found = "" if kind == "value_error" else f", found {shown!r}"
             line = f"{'.'.join(location) or 'settings'}: {message}{found}"

@@ -473,8 +473,8 @@ class BootstrapConfig(Section):
 
 #: A number of folds, or one fold for each shard.
 Folds = Annotated[
-    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Literal["shards"], Tag("shards")],
-    Discriminator(lambda value: "shards" if isinstance(value, str) else "number"),
+    Annotated[int, Field(ge=1), Tag("number")] | Annotated[Literal["shards"], Tag("word")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "number"),
 ]
 
 

@@ -120,6 +120,8 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"data": {"train": ["x"]}}, r"'data\.test' is required"),
         ({"data": {"train": [], "test": ["x"]}}, r"data\.train"),
         ({"compute": {"folds": 0}}, r"compute\.folds"),
+        ({"compute": {"folds": "none"}}, r"compute\.folds: Input should be a number or 'shards', found 'none'"),
+        ({"ceiling": {"library": "many"}}, r"ceiling\.library: .* a number or 'auto' or 'all', found 'many'"),
     ],
 )
 def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
