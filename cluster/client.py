@@ -21,7 +21,7 @@ from distributed import Worker
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
 from cluster.dashboard import require_free_port
-from cluster.profiles import SAMPLES_THREADS, AddressProfile, LocalProfile, Profile
+from cluster.profiles import WORKER_SETTINGS, AddressProfile, LocalProfile, Profile
 from pipeline.base import (
     disk_errors_told,
     parse_object,
@@ -59,13 +59,9 @@ class ThreadedWorker(Worker):
 Say = Callable[[str], None]
 
 #: What every cluster's processes have in common.
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = WORKER_SETTINGS | {
     # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
     "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
-    # Results lie on disk, and what a task holds cannot be spilled.
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.target": False,
-    "distributed.worker.profile.enabled": SAMPLES_THREADS,
 }
 
 

@@ -27,7 +27,7 @@ from pipeline.config import Section, describe_findings, read_yaml
 from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [
-    "SAMPLES_THREADS",
+    "WORKER_SETTINGS",
     "AddressProfile",
     "DriverJob",
     "LocalProfile",
@@ -44,10 +44,16 @@ __all__ = [
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _UNITS |= {f"{letter}B": 10 ** (3 * (k + 1)) for k, letter in enumerate("KMGT")}
 _UNITS |= {f"{letter}IB": 2 ** (10 * (k + 1)) for k, letter in enumerate("KMGT")}
-#: Whether workers may look at the stacks of their threads again and again, for the profile on the dashboard. Before
-#: Python 3.11.12 this can stop a process for ever: a garbage collection runs while the list of threads is locked
-#: (CPython's issue 106883; seen in 2 of 1,800 short runs on a busy machine).
-SAMPLES_THREADS = sys.version_info >= (3, 11, 12)
+#: Dask's settings of every worker, wherever it runs.
+WORKER_SETTINGS: dict[str, bool] = {
+    # Results lie on disk, and what a task holds cannot be spilled.
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    # Whether a worker looks at the stacks of its threads again and again, for the profile on the dashboard. Before
+    # Python 3.11.12 this can stop a process for ever: a garbage collection runs while the list of threads is locked
+    # (CPython's issue 106883; seen in 2 of 1,800 short runs on a busy machine).
+    "distributed.worker.profile.enabled": sys.version_info >= (3, 11, 12),
+}
 _LEAST_MEMORY = 64 * 2**20
 _LEAST_WALLTIME = 60
 

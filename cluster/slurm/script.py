@@ -24,7 +24,7 @@ import dask
 from distributed.deploy.spec import ProcessInterface
 
 from cluster.certificates import Certificates
-from cluster.profiles import SAMPLES_THREADS, SlurmProfile, format_walltime
+from cluster.profiles import WORKER_SETTINGS, SlurmProfile, format_walltime
 from cluster.slurm.commands import run_slurm, submit_script
 from pipeline.errors import ResourceError
 
@@ -153,9 +153,7 @@ def job_options(profile: SlurmProfile, paths: JobPaths) -> dict[str, Any]:
     arguments += ["--lifetime", f"{profile.walltime - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
     environment: dict[str, Any] = {
         "HEADROOM_THREADS": profile.cores,
-        "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": False,
-        "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": False,
-        "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": SAMPLES_THREADS,
+        **{f"DASK_{name.upper().replace('.', '__')}": value for name, value in WORKER_SETTINGS.items()},
     }
     if not profile.insecure:
         files = paths.certificates

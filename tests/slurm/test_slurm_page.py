@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -40,10 +39,9 @@ def follow(block: str, folder: Path) -> str:
     for stated, own in CHANGED.items():
         block = block.replace(stated, own)
     lines = [line for line in block.splitlines() if not LEFT_OUT.match(line)]
-    environment = os.environ | {"PATH": os.environ["PATH"]}
     done = subprocess.run(
         ["bash", "-c", "\n".join(["set -e -o pipefail", *lines])],
-        cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, f"{block}\n{done.stdout[-3000:]}"
