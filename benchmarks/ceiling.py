@@ -88,11 +88,11 @@ def hold(train: AnyStore, test: AnyStore, n_stars: int, n_spectra: int) -> dict[
     # A small sample has fewer spectra than a run: they serve again, as products do not care.
     rows = np.sort(np.fromiter(islice(cycle(range(test.n_spectra)), n_spectra), np.int64))
     reader = StarReader(test)
-    flux, error = reader.take("flux", rows), reader.take("error", rows)
+    flux, error = reader.take_clean(rows)
     spectra = NoiseDraw(1.0, SEED, STREAM_TEST).apply(flux, error, 0)
     reader = StarReader(train)
     first = np.arange(min(SAMPLE, train.n_spectra // 2))
-    sample = reader.take("flux", first), reader.take("error", first)
+    sample = reader.take_clean(first)
     origins = Origins.find(1.0, spectra, *sample)
     observed = observe(spectra, origins)
     with ThreadPoolExecutor(CORES) as pool, one_blas_thread():
@@ -112,7 +112,7 @@ def hold(train: AnyStore, test: AnyStore, n_stars: int, n_spectra: int) -> dict[
             own = last[start : start + BLOCK]
             rng, groups = np.random.default_rng(start), group_of(np.arange(start, start + len(own)))
             known = rng.integers(0, BINS + 1, len(own)), groups, rng.normal(size=(len(own), len(LABELS)))
-            seconds, block = _time(lambda own=own, known=known: Block.read(reader, own, *known, pool))
+            seconds, block = _time(lambda own=own, known=known: Block.read(reader, own, *known))
             spent = {"reading": seconds}
             for name, way in ways.items():
                 spent[name], _ = _time(lambda way=way, block=block: way.add(block, pool))

@@ -1,6 +1,6 @@
-from .ceiling import LIBRARY_RUN as LIBRARY_RUN
 from .ceiling import LibraryPlan as LibraryPlan
 from .ceiling import plan_library as plan_library
+from .ceiling import run_length as run_length
 from .cost import MEMORY_SHARE as MEMORY_SHARE
 from .cost import ExperimentPlan as ExperimentPlan
 from .cost import measure_flops as measure_flops

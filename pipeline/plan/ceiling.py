@@ -10,7 +10,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.noise import training_noises
 from pipeline.schema import LABELS
 
-__all__ = ["LIBRARY_RUN", "LibraryPlan", "plan_library"]
+__all__ = ["LibraryPlan", "plan_library", "run_length"]
 
 #: ``ceiling.library: auto`` takes at least so many stars, or all.
 _FEWEST_STARS = 20_000
@@ -18,9 +18,8 @@ _FEWEST_STARS = 20_000
 _SAMPLE, _LARGE_SAMPLE = 2048, 8192
 #: Fewer pixels or stars are not worth the search for directions.
 _MANY_PIXELS, _MANY_STARS = 2000, 50_000
-#: Stars of a part of the training set that follow each other. A store decodes a thousand spectra together, so a library
-#: of single stars would cost as much reading as all.
-LIBRARY_RUN = 128
+#: Stars of a library that follow each other, at most, and how many such runs it has, at least.
+_LONGEST_RUN, _FEWEST_RUNS = 128, 100
 #: Stars of one product.
 _BLOCK = 1024
 #: Most training stars that are left out of the library, to choose its temperature on.
@@ -100,22 +99,15 @@ def plan_library(
     by_pixels, by_directions = 4.0 * n_pixels * spectra, _OF_PIXEL * n_pixels + _OF_SPECTRUM * spectra
     wanted = config.ceiling.library
     if wanted == "auto":
-        noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
-        factored = len(expect_factored(noises, n_pixels, config.compute))
-        of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
-        of_level = of_pass / len(config.noise.levels)
-        wanted = int(of_level / by_directions)
-        if not _seeks(n_pixels, wanted):
-            wanted = min(int(of_level / by_pixels), _MANY_STARS - 1 if n_pixels >= _MANY_PIXELS else n_train)
-        wanted = max(_FEWEST_STARS, wanted)
+        wanted = max(_FEWEST_STARS, _afford(config, n_train, n_pixels, by_pixels, by_directions))
     stars = n_train - left_out if wanted == "all" else min(int(wanted), n_train - left_out)
     seeks = _seeks(n_pixels, stars)
     sample = _LARGE_SAMPLE if seeks else _SAMPLE
     flops = _BESIDE_PRODUCTS * stars * by_pixels
     if seeks:
         flops = stars * by_directions + _OF_SEARCH * n_pixels * min(sample, n_train)
-    # Runs begin anywhere, so most lie in two parts that the store decodes as one.
-    read = min(n_train, stars + -(-stars // LIBRARY_RUN) * chunk_rows)
+    # Each run is read with all that the store decodes together; some lie in two such parts.
+    read = min(n_train, stars + -(-stars // run_length(stars)) * chunk_rows)
     # Of a spectrum: its noisy pixels and its factors, twice while they are read, and its sums. Of a star: pixels and
     # factors, of three blocks. Of a direction: its parts of a spectrum and of a star, likewise twice.
     pixels = 4 * n_pixels
@@ -124,6 +116,27 @@ def plan_library(
     worker = len(config.noise.levels) * of_level + (6 * chunk_rows + 6 * _BLOCK) * pixels
     driver = (9 * spectra + 16 * min(sample, n_train)) * pixels + 2 * spectra * of_sums
     return LibraryPlan(stars, left_out, spectra, sample, seeks, flops, read, worker, driver)
+
+
+def _afford(config: ExperimentConfig, n_train: int, n_pixels: int, by_pixels: float, by_directions: float) -> int:
+    """Return how many stars cost as much as the pass, from the price of a star in pixels and in directions."""
+    noises = training_noises(config.noise.mode, config.noise.levels, config.seeds)
+    factored = len(expect_factored(noises, n_pixels, config.compute))
+    of_pass = float(n_train) * n_pixels * ((len(noises) - factored) * n_pixels + factored * 2 * _RANK)
+    of_level = of_pass / len(config.noise.levels)
+    stars = int(of_level / by_directions)
+    if _seeks(n_pixels, stars):
+        return stars
+    return min(int(of_level / by_pixels), _MANY_STARS - 1 if n_pixels >= _MANY_PIXELS else n_train)
+
+
+def run_length(stars: int) -> int:
+    """Return how many stars of a library follow each other in the training set.
+
+    A store decodes a thousand spectra together, so a library of single stars would cost as much reading as all. With
+    few runs, a part of ordered spectra would not be like all of them.
+    """
+    return min(_LONGEST_RUN, max(1, stars // _FEWEST_RUNS))
 
 
 def _seeks(n_pixels: int, stars: int) -> bool:

@@ -124,6 +124,11 @@ class ExperimentPlan:
     asks_forecast: bool = False
 
     @property
+    def makes_forecast(self) -> bool:
+        """Whether a forecast is asked for, and there will be the factored moments that it needs."""
+        return self.asks_forecast and self.n_factored > 0
+
+    @property
     def n_dense(self) -> int:
         """Noise draws whose moments are dense."""
         return self.n_draws - self.n_factored
@@ -202,7 +207,7 @@ class ExperimentPlan:
             lines.append(f"bin design           {self.design_models:,} models (rectangles × folds × seeds)")
         if self.library is not None:
             lines.append(f"ceiling              {self.library.describe()}")
-        if self.asks_forecast and not self.n_factored:
+        if self.asks_forecast and not self.makes_forecast:
             lines.append("forecast             none: it needs factored moments (compute.moments), and these are dense")
         return "\n".join(lines)
 

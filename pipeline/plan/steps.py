@@ -181,7 +181,7 @@ def _score(plan: ExperimentPlan, config: ExperimentConfig, scaling: Scaling) -> 
     n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
     columns = n_models * (plan.n_folds + 1) + _count_other_bins(config)
     reading = 2.0 * plan.n_draws * plan.n_test * plan.n_pixels * columns / _machine(scaling)
-    if config.forecast is None or not plan.n_factored:  # dense moments give no forecast
+    if not plan.makes_forecast:
         return 1.0 + reading
     return 1.0 + reading + _FORECASTS * n_models * len(config.noise.levels) * _of_model(plan, scaling)
 

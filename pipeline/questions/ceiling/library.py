@@ -24,7 +24,7 @@ from pipeline.accumulate import AccumulationPlan, available_threads
 from pipeline.base import Progress, SilentProgress, Task, name_group, one_blas_thread, open_npz, run_tasks, write_npz
 from pipeline.bins import OUTSIDE, BinGrid, Partition
 from pipeline.errors import InputError
-from pipeline.plan import LIBRARY_RUN
+from pipeline.plan import run_length
 from pipeline.questions.ceiling.likelihood import (
     Coefficients,
     Observed,
@@ -64,8 +64,6 @@ _STARS, _SPECTRA = 1024, 128
 #: Stars left out that follow each other: single ones would touch as many chunks as all. A tenth of the stars leaves
 #: room between runs.
 _RUN = 16
-#: Runs of a library, at least: with fewer, a part of ordered spectra would not be like all of them.
-_FEWEST_RUNS = 100
 #: Stars that a thread describes at a time.
 _DESCRIBED = 256
 
@@ -93,7 +91,7 @@ def choose_stars(partitions: Sequence[Partition], wanted: int, left_out: int) ->
     starts = (2 * np.arange(n_runs) + 1) * len(rows) // (2 * max(n_runs, 1)) - _RUN // 2
     places = np.clip(starts[:, None] + np.arange(_RUN), 0, len(rows) - 1).ravel()[:left_out]
     others, position = np.delete(rows, places), np.arange(wanted)
-    run = min(LIBRARY_RUN, max(1, wanted // _FEWEST_RUNS))
+    run = run_length(wanted)
     chosen = position // run * run * len(others) // max(wanted, 1) + position % run
     return Choice(others[chosen], rows[places])
 
@@ -317,13 +315,12 @@ class Block:
         cells: NDArray[np.int64],
         groups: NDArray[np.int64],
         labels: FloatArray,
-        pool: Executor,
     ) -> Block:
-        """Read stars, whose rows are in increasing order, and sort them; a thread takes flux, another one errors."""
+        """Read stars, whose rows are in increasing order, and sort them."""
         order = np.lexsort((cells, groups))
         places = np.empty(len(order), np.int64)
         places[order] = np.arange(len(order))
-        flux, error = pool.map(partial(reader.take, rows=rows, places=places), ("flux", "error"))
+        flux, error = reader.take_clean(rows, places)
         return cls(flux, error, Slots.of(cells[order], groups[order]), labels[order])
 
 
@@ -338,11 +335,10 @@ def _read_ahead(
     reader = StarReader(store)
     cuts = [slice(a, a + _STARS) for a in range(0, len(rows), _STARS)]
 
-    with ThreadPoolExecutor(1) as thread, ThreadPoolExecutor(2) as pool:
+    def read(own: slice) -> Block:
+        return Block.read(reader, rows[own], cells[own], groups[own], labels[own])
 
-        def read(own: slice) -> Block:
-            return Block.read(reader, rows[own], cells[own], groups[own], labels[own], pool)
-
+    with ThreadPoolExecutor(1) as thread:
         ahead = [thread.submit(read, own) for own in cuts[:1]]
         for following in [*cuts[1:], None]:
             block = ahead.pop().result()
@@ -377,6 +373,14 @@ class StarReader:
             found[places[start:stop]] = pixels[rows[start:stop] - first]
             start = stop
         return found
+
+    def take_clean(
+        self, rows: NDArray[np.int64], places: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Read flux and errors of rows, each (M, P), side by side; see :meth:`take`."""
+        with ThreadPoolExecutor(2) as pool:
+            flux, error = pool.map(partial(self.take, rows=rows, places=places), ("flux", "error"))
+        return flux, error
 
     def _read(self, variable: str, row: int) -> tuple[int, int, NDArray[np.float32]]:
         """Return the rows from this one to the end of its chunk, and where they lie."""

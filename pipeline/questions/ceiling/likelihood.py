@@ -28,7 +28,7 @@ forms it anew from all pixels in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -474,8 +474,7 @@ def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
     chosen = _leading_directions(rows, tolerance * np.sqrt(len(rows)))
     _take_away(rows, chosen)
     for _ in range(_EXTENSIONS):
-        sizes = np.concatenate([np.einsum("np,np->n", part, part) for part in _in_parts(rows)])
-        worst = rows[np.sqrt(sizes) > _WORST * tolerance]
+        worst = rows[np.sqrt(np.einsum("np,np->n", rows, rows)) > _WORST * tolerance]
         if not len(worst) or chosen.shape[1] + 1 >= min(rows.shape):
             break
         added = _leading_directions(worst, _WORST * tolerance)
@@ -484,13 +483,10 @@ def _principal_directions(rows: FloatArray, tolerance: float) -> FloatArray:
     return np.ascontiguousarray(chosen)
 
 
-def _in_parts(rows: FloatArray) -> Iterator[FloatArray]:
-    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
-
-
 def _take_away(rows: FloatArray, directions: FloatArray) -> None:
     """Take what lies in some orthonormal directions (P, r) out of rows (M, P)."""
-    for part in _in_parts(rows):
+    for start in range(0, len(rows), _AT_ONCE):
+        part = rows[start : start + _AT_ONCE]
         part -= (part @ directions) @ directions.T
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +202,9 @@ class _Preparation:
         self._left_out = choice.left_out
         runs = sample_rows(facts.train, size.sample, _SAMPLE_RUN)
         sampled = np.concatenate([np.arange(*run) for run in runs])
-        self._sample = _read_clean(facts.train, sampled)
+        self._sample = StarReader(facts.train).take_clean(sampled)
         # The own stars: of the test spectra, then of the training stars that are left out.
-        self._own = [_read_clean(facts.test, self._rows), _read_clean(facts.train, self._left_out)]
+        self._own = [StarReader(facts.test).take_clean(self._rows), StarReader(facts.train).take_clean(self._left_out)]
         labels = facts.plan.labels
         known = read_columns(facts.train, labels, sampled)
         y = np.column_stack([known[label] for label in labels]).astype(np.float64)
@@ -269,18 +268,25 @@ def choose_projection(
         projection = Projection.find(observed, sample, tolerance)
         if projection.rank > _WORTH * n_factors:
             break
-        cuts = [slice(start, start + _TRIED_AT_ONCE) for start in range(0, len(exact), _TRIED_AT_ONCE)]
-
-        def project(own: slice, projection: Projection = projection) -> tuple[Coefficients, Coefficients]:
-            return projection.project_spectra(observed.rows(own)), projection.project_stars(stars.rows(own))
-
-        with ThreadPoolExecutor(available_threads()) as pool:
-            seen, own = map(Coefficients.join, zip(*pool.map(project, cuts), strict=True))
+        seen, own = _project(projection, observed, stars)
         found = seen.multiply_pairs(own) + stars.own
         error = _certify(found, exact, bound_errors(seen.doubt, own.doubt))
         if error is not None:
             return projection, seen, error
     return None
+
+
+def _project(projection: Projection, observed: Observed, stars: Star) -> tuple[Coefficients, Coefficients]:
+    """Return the coefficients of spectra and of as many stars, computed on all cores."""
+
+    def project(start: int) -> tuple[Coefficients, Coefficients]:
+        own = slice(start, start + _TRIED_AT_ONCE)
+        return projection.project_spectra(observed.rows(own)), projection.project_stars(stars.rows(own))
+
+    with ThreadPoolExecutor(available_threads()) as pool:
+        found = pool.map(project, range(0, len(stars.own), _TRIED_AT_ONCE))
+        of_spectra, of_stars = map(Coefficients.join, zip(*found, strict=True))
+    return of_spectra, of_stars
 
 
 def choose_precision(observed: Observed, stars: Star, exact: FloatArray) -> tuple[str, float]:
@@ -301,12 +307,6 @@ def _certify(found: FloatArray, exact: FloatArray, bounds: FloatArray) -> float 
     sure = bounds <= TOLERANCE
     error = float(np.abs(found - exact)[sure].max(initial=0.0))
     return error if error <= TOLERANCE and sure.mean() >= 1 - _DOUBTED else None
-
-
-def _read_clean(store: AnyStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    with ThreadPoolExecutor(2) as pool:
-        flux, error = pool.map(partial(StarReader(store).take, rows=rows), ("flux", "error"))
-    return flux, error
 
 
 def _add_noise(
