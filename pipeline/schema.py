@@ -112,7 +112,7 @@ FINISHED_VERSION: Final = 1
 #: Moments, from a store.
 ACCUMULATION_ALGORITHM: Final = 4
 #: Factored moments, from a store and a basis.
-PROJECTION_ALGORITHM: Final = 2
+PROJECTION_ALGORITHM: Final = 3
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.

@@ -1,10 +1,11 @@
 """The hot loop of factored moments: read, integrate the noise out, project. No product of all pixels with all pixels.
 
 A block of rows is read and the kernel of the noise writes its means in the order of the rows. One thin product projects
-them. Only then are rows told apart by cell and noise class, r numbers each, so many cells cost what one does. Blocks
-are worked on side by side, and one thread adds up what they give, in the order of the rows. Products see exactly
-``run_rows`` rows, counted from the first row of a partition, so the bits do not depend on chunks, threads, or other
-partitions.
+them. Where noise is low, few pixels are so faint that clipping changes their means. The product of the clean flux then
+serves all such levels, and each adds what its own faint pixels change. Only then rows are told apart by cell and noise
+class, r numbers each, so many cells cost what one does. Blocks are worked on side by side, and one thread adds up what
+they give, in the order of the rows. Products see exactly ``run_rows`` rows, counted from the first row of a partition,
+so the bits do not depend on chunks, threads, or other partitions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.accumulate.hotloop import CellRows, LoopSettings, SpectraReader
 from pipeline.base import Workspace, one_blas_thread
 from pipeline.moments import CHECK_EVERY, WORST, Basis, FactoredMoments, Factors, sum_squares
-from pipeline.noise import Noise, Scatter
+from pipeline.noise import FaintPixels, Noise, Scatter, compiled
 
 __all__ = ["project_parts", "projection_memory"]
 
@@ -33,6 +34,9 @@ _WAITING = 2
 _GROSS = 1e-4
 #: Rows of a class that are multiplied at once, at least.
 _FEWEST_ROWS = 64
+#: A run whose faint pixels are fewer than one of so many is projected as clean flux, and they are added: beyond, that
+#: costs about what the product does.
+_FAINT = 16
 
 
 def _block_rows(chunk_rows: int, run_rows: int) -> int:
@@ -53,11 +57,12 @@ def projection_memory(
     """Return the bytes that :func:`project_parts` allocates at most, for any number of spectra."""
     rows, width = _block_rows(chunk_rows, settings.run_rows), rank + 1 + n_labels
     n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
-    of_cells = (n_classes + 1) * n_runs * n_noises * n_cells * n_pixels * 8
-    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells
-    # A run's sizes and check rows, and the memory to decode a chunk that is needed only in part.
-    work = settings.run_rows * pixels // CHECK_EVERY * 4 + 2 * chunk_rows * n_pixels * 4
-    work += 2 * settings.run_rows * width * 8  # z of a run as it is projected, and what it is compared with
+    of_cells = ((n_classes + 1) * n_runs * n_noises + n_classes) * n_cells * n_pixels * 8
+    faint = settings.run_rows * n_pixels // _FAINT * (4 + 2 * settings.dtype.itemsize) + settings.run_rows * 8
+    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells + faint
+    # The check rows of a run, and the memory to decode a chunk that is needed only in part.
+    work = 2 * -(-settings.run_rows // CHECK_EVERY) * pixels + 2 * chunk_rows * n_pixels * 4
+    work += 2 * settings.run_rows * width * 8  # z of a run, and that of its clean flux
     # Rows of a class wait until they are a run; they are then joined with those of the next block.
     of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
     waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
@@ -115,7 +120,10 @@ class _Block:
     ``coordinates`` are z, shape (noises, rows, largest r); ``noise`` the sums of v of each cell and class, run
     by run, (runs, noises, cells · J, P); ``residual`` those of e² of each cell, (runs, noises, cells, P); ``energies``
     the residual energy of each row, 0 where it is not remarkable, (noises, rows); ``classes`` the noise class of each
-    row, (rows,).
+    row, (rows,). The rest serves one run after the other: ``squares`` are the sums of the squared errors of each cell
+    and class, (cells · J, P), ``faint`` lists the pixels that clipping changes, ``products`` are for z of clean flux
+    and of a noise's means, (2, run · largest r), and ``checked`` for the means of check rows and what z says of
+    them, (2, check rows, P).
     """
 
     flux: NDArray[Any]
@@ -126,15 +134,49 @@ class _Block:
     residual: FloatArray
     energies: FloatArray
     classes: NDArray[np.int64]
+    squares: FloatArray
+    starts: NDArray[np.int64]
+    pixels: NDArray[np.int32]
+    added_mean: NDArray[Any]
+    added_variance: NDArray[Any]
+    products: NDArray[Any]
+    checked: NDArray[Any]
     begin: int = 0
     end: int = 0
+
+    @property
+    def faint(self) -> FaintPixels:
+        return FaintPixels(self.starts, self.pixels, self.added_mean, self.added_variance)
+
+    def product(self, number: int, rows: int, rank: int) -> NDArray[Any]:
+        """Return one of the two places for z, (rows, rank)."""
+        return self.products[number, : rows * rank].reshape(rows, rank)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Consecutive rows of a block that are multiplied at once: the number in the block, and their places in it.
+
+    ``first`` is the absolute number of the first row, ``cells`` are those of the rows, ``groups`` tell cell and class.
+    """
+
+    number: int
+    place: slice
+    first: int
+    cells: NDArray[np.integer[Any]]
+    groups: NDArray[np.int64]
+
+    @property
+    def checked(self) -> NDArray[np.int64]:
+        """The check rows, as places in the run."""
+        return np.arange(-self.first % CHECK_EVERY, len(self.cells), CHECK_EVERY)
 
 
 class _Projector:
     """How one noise is integrated out, and its means projected."""
 
     def __init__(self, noise: Noise, basis: Basis, dtype: np.dtype[Any]) -> None:
-        self.kernel, self.rank = noise.kernel(dtype), basis.rank
+        self.kernel, self.rank, self.level, self.digest = noise.kernel(dtype), basis.rank, noise.level, basis.digest
         self.projection = np.ascontiguousarray(basis.projection, dtype=dtype)
         self.back = np.ascontiguousarray(basis.vectors.T, dtype=dtype)
 
@@ -167,6 +209,13 @@ class _Loop:
             ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
             ((len(noises), self._rows), np.float64),
             ((self._rows,), np.int64),
+            ((n_cells * basis.n_classes, n_pixels), np.float64),
+            ((settings.run_rows + 1,), np.int64),
+            ((n_faint := settings.run_rows * n_pixels // _FAINT,), np.int32),
+            ((n_faint,), settings.dtype),
+            ((n_faint,), settings.dtype),
+            ((2, settings.run_rows * max(own.rank for own in bases)), settings.dtype),
+            ((2, -(-settings.run_rows // CHECK_EVERY), n_pixels), settings.dtype),
         ]
         n_blocks = settings.threads + _WAITING
         arrays = iter(workspace.lease(*(n_blocks * shapes)))
@@ -196,10 +245,11 @@ class _Loop:
             self._reader.read_rows("flux", a, b, block.flux[place])
             self._reader.read_rows("error", a, b, block.error[place])
         origin = rows.x_origin.astype(self._settings.dtype)
-        for number, run in enumerate(self._runs(block, rows)):
-            self._classify(block, run)
-            for k in range(len(self._projectors)):
-                self._project(k, block, number, run, rows, origin)
+        for number, place in enumerate(self._runs(block, rows)):
+            self._classify(block, place)
+            cells = rows.cells[begin + place.start : begin + place.stop]
+            groups = cells * self._basis.n_classes + block.classes[place]
+            self._project(block, _Run(number, place, first + begin + place.start, cells, groups), origin)
         return block
 
     def _classify(self, block: _Block, run: slice) -> None:
@@ -217,33 +267,71 @@ class _Loop:
         first = -((rows.start + block.begin) % size)
         return (slice(max(start, 0), min(start + size, n)) for start in range(first, n, size))
 
-    def _project(self, k: int, block: _Block, number: int, run: slice, rows: CellRows, origin: NDArray[Any]) -> None:
-        """Project one run of rows under one noise."""
-        n, first = run.stop - run.start, rows.start + block.begin + run.start
-        cells = rows.cells[block.begin + run.start : block.begin + run.stop]
-        groups = cells * self._basis.n_classes + block.classes[run]
-        scatter = Scatter(
-            block.flux[run], block.error[run], first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
-            block.noise[number, k], groups,
-        )  # fmt: skip
-        own = self._projectors[k]
-        for part in own.kernel.split(scatter, 1):
-            part()
-        means = block.means[0, :n]
-        z = means @ own.projection
-        whole = block.coordinates[k, run, : own.rank]
-        whole[:] = z
-        energies, sizes = block.energies[k, run], np.empty(n)
+    def _project(self, block: _Block, run: _Run, origin: NDArray[Any]) -> None:
+        """Project one run of rows under every noise."""
+        n, flux, error = len(run.cells), block.flux[run.place], block.error[run.place]
+        means, most, rest = block.means[0, :n], n * flux.shape[1] // _FAINT, []
+        # Noises with few faint pixels come first: they share the rows of clean flux, where others then write their own.
+        clean, clean_sizes, sizes = "", np.empty(0), np.empty(n)
+        for k, own in enumerate(self._projectors):
+            if not own.kernel.find_faint(flux, error, block.faint, most):
+                rest.append(k)
+                continue
+            if not clean_sizes.size:
+                clean_sizes = self._write_clean(block, run, origin)
+            shared, z = (block.product(number, n, own.rank) for number in (0, 1))
+            if clean != own.digest:
+                np.matmul(means, own.projection, out=shared)
+                clean = own.digest
+            z[:], sizes[:] = shared, clean_sizes
+            self._add_faint(k, block, run, z, sizes)
+            self._keep(k, block, run, z, sizes)
+        for k in rest:
+            own = self._projectors[k]
+            scatter = Scatter(
+                flux, error, run.first, origin, np.zeros(n, np.int64), np.arange(n), block.means,
+                block.noise[run.number, k], run.groups,
+            )  # fmt: skip
+            for part in own.kernel.split(scatter, 1):
+                part()
+            z = np.matmul(means, own.projection, out=block.product(1, n, own.rank))
+            sum_squares(means, self._shrink, sizes)
+            np.take(means, run.checked, axis=0, out=block.checked[0, : len(run.checked)], mode="clip")
+            self._keep(k, block, run, z, sizes)
+
+    def _write_clean(self, block: _Block, run: _Run, origin: NDArray[Any]) -> FloatArray:
+        """Write the clean flux of a run as its means, and sum up its squared errors; return its whitened energies."""
+        means, sizes = block.means[0, : len(run.cells)], np.empty(len(run.cells))
+        block.squares[:] = 0
+        write_clean(block.flux[run.place], block.error[run.place], origin, run.groups, means, block.squares)
         sum_squares(means, self._shrink, sizes)
+        return sizes
+
+    def _add_faint(self, k: int, block: _Block, run: _Run, z: NDArray[Any], sizes: FloatArray) -> None:
+        """Turn what is known of the clean flux into what a noise makes of it: z, energies, variances, check rows."""
+        own, faint, noise = self._projectors[k], block.faint, block.noise[run.number, k]
+        means = block.means[0, : len(run.cells)]
+        add_faint(means, faint.starts, faint.pixels, faint.mean, own.projection, self._shrink, z, sizes)
+        present = np.unique(run.groups)
+        noise[present] += own.level**2 * block.squares[present]
+        add_variances(run.groups, faint.starts, faint.pixels, faint.variance, noise)
+        for place, row in enumerate(run.checked):
+            members = slice(faint.starts[row], faint.starts[row + 1])
+            block.checked[0, place] = means[row]
+            block.checked[0, place, faint.pixels[members]] += faint.mean[members]
+
+    def _keep(self, k: int, block: _Block, run: _Run, z: NDArray[Any], sizes: FloatArray) -> None:
+        """Keep z of a run, and what it leaves out of the means; ``sizes`` are their whitened energies."""
+        own, checked = self._projectors[k], run.checked
+        whole = block.coordinates[k, run.place, : own.rank]
+        whole[:] = z
+        energies = block.energies[k, run.place]
         # In single precision the difference is rounding, unless it is gross.
         np.subtract(sizes, np.einsum("nr,nr->n", whole, whole), out=energies)
         energies[energies < _GROSS * sizes] = 0
-        checked = np.arange(-first % CHECK_EVERY, n, CHECK_EVERY)
-        left = means[checked] - z[checked] @ own.back
-        energies[checked] = np.einsum("np,np->n", left * self._shrink, left * self._shrink)
-        np.square(left, out=left)
-        for cell in np.unique(cells[checked]):
-            block.residual[number, k, cell] += left[cells[checked] == cell].sum(axis=0, dtype=np.float64)
+        means, told = block.checked[:, : len(checked)]
+        np.matmul(z[checked], own.back, out=told)
+        add_residuals(means, told, self._shrink, checked, run.cells, energies, block.residual[run.number, k])
 
     def add(
         self,
@@ -275,6 +363,92 @@ class _Loop:
         self._free.put(block)
         if advance is not None:
             advance(block.end - block.begin)
+
+
+@compiled()
+def write_clean(flux: Any, error: Any, origin: Any, groups: Any, means: Any, squares: Any) -> None:
+    """Write ``max(f, 0) − o`` of every row (N, P), and add its squared errors to those of its group (groups, P)."""
+    zero = origin[0] * 0
+    for r in range(flux.shape[0]):
+        row, sums, f, e = means[r], squares[groups[r]], flux[r], error[r]
+        for p in range(len(f)):
+            row[p] = (f[p] if f[p] > 0 else zero) - origin[p]
+            sigma = zero + e[p]
+            sums[p] += sigma * sigma
+
+
+#: Pixels whose directions stay in the processor's cache while the rows of a run go over them.
+_STRIP = 128
+
+
+@compiled()
+def add_faint(
+    means: Any, starts: Any, pixels: Any, added: Any, projection: Any, shrink: Any, z: Any, sizes: Any
+) -> None:
+    """Add what faint pixels change to rows' projections and whitened energies.
+
+    Parameters
+    ----------
+    means
+        Clean flux without the origin, (N, P).
+    starts, pixels, added
+        See :class:`~pipeline.noise.FaintPixels`.
+    projection
+        Of a basis, (P, r).
+    shrink
+        1/√v̄, (P,).
+    z
+        The projections, (N, r).
+    sizes
+        The energies, (N,), float64.
+    """
+    n_pixels, rank = projection.shape
+    at = starts[:-1].copy()
+    for first in range(0, n_pixels, _STRIP):
+        for r in range(z.shape[0]):
+            while at[r] < starts[r + 1] and pixels[at[r]] < first + _STRIP:
+                p, value = pixels[at[r]], added[at[r]]
+                for q in range(rank):
+                    z[r, q] += value * projection[p, q]
+                one = shrink[p] * shrink[p]
+                sizes[r] += value * one * (2 * means[r, p] + value)
+                at[r] += 1
+
+
+@compiled()
+def add_residuals(means: Any, told: Any, shrink: Any, checked: Any, cells: Any, energies: Any, residual: Any) -> None:
+    """Add what a basis leaves out of check rows to the sums of their cells.
+
+    Parameters
+    ----------
+    means, told
+        ``m − o`` of the check rows, and what z says of it, (N, P).
+    shrink
+        1/√v̄, (P,).
+    checked
+        Which rows of a run they are, (N,).
+    cells, energies
+        Of all rows of the run. The energies of check rows become those of what is left out, whitened.
+    residual
+        Sums of e² of each cell, (cells, P), float64.
+    """
+    for n in range(len(checked)):
+        row, mean, said, total = checked[n], means[n], told[n], 0.0
+        sums = residual[cells[row]]
+        for p in range(len(mean)):
+            left = mean[p] - said[p]
+            sums[p] += left * left
+            white = left * shrink[p]
+            total += white * white
+        energies[row] = total
+
+
+@compiled()
+def add_variances(groups: Any, starts: Any, pixels: Any, added: Any, noise: Any) -> None:
+    """Add what clipping adds to the variances of faint pixels to the sums of their rows' groups, (groups, P)."""
+    for r in range(len(groups)):
+        for k in range(starts[r], starts[r + 1]):
+            noise[groups[r], pixels[k]] += added[k]
 
 
 class _CellSum:

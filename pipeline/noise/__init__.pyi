@@ -19,6 +19,7 @@ from .marginal import correction_polynomials as correction_polynomials
 from .marginal import marginal_moments as marginal_moments
 from .marginal import scatter_marginal as scatter_marginal
 from .model import NO_SEED as NO_SEED
+from .model import FaintPixels as FaintPixels
 from .model import Kernel as Kernel
 from .model import Noise as Noise
 from .model import Scatter as Scatter

@@ -305,7 +305,7 @@ def add_noise(
     return np.maximum(noisy, 0, out=noisy)
 
 
-class _DrawnKernel:
+class _DrawnKernel(Kernel):
     """Draws noise in the hot loop; threads share the spectra of a segment."""
 
     has_variances = False

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
 from pipeline.noise.draws import NoiseDraw, compiled
-from pipeline.noise.model import NO_SEED, Noise, Scatter, SpectraRows
+from pipeline.noise.model import NO_SEED, FaintPixels, Kernel, Noise, Scatter, SpectraRows
 from pipeline.schema import STREAM_TRAIN
 
 __all__ = ["Corrections", "MarginalNoise", "correction_polynomials", "marginal_moments", "scatter_marginal"]
@@ -43,7 +43,9 @@ FloatArray = NDArray[np.float64]
 #: and those of ending at the reach, stay below 5e-7 and 1e-14.
 _POLYNOMIALS = {"float32": (5.3, 16), "float64": (8.5, 44)}
 #: Pixels that the kernel takes at a time: their intermediate results stay in the processor's first cache.
-_STRIP = 512
+_STRIP = 128
+#: Pixels that are searched for faint ones at a time: most strips of bright stars have none.
+_SEARCH = 64
 
 #: Of one precision: the smallest normal number, the reach, and the coefficients of g and of h in ``2z/reach − 1``,
 #: highest power first.
@@ -159,7 +161,7 @@ def correction_polynomials(dtype: str) -> Corrections:
     return number(np.finfo(dtype).tiny), number(reach), coefficients(of_mean), coefficients(of_variance)
 
 
-class _MarginalKernel:
+class _MarginalKernel(Kernel):
     """Writes means in the hot loop; threads share the pixels of the spectra (see :func:`scatter_marginal`)."""
 
     has_variances = True
@@ -172,6 +174,14 @@ class _MarginalKernel:
         size = -(-n_pixels // n_parts)
         starts = range(0, n_pixels, size)
         return [self._part(scatter, a, min(a + size, n_pixels)) for a in starts]
+
+    def find_faint(self, flux: NDArray[Any], error: NDArray[Any], found: FaintPixels, most: int) -> bool:
+        return bool(
+            list_faint(
+                flux, error, self._level, self._corrections, found.starts, found.pixels, found.mean, found.variance,
+                most,
+            )
+        )  # fmt: skip
 
     def _part(self, scatter: Scatter, begin: int, end: int) -> Callable[[], None]:
         groups = scatter.targets if scatter.groups is None else scatter.groups
@@ -227,6 +237,60 @@ def scatter_marginal(
                 sums[p] += sigma[p] * sigma[p] * (1 + h[p])
 
 
+@compiled(error_model="numpy")
+def list_faint(
+    flux: Any, error: Any, level: Any, corrections: Any, starts: Any, pixels: Any, mean: Any, variance: Any, most: Any
+) -> Any:
+    """List the pixels whose corrections are not 0, with ``s·g`` and ``s²·h``, unless there are more than ``most``.
+
+    Parameters
+    ----------
+    flux, error
+        Rows of pixels, (N, P), float32.
+    level, corrections
+        See :func:`scatter_marginal`.
+    starts, pixels, mean, variance
+        The memory of :class:`~pipeline.noise.FaintPixels`, of N + 1 and of at least ``most`` numbers.
+    most
+        How many pixels may be listed.
+
+    Returns
+    -------
+    bool
+        Whether all are listed.
+    """
+    reach, zero, n_pixels, n = corrections[1], level * 0, flux.shape[1], 0
+    starts[0] = 0
+    scratch = np.empty((6, n_pixels), mean.dtype)
+    for r in range(flux.shape[0]):
+        begin = n
+        for first in range(0, n_pixels, _SEARCH):
+            last = min(first + _SEARCH, n_pixels)
+            n_near = 0
+            f_part, e_part = flux[r, first:last], error[r, first:last]
+            for p in range(last - first):
+                n_near += f_part[p] < reach * abs(level * e_part[p])
+            if n_near == 0:
+                continue
+            if n + n_near > most:
+                return False
+            for p in range(last - first):
+                if f_part[p] < reach * abs(level * e_part[p]):
+                    pixels[n] = first + p
+                    n += 1
+        starts[r + 1] = n
+        clean, sigma, u, near, g, h = scratch[:, : n - begin]
+        for k in range(n - begin):
+            p = pixels[begin + k]
+            clean[k] = flux[r, p] if flux[r, p] > 0 else zero
+            sigma[k] = abs(level * error[r, p])
+        _evaluate_corrections(clean, sigma, corrections, u, near, g, h)
+        for k in range(n - begin):
+            mean[begin + k] = sigma[k] * g[k]
+            variance[begin + k] = sigma[k] * sigma[k] * h[k]
+    return True
+
+
 @numba.njit(inline="always")
 def _evaluate_corrections(clean: Any, sigma: Any, corrections: Any, u: Any, near: Any, g: Any, h: Any) -> None:
     """Fill ``g`` and ``h``, of which all is 0 beyond the polynomials' reach; ``u`` and ``near`` are scratch."""
@@ -237,10 +301,11 @@ def _evaluate_corrections(clean: Any, sigma: Any, corrections: Any, u: Any, near
     for p in range(len(u)):
         # Where sigma is 0, g and h are finite and of no consequence: both come to be multiplied by it.
         z = clean[p] / (sigma[p] + smallest)
-        u[p] = min(z, reach)
+        u[p] = z if z < reach else reach
         is_any_near |= z < reach
     if not is_any_near:
-        g[:], h[:] = zero, zero
+        for p in range(len(u)):
+            g[p] = h[p] = zero
         return
     for p in range(len(u)):
         g[p], h[p] = of_mean[0], of_variance[0]

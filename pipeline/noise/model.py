@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NO_SEED", "Kernel", "Noise", "Scatter", "SpectraRows"]
+__all__ = ["NO_SEED", "FaintPixels", "Kernel", "Noise", "Scatter", "SpectraRows"]
 
 #: The seed of noise that was not drawn from one.
 NO_SEED = -1
@@ -65,6 +65,28 @@ class Scatter:
     groups: NDArray[np.int64] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class FaintPixels:
+    """Pixels whose flux is so near 0 that clipping noise there changes their mean: a sparse matrix, row after row.
+
+    Attributes
+    ----------
+    starts
+        Where the pixels of each spectrum begin in the other arrays, and where the last one's end, (N + 1,).
+    pixels
+        Their numbers, which ascend within a spectrum, (M,).
+    mean
+        What clipping adds to their means, flux units, (M,).
+    variance
+        What clipping adds to their variances, flux², never positive, (M,).
+    """
+
+    starts: NDArray[np.int64]
+    pixels: NDArray[np.int32]
+    mean: NDArray[Any]
+    variance: NDArray[Any]
+
+
 class Kernel(Protocol):
     """How the hot loop writes the rows of one noise, in one precision."""
 
@@ -74,6 +96,14 @@ class Kernel(Protocol):
 
     def split(self, scatter: Scatter, n_parts: int) -> Sequence[Callable[[], None]]:
         """Return at most ``n_parts`` calls that together write all rows; threads may make them side by side."""
+
+    def find_faint(self, flux: NDArray[Any], error: NDArray[Any], found: FaintPixels, most: int) -> bool:
+        """List the faint pixels of rows (N, P) in the memory of ``found``, unless there are more than ``most``.
+
+        Returns whether they are listed, which only noise that is integrated out can do. If so, all other pixels have
+        the flux as their mean, or 0 where it is negative, and (level · error)² as their variance.
+        """
+        return False
 
 
 class Noise(ABC):

@@ -38,12 +38,12 @@ from pipeline.moments import (
     write_basis,
     write_moments,
 )
-from pipeline.noise import MarginalNoise, Noise, NoiseDraw
+from pipeline.noise import FaintPixels, MarginalNoise, Noise, NoiseDraw
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.shards import find_shards
 from pipeline.store import SpectraStore
 
-NOISES = [MarginalNoise(1.0), MarginalNoise(0.2)]
+NOISES = [MarginalNoise(1.0), MarginalNoise(0.4)]
 CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
 
 
@@ -89,6 +89,56 @@ def test_sums_are_those_of_the_rows(train_store: SpectraStore, basis: Basis) -> 
             np.testing.assert_allclose(own.noise, variances[members].sum(axis=0), rtol=1e-9)
             squares = (left[members & is_checked] ** 2).sum(axis=0)
             np.testing.assert_allclose(own.residual, squares, atol=1e-12 + 1e-6 * squares.max())
+
+
+@pytest.fixture(scope="module")
+def spotted(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> SpectraStore:
+    """Spectra of which each has one pixel with next to no flux."""
+    folder = tmp_path_factory.mktemp("spotted")
+    [shard, *_] = find_shards([sample / "train"], sample)
+    (folder / "dataset.h5").write_bytes(shard.read_bytes())
+    with h5py.File(folder / "dataset.h5", "r+") as file:
+        flux = file["dataset/arrays/flux/value"][:]
+        flux[np.arange(len(flux)), np.arange(len(flux)) * 7 % flux.shape[1]] = np.resize([0.01, 0.0, 0.05], len(flux))
+        file["dataset/arrays/flux/value"][:] = flux
+    return convert_shards([folder / "dataset.h5"], folder / "store.zarr", workers=1, chunk_rows=128)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 2e-5), ("float64", 1e-9)])
+def test_faint_pixels_change_means_variances_and_what_is_left_out(
+    spotted: SpectraStore, basis: Basis, precision: str, bound: float
+) -> None:
+    noise, rows = MarginalNoise(0.2), replace(rows_of(spotted), x_origin=basis.x_origin)
+    found = project(spotted, [rows], basis, replace(SETTINGS, precision=precision), [noise])
+    means, variances = noise.read(spotted, 0, spotted.n_spectra)
+    flux = spotted.read_rows("flux", 0, spotted.n_spectra)
+    assert np.abs(means - np.maximum(flux, 0)).max() > 1e-3, "clipping matters"
+    z = (means - basis.x_origin) @ basis.projection
+    left = means - basis.x_origin - z @ basis.vectors.T
+    energies = (left**2 / basis.variance).sum(axis=1)
+    is_checked = np.arange(spotted.n_spectra) % CHECK_EVERY == 0
+    for cell in range(rows.n_cells):
+        own, members = found[0, 0, cell], rows.cells == cell
+        expected = z[members].T @ z[members]
+        np.testing.assert_allclose(own.inner[:-4, :-4], expected, atol=bound * np.abs(expected).max())
+        np.testing.assert_allclose(own.noise, variances[members].sum(axis=0), rtol=bound)
+        squares = (left[members & is_checked] ** 2).sum(axis=0)
+        np.testing.assert_allclose(own.residual, squares, atol=bound * squares.max())
+        largest = np.sort(energies[members])[::-1][: len(own.worst)]
+        np.testing.assert_allclose(own.worst[: len(largest), 1], largest, rtol=10 * bound)
+
+
+def test_noises_of_this_file_take_both_ways(train_store: SpectraStore) -> None:
+    """Under the lower one few pixels are faint, and clean flux is projected; under the other one its means are."""
+    flux, error = (train_store.read_rows(name, 0, SETTINGS.run_rows) for name in ("flux", "error"))
+    room = FaintPixels(
+        np.empty(len(flux) + 1, np.int64), np.empty(flux.size, np.int32), np.empty(flux.size, np.float32),
+        np.empty(flux.size, np.float32),
+    )  # fmt: skip
+    for noise, is_bright in zip(NOISES, (False, True), strict=True):
+        kernel = noise.kernel(np.dtype(np.float32))
+        assert kernel.find_faint(flux, error, room, flux.size // 16) is is_bright
+    assert room.starts[-1] > 0, "some pixels are faint"
 
 
 def test_bits_depend_on_neither_threads_nor_chunks_nor_company(
@@ -236,8 +286,10 @@ def test_only_a_level_that_fails_is_passed_again(sample: Path, tmp_path: Path, m
     with h5py.File(copy, "r+") as file:
         file["dataset/arrays/flux/value"][320, 17] += 0.08  # little against noise of level 1
     store = convert_shards([copy], tmp_path / "store.zarr", workers=1, chunk_rows=128)
-    made, factoring, notes = accumulate(store, tmp_path / "moments", FORCED.model_copy(update={"rank_tolerance": 0.02}))
-    high, low = (factoring.of_noise[noise] for noise in NOISES)
+    noises = [MarginalNoise(1.0), MarginalNoise(0.2)]
+    loose = FORCED.model_copy(update={"rank_tolerance": 0.02})
+    made, factoring, notes = accumulate(store, tmp_path / "moments", loose, noises)
+    high, low = (factoring.of_noise[noise] for noise in noises)
     assert len(notes) == 1
     assert "noise level 0.2" in notes[0]
     assert low.rank > high.rank
@@ -246,10 +298,10 @@ def test_only_a_level_that_fails_is_passed_again(sample: Path, tmp_path: Path, m
         assert sum(own.count for own in totals) == store.n_spectra
         assert {own.basis.digest for own in totals if isinstance(own, FactoredMoments)} == {basis.digest}
     parts, exact = [rows_of(store)], replace(SETTINGS, precision="float64")
-    alone = [project(store, parts, own, exact, [noise]) for noise, own in zip(NOISES, (high, low), strict=True)]
+    alone = [project(store, parts, own, exact, [noise]) for noise, own in zip(noises, (high, low), strict=True)]
     both: dict[tuple[int, int, int], FactoredMoments] = {}
     project_parts(
-        store, parts, 10, NOISES, [high, low], exact,
+        store, parts, 10, noises, [high, low], exact,
         lambda number, draw, cell, moments: both.__setitem__((number, draw, cell), moments),
     )  # fmt: skip
     assert all(both[0, k, cell].identical(alone[k][0, 0, cell]) for k in range(2) for cell in range(10))

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.moments import Moments
 from pipeline.noise import (
     NO_SEED,
+    FaintPixels,
     MarginalNoise,
     Noise,
     NoiseDraw,
@@ -123,6 +124,31 @@ def test_kernel_is_as_precise_as_it_says(precision: str, bound: float, level: fl
     expected_m, expected_v = marginal_moments(flux[0], error[0], level)
     assert (np.abs(m[0] - expected_m) <= bound * np.maximum(sigma, expected_m if precision == "float64" else 0)).all()
     assert (np.abs(v - expected_v) <= bound * sigma.astype(float) ** 2).all()
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-6), ("float64", 1e-13)])
+def test_faint_pixels_are_all_that_clipping_changes(precision: str, bound: float) -> None:
+    level, sigma = 0.25, np.resize(np.float32([0.07, 0.31, 0.0, 1.0]), RATIOS.size)
+    shuffled = np.stack([RATIOS, RATIOS[::-1], RATIOS + 9, np.roll(RATIOS, 7) - 0.5])
+    flux, error = (shuffled * sigma).astype(np.float32), np.tile(sigma / np.float32(level), (len(shuffled), 1))
+    kernel, dtype = MarginalNoise(level).kernel(np.dtype(precision)), np.dtype(precision)
+    room = FaintPixels(
+        np.empty(len(flux) + 1, np.int64), np.empty(flux.size, np.int32), np.empty(flux.size, dtype),
+        np.empty(flux.size, dtype),
+    )  # fmt: skip
+    assert kernel.find_faint(flux, error, room, flux.size)
+    count = room.starts[-1]
+    m, v = np.maximum(flux, 0).astype(float), (level * error.astype(float)) ** 2
+    for row, (begin, end) in enumerate(pairwise(room.starts)):
+        assert (np.diff(room.pixels[begin:end]) > 0).all()
+        m[row, room.pixels[begin:end]] += room.mean[begin:end]
+        v[row, room.pixels[begin:end]] += room.variance[begin:end]
+    expected_m, expected_v = marginal_moments(flux, error, level)
+    assert (np.abs(m - expected_m) <= bound * sigma).all()
+    assert (np.abs(v - expected_v) <= bound * sigma.astype(float) ** 2).all()
+    assert room.starts[2] == room.starts[3], "a row of bright pixels has none"
+    assert kernel.find_faint(flux, error, room, count)
+    assert not kernel.find_faint(flux, error, room, count - 1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
