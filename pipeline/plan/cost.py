@@ -32,7 +32,7 @@ from pipeline.plan.ceiling import LibraryPlan, plan_library
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
-__all__ = ["TYPICAL_RANK", "ExperimentPlan", "choose_sharing", "measure_flops", "plan_run"]
+__all__ = ["TYPICAL_RANK", "ExperimentPlan", "choose_sharing", "measure_flops", "plan_run", "time_product"]
 
 #: Memory of a process that has imported everything and opened a store. Measured, with some margin.
 PROCESS_BYTES = 640 * 2**20
@@ -509,13 +509,13 @@ def measure_flops(n_pixels: int, precision: str, rows: int = 2048, seconds: floa
     all cores compute at least as fast as one.
     """
     x = np.random.default_rng(0).standard_normal((rows, min(n_pixels, 2048)), dtype=np.float32).astype(precision)
-    best = _best_product(x, seconds)
+    best = time_product(x, seconds)
     with one_blas_thread():
-        best = min(best, _best_product(x, seconds / 2))
+        best = min(best, time_product(x, seconds / 2))
     return float(rows * x.shape[1] ** 2 / best)
 
 
-def _best_product(x: np.ndarray, seconds: float) -> float:
+def time_product(x: np.ndarray, seconds: float) -> float:
     """Return the seconds of the fastest of at least three Gram products."""
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < seconds:

@@ -231,7 +231,7 @@ def test_the_announcement_gives_the_link_and_the_way_there(client: Client) -> No
     assert far[1].endswith("@10.0.0.2")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a run in a program of its own
 def test_the_dashboard_option_opens_the_link_in_the_users_browser(
     small_config: ExperimentConfig, tmp_path: Path
 ) -> None:
@@ -271,7 +271,7 @@ def _in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[BaseExce
     return thread, failures
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a browser watches a run
 def test_the_live_progress_page_shows_our_groups(
     client: Client, browser: Any, small_config: ExperimentConfig, tmp_path: Path
 ) -> None:
@@ -300,7 +300,7 @@ def test_the_live_progress_page_shows_our_groups(
     assert failures == []
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a run, and a browser
 def test_the_kept_page_opens_without_a_network(
     client: Client, browser: Any, small_config: ExperimentConfig, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from pipeline.plan import (
     project_run,
     project_scaling,
 )
-from pipeline.plan.cost import TYPICAL_RANK, choose_sharing, measure_flops
+from pipeline.plan.cost import TYPICAL_RANK, choose_sharing, measure_flops, time_product
 from pipeline.plan.scaling import count_factorisations
 from pipeline.run.experiment import limits_of_workers
 from pipeline.schema import STREAM_TRAIN
@@ -227,14 +227,13 @@ def test_rates_are_measured_in_a_few_seconds() -> None:
 @pytest.mark.skipif(available_cores() < 2, reason="one core is all cores")
 def test_products_are_measured_where_other_programs_keep_the_cores_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product on all cores waits for the busiest one: here always, and only one core is had without waiting."""
-    product = pipeline.plan.cost._best_product
 
     def with_neighbours(x: np.ndarray, seconds: float) -> float:
         blas = [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
-        return product(x, seconds) * (1 if max(blas) == 1 else 1000)
+        return time_product(x, seconds) * (1 if max(blas) == 1 else 1000)
 
     idle = measure_flops(256, "float32", seconds=0.02)
-    monkeypatch.setattr("pipeline.plan.cost._best_product", with_neighbours)
+    monkeypatch.setattr("pipeline.plan.cost.time_product", with_neighbours)
     assert measure_flops(256, "float32", seconds=0.02) > idle / 8 / available_cores()
 
 
@@ -293,7 +292,7 @@ def test_models_are_solved_on_the_cores_of_the_workers_not_of_this_machine() -> 
     assert threads == [1, 4, 16]
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a cluster of four processes, and two runs
 def test_four_workers_give_the_bits_of_one(small_config: ExperimentConfig, tmp_path: Path) -> None:
     compute = {"folds": 3, "partition_rows": 64, "run_rows": 64}
     config = ExperimentConfig.model_validate(small_config.to_dict() | {"compute": compute})
@@ -311,7 +310,7 @@ def test_four_workers_give_the_bits_of_one(small_config: ExperimentConfig, tmp_p
         assert (alone / name).read_bytes() == (many / name).read_bytes(), name
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # passes on one worker and on two
 def test_the_benchmark_of_scaling_prints_its_table(tmp_path: Path) -> None:
     root, out = Path(__file__).parents[2], tmp_path / "table.md"
     size = ["--rows", "4000", "--pixels", "128", "--repeats", "1", "--folder", str(tmp_path / "bench")]

@@ -59,6 +59,7 @@ ROWS = {
     "ceiling": ["ceiling in", "ceiling from all pixels", "ceiling of 1M × 5,000 × 128"],
 }
 
+#: All benchmarks together take two minutes, even of small samples.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 

@@ -171,8 +171,7 @@ def spectra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Each page starts Python once for every command on it.
-@pytest.mark.slow
+@pytest.mark.slow  # each page starts Python once for every command on it
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", PREPARED)
 def test_the_blocks_of_a_page_run(name: str, spectra: Path, tmp_path: Path) -> None:

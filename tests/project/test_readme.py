@@ -179,7 +179,7 @@ def _as_json(text: str) -> str:
     return text if re.match(r"^[\[\d-]|^(true|false|null)$", text) else f'"{text}"'
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # every command of the README, one after the other
 @pytest.mark.timeout(600)
 def test_the_commands_work_in_order(tmp_path: Path) -> None:
     """Follow the README from the top, on spectra that are small and with nothing but what it says."""

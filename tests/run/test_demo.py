@@ -32,7 +32,7 @@ from pipeline.scoring import RunResults
 
 ROOT = Path(__file__).parents[2]
 
-
+#: The demonstration and its notebooks take some minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 

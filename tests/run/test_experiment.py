@@ -176,6 +176,7 @@ def test_a_learning_curve_of_stated_sizes_is_part_of_the_whole_one(
     pd.testing.assert_frame_equal(results.overall, finished.overall)
 
 
+# One worker needs a cluster of its own; that of two serves other tests, too.
 @pytest.mark.parametrize("workers", [pytest.param("one_worker", marks=pytest.mark.slow), "two_workers"])
 def test_workers_do_not_change_the_results(
     config: ExperimentConfig, finished: RunResults, tmp_path: Path, workers: str, request: pytest.FixtureRequest

@@ -306,7 +306,7 @@ def grown(finished: Path, shards: list[Path], tmp_path_factory: pytest.TempPathF
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # programs that are killed in every phase, and whole runs
 @pytest.mark.parametrize("phase", ["accumulate", "solve", "score"])
 def test_a_killed_addition_is_finished_by_the_same_command(
     run: Path, finished: Path, grown: Path, shards: list[Path], phase: str
@@ -320,14 +320,14 @@ def test_a_killed_addition_is_finished_by_the_same_command(
     require_equal(run, grown)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a program that is killed, and two whole runs
 def test_after_a_killed_addition_another_change_is_free(run: Path, shards: list[Path], tmp_path: Path) -> None:
     interrupt("solve", "add", str(run), str(shards[2]))
     remove_shard(run, "shard_0")
     require_equal(run, from_scratch(run, tmp_path / "scratch").folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # programs that are killed in every phase, and whole runs
 @pytest.mark.parametrize("phase", ["solve", "score"])
 def test_a_killed_removal_is_finished_by_the_same_command(
     grown: Path, tmp_path: Path, phase: str, read: list[tuple[int, int]]
@@ -483,7 +483,7 @@ def test_changed__raise_on_an_edited_configuration(run: Path, shards: list[Path]
         add_spectra(run, [shards[2]])
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # each command starts Python and a run
 @pytest.mark.usefixtures("no_figures")
 def test_the_commands_add_and_remove(
     run: Path, grown: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]

@@ -103,7 +103,7 @@ class SlurmSite:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="headroom-slurm-"))  # readable by its owner only
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        self._daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def __enter__(self) -> Self:
         if reason := what_is_missing():
@@ -193,7 +193,7 @@ class SlurmSite:
     def stop(self) -> None:
         """End jobs, then the daemons, nodes first; delete the folder."""
         with suppress(SiteError, OSError, subprocess.TimeoutExpired):
-            if self._daemons:
+            if self.daemons:
                 self.run("scancel", "--user=root", check=False, timeout=5)
                 deadline = time.monotonic() + _STOP_SECONDS
                 while self.jobs() and time.monotonic() < deadline:
@@ -260,12 +260,12 @@ class SlurmSite:
                 start_new_session=True,  # Ctrl-C is for the tests: they stop the site in order
                 preexec_fn=_stop_with_parent,
             )
-        self._daemons.append((command[0], daemon))
+        self.daemons.append((command[0], daemon))
 
     def _wait(self, is_ready: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not is_ready():
-            dead = [name for name, daemon in self._daemons if daemon.poll() is not None]
+            dead = [name for name, daemon in self.daemons if daemon.poll() is not None]
             if dead or time.monotonic() > deadline:
                 why = f"{', '.join(dead)} ended" if dead else f"{_START_SECONDS:.0f} s passed"
                 raise SiteError(f"{complaint} ({why})\n{self.logs()}")
@@ -274,7 +274,7 @@ class SlurmSite:
     def _stop_daemons(self) -> None:
         """Stop nodes, then the controller, then munged: each signs off at the next."""
         for wanted in ("slurmd", "slurmctld", "munged"):
-            daemons = [daemon for name, daemon in self._daemons if name == wanted]
+            daemons = [daemon for name, daemon in self.daemons if name == wanted]
             for daemon in daemons:
                 with suppress(ProcessLookupError):
                     daemon.terminate()
@@ -284,7 +284,7 @@ class SlurmSite:
                 except subprocess.TimeoutExpired:
                     daemon.kill()
                     daemon.wait(_STOP_SECONDS)
-        self._daemons.clear()
+        self.daemons.clear()
 
 
 def _stop_with_parent() -> None:

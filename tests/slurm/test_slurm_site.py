@@ -14,7 +14,7 @@ from slurm_site import NODES, PROGRAMS, SiteError, SlurmSite, slurm_site
 
 
 def listening(site: SlurmSite) -> set[str]:
-    pids = {daemon.pid for _, daemon in site._daemons}
+    pids = {daemon.pid for _, daemon in site.daemons}
     return {
         connection.laddr.ip
         for connection in psutil.net_connections(kind="inet")
@@ -35,7 +35,7 @@ def test_two_sites_run_side_by_side_and_leave_nothing(slurm: SlurmSite) -> None:
         slurm.run("sbatch", "--output=/dev/null", "--wrap", "sleep 60")
         wait_until(lambda: slurm.jobs("RUNNING"), "the job runs")
         assert other.jobs() == []
-        daemons = [daemon for _, daemon in other._daemons]
+        daemons = [daemon for _, daemon in other.daemons]
     assert all(daemon.returncode is not None for daemon in daemons)
     assert not other.folder.exists()
     [job] = slurm.jobs("RUNNING")
