@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -155,6 +156,29 @@ def test_files_for_paper_are_as_wide_as_asked_and_have_their_fonts(
     assert float(size) == pytest.approx(72 * width, rel=1e-4)
     assert float(page) > float(size), "the page is wider and drawn smaller"
     assert _png_size(tmp_path / "one.png")[0] == pytest.approx(300 * width, abs=2)
+
+
+@pytest.mark.parametrize("width", [8.0, 4.0, 2.0])
+def test_a_small_pdf_holds_all_that_a_large_one_holds(tmp_path: Path, width: float) -> None:
+    """The same operators after the one that makes everything smaller: no line and no mark is left out."""
+    figure = Figure(figsize=(8.0, 6.0))
+    axes = figure.subplots()
+    axes.errorbar(range(30), range(30), yerr=2.0, marker="o", capsize=3)
+    axes.barh(range(30), range(30))
+    axes.scatter(range(30), range(30, 0, -1), s=range(30))
+    with house_style(Medium(None)):
+        save_figure(figure, tmp_path / "large.pdf")
+    with house_style(Medium(width)):
+        save_figure(figure, tmp_path / "small.pdf")
+    large, small = (_read_operators(tmp_path / f"{name}.pdf") for name in ("large", "small"))
+    scale = f"{width / 8:g} 0 0 {width / 8:g} 0 0 cm\n".encode()
+    assert small.count(scale) == 1
+    assert small.replace(scale, b"1 0 0 1 0 0 cm\n") == large
+
+
+def _read_operators(path: Path) -> bytes:
+    """Return what a PDF file draws on its page: its first stream."""
+    return zlib.decompressobj().decompress(path.read_bytes().partition(b"stream\n")[2])
 
 
 @pytest.mark.parametrize(
