@@ -341,17 +341,30 @@ def test_figures__no_text_overlaps_is_clipped_or_too_small(
 @pytest.mark.slow  # every figure three times
 @pytest.mark.parametrize("figure_name", list(PICTURES))
 def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResults], figure_name: str) -> None:
-    run = find_run("few bins, every question")
+    run, smallest = find_run("few bins, every question"), 6.0 / PRINT_SCALE
     with house_style(Medium(3.5, shows_title=False)):
         figure = PICTURES[figure_name].draw(run)
-        assert _find_flaws(figure, smallest=SMALL - 2) == []
+        assert _find_flaws(figure, smallest=smallest) == []
     assert not figure.get_suptitle()
     assert not figure.get_supxlabel()
-    width = figure.get_size_inches()[0]
-    assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
+    width, height = figure.get_size_inches()
+    assert width == pytest.approx(3.5 / PRINT_SCALE), "so much smaller is all print"
+    assert height * PRINT_SCALE <= 8.3, "a page of a journal has room for the figure and its caption"
     for medium in (Medium(3.5), Medium(7.0)):
         with house_style(medium):
-            assert _find_flaws(PICTURES[figure_name].draw(run), smallest=SMALL - 2) == []
+            assert _find_flaws(PICTURES[figure_name].draw(run), smallest=smallest) == []
+
+
+@pytest.mark.parametrize("run", ["long names, real spectra", "few bins, every question"])
+def test_panels_of_penalties_leave_no_place_empty_but_for_the_legend(
+    find_run: Callable[[str], RunResults], run: str
+) -> None:
+    with house_style(Medium(3.5, shows_title=False)):
+        figure = PICTURES["moe_alpha_search.png"].draw(find_run(run))
+        assert _find_flaws(figure, smallest=6.0 / PRINT_SCALE) == []
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    assert len(legends) == 1
+    assert all(axes.lines or axes.get_legend() for axes in figure.axes)
 
 
 @pytest.mark.slow  # figures of 300 dots an inch
