@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from pipeline import schema
 from pipeline.errors import did_you_mean
@@ -68,6 +69,16 @@ class OneOrMore(BeforeValidator):
         return {"anyOf": [listed, listed["items"]]}
 
 
+class Asked(BeforeValidator):
+    """Marks a switch of a question that has no settings: an empty mapping asks it, as it asks every other question."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: True if value == {} else value)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core), {"type": "object", "maxProperties": 0}]}
+
+
 class Section(BaseModel):
     """A part of the configuration. It is immutable, its numbers are finite, and unknown settings are refused."""
 
@@ -78,7 +89,8 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         is_switch = bool in (annotation := cls.model_fields[str(info.field_name)].annotation, *get_args(annotation))
         if (isinstance(value, bool) and not is_switch) or _lists_booleans(value):
-            raise ValueError(f"true or false is no value of this setting, found {str(value).lower()}")
+            found = {"found": str(value).lower()}
+            raise PydanticCustomError("switch", "true or false is no value of this setting, found {found}", found)
         return value
 
 
@@ -506,7 +518,7 @@ class ExperimentConfig(Section):
     #: Other ways to divide the spectra among experts, by name. The pass is the same; ``bins`` is compared with them.
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
     #: Whether each column of ``bins`` by itself is compared with ``bins``, too.
-    ablation: bool = True
+    ablation: Annotated[bool, Asked()] = True
     #: The search for the best rectangles of a finer grid, from the same pass.
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
