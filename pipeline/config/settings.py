@@ -676,6 +676,17 @@ class ExperimentConfig(Section):
         grids = {f"binnings.{name}": cuts for name, cuts in self.binnings.items()}
         return grids | ({"design.grid": self.design.grid} if self.design else {})
 
+    def __repr__(self) -> str:  # a notebook shows it; all settings would fill pages
+        asked = [name for name in ("design", "gate", "ceiling", "forecast") if getattr(self, name) is not None]
+        n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
+        levels = ", ".join(f"{level:g}" for level in self.noise.levels)
+        return (
+            f"ExperimentConfig({self.target}, {n_bins} bins by {' and '.join(self.bins)}, {self.noise.mode} noise of "
+            f"level {levels}{'; asks ' if asked else ''}{', '.join(asked)}; to_dict() is all of it)"
+        )
+
+    __str__ = __repr__
+
     def to_dict(self) -> dict[str, Any]:
         """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""
         return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})

@@ -357,7 +357,9 @@ def test_find_shards__raise_on_a_text_that_is_no_list_of_paths(tmp_path: Path, l
     """One line says what the file is not, and shows the first line that is no path."""
     text = tmp_path / "README.txt"
     text.write_text(f"# headroom\n\n{line}\nMore words\n")
-    with pytest.raises(InputError, match=r"README\.txt is neither HDF5, Zarr, netCDF nor a list of paths: line 3, ") as no:
+    with pytest.raises(
+        InputError, match=r"README\.txt is neither HDF5, Zarr, netCDF nor a list of paths: line 3, "
+    ) as no:
         find_shards(text)
     assert len(str(no.value)) < len(str(tmp_path)) + 260
     (tmp_path / "shard_index.txt").write_text(line)  # by its name it is a list
