@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, DeprecatedName, did_you_mean, enumerate
 __all__ = [
     "ConfigSource",
     "describe_findings",
+    "list_variables",
     "load_config",
     "packaged_configs",
     "parse_yaml",
@@ -102,6 +103,26 @@ def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
     content = _without_deprecated(content, f"configuration {path}")
     return _validate(content, f"configuration {path}", base, variables)
+
+
+def list_variables(source: str | Path) -> tuple[str, ...]:
+    """Return the variables of the environment that the data paths of a configuration name, in their order.
+
+    Parameters
+    ----------
+    source
+        A YAML file or a packaged name. There are none in what cannot be read.
+    """
+    path = Path(source).expanduser()
+    try:
+        content = read_yaml(path if path.exists() else packaged_configs()[str(source)], "configuration")
+    except (ConfigError, KeyError):
+        return ()
+    section = content.get("data") if isinstance(content, dict) else None
+    paths = [section.get(key) for key in _PATHS] if isinstance(section, dict) else []
+    entries = [entry for value in paths for entry in (value if isinstance(value, list) else [value])]
+    found = [match for entry in entries if isinstance(entry, str) for match in _VARIABLE.finditer(entry)]
+    return tuple(dict.fromkeys(match.group(1) or match.group(2) for match in found))
 
 
 def _validate(content: dict[str, Any], name: str, base: Path, variables: Mapping[str, str]) -> ExperimentConfig:
@@ -281,6 +302,11 @@ def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**content, "cluster": str(base / os.path.expanduser(cluster))}
 
 
+#: Settings of ``data`` that are paths, and a variable within one.
+_PATHS: Final = ("train", "test", "stores")
+_VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+
+
 def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     section = content.get("data")
     if not isinstance(section, dict):
@@ -289,7 +315,7 @@ def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables
     def expand(text: Any) -> Any:
         if not isinstance(text, str):
             return text
-        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
+        expanded = os.path.expanduser(_VARIABLE.sub(substitute, text))
         return expanded if os.path.isabs(expanded) else str(base / expanded)
 
     def substitute(match: re.Match[str]) -> str:
@@ -303,7 +329,7 @@ def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables
 
     expanded = dict(section)
     expanded.setdefault("stores", "stores")
-    for key in ("train", "test", "stores"):
+    for key in _PATHS:
         value = expanded.get(key)
         expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
         if value is None:

@@ -127,8 +127,8 @@ class ExperimentPlan:
         return (
             f"ExperimentPlan({self.n_spectra:,} spectra × {self.n_pixels:,} pixels, {self.n_draws} noise draws, "
             f"{self.n_cells:,} cells × {self.n_folds} folds; {self.n_pieces} pieces of work, {self.n_workers} workers; "
-            f"memory per worker {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}, moments on disk "
-            f"{format_bytes(self.moments_disk)})"
+            f"memory per worker {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}, moments on "
+            f"disk {format_bytes(self.moments_disk)})"
         )
 
     @property
