@@ -214,7 +214,8 @@ def read_yaml(path: Path, what: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")  # the reader knows no file
+        raise ConfigError(f"{what} {path}: not valid YAML: {said}") from None
 
 
 def parse_yaml(text: str) -> Any:

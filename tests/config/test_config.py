@@ -168,7 +168,7 @@ def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], m
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("target: [", "not valid YAML"),
+        ("target: [", r"not valid YAML: .* in line 1, column 10"),
         ("just text", "a mapping of settings is required"),
         ("", "a mapping of settings is required"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
