@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.base import read_file
-from pipeline.config.settings import ExperimentConfig, Section
+from pipeline.config.settings import ExperimentConfig, NoSwitch, Section
 from pipeline.errors import ConfigError, DeprecatedName, did_you_mean, enumerate_words
 
 __all__ = [
@@ -364,8 +364,8 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
             line = f"{'.'.join(location[:-1])}: Input should be {_allowed(settings, location[:-1])}, found {found!r}"
         elif kind == "missing":
             line = f"the setting {name!r} is required"
-        elif kind == "switch":
-            line = f"{name}: {finding['msg']}; it takes {_allowed(settings, location)}"
+        elif isinstance(no_switch := finding.get("ctx", {}).get("error"), NoSwitch):
+            line = f"{name}: {no_switch}; it takes {_allowed(settings, location)}"
         elif _is_of_wrong_kind(kind) and _needs_words(_kinds_at(settings, location)):
             line = f"{name}: Input should be {_allowed(settings, location)}, found {found!r}"
         else:

@@ -24,7 +24,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from pipeline import schema
 from pipeline.errors import did_you_mean
@@ -46,6 +45,7 @@ __all__ = [
     "GateConfig",
     "HypothesesConfig",
     "LineWindow",
+    "NoSwitch",
     "NoiseConfig",
     "PerSpectrum",
     "Quantiles",
@@ -79,6 +79,10 @@ class Asked(BeforeValidator):
         return {"anyOf": [handler(core), {"type": "object", "maxProperties": 0}]}
 
 
+class NoSwitch(ValueError):
+    """Pydantic hears of true or false where a setting takes neither. The message then says what it takes."""
+
+
 class Section(BaseModel):
     """A part of the configuration. It is immutable, its numbers are finite, and unknown settings are refused."""
 
@@ -89,8 +93,7 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         is_switch = bool in (annotation := cls.model_fields[str(info.field_name)].annotation, *get_args(annotation))
         if (isinstance(value, bool) and not is_switch) or _lists_booleans(value):
-            found = {"found": str(value).lower()}
-            raise PydanticCustomError("switch", "true or false is no value of this setting, found {found}", found)
+            raise NoSwitch(f"true or false is no value of this setting, found {str(value).lower()}")
         return value
 
 
