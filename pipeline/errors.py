@@ -66,9 +66,9 @@ def printable(text: str) -> str:
     )
 
 
-def enumerate_words(words: Sequence[str]) -> str:
-    """Return words as people list them: ``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def enumerate_words(words: Sequence[str], last: str = "and") -> str:
+    """Return words as people list them: ``a``, ``a and b``, ``a, b and c``; or with another word before the last."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def require_kind(name: str, value: object, kinds: type | tuple[type, ...], what: str) -> None:

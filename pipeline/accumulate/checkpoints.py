@@ -56,6 +56,9 @@ class MomentsFolder:
     n_cells: int
     fold_keys: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"MomentsFolder({str(self.folder)!r}, {self.draw.name}; {self.n_folds} folds, {self.n_cells} cells)"
+
     @property
     def key(self) -> str:
         """Identifies everything that decides the bits of all folds, besides the noise."""

@@ -82,6 +82,14 @@ class AccumulationPlan:
     partitions: tuple[Partition, ...]
     basis: str = ""
 
+    def __repr__(self) -> str:  # all row ranges would fill pages
+        stores = f"{len(self.stores)} store{'s' * (len(self.stores) != 1)}"
+        return (
+            f"AccumulationPlan({self.n_spectra:,} spectra of {stores}; {self.cells.n_cells} cells, {len(self.folds)} "
+            f"folds, {len(self.partitions)} partitions; {', '.join(self.labels)}; "
+            f"{'factored' if self.basis else 'dense'} moments)"
+        )
+
     @cached_property
     def cells(self) -> CellGrid:
         """The cells."""

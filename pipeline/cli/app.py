@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import Any, Final
@@ -18,6 +19,7 @@ from pipeline.cli.spectra import convert, init, inspect, sample
 from pipeline.cli.status import status
 from pipeline.cli.sweep import sweep
 from pipeline.cli.words import hint_option, is_quiet
+from pipeline.config import list_variables
 from pipeline.errors import ResourceError
 
 #: The commands, in the order of the work.
@@ -131,7 +133,14 @@ def next_step(name: str, given: dict[str, Any]) -> str | None:
         words["store"] = shlex.quote(str(given["paths"][-1]))
     elif name == "predict":
         words |= {"out": str(given["out"]), "format": "csv" if str(given["out"]).endswith(".csv") else "parquet"}
-    return f"next, {when}:  {how.format(**words)}"
+    return f"next, {when}:  {_name_variables(how, given)}{how.format(**words)}"
+
+
+def _name_variables(how: str, given: dict[str, Any]) -> str:
+    """Return the variables that a command with the same configuration needs. They may be set for this one alone."""
+    config = given.get("config") if "{config}" in how else None
+    names = [name for name in list_variables(config) if name in os.environ] if config is not None else []
+    return "".join(f"{name}={shlex.quote(os.environ[name])} " for name in names)
 
 
 def _complete(command: click.Command, name: str) -> None:

@@ -197,6 +197,8 @@ class RunView:
         if not self.is_over or self.state == "finished":
             return ""
         again = "run the same command again: finished work is kept"
+        if self.state == "failed" and self.status is not None and self.status.error:
+            again = f"mend what the error names, then {again}"
         if self.submitted is not None:
             again = f"see {log}; then `headroom submit` again: finished work is kept"
             if self.state != "failed" and jobs:

@@ -1,5 +1,6 @@
 from .files import ConfigSource as ConfigSource
 from .files import describe_findings as describe_findings
+from .files import list_variables as list_variables
 from .files import load_config as load_config
 from .files import packaged_configs as packaged_configs
 from .files import parse_yaml as parse_yaml

@@ -8,21 +8,23 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.base import read_file
-from pipeline.config.settings import ExperimentConfig, Section
-from pipeline.errors import ConfigError, DeprecatedName, did_you_mean
+from pipeline.config.settings import ExperimentConfig, NoSwitch, Section
+from pipeline.errors import ConfigError, DeprecatedName, did_you_mean, enumerate_words
 
 __all__ = [
     "ConfigSource",
     "describe_findings",
+    "list_variables",
     "load_config",
     "packaged_configs",
     "parse_yaml",
@@ -101,6 +103,26 @@ def load_config(source: ConfigSource, variables: Mapping[str, str] | None = None
     base = Path.cwd() if path in packaged_configs().values() else path.resolve().parent
     content = _without_deprecated(content, f"configuration {path}")
     return _validate(content, f"configuration {path}", base, variables)
+
+
+def list_variables(source: str | Path) -> tuple[str, ...]:
+    """Return the variables of the environment that the data paths of a configuration name, in their order.
+
+    Parameters
+    ----------
+    source
+        A YAML file or a packaged name. There are none in what cannot be read.
+    """
+    path = Path(source).expanduser()
+    try:
+        content = read_yaml(path if path.exists() else packaged_configs()[str(source)], "configuration")
+    except (ConfigError, KeyError):
+        return ()
+    section = content.get("data") if isinstance(content, dict) else None
+    paths = [section.get(key) for key in _PATHS] if isinstance(section, dict) else []
+    entries = [entry for value in paths for entry in (value if isinstance(value, list) else [value])]
+    found = [match for entry in entries if isinstance(entry, str) for match in _VARIABLE.finditer(entry)]
+    return tuple(dict.fromkeys(match.group(1) or match.group(2) for match in found))
 
 
 def _validate(content: dict[str, Any], name: str, base: Path, variables: Mapping[str, str]) -> ExperimentConfig:
@@ -192,7 +214,8 @@ def read_yaml(path: Path, what: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{what} {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")  # the reader knows no file
+        raise ConfigError(f"{what} {path}: not valid YAML: {said}") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -280,6 +303,11 @@ def _expand_cluster(content: dict[str, Any], base: Path) -> dict[str, Any]:
     return {**content, "cluster": str(base / os.path.expanduser(cluster))}
 
 
+#: Settings of ``data`` that are paths, and a variable within one.
+_PATHS: Final = ("train", "test", "stores")
+_VARIABLE: Final = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+
+
 def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     section = content.get("data")
     if not isinstance(section, dict):
@@ -288,7 +316,7 @@ def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables
     def expand(text: Any) -> Any:
         if not isinstance(text, str):
             return text
-        expanded = os.path.expanduser(re.sub(r"\$\{(\w+)\}|\$(\w+)", substitute, text))
+        expanded = os.path.expanduser(_VARIABLE.sub(substitute, text))
         return expanded if os.path.isabs(expanded) else str(base / expanded)
 
     def substitute(match: re.Match[str]) -> str:
@@ -302,7 +330,7 @@ def _expand_data_paths(content: dict[str, Any], base: Path, name: str, variables
 
     expanded = dict(section)
     expanded.setdefault("stores", "stores")
-    for key in ("train", "test", "stores"):
+    for key in _PATHS:
         value = expanded.get(key)
         expanded[key] = [expand(entry) for entry in value] if isinstance(value, list) else expand(value)
         if value is None:
@@ -325,24 +353,90 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
         if any(earlier[: len(location)] == location for earlier in reported):
             continue  # a consequence of what is already said about a part of this setting
         reported.append(location)
-        kind = finding["type"]
+        kind, found = finding["type"], finding.get("input")
+        name = ".".join(location) or "settings"
         if kind == "extra_forbidden":
             known = _known_keys(settings, location[:-1])
-            line = (
-                f"unknown setting {'.'.join(location)!r}{did_you_mean(location[-1], known)}; "
-                f"known here: {', '.join(known)}"
-            )
+            line = f"unknown setting {name!r}{did_you_mean(location[-1], known)}; known here: {', '.join(known)}"
+        elif (
+            kind == "missing" and len(_kinds_at(settings, location[:-1])) > 1 and not _has_known_key(settings, finding)
+        ):
+            line = f"{'.'.join(location[:-1])}: Input should be {_allowed(settings, location[:-1])}, found {found!r}"
         elif kind == "missing":
-            line = f"the setting {'.'.join(location)!r} is required"
+            line = f"the setting {name!r} is required"
+        elif isinstance(no_switch := finding.get("ctx", {}).get("error"), NoSwitch):
+            line = f"{name}: {no_switch}; it takes {_allowed(settings, location)}"
+        elif _is_of_wrong_kind(kind) and _needs_words(_kinds_at(settings, location)):
+            line = f"{name}: Input should be {_allowed(settings, location)}, found {found!r}"
         else:
             message = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as YAML says
-            if "word" in finding["loc"]:
-                message = message.replace("should be", "should be a number or", 1)
-            shown = finding.get("input")
-            found = "" if kind == "value_error" else f", found {shown!r}"
-            line = f"{'.'.join(location) or 'settings'}: {message}{found}"
+            line = f"{name}: {message}" + ("" if kind == "value_error" else f", found {found!r}")
         lines.append(line)
     return "; ".join(lines)
+
+
+def _has_known_key(settings: type[BaseModel], finding: Any) -> bool:
+    location = [str(part) for part in finding["loc"] if part not in _KINDS]
+    return not set(finding["input"]).isdisjoint(_known_keys(settings, location[:-1]))
+
+
+def _is_of_wrong_kind(kind: str) -> bool:
+    """Whether pydantic says that a value is no number, no list …; not that it is a wrong one."""
+    return kind.endswith(("_type", "_parsing")) or kind in ("int_from_float", "literal_error")
+
+
+def _needs_words(kinds: list[Any]) -> bool:
+    """Whether pydantic names one of several kinds only, or a class of ours."""
+    return len(kinds) > 1 or any(_is_section(kind) or get_origin(kind) is dict or kind is bool for kind in kinds)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _kinds_at(settings: type[BaseModel], location: Sequence[str]) -> list[Any]:
+    """Return all types that a setting takes, such as ``int`` and ``Literal["auto"]``."""
+    kinds: list[Any] = [settings]
+    for part in location:
+        inner = []
+        for kind in kinds:
+            if _is_section(kind):
+                inner += [annotation] if (annotation := _fields(kind).get(part)) is not None else []
+            elif get_origin(kind) in (dict, tuple):
+                inner.append(get_args(kind)[get_origin(kind) is dict])
+        kinds = [one for annotation in inner for one in _split_union(annotation)]
+    return kinds
+
+
+def _split_union(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _split_union(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for part in get_args(annotation) for one in _split_union(part)]
+    return [annotation]
+
+
+_PLAIN_KINDS: Final = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+
+
+def _allowed(settings: type[BaseModel], location: Sequence[str]) -> str:
+    """Say in the words of a YAML file what a setting takes: ``a whole number, 'auto' or 'all'``."""
+    words = [word for kind in _kinds_at(settings, location) for word in _name_kind(kind)]
+    return enumerate_words(words, "or")
+
+
+def _name_kind(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [repr(word) for word in get_args(kind)]
+    if get_origin(kind) is tuple:
+        [(inner, *_)] = [_split_union(get_args(kind)[0])]
+        return [f"a list of {_PLAIN_KINDS[inner].split(' ', 1)[1]}s" if inner in _PLAIN_KINDS else "a list"]
+    if _is_section(kind):
+        required = [info.alias or name for name, info in kind.model_fields.items() if info.is_required()]
+        if len(required) == 1:
+            return [f"{{{required[0]}: …}}"]
+        return ["a mapping of settings" if required else "a mapping of settings ({} takes the defaults)"]
+    return [_PLAIN_KINDS.get(kind, "a mapping")]
 
 
 def _known_keys(settings: type[BaseModel], location: list[str]) -> list[str]:

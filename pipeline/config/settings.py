@@ -45,6 +45,7 @@ __all__ = [
     "GateConfig",
     "HypothesesConfig",
     "LineWindow",
+    "NoSwitch",
     "NoiseConfig",
     "PerSpectrum",
     "Quantiles",
@@ -68,6 +69,20 @@ class OneOrMore(BeforeValidator):
         return {"anyOf": [listed, listed["items"]]}
 
 
+class Asked(BeforeValidator):
+    """Marks a switch of a question that has no settings: an empty mapping asks it, as it asks every other question."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda value: True if value == {} else value)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(core), {"type": "object", "maxProperties": 0}]}
+
+
+class NoSwitch(ValueError):
+    """Pydantic hears of true or false where a setting takes neither. The message then says what it takes."""
+
+
 class Section(BaseModel):
     """A part of the configuration. It is immutable, its numbers are finite, and unknown settings are refused."""
 
@@ -78,7 +93,7 @@ class Section(BaseModel):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         is_switch = bool in (annotation := cls.model_fields[str(info.field_name)].annotation, *get_args(annotation))
         if (isinstance(value, bool) and not is_switch) or _lists_booleans(value):
-            raise ValueError(f"true or false is no value of this setting, found {str(value).lower()}")
+            raise NoSwitch(f"true or false is no value of this setting, found {str(value).lower()}")
         return value
 
 
@@ -506,7 +521,7 @@ class ExperimentConfig(Section):
     #: Other ways to divide the spectra among experts, by name. The pass is the same; ``bins`` is compared with them.
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
     #: Whether each column of ``bins`` by itself is compared with ``bins``, too.
-    ablation: bool = True
+    ablation: Annotated[bool, Asked()] = True
     #: The search for the best rectangles of a finer grid, from the same pass.
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.
@@ -663,6 +678,17 @@ class ExperimentConfig(Section):
         """How every grid besides ``bins`` cuts its columns, under the names of their settings."""
         grids = {f"binnings.{name}": cuts for name, cuts in self.binnings.items()}
         return grids | ({"design.grid": self.design.grid} if self.design else {})
+
+    def __repr__(self) -> str:  # a notebook shows it; all settings would fill pages
+        asked = [name for name in ("design", "gate", "ceiling", "forecast") if getattr(self, name) is not None]
+        n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
+        levels = ", ".join(f"{level:g}" for level in self.noise.levels)
+        return (
+            f"ExperimentConfig({self.target}, {n_bins} bins by {' and '.join(self.bins)}, {self.noise.mode} noise of "
+            f"level {levels}{'; asks ' if asked else ''}{', '.join(asked)}; to_dict() is all of it)"
+        )
+
+    __str__ = __repr__
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""

@@ -45,6 +45,8 @@ __all__ = [
     "tabulate_contents",
 ]
 
+#: Noise draws that the contents name when they show themselves.
+_SHOWN_DRAWS = 8
 _PIECE = re.compile(r"(fold|partition)-(\d+)")
 
 
@@ -81,6 +83,12 @@ class PieceContents:
     labels: tuple[str, ...] = ()
     nbytes: int = 0
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        state = "; damaged" if self.problem else ""
+        return (
+            f"PieceContents({self.kind} {self.number}, {sum(self.counts):,} spectra in {len(self.counts)} cells{state})"
+        )
 
     def read(self, cell: int) -> Moments:
         """Read the moments of one cell, every byte checked.
@@ -127,6 +135,14 @@ class DrawContents:
     n_folds: int | None
     problem: str | None = None
     fold_keys: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"DrawContents({self.folder.name}, {self._describe()})"
+
+    def _describe(self) -> str:
+        state = "damaged" if self.problems else "complete" if self.complete else "unfinished"
+        folds = f"{len(self.folds)} of {self.n_folds or '?'} folds"
+        return f"{sum(self.counts):,} spectra in {len(self.counts)} cells, {folds}, {state}"
 
     @property
     def pieces(self) -> tuple[PieceContents, ...]:
@@ -197,6 +213,12 @@ class MomentsContents:
     def cell_name(self, cell: int) -> str:
         """Return ``bin 0 (Cool, Poor)``, ``outside``, or ``cell 0`` where bins have no names."""
         return f"cell {cell}" if self.cell_names is None else self.cell_names[cell]
+
+    def __repr__(self) -> str:
+        lines = [f"  {draw.folder.name}: {draw._describe()}" for draw in self.draws[:_SHOWN_DRAWS]]
+        if len(self.draws) > _SHOWN_DRAWS:
+            lines.append(f"  and {len(self.draws) - _SHOWN_DRAWS} more")
+        return "\n".join([f"MomentsContents({str(self.folder)!r}, {len(self.draws)} noise draws)", *lines])
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a line for each noise draw."""

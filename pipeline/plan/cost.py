@@ -123,6 +123,14 @@ class ExperimentPlan:
     n_test: int = 0
     asks_forecast: bool = False
 
+    def __repr__(self) -> str:
+        return (
+            f"ExperimentPlan({self.n_spectra:,} spectra × {self.n_pixels:,} pixels, {self.n_draws} noise draws, "
+            f"{self.n_cells:,} cells × {self.n_folds} folds; {self.n_pieces} pieces of work, {self.n_workers} workers; "
+            f"memory per worker {format_bytes(self.worker_memory)} of {format_bytes(self.worker_limit)}, moments on "
+            f"disk {format_bytes(self.moments_disk)})"
+        )
+
     @property
     def makes_forecast(self) -> bool:
         """Whether a forecast is asked for, and there will be the factored moments that it needs."""

@@ -384,13 +384,18 @@ def _facts(results: RunResults) -> dict[str, Any]:
     """Return what a run is made of besides its settings."""
     metadata = results.metadata
     facts = {
-        f"{role} spectra ({what})": metadata["stores"][role][key]
+        f"{role} spectra ({what})": _short(metadata["stores"][role][key])
         for role in ("train", "test")
         for what, key in (("number", "n_spectra"), ("pixels", "n_pixels"), ("fingerprint", "fingerprint"))
     }
     facts["simulated"] = bool(metadata.get("simulated"))
     facts |= {f"version of {name}": version for name, version in metadata.get("versions", {}).items()}
     return facts | {"git commit": metadata.get("git_commit")}
+
+
+def _short(value: Any) -> Any:
+    """Return enough of a fingerprint to tell stores apart, so that a table has room for it."""
+    return value[:12] if isinstance(value, str) else value
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:

@@ -343,14 +343,21 @@ def write_models(path: Path, models: Sequence[ExpertModels], header: dict[str, A
     write_npz(path, arrays, facts)
 
 
-def read_models(path: Path) -> list[ExpertModels]:
+def read_models(path: str | Path) -> list[ExpertModels]:
     """Read the models that :func:`write_models` wrote.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged or of another version.
+        If the file is missing, damaged, a folder, or of another version.
     """
+    path = Path(path)
+    if path.is_dir():
+        names = sorted(str(one.relative_to(path)) for one in [*path.glob("*.npz"), *path.glob("models/*.npz")])
+        raise InputError(
+            f"models {path}: a file is required, such as RUN/models/marginal_noise-1.0.npz, found a folder"
+            + (f"; name one of {', '.join(names)} within it" if names else "")
+        )
     with open_npz(path, partial(_unreadable, path), (FORMAT, MODELS_VERSION)) as (facts, arrays):
         return [
             ExpertModels(

@@ -186,6 +186,9 @@ def read_results(folder: str | Path) -> RunResults:
     )
     missing = [name for name in files if not (run / name).is_file()]
     if missing:
+        within = sorted(one.parent.name for one in run.glob(f"*/{SUMMARY_FILE}"))
+        if within:  # the folder of a sweep, or one in which somebody keeps runs
+            raise InputError(f"folder {run}: it is no run but holds some; name one of {', '.join(within)} within it")
         raise InputError(
             f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "
             f"finish it with `headroom run CONFIG --out {run}`"

@@ -60,6 +60,8 @@ __all__ = [
 # No file is opened here; only names and folders are looked at.
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
+#: Letters of a line that is no path, in a message.
+_SHOWN_LETTERS: Final = 60
 #: Files that lie beside spectra and hold none; a glob passes them over.
 _COMPANION_SUFFIXES: Final = (".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log", ".md5", ".sha256")
 
@@ -214,14 +216,20 @@ def _read_index(index: Path) -> list[Path]:
         ) from error
     except OSError as error:
         raise InputError(f"{index} cannot be read ({error.strerror}); correct its permissions") from error
-    for number, line in enumerate(lines, start=1):
-        entry = line.split("#", 1)[0].strip()
-        if not entry:
-            continue
+    entries = {number: line.split("#", 1)[0].strip() for number, line in enumerate(lines, start=1)}
+    entries = {number: entry for number, entry in entries.items() if entry}
+    if entries and index.name != SHARD_INDEX_NAME and not any(_exists(index.parent / one) for one in entries.values()):
+        number, entry = next(iter(entries.items()))
+        shown = entry if len(entry) <= _SHOWN_LETTERS else f"{entry[:_SHOWN_LETTERS]}…"
+        raise InputError(
+            f"{index} is neither HDF5, Zarr, netCDF nor a list of paths: line {number}, {shown!r}, names no file and "
+            "no folder; name files of spectra, or a text with one path per line"
+        )
+    for number, entry in entries.items():
         shard = index.parent / entry
-        if shard.is_dir():
+        if _exists(shard) and shard.is_dir():
             shard = shard / SHARD_FILE_NAME
-        if not shard.is_file():
+        if not (_exists(shard) and shard.is_file()):
             raise InputError(
                 f"{index}, line {number}: {entry!r} must be a folder with a {SHARD_FILE_NAME} or an HDF5 file, but "
                 f"{shard} does not exist; correct the line or remove it"
@@ -230,6 +238,13 @@ def _read_index(index: Path) -> list[Path]:
     if not shards:
         raise InputError(f"{index} lists no shard; write one shard folder per line")
     return shards
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a line of a text may be too long for a path, or hold what no path may
+        return False
 
 
 #: HDF5 allows no larger chunk; a damaged file may state one.

@@ -387,6 +387,11 @@ def test_silence_of_another_host_is_death_only_when_it_is_long(tmp_path: Path) -
         ({}, 0, "running for 1 min 30 s"),
         ({"state": "finished"}, 0, "finished at 20"),
         ({"state": "failed", "error": "no worker came"}, 1, "no worker came"),
+        (
+            {"state": "failed", "error": "no such shard"},
+            1,
+            "mend what the error names, then run the same command again",
+        ),
         ({"state": "interrupted", "error": "SIGTERM"}, 1, "run the same command again"),
         ({"state": "waiting for workers"}, 0, "waiting for workers"),
     ],

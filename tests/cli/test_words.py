@@ -177,6 +177,24 @@ def test_hints_quote_what_was_given() -> None:
     assert str(next_step("plan", {"config": None})).endswith("headroom run CONFIG")
 
 
+def test_hints_name_the_variables_that_the_configuration_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be set for one command alone, and the next one is to work when it is pasted."""
+    monkeypatch.setenv("HEADROOM_DEMO", "my spectra")
+    monkeypatch.setenv("TESTS", "/big")
+    monkeypatch.setenv("OTHER", "x")
+    said = str(next_step("plan", {"config": "demo", "out": Path("runs/a")}))
+    assert said.endswith(":  HEADROOM_DEMO='my spectra' headroom run demo --out runs/a")
+    assert "HEADROOM_DEMO=" not in str(next_step("run", {"config": "demo", "out": None})), "export needs it not"
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "data: {train: ['${HEADROOM_DEMO}/a', $TESTS/b], test: '${TESTS}/c', stores: $UNSET}\ntarget: $OTHER\n"
+    )
+    for name in ("plan", "accumulate", "inspect"):
+        said = str(next_step(name, {"config": str(own), "out": None}))
+        assert "HEADROOM_DEMO='my spectra' TESTS=/big headroom " in said
+    assert "=" not in str(next_step("plan", {"config": str(tmp_path / "none.yaml"), "out": None}))
+
+
 @pytest.mark.parametrize(
     ("typed", "kind", "offered"),
     [

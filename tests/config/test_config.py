@@ -84,6 +84,14 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
     assert load(tmp_path, MINIMAL | {"bins": turned}).stated_hypotheses.lowest_r2_bins is None
 
 
+def test_ablation_is_asked_for_as_the_other_questions_are(tmp_path: Path) -> None:
+    """An empty mapping stands for the defaults of a question."""
+    plain = {"data": {"train": ["x"], "test": ["y"]}}
+    assert load_config(plain | {"ablation": {}}).ablation is True
+    assert load_config(plain | {"ablation": {}}).to_dict() == load_config(plain).to_dict()
+    assert load_config(plain | {"ablation": False}).ablation is False
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,7 +108,6 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"ridge": {"alpha": {"search": [1, "x"]}}}, r"ridge\.alpha\.search\.1: .*number.*found 'x'"),
         ({"ridge": {"alpha": {"search": [1, 2], "by": "expert"}}}, r"ridge\.alpha\.by: .*'per_expert'.*found 'expert'"),
         ({"ridge": {"alpha": {"serch": [1, 2]}}}, r"unknown setting 'ridge\.alpha\.serch' \(did you mean 'search'\?\)"),
-        ({"ridge": {"alpha": {}}}, r"the setting 'ridge\.alpha\.search' is required"),
         (
             {"ridge": {"alpha": {"search": [1, 2]}}, "compute": {"folds": 1}},
             r"ridge\.alpha\.search needs at least two folds.* found 1 \(compute\.folds: 1\); use compute: \{folds: 5\}",
@@ -120,8 +127,37 @@ def test_the_third_hypothesis_is_stated_for_the_reference_grid_only(tmp_path: Pa
         ({"data": {"train": ["x"]}}, r"'data\.test' is required"),
         ({"data": {"train": [], "test": ["x"]}}, r"data\.train"),
         ({"compute": {"folds": 0}}, r"compute\.folds"),
-        ({"compute": {"folds": "none"}}, r"compute\.folds: Input should be a number or 'shards', found 'none'"),
-        ({"ceiling": {"library": "many"}}, r"ceiling\.library: .* a number or 'auto' or 'all', found 'many'"),
+        *(
+            ({"compute": {"folds": wrong}}, r"compute\.folds: Input should be a whole number or 'shards', found ")
+            for wrong in ("none", [1], {}, 2.5, None)
+        ),
+        *(
+            ({"ceiling": {"library": wrong}}, r"ceiling\.library: .* a whole number, 'auto' or 'all', found ")
+            for wrong in ("many", [1], {"a": 1}, 100.5, None)
+        ),
+        ({"ceiling": {"library": True}}, r"ceiling\.library: true or false .*a whole number, 'auto' or 'all'"),
+        *(
+            ({"ridge": {"alpha": wrong}}, r"ridge\.alpha: .* a number, \{per_spectrum: …\} or \{search: …\}, found ")
+            for wrong in ("many", [1], {}, {"zz": 1}, None)
+        ),
+        ({"ridge": {"alpha": {"by": "global"}}}, r"'ridge\.alpha\.search' is required"),
+        *(
+            ({"binnings": {"A": {"snr": wrong}}}, r"binnings\.A\.snr: .* a list of numbers or \{quantiles: …\}, found ")
+            for wrong in (4, {}, {"parts": 4})
+        ),
+        ({"binnings": {"A": {"snr": {"quantiles": "four"}}}}, r"binnings\.A\.snr\.quantiles: "),
+        *(
+            ({name: wrong}, rf"{name}: .* a mapping of settings .*or null, found ")
+            for name in ("forecast", "gate", "ceiling", "hypotheses")
+            for wrong in ([1], "yes", 3)
+        ),
+        ({"forecast": True}, r"forecast: true or false .* a mapping of settings .*or null"),
+        ({"noise": None}, r"noise: Input should be a mapping of settings .*, found None"),
+        ({"data": {"train": ["x"], "test": ["y"], "spectra": [1]}}, r"data\.spectra: .* a whole number or null"),
+        ({"decision": {"at": "many"}}, r"decision\.at: .* a whole number or null, found 'many'"),
+        ({"hypotheses": {"lowest_r2_bins": 3}}, r"lowest_r2_bins: .* a list of whole numbers or null, found 3"),
+        ({"cluster": 3}, r"cluster: .* a text or null, found 3"),
+        ({"ablation": {"zz": 1}}, r"ablation: .* true or false"),
     ],
 )
 def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -132,7 +168,7 @@ def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], m
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("target: [", "not valid YAML"),
+        ("target: [", r"not valid YAML: .* in line 1, column 10"),
         ("just text", "a mapping of settings is required"),
         ("", "a mapping of settings is required"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),

@@ -29,7 +29,7 @@ from pipeline.simulate import SampleSpec, write_sample
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ELSEWHERE = {"extending.md", "python.md"}
-KINDS = {"python", "sh", "yaml", "text", "mermaid"}
+KINDS = {"python", "sh", "yaml", "text", "latex", "mermaid"}
 #: Lines that install things, and sizes that make commands take seconds.
 LEFT_OUT = re.compile(r"^(pip|make|source) ")
 SMALLER = {
@@ -146,6 +146,8 @@ PREPARED: dict[str, Callable[[Path], None]] = {
     "scaling.md": prepare_scaling,
     "tutorial.md": prepare_nothing,
 }
+#: A figure wider than its column makes an overfull box; one that is too high, or a PDF too new, makes a warning.
+COMPILED = "pdflatex -interaction=nonstopmode -halt-on-error"
 #: What ``moments.md`` says that its last block has before it.
 OF_A_FOLD = (
     "import json, pathlib\nimport numpy as np\n"
@@ -194,6 +196,9 @@ def test_the_blocks_of_a_page_run(name: str, spectra: Path, tmp_path: Path) -> N
             for long, short in SMALLER.items():
                 lines = [line.replace(long, short) for line in lines]
             command = ["bash", "-c", "\n".join(["set -e -o pipefail", *lines])]
+        elif kind == "latex" and shutil.which("pdflatex"):
+            (place / "page.tex").write_text(text, encoding="utf-8")
+            command = ["bash", "-c", f"{COMPILED} page.tex && ! grep -i -E 'overfull|warning' page.log"]
         else:
             continue
         done = subprocess.run(

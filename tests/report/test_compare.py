@@ -164,6 +164,18 @@ def test_noise_levels_find_each_other(tmp_path: Path) -> None:
     assert pairs == [{(1.0, 1.0)}, {(1.0, 1.0)}, {(0.2, 1.0)}]
 
 
+def test_a_fingerprint_that_differs_makes_no_wide_column(runs: tuple[Path, Path]) -> None:
+    for run, letter in zip(runs, "ab", strict=True):
+        edit_metadata(run, lambda metadata, one=letter: metadata["stores"]["train"].update(fingerprint=one * 64))
+    assert ("train spectra (fingerprint)", ("a" * 12, "b" * 12)) in compare_runs(runs).settings
+
+
+def test_a_folder_of_runs_is_no_run_and_names_them(runs: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=rf"holds some; name one of .*{runs[0].name}") as refusal:
+        compare_runs([runs[0].parent, runs[1]])
+    assert "headroom run CONFIG" not in str(refusal.value)
+
+
 def test_what_cannot_be_compared_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two run folders"):
         compare_runs(runs[:1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -156,6 +157,29 @@ def test_files_for_paper_are_as_wide_as_asked_and_have_their_fonts(
     assert float(size) == pytest.approx(72 * width, rel=1e-4)
     assert float(page) > float(size), "the page is wider and drawn smaller"
     assert _png_size(tmp_path / "one.png")[0] == pytest.approx(300 * width, abs=2)
+
+
+@pytest.mark.parametrize("width", [8.0, 4.0, 2.0])
+def test_a_small_pdf_holds_all_that_a_large_one_holds(tmp_path: Path, width: float) -> None:
+    """The same operators after the one that makes everything smaller: no line and no mark is left out."""
+    figure = Figure(figsize=(8.0, 6.0))
+    axes = figure.subplots()
+    axes.errorbar(range(30), range(30), yerr=2.0, marker="o", capsize=3)
+    axes.barh(range(30), range(30))
+    axes.scatter(range(30), range(30, 0, -1), s=range(30))
+    with house_style(Medium(None)):
+        save_figure(figure, tmp_path / "large.pdf")
+    with house_style(Medium(width)):
+        save_figure(figure, tmp_path / "small.pdf")
+    large, small = (_read_operators(tmp_path / f"{name}.pdf") for name in ("large", "small"))
+    scale = f"{width / 8:g} 0 0 {width / 8:g} 0 0 cm\n".encode()
+    assert small.count(scale) == 1
+    assert small.replace(scale, b"1 0 0 1 0 0 cm\n") == large
+
+
+def _read_operators(path: Path) -> bytes:
+    """Return what a PDF file draws on its page: its first stream."""
+    return zlib.decompressobj().decompress(path.read_bytes().partition(b"stream\n")[2])
 
 
 @pytest.mark.parametrize(
@@ -318,17 +342,30 @@ def test_figures__no_text_overlaps_is_clipped_or_too_small(
 @pytest.mark.slow  # every figure three times
 @pytest.mark.parametrize("figure_name", list(PICTURES))
 def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResults], figure_name: str) -> None:
-    run = find_run("few bins, every question")
+    run, smallest = find_run("few bins, every question"), 6.0 / PRINT_SCALE
     with house_style(Medium(3.5, shows_title=False)):
         figure = PICTURES[figure_name].draw(run)
-        assert _find_flaws(figure, smallest=SMALL - 2) == []
+        assert _find_flaws(figure, smallest=smallest) == []
     assert not figure.get_suptitle()
     assert not figure.get_supxlabel()
-    width = figure.get_size_inches()[0]
-    assert width == pytest.approx(3.5 / PRINT_SCALE), "print of 9 points becomes print of 5.6"
+    width, height = figure.get_size_inches()
+    assert width == pytest.approx(3.5 / PRINT_SCALE), "so much smaller is all print"
+    assert height * PRINT_SCALE <= 8.3, "a page of a journal has room for the figure and its caption"
     for medium in (Medium(3.5), Medium(7.0)):
         with house_style(medium):
-            assert _find_flaws(PICTURES[figure_name].draw(run), smallest=SMALL - 2) == []
+            assert _find_flaws(PICTURES[figure_name].draw(run), smallest=smallest) == []
+
+
+@pytest.mark.parametrize("run", ["long names, real spectra", "few bins, every question"])
+def test_panels_of_penalties_leave_no_place_empty_but_for_the_legend(
+    find_run: Callable[[str], RunResults], run: str
+) -> None:
+    with house_style(Medium(3.5, shows_title=False)):
+        figure = PICTURES["moe_alpha_search.png"].draw(find_run(run))
+        assert _find_flaws(figure, smallest=6.0 / PRINT_SCALE) == []
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    assert len(legends) == 1
+    assert all(axes.lines or axes.get_legend() for axes in figure.axes)
 
 
 @pytest.mark.slow  # figures of 300 dots an inch

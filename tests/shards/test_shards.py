@@ -350,3 +350,18 @@ def test_files_that_macos_leaves_are_no_shards_and_capitals_do_not_matter(tmp_pa
     write_shard(tmp_path / "S.H5", 8)
     (tmp_path / "._S.H5").write_bytes(b"resource fork")
     assert find_shards([tmp_path], tmp_path) == (tmp_path / "S.H5",)
+
+
+@pytest.mark.parametrize("line", ["**Would experts predict better?**", "word " * 1000, "a\0b"])
+def test_find_shards__raise_on_a_text_that_is_no_list_of_paths(tmp_path: Path, line: str) -> None:
+    """One line says what the file is not, and shows the first line that is no path."""
+    text = tmp_path / "README.txt"
+    text.write_text(f"# headroom\n\n{line}\nMore words\n")
+    with pytest.raises(
+        InputError, match=r"README\.txt is neither HDF5, Zarr, netCDF nor a list of paths: line 3, "
+    ) as no:
+        find_shards(text)
+    assert len(str(no.value)) < len(str(tmp_path)) + 260
+    (tmp_path / "shard_index.txt").write_text(line)  # by its name it is a list
+    with pytest.raises(InputError, match=r"shard_index\.txt, line 1"):
+        find_shards(tmp_path)

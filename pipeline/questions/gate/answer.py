@@ -25,6 +25,7 @@ from pipeline.report.figures.canvas import (
     choose_ink,
     format_value,
     is_narrow,
+    legend_size,
     new_figure,
     page_width,
     place_panels,
@@ -281,9 +282,10 @@ def _write_cells(axes: Axes, shares: np.ndarray, labels: list[str]) -> None:
     axes.set_yticks(range(len(labels)), short)
     if len(labels) > _READABLE_CELLS:
         return
+    size = legend_size() if is_narrow() else SMALL
     for row, column in zip(*np.nonzero(shares >= _SHOWN_SHARE), strict=True):
         ink, words = choose_ink(BLUES(shares[row, column])), f"{shares[row, column]:.0%}"
-        axes.text(column, row, words, ha="center", va="center", fontsize=SMALL - 2 * is_narrow(), color=ink)
+        axes.text(column, row, words, ha="center", va="center", fontsize=size, color=ink)
 
 
 def _draw_r2(axes: Axes, routes: Mapping[str, RouteScore], of_global: float) -> None:

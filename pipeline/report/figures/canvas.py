@@ -70,6 +70,7 @@ __all__ = [
     "save_figure",
     "show_empty",
     "style_axes",
+    "tallest",
     "typeset",
     "typeset_figure",
 ]
@@ -130,6 +131,11 @@ class Medium:
         return SLIDE[0] if self.width is None else min(self.width / PRINT_SCALE, SLIDE[0])
 
     @property
+    def scale(self) -> float:
+        """What the page is multiplied by, for the finished figure."""
+        return 1.0 if self.width is None else self.width / self.page_width
+
+    @property
     def is_narrow(self) -> bool:
         """Whether panels that stand side by side on a slide stand one below the other."""
         return self.page_width < _NARROW
@@ -137,7 +143,13 @@ class Medium:
 
 #: Print of 12 points on a slide is print of 7.4 points in a paper.
 PRINT_SCALE: Final = 0.62
+#: Print that becomes 6 points, which is the least that most journals take.
+_LEAST_IN_PAPER: Final = 6.0 / PRINT_SCALE
 _NARROW = 9.0
+#: Inches of the highest figure of a paper. A page of text is 9 to 9.5 inches high, and the caption needs some.
+_TALLEST_IN_PAPER: Final = 8.2
+#: Inches of the highest slide: one that is scrolled.
+_TALLEST: Final = 15.9
 #: Letters of a panel's title in one column.
 _LETTERS_OF_COLUMN = 40
 _ON_SLIDES: Final = Medium()
@@ -171,6 +183,14 @@ def is_slide() -> bool:
     return page_width() == SLIDE[0]
 
 
+def tallest() -> float:
+    """Return the inches that no figure of the present medium is higher than: in a paper it must leave a caption room.
+
+    A figure grows with the number of bins, or of panels that stand one below the other.
+    """
+    return _TALLEST if _MEDIUM.get().width is None else min(_TALLEST_IN_PAPER / _MEDIUM.get().scale, _TALLEST)
+
+
 def place_panels(figure: Figure, columns: int, **options: Any) -> list[Axes]:
     """Return axes side by side; in one column of a paper they stand one below the other, and the figure grows."""
     if not is_narrow():
@@ -178,10 +198,10 @@ def place_panels(figure: Figure, columns: int, **options: Any) -> list[Axes]:
     options.pop("width_ratios", None)
     if (target := _TARGET.get()) is None:
         width, height = figure.get_size_inches()
-        figure.set_size_inches(width, min(height, 0.8 * width) * columns)
+        figure.set_size_inches(width, min(min(height, 0.8 * width) * columns, tallest()))
     elif isinstance(target, Own):
         width, height = target.page
-        target.page = width, min(height, 0.8 * width) * columns
+        target.page = width, min(min(height, 0.8 * width) * columns, tallest())
     return list(figure.subplots(columns, 1, squeeze=False, **options).flat)
 
 
@@ -425,7 +445,7 @@ def _count_letters(axes: Axes) -> int:
 
 def legend_size() -> float:
     """Return the points of a legend that stands in a panel: smaller where the page is smaller than a slide."""
-    return SMALL if is_slide() else SMALL - 2
+    return SMALL if is_slide() else _LEAST_IN_PAPER
 
 
 def room_for_title() -> float:
@@ -653,4 +673,5 @@ def finish_curves(
         label_counts(axes, counts)
         low, high = axes.get_ylim()
         axes.set_ylim(low - room * (high - low), high)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), frameon=False, ncols=2)
+        look: dict[str, Any] = {"frameon": False, "ncols": 2, "handlelength": 1.5, "columnspacing": 1.0}
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.01), fontsize=legend_size(), **look)

@@ -124,7 +124,8 @@ def _draw_models(axes: Axes, scopes: dict[str, Scope]) -> None:
     axes.set_yticks(range(len(scopes)), [_scope_label(*item) for item in scopes.items()])
     axes.set_ylim(len(scopes) - 0.5, -0.5)
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.18, 0.97), "ncols": 2}
-    axes.legend(**place, fontsize=legend_size(), frameon=False, handlelength=1.2, columnspacing=1.0)
+    place |= {"handlelength": 0.8, "handletextpad": 0.5, "columnspacing": 0.8}  # room for the title beside it
+    axes.legend(**place, fontsize=legend_size(), frameon=False)
 
 
 def _write_right(axes: Axes, at: float, estimate: Estimate, form: str) -> None:

@@ -21,6 +21,8 @@ class _ScaledFile(PdfFile):
     def newPage(self, width: float, height: float) -> None:
         """Begin a page of the finished size, and draw everything on it smaller."""
         super().newPage(width * self.scale, height * self.scale)  # type: ignore[no-untyped-call]
+        # Lines and marks beyond these are left out of the file. They are drawn in the units of the figure.
+        self.width, self.height = width, height
         self.output(self.scale, 0, 0, self.scale, 0, 0, Op.concat_matrix)  # type: ignore[no-untyped-call]
 
 
