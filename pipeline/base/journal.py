@@ -87,6 +87,7 @@ class RunJournal:
         self._driver: Driver | None = None  # None where there is no file to write
         self._started = datetime.now(UTC)
         self._attempts: tuple[Attempt, ...] = ()
+        self._earlier: RunStatus | None = None
         self._log = LogFile(self.folder / RUN_LOG)
 
     def __enter__(self) -> Self:
@@ -96,7 +97,9 @@ class RunJournal:
             self._resources.enter_context(exclusive(self.folder, "the run folder", JOURNAL_LOCK))
         except OSError:
             return self  # the run itself will tell what is wrong with its folder
-        self._attempts = _read_attempts(self.folder)
+        self._earlier = _read_earlier(self.folder)
+        if self._earlier is not None:
+            self._attempts = (*self._earlier.attempts, self._earlier.as_attempt())[-_ATTEMPTS:]
         self._driver = Driver.of_this_process(os.environ.get("SLURM_JOB_ID"))
         self._is_open = True
         self._write()
@@ -192,6 +195,12 @@ class RunJournal:
             self._is_open = False
             self._changes.notify_all()
         self._thread.join(timeout=10)
+        earlier = self._earlier if isinstance(error, HeadroomError) and not self._has_begun else None
+        if earlier is not None and earlier.state == "finished":  # a change was refused: it is as finished as it was
+            self._log.say(f"refused, and nothing is changed: {_describe(error)}")
+            with suppress(Exception):
+                write_anyway(self.folder / STATUS_FILE, earlier.model_dump_json(indent=1))
+            return
         if error is None:
             self._state, self._step = "finished", None
         else:
@@ -315,8 +324,8 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:_LETTERS]
 
 
-def _read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """Return the earlier attempts of a run, the last one included; refuse while that one is at work.
+def _read_earlier(folder: Path) -> RunStatus | None:
+    """Return what the last attempt at a run has left, if it can be read; refuse while that one is at work.
 
     The lock tells on this host and on most file systems; on those that lock within one host only, a driver elsewhere
     is known by its beat.
@@ -324,12 +333,10 @@ def _read_attempts(folder: Path) -> tuple[Attempt, ...]:
     try:
         status = read_status(folder)
     except InputError:
-        return ()  # damaged: it is replaced
-    if status is None:
-        return ()
-    if status.is_active and status.driver.lives_here() is None and find_death(status) is None:
+        return None  # damaged: it is replaced
+    if status is not None and status.is_active and status.driver.lives_here() is None and find_death(status) is None:
         _require_silence(folder, status)
-    return (*status.attempts, status.as_attempt())[-_ATTEMPTS:]
+    return status
 
 
 def _require_silence(folder: Path, status: RunStatus) -> None:

@@ -201,7 +201,10 @@ def _check_nodes(path: Path, labels: FloatArray, centre: FloatArray, spread: Flo
     """Return the scaled nodes (n, 3), refusing a label that never varies and nodes that occur twice."""
     for name, width in zip(_KEYS[2:], spread, strict=True):
         if width == 0:
-            raise InputError(f"grid {path}: {name!r} has one value only; teff, logg and mh must all vary")
+            raise InputError(
+                f"grid {path}: {name!r} has one value only, and teff, logg and mh must all vary; give a grid, or a "
+                "folder of files, with several of its values"
+            )
     unique, counts = np.unique(labels, axis=0, return_counts=True)
     if len(unique) < len(labels):
         teff, logg, mh = unique[int(np.argmax(counts))]

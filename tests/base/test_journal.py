@@ -233,6 +233,23 @@ def test_a_run_that_did_not_begin_leaves_nothing_and_one_that_began_its_log(tmp_
     assert len(read(tmp_path / "run").attempts) == 1
 
 
+def test_a_change_that_is_refused_leaves_a_finished_run_finished(tmp_path: Path) -> None:
+    with RunJournal(tmp_path, "headroom run c.yaml"):
+        (tmp_path / "results.csv").touch()
+    before = read_status(tmp_path)
+    with pytest.raises(InputError), RunJournal(tmp_path, "headroom add . shard"):
+        raise InputError("this shard is there already")
+    assert read_status(tmp_path) == before
+    assert "shard is there already" in (tmp_path / RUN_LOG).read_text()
+    with (
+        pytest.raises(InputError),
+        RunJournal(tmp_path, "headroom add . shard") as journal,
+        journal.progress(SilentProgress()).step("convert", 1),
+    ):
+        raise InputError("a chunk is damaged")
+    assert read_status(tmp_path).state == "failed", "something may have changed"
+
+
 def test_the_step_of_a_run_is_known_between_its_parts_too(tmp_path: Path, quick: None) -> None:
     def is_shown(title: str) -> bool:
         step = read(tmp_path).step
