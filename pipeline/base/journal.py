@@ -195,8 +195,10 @@ class RunJournal:
             self._is_open = False
             self._changes.notify_all()
         self._thread.join(timeout=10)
-        earlier = self._earlier if isinstance(error, HeadroomError) and not self._has_begun else None
-        if earlier is not None and earlier.state == "finished":  # a change was refused: it is as finished as it was
+        earlier = self._earlier
+        was_refused = isinstance(error, HeadroomError) and not self._has_begun
+        if was_refused and earlier is not None and earlier.state == "finished":
+            # A change was refused before it began: the run is as finished as it was.
             self._log.say(f"refused, and nothing is changed: {_describe(error)}")
             with suppress(Exception):
                 write_anyway(self.folder / STATUS_FILE, earlier.model_dump_json(indent=1))
