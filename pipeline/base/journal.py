@@ -196,20 +196,21 @@ class RunJournal:
             self._changes.notify_all()
         self._thread.join(timeout=10)
         earlier = self._earlier
-        was_refused = isinstance(error, HeadroomError) and not self._has_begun
-        if was_refused and earlier is not None and earlier.state == "finished":
+        if error is None:
+            self._state, self._step = "finished", None
+            said = self._state
+        elif isinstance(error, HeadroomError) and not self._has_begun and earlier and earlier.state == "finished":
             # A change was refused before it began: the run is as finished as it was.
             self._log.say(f"refused, and nothing is changed: {_describe(error)}")
             with suppress(Exception):
                 write_anyway(self.folder / STATUS_FILE, earlier.model_dump_json(indent=1))
             return
-        if error is None:
-            self._state, self._step = "finished", None
         else:
             self._state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._facts["error"] = _describe(error)
+            said = f"{self._state}: {_describe(error)}"
         self._write()
-        self._log.say(self._state if error is None else f"{self._state}: {_describe(error)}")
+        self._log.say(said)
 
     def _leave_nothing(self) -> None:
         # What is wrong was told before anything was made: there is no run to speak of.
