@@ -197,8 +197,7 @@ class RunJournal:
         self._thread.join(timeout=10)
         earlier = self._earlier
         if error is None:
-            self._state, self._step = "finished", None
-            said = self._state
+            self._state, self._step, said = "finished", None, "finished"
         elif isinstance(error, HeadroomError) and not self._has_begun and earlier and earlier.state == "finished":
             # A change was refused before it began: the run is as finished as it was.
             self._log.say(f"refused, and nothing is changed: {_describe(error)}")
