@@ -159,6 +159,16 @@ def test_files_for_paper_are_as_wide_as_asked_and_have_their_fonts(
     assert _png_size(tmp_path / "one.png")[0] == pytest.approx(300 * width, abs=2)
 
 
+def test_widths_below_one_or_two_columns_take_the_page_of_these() -> None:
+    """Page and print are made smaller together, so what has room in a column has room in a narrower one."""
+    pages = {width: Medium(width).page_width for width in (3.0, 3.17, 3.5, 4.5, 5.6, 6.48, 7.0, 8.0)}
+    assert pages[3.0] == pages[3.17] == pages[3.5] == 3.5 / PRINT_SCALE
+    assert pages[5.6] == pages[6.48] == pages[7.0] == 7.0 / PRINT_SCALE
+    assert pages[4.5] == 4.5 / PRINT_SCALE
+    assert pages[8.0] == 8.0 / PRINT_SCALE
+    assert Medium(3.17).scale == pytest.approx(3.17 / 3.5 * PRINT_SCALE)
+
+
 @pytest.mark.parametrize("width", [8.0, 4.0, 2.0])
 def test_a_small_pdf_holds_all_that_a_large_one_holds(tmp_path: Path, width: float) -> None:
     """The same operators after the one that makes everything smaller: no line and no mark is left out."""
@@ -350,7 +360,7 @@ def test_figures__of_one_column_are_as_legible(find_run: Callable[[str], RunResu
     assert not figure.get_supxlabel()
     width, height = figure.get_size_inches()
     assert width == pytest.approx(3.5 / PRINT_SCALE), "so much smaller is all print"
-    assert height * PRINT_SCALE <= 8.3, "a page of a journal has room for the figure and its caption"
+    assert height * PRINT_SCALE <= 7.1, "a page of LaTeX's article has room for the figure and its caption"
     for medium in (Medium(3.5), Medium(7.0)):
         with house_style(medium):
             assert _find_flaws(PICTURES[figure_name].draw(run), smallest=smallest) == []

@@ -127,8 +127,15 @@ class Medium:
 
     @property
     def page_width(self) -> float:
-        """Inches of the page on which a figure is laid out."""
-        return SLIDE[0] if self.width is None else min(self.width / PRINT_SCALE, SLIDE[0])
+        """Inches of the page on which a figure is laid out.
+
+        A width below that of one or of two columns takes the page of these. Their layout is known to have room for
+        everything, and print becomes a little smaller.
+        """
+        if self.width is None:
+            return SLIDE[0]
+        least = _COLUMN_WIDTH if self.width < _NARROW * PRINT_SCALE else 2 * _COLUMN_WIDTH
+        return min(max(self.width, least) / PRINT_SCALE, SLIDE[0])
 
     @property
     def scale(self) -> float:
@@ -145,9 +152,11 @@ class Medium:
 PRINT_SCALE: Final = 0.62
 #: Print that becomes 6 points, which is the least that most journals take.
 _LEAST_IN_PAPER: Final = 6.0 / PRINT_SCALE
-_NARROW = 9.0
-#: Inches of the highest figure of a paper. A page of text is 9 to 9.5 inches high, and the caption needs some.
-_TALLEST_IN_PAPER: Final = 8.2
+_NARROW: Final = 9.0
+#: Inches of one column of most journals.
+_COLUMN_WIDTH: Final = 3.5
+#: Inches of the highest figure of a paper. LaTeX's ``article`` has 7.6 for the figure and its caption.
+_TALLEST_IN_PAPER: Final = 7.0
 #: Inches of the highest slide: one that is scrolled.
 _TALLEST: Final = 15.9
 #: Letters of a panel's title in one column.
@@ -306,7 +315,7 @@ class Own:
 #: What figures are drawn into instead of a new one.
 _TARGET: ContextVar[Own | Axes | None] = ContextVar("target", default=None)
 #: The medium of narrow axes, and of sub-figures that are higher than wide: panels stand one below the other.
-_COLUMN: Final = Medium(width=3.5)
+_COLUMN: Final = Medium(width=_COLUMN_WIDTH)
 
 
 @contextmanager
