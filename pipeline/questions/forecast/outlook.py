@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtri
 
 from pipeline.accumulate import MomentsFolder
@@ -283,6 +282,8 @@ class Forecaster:
         They follow 1/n where spectra are many, and ln n where they are few: between those sizes they are interpolated
         in ln(1 + N/n), with N the spectra that are known.
         """
+        from scipy.interpolate import PchipInterpolator  # which costs every start a tenth of a second
+
         at, to = -np.log1p(self.count / sizes), -np.log1p(self.count / wanted)
         return np.asarray(PchipInterpolator(at, values, axis=0)(to))
 
