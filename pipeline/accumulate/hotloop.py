@@ -64,6 +64,10 @@ class SpectraReader(Protocol):
     def chunk_rows(self) -> int:
         """Rows that are decoded together, at most."""
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first row of each store that is part of it; chunks begin anew there."""
+
     def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield (first, end) of consecutive rows from ``start`` to ``stop``, none across two chunks."""
 

@@ -4,16 +4,18 @@ A block of rows is read and the kernel of the noise writes its means in the orde
 them. Where noise is low, few pixels are so faint that clipping changes their means. The product of the clean flux then
 serves all such levels, and each adds what its own faint pixels change. Only then rows are told apart by cell and noise
 class, r numbers each, so many cells cost what one does. Blocks are worked on side by side, and one thread adds up what
-they give, in the order of the rows. Products see exactly ``run_rows`` rows, counted from the first row of a partition,
-so the bits do not depend on chunks, threads, or other partitions.
+they give, in the order of the rows. Products see exactly ``run_rows`` rows, counted from the first row of a store, so
+the bits do not depend on chunks, threads, or other partitions.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -42,6 +44,15 @@ _FAINT = 16
 def _block_rows(chunk_rows: int, run_rows: int) -> int:
     """Return the rows of a block: whole runs, and about a chunk, so that few chunks are decoded twice."""
     return -(-chunk_rows // run_rows) * run_rows
+
+
+def _find_origins(starts: Sequence[int], run_rows: int) -> list[int]:
+    """Return the rows from which blocks are counted: the first of every store, unless stores are shorter than a run."""
+    origins = [0]
+    for start in starts:
+        if start - origins[-1] >= run_rows:
+            origins.append(start)
+    return origins
 
 
 def projection_memory(
@@ -199,6 +210,7 @@ class _Loop:
         self._shrink = (1 / np.sqrt(basis.variance)).astype(settings.dtype)
         self._weights = 1 / np.sqrt(basis.variance)
         self._rows = _block_rows(reader.chunk_rows, settings.run_rows)
+        self._origins = _find_origins(reader.starts, settings.run_rows)
         n_pixels = reader.n_pixels
         shapes: list[tuple[tuple[int, ...], Any]] = [
             ((self._rows, n_pixels), np.float32),
@@ -229,11 +241,14 @@ class _Loop:
     def plan_blocks(self, rows: CellRows) -> Iterator[tuple[int, int]]:
         """Yield the blocks of a part, as places in it.
 
-        They begin at multiples of their length in the whole store, wherever the part begins. So in a store whose chunks
-        are as long, each chunk is decoded once.
+        They begin at multiples of their length in a store, wherever the part begins. So in stores whose chunks are as
+        long, each chunk is decoded once.
         """
-        for begin in range(-(rows.start % self._rows), len(rows.cells), self._rows):
-            yield max(begin, 0), min(begin + self._rows, len(rows.cells))
+        stop = rows.start + len(rows.cells)
+        for origin, end in pairwise([*self._origins, stop]):
+            skipped = max(rows.start - origin, 0) // self._rows * self._rows
+            for begin in range(origin + skipped, min(end, stop), self._rows):
+                yield max(begin, rows.start) - rows.start, min(begin + self._rows, end, stop) - rows.start
 
     def work(self, rows: CellRows, begin: int, end: int) -> _Block:
         """Read a block, integrate the noise out, and project. Runs in several threads."""
@@ -262,9 +277,9 @@ class _Loop:
         block.classes[run] = np.searchsorted(self._basis.edges, energies, side="right")
 
     def _runs(self, block: _Block, rows: CellRows) -> Iterator[slice]:
-        """Yield the runs of a block, as places in it; they, too, begin at multiples of their length in the store."""
-        n, size = block.end - block.begin, self._settings.run_rows
-        first = -((rows.start + block.begin) % size)
+        """Yield the runs of a block, as places in it; they, too, begin at multiples of their length in a store."""
+        n, size, begin = block.end - block.begin, self._settings.run_rows, rows.start + block.begin
+        first = -((begin - self._origins[bisect_right(self._origins, begin) - 1]) % size)
         return (slice(max(start, 0), min(start + size, n)) for start in range(first, n, size))
 
     def _project(self, block: _Block, run: _Run, origin: NDArray[Any]) -> None:

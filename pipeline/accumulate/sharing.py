@@ -151,6 +151,10 @@ class _Sharer:
     def chunk_rows(self) -> int:
         return self.reader.chunk_rows
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return self.reader.starts
+
     def iter_blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         return self.reader.iter_blocks(start, stop)
 

@@ -6,6 +6,7 @@ lost later, is an error that names the rows and never a number.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +78,11 @@ class StoredSpectra:
     def paths(self) -> tuple[Path, ...]:
         """The folders it is read from, in the order of their rows."""
         return tuple(part.path for part in self.parts)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first row of each part."""
+        return tuple(itertools.accumulate((part.n_spectra for part in self.parts[:-1]), initial=0))
 
     @property
     def n_pixels(self) -> int:

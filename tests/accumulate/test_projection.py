@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -41,7 +42,7 @@ from pipeline.moments import (
 from pipeline.noise import FaintPixels, MarginalNoise, Noise, NoiseDraw
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.shards import find_shards
-from pipeline.store import SpectraStore
+from pipeline.store import SpectraStore, open_stores
 
 NOISES = [MarginalNoise(1.0), MarginalNoise(0.4)]
 CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
@@ -337,6 +338,38 @@ def test_a_part_that_begins_within_a_chunk_decodes_every_chunk_once(
     project(train_store, [rows_of(train_store, start, stop)], basis, settings)
     chunks = range(start // train_store.chunk_rows, -(-stop // train_store.chunk_rows))
     assert sorted(read) == sorted((name, chunk) for name in ("flux", "error") for chunk in chunks)
+
+
+def test_several_stores_are_decoded_once_and_give_the_sums_of_one(
+    train_store: SpectraStore, sample: Path, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = find_shards([sample / "train"], sample)
+    stores = [
+        convert_shards([shard], tmp_path / f"{k}.zarr", workers=1, chunk_rows=128) for k, shard in enumerate(shards)
+    ]
+    assert all(store.n_spectra % 128 for store in stores), "the chunks of later stores begin within a run of all rows"
+    joined, reads = open_stores(paths), Counter[tuple[str, str, int]]()
+    read_rows = SpectraStore.read_rows
+
+    def note(store: SpectraStore, name: str, first: int, end: int, out: np.ndarray | None = None) -> np.ndarray:
+        reads[str(store.path), name, first // 128] += 1
+        return read_rows(store, name, first, end, out)
+
+    monkeypatch.setattr(SpectraStore, "read_rows", note)
+    rows = rows_of(train_store)
+    found = project(joined, [rows], basis, SETTINGS)
+    assert len(reads) == 2 * sum(-(-store.n_spectra // 128) for store in stores)
+    assert set(reads.values()) == {1}
+    for key, own in project(train_store, [rows], basis, SETTINGS).items():
+        np.testing.assert_allclose(found[key].inner, own.inner, atol=1e-5 * np.abs(own.inner).max())
+        np.testing.assert_allclose(found[key].noise, own.noise, rtol=1e-6)
+    # A run that begins with a store has the rows of the same run of that store alone.
+    start = stores[0].n_spectra
+    part = rows_of(train_store, start, start + 128)
+    alone = replace(part, start=0)
+    expected = project(stores[1], [alone], basis, SETTINGS)
+    inner = {key: own.inner for key, own in project(joined, [part], basis, SETTINGS).items()}
+    assert all(np.array_equal(inner[key], own.inner) for key, own in expected.items())
 
 
 @pytest.mark.parametrize(("n_cells", "n_classes"), [(10, 1), (60, 1), (10, 4)])

@@ -44,6 +44,10 @@ class Counting:
     def chunk_rows(self) -> int:
         return self.store.chunk_rows
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return self.store.starts
+
     def iter_blocks(self, start: int, stop: int) -> Any:
         return self.store.iter_blocks(start, stop)
 
