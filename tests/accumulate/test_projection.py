@@ -344,9 +344,8 @@ def test_several_stores_are_decoded_once_and_give_the_sums_of_one(
     train_store: SpectraStore, sample: Path, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = find_shards([sample / "train"], sample)
-    stores = [
-        convert_shards([shard], tmp_path / f"{k}.zarr", workers=1, chunk_rows=128) for k, shard in enumerate(shards)
-    ]
+    paths = [tmp_path / f"{k}.zarr" for k in range(len(shards))]
+    stores = [convert_shards([one], path, workers=1, chunk_rows=128) for one, path in zip(shards, paths, strict=True)]
     assert all(store.n_spectra % 128 for store in stores), "the chunks of later stores begin within a run of all rows"
     joined, reads = open_stores(paths), Counter[tuple[str, str, int]]()
     read_rows = SpectraStore.read_rows
