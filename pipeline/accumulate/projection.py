@@ -36,8 +36,8 @@ _WAITING = 2
 _GROSS = 1e-4
 #: Rows of a class that are multiplied at once, at least.
 _FEWEST_ROWS = 64
-#: A run whose faint pixels are fewer than one of so many is projected as clean flux, and they are added: beyond, that
-#: costs about what the product does.
+#: Where fewer than 1 in 16 pixels of a run are faint, the clean flux is projected and what they change is added. With
+#: more of them that would cost about what the product does.
 _FAINT = 16
 
 
@@ -69,7 +69,7 @@ def projection_memory(
     rows, width = _block_rows(chunk_rows, settings.run_rows), rank + 1 + n_labels
     n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
     of_cells = ((n_classes + 1) * n_runs * n_noises + n_classes) * n_cells * n_pixels * 8
-    faint = settings.run_rows * n_pixels // _FAINT * (4 + 2 * settings.dtype.itemsize) + settings.run_rows * 8
+    faint = settings.run_rows * n_pixels // _FAINT * (4 + 2 * settings.dtype.itemsize) + (settings.run_rows + 1) * 8
     block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells + faint
     # The check rows of a run, and the memory to decode a chunk that is needed only in part.
     work = 2 * -(-settings.run_rows // CHECK_EVERY) * pixels + 2 * chunk_rows * n_pixels * 4
@@ -246,6 +246,8 @@ class _Loop:
         """
         stop = rows.start + len(rows.cells)
         for origin, end in pairwise([*self._origins, stop]):
+            if end <= rows.start:
+                continue
             skipped = max(rows.start - origin, 0) // self._rows * self._rows
             for begin in range(origin + skipped, min(end, stop), self._rows):
                 yield max(begin, rows.start) - rows.start, min(begin + self._rows, end, stop) - rows.start
@@ -317,7 +319,7 @@ class _Loop:
     def _write_clean(self, block: _Block, run: _Run, origin: NDArray[Any]) -> FloatArray:
         """Write the clean flux of a run as its means, and sum up its squared errors; return its whitened energies."""
         means, sizes = block.means[0, : len(run.cells)], np.empty(len(run.cells))
-        block.squares[:] = 0
+        block.squares[np.unique(run.groups)] = 0
         write_clean(block.flux[run.place], block.error[run.place], origin, run.groups, means, block.squares)
         sum_squares(means, self._shrink, sizes)
         return sizes
@@ -327,8 +329,8 @@ class _Loop:
         own, faint, noise = self._projectors[k], block.faint, block.noise[run.number, k]
         means = block.means[0, : len(run.cells)]
         add_faint(means, faint.starts, faint.pixels, faint.mean, own.projection, self._shrink, z, sizes)
-        present = np.unique(run.groups)
-        noise[present] += own.level**2 * block.squares[present]
+        for group in np.unique(run.groups):
+            noise[group] += own.level**2 * block.squares[group]
         add_variances(run.groups, faint.starts, faint.pixels, faint.variance, noise)
         for place, row in enumerate(run.checked):
             members = slice(faint.starts[row], faint.starts[row + 1])
@@ -425,8 +427,7 @@ def add_faint(
                 p, value = pixels[at[r]], added[at[r]]
                 for q in range(rank):
                     z[r, q] += value * projection[p, q]
-                one = shrink[p] * shrink[p]
-                sizes[r] += value * one * (2 * means[r, p] + value)
+                sizes[r] += value * shrink[p] * ((2 * means[r, p] + value) * shrink[p])
                 at[r] += 1
 
 

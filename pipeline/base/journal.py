@@ -198,10 +198,10 @@ class RunJournal:
         earlier = self._earlier
         if error is None:
             self._state, self._step, said = "finished", None, "finished"
-        elif isinstance(error, HeadroomError) and not self._has_begun and earlier and earlier.state == "finished":
-            # A change was refused before it began: the run is as finished as it was.
-            self._log.say(f"refused, and nothing is changed: {_describe(error)}")
-            with suppress(Exception):
+        elif not self._has_begun and earlier and earlier.state == "finished":
+            # A change was refused, or interrupted, before it began: the run is as finished as it was.
+            self._log.say(f"ended before it changed anything: {_describe(error)}")
+            with self._writing, suppress(Exception):
                 write_anyway(self.folder / STATUS_FILE, earlier.model_dump_json(indent=1))
             return
         else:

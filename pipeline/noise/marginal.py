@@ -245,7 +245,7 @@ def list_faint(
 ) -> Any:
     """List the pixels whose corrections are not 0, with ``s·g`` and ``s²·h``, unless there are more than ``most``.
 
-    Where some of the rows have twice as many in proportion, the others are not searched.
+    Some of the rows are looked at first. If they have more than twice as many as their share, the search ends there.
 
     Parameters
     ----------

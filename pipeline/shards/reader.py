@@ -218,7 +218,8 @@ def _read_index(index: Path) -> list[Path]:
         raise InputError(f"{index} cannot be read ({error.strerror}); correct its permissions") from error
     entries = {number: line.split("#", 1)[0].strip() for number, line in enumerate(lines, start=1)}
     entries = {number: entry for number, entry in entries.items() if entry}
-    if entries and index.name != SHARD_INDEX_NAME and not any(_exists(index.parent / one) for one in entries.values()):
+    is_prose = any(" " in one for one in entries.values()) and index.name != SHARD_INDEX_NAME
+    if is_prose and not any(_exists(index.parent / one) for one in entries.values()):
         number, entry = next(iter(entries.items()))
         shown = entry if len(entry) <= _SHOWN_LETTERS else f"{entry[:_SHOWN_LETTERS]}…"
         raise InputError(

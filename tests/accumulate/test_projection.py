@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +42,7 @@ from pipeline.moments import (
 from pipeline.noise import FaintPixels, MarginalNoise, Noise, NoiseDraw
 from pipeline.schema import LABELS, STREAM_TRAIN
 from pipeline.shards import find_shards
-from pipeline.store import SpectraStore, open_stores
+from pipeline.store import AnyStore, JoinedStores, SpectraStore, open_stores
 
 NOISES = [MarginalNoise(1.0), MarginalNoise(0.4)]
 CELLS = CellGrid((BinGrid(REFERENCE_EDGES),))
@@ -56,7 +56,12 @@ def basis(train_store: SpectraStore) -> Basis:
 
 
 def project(
-    store: SpectraStore, parts: Sequence[Any], basis: Basis, settings: LoopSettings, noises: Sequence[Noise] = NOISES
+    store: AnyStore,
+    parts: Sequence[Any],
+    basis: Basis,
+    settings: LoopSettings,
+    noises: Sequence[Noise] = NOISES,
+    advance: Callable[[int], None] | None = None,
 ) -> dict[tuple[int, int, int], FactoredMoments]:
     found: dict[tuple[int, int, int], FactoredMoments] = {}
     project_parts(
@@ -67,6 +72,7 @@ def project(
         [basis] * len(noises),
         settings,
         lambda number, draw, cell, moments: found.__setitem__((number, draw, cell), moments),
+        advance,
     )
     return found
 
@@ -340,14 +346,23 @@ def test_a_part_that_begins_within_a_chunk_decodes_every_chunk_once(
     assert sorted(read) == sorted((name, chunk) for name in ("flux", "error") for chunk in chunks)
 
 
+@pytest.fixture(scope="module")
+def joined(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> JoinedStores:
+    """The training spectra in one store for each shard. Chunks of later stores begin within a run of all rows."""
+    folder, shards = tmp_path_factory.mktemp("stores"), find_shards([sample / "train"], sample)
+    paths = [folder / f"{k}.zarr" for k in range(len(shards))]
+    for shard, path in zip(shards, paths, strict=True):
+        convert_shards([shard], path, workers=1, chunk_rows=128)
+    stores = open_stores(paths)
+    assert isinstance(stores, JoinedStores)
+    assert all(start % 128 for start in stores.starts[1:])
+    return stores
+
+
 def test_several_stores_are_decoded_once_and_give_the_sums_of_one(
-    train_store: SpectraStore, sample: Path, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_store: SpectraStore, joined: JoinedStores, basis: Basis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = find_shards([sample / "train"], sample)
-    paths = [tmp_path / f"{k}.zarr" for k in range(len(shards))]
-    stores = [convert_shards([one], path, workers=1, chunk_rows=128) for one, path in zip(shards, paths, strict=True)]
-    assert all(store.n_spectra % 128 for store in stores), "the chunks of later stores begin within a run of all rows"
-    joined, reads = open_stores(paths), Counter[tuple[str, str, int]]()
+    reads = Counter[tuple[str, str, int]]()
     read_rows = SpectraStore.read_rows
 
     def note(store: SpectraStore, name: str, first: int, end: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -357,18 +372,32 @@ def test_several_stores_are_decoded_once_and_give_the_sums_of_one(
     monkeypatch.setattr(SpectraStore, "read_rows", note)
     rows = rows_of(train_store)
     found = project(joined, [rows], basis, SETTINGS)
-    assert len(reads) == 2 * sum(-(-store.n_spectra // 128) for store in stores)
+    assert len(reads) == 2 * sum(-(-store.n_spectra // 128) for store in joined.stores)
     assert set(reads.values()) == {1}
     for key, own in project(train_store, [rows], basis, SETTINGS).items():
         np.testing.assert_allclose(found[key].inner, own.inner, atol=1e-5 * np.abs(own.inner).max())
         np.testing.assert_allclose(found[key].noise, own.noise, rtol=1e-6)
     # A run that begins with a store has the rows of the same run of that store alone.
-    start = stores[0].n_spectra
+    start = joined.starts[1]
     part = rows_of(train_store, start, start + 128)
     alone = replace(part, start=0)
-    expected = project(stores[1], [alone], basis, SETTINGS)
+    expected = project(joined.stores[1], [alone], basis, SETTINGS)
     inner = {key: own.inner for key, own in project(joined, [part], basis, SETTINGS).items()}
     assert all(np.array_equal(inner[key], own.inner) for key, own in expected.items())
+
+
+@pytest.mark.parametrize("begin", [-200, -1, 0, 10, 127])
+@pytest.mark.parametrize("length", [1, 300])
+def test_a_part_may_begin_anywhere_in_several_stores(
+    train_store: SpectraStore, joined: JoinedStores, basis: Basis, begin: int, length: int
+) -> None:
+    start, done = joined.starts[1] + begin, list[int]()
+    rows = rows_of(train_store, start, start + length)
+    found = project(joined, [rows], basis, SETTINGS, NOISES[:1], done.append)
+    assert min(done) > 0
+    assert sum(done) == length
+    for key, own in project(train_store, [rows], basis, SETTINGS, NOISES[:1]).items():
+        np.testing.assert_allclose(found[key].inner, own.inner, atol=1e-5 * max(1, np.abs(own.inner).max()))
 
 
 @pytest.mark.parametrize(("n_cells", "n_classes"), [(10, 1), (60, 1), (10, 4)])

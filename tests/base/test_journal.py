@@ -241,6 +241,9 @@ def test_a_change_that_is_refused_leaves_a_finished_run_finished(tmp_path: Path)
         raise InputError("this shard is there already")
     assert read_status(tmp_path) == before
     assert "shard is there already" in (tmp_path / RUN_LOG).read_text()
+    with pytest.raises(KeyboardInterrupt), RunJournal(tmp_path, "headroom add . shard"):
+        raise KeyboardInterrupt
+    assert read_status(tmp_path) == before
     with (
         pytest.raises(InputError),
         RunJournal(tmp_path, "headroom add . shard") as journal,

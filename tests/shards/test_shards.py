@@ -362,6 +362,9 @@ def test_find_shards__raise_on_a_text_that_is_no_list_of_paths(tmp_path: Path, l
     ) as no:
         find_shards(text)
     assert len(str(no.value)) < len(str(tmp_path)) + 260
+    text.write_text("run/a.h5\nrun/b.h5\n")  # a list, whose paths count from another folder
+    with pytest.raises(InputError, match=r"README\.txt, line 1: .*run/a\.h5 does not exist"):
+        find_shards(text)
     (tmp_path / "shard_index.txt").write_text(line)  # by its name it is a list
     with pytest.raises(InputError, match=r"shard_index\.txt, line 1"):
         find_shards(tmp_path)

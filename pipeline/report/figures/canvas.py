@@ -193,7 +193,7 @@ def is_slide() -> bool:
 
 
 def tallest() -> float:
-    """Return the inches that no figure of the present medium is higher than: in a paper it must leave a caption room.
+    """Return the largest height of a figure in the present medium, in inches: in a paper it leaves the caption room.
 
     A figure grows with the number of bins, or of panels that stand one below the other.
     """
