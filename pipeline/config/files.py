@@ -396,8 +396,6 @@ def _is_section(kind: Any) -> bool:
 
 def _kinds_at(settings: type[BaseModel], location: Sequence[str]) -> list[Any]:
     """Return all types that a setting takes, such as ``int`` and ``Literal["auto"]``."""
-    if location and location[-1] == "[key]":
-        return []  # it is the key of a mapping that is wrong, not a setting
     kinds: list[Any] = [settings]
     for part in location:
         inner = []

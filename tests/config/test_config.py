@@ -314,8 +314,3 @@ def test_deprecated_settings_warn_and_change_nothing(tmp_path: Path, capsys: pyt
     assert [line for line in err.splitlines() if line.startswith("headroom: note")] == [
         f"headroom: note: configuration {file}: {str(told[0].message).split(': ', 1)[1]}"
     ]
-
-
-def test_the_key_of_a_mapping_is_told_from_its_value() -> None:
-    with pytest.raises(ConfigError, match=r"binnings\.1\.\[key\]: .*valid string"):
-        load_config({"data": {"train": "a", "test": "b"}, "binnings": {1: {"snr": [0, 4, 7]}}})
