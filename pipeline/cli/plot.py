@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.words import json_option, output_path, print_json, run_argument
+from pipeline.cli.words import FiniteRange, json_option, output_path, print_json, run_argument
 from pipeline.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _NARROWEST, _WIDEST = 3.0, 20.0
 )
 @click.option(
     "--width",
-    type=click.FloatRange(_NARROWEST, _WIDEST),
+    type=FiniteRange(_NARROWEST, _WIDEST),
     help="Width in inches; 3.5 is one column of most journals and 7 are two. A slide (13.3) by default.",
 )
 @click.option("--no-title", is_flag=True, help="Leave out title and small print. Panels keep their headings.")

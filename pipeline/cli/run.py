@@ -16,6 +16,7 @@ import click
 from pipeline.base import NumberedProgress, RunJournal, choose_progress
 from pipeline.cli.cluster import ClusterChoice, alone, cluster_options, connected, size_options
 from pipeline.cli.words import (
+    FiniteRange,
     config_argument,
     config_name,
     join_summary,
@@ -309,7 +310,11 @@ def _paper_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--bandwidth", **size, help="File system's bytes/s for all workers together.  [default: 5GB/s]"
             ),
-            click.option("--flops", type=float, help="Flop/s of a worker in Gram products, instead of measuring."),
+            click.option(
+                "--flops",
+                type=FiniteRange(0, min_open=True),
+                help="Flop/s of a worker in Gram products, instead of measuring.",
+            ),
             click.option("--read-rate", **size, help="Bytes/s of pixels that a worker decodes, instead of measuring."),
         )
     ):

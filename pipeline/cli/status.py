@@ -25,7 +25,7 @@ from pipeline.base import (
     read_status,
     read_submission,
 )
-from pipeline.cli.words import run_argument
+from pipeline.cli.words import FiniteRange, run_argument
 from pipeline.errors import InputError, printable
 
 __all__ = ["RunView", "status", "view_run"]
@@ -42,7 +42,7 @@ _GOOD = frozenset({"starting", "waiting for workers", "running", "finished", "su
     "--interval",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     help="Seconds between two looks, with --watch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch one line at every change.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.scoring import RunResults
 
 __all__ = [
+    "FiniteRange",
     "config_argument",
     "config_name",
     "external_option",
@@ -44,6 +46,17 @@ class _OutputPath(click.Path):
         if value == "":
             self.fail("a name is required, found an empty word", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without ``nan`` and ``inf``, which compare with no limit or pass one that is open."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"a finite number is required, found {value}", param, ctx)
+        return number
 
 
 output_path = _OutputPath(path_type=Path)

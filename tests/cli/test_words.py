@@ -219,3 +219,20 @@ def test_the_shell_completes(typed: str, kind: str, offered: str) -> None:
     done = subprocess.run([HEADROOM], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert offered in re.findall(rf"^{kind},(.*)$", done.stdout, flags=re.MULTILINE)
+
+
+def _list_options(command: click.Command, name: str = "") -> Iterator[tuple[str, click.Parameter]]:
+    if isinstance(command, click.Group):
+        for part, inner in command.commands.items():
+            yield from _list_options(inner, f"{name} {part}".strip())
+    else:
+        yield from ((name, option) for option in command.params)
+
+
+def test_no_range_of_numbers_takes_nan_or_infinity() -> None:
+    ranges = [(name, option) for name, option in _list_options(cli) if isinstance(option.type, click.FloatRange)]
+    assert {"plan", "plot", "forecast", "status"} <= {name for name, _ in ranges}
+    for name, option in ranges:
+        for word in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter):
+                option.type.convert(word, option, click.Context(cli.commands[name.split()[0]]))
