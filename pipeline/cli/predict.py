@@ -101,6 +101,11 @@ def predict(
 
     progress = choose_progress(quiet=quiet)
     loaded = _open_model(model, progress)
+    if _is_bundle(model) and out.resolve().is_relative_to(model.resolve()):
+        raise InputError(
+            f"--out {out}: it lies in the model {model}, which `headroom export --overwrite` replaces as a whole; "
+            "choose a place beside it"
+        )
     if loaded.gate is None and options["route"] is None:
         progress.note("the global model answers, since the run of this model had no gate; `gate: {}` gives it one")
     how = PredictOptions(noise=_choose_noise(noise, seed, loaded), **options)
@@ -113,11 +118,15 @@ def predict(
 
 def _open_model(path: Path, progress: Progress) -> MixtureModel:
     """Load a model bundle, or the bundle of a run, which is made when it is first asked for."""
-    from pipeline.predict import MODEL_FILE, SUMS_FILE, load_model, model_of_run
+    from pipeline.predict import load_model, model_of_run
 
-    if (path / SUMS_FILE).exists() or (path / MODEL_FILE).exists():
-        return load_model(path)
-    return model_of_run(path, progress)
+    return load_model(path) if _is_bundle(path) else model_of_run(path, progress)
+
+
+def _is_bundle(path: Path) -> bool:
+    from pipeline.predict import MODEL_FILE, SUMS_FILE
+
+    return (path / SUMS_FILE).exists() or (path / MODEL_FILE).exists()
 
 
 def _choose_noise(text: str, seed: int | None, model: MixtureModel) -> NoiseDraw | str | None:

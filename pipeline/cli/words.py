@@ -45,7 +45,12 @@ class _OutputPath(click.Path):
         """Return the path."""
         if value == "":
             self.fail("a name is required, found an empty word", param, ctx)
-        return super().convert(value, param, ctx)
+        path = super().convert(value, param, ctx)
+        try:
+            Path(value).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # links in a circle; what no path may hold
+            self.fail(f"{value!r} is no path that can be written to ({error})", param, ctx)
+        return path
 
 
 class FiniteRange(click.FloatRange):

@@ -330,6 +330,10 @@ class DataConfig(Section):
         return {"data.stores": (self.stores,), "data.train": self.train, "data.test": self.test}
 
 
+#: Noise levels, in units of the errors, beyond which arithmetic would overflow or vanish.
+_FAINTEST, _LOUDEST = 1e-6, 1e6
+
+
 class NoiseConfig(Section):
     """The noise that is added to the clean flux, in units of its 1σ error.
 
@@ -346,6 +350,11 @@ class NoiseConfig(Section):
     @field_validator("levels")
     @classmethod
     def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if beyond := [level for level in value if level and not _FAINTEST <= level <= _LOUDEST]:
+            raise ValueError(
+                f"noise levels are multiples of each pixel's error: 0, or from {_FAINTEST:g} to {_LOUDEST:g}, found "
+                f"{beyond[0]:g}"
+            )
         return _require_distinct(value, "noise levels")
 
 

@@ -50,6 +50,7 @@ from pipeline.store import (
     create_store,
     digest_array,
     digest_rows,
+    work_folder,
     write_chunks,
     write_columns,
     write_manifest,
@@ -209,7 +210,7 @@ def _convert(
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
     key = source_key(infos, settings)
-    work = store.with_name(store.name + ".partial")
+    work = work_folder(store)
     plan = _plan_conversion(infos, layout, work, key)
     finished = _find_finished(store, key, overwrite)
     if finished is not None:

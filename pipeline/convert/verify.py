@@ -24,7 +24,15 @@ from pipeline.convert.ranges import Bounds, ConversionPlan, cast_rows
 from pipeline.convert.sources import store_column_name
 from pipeline.errors import InputError
 from pipeline.shards import RowReader, ShardInfo
-from pipeline.store import MANIFEST_GROUP, Manifest, RangeRecord, SpectraStore, digest_rows, find_other_wavelengths
+from pipeline.store import (
+    MANIFEST_GROUP,
+    Manifest,
+    RangeRecord,
+    SpectraStore,
+    digest_rows,
+    find_other_wavelengths,
+    work_folder,
+)
 
 __all__ = ["RowVerifier", "compare_changed", "find_changed", "record_stamps", "verify_store"]
 
@@ -105,7 +113,7 @@ def _plan_verification(store: SpectraStore, infos: Sequence[ShardInfo]) -> Conve
         bounds=tuple(map(Bounds.of_shard, infos)),
         layout=store.layout,
         variables=tuple(variable for variable in store.variables if variable != "mask"),
-        work=store.path.with_name(store.path.name + ".partial"),
+        work=work_folder(store.path),
         key=str(store.manifest.settings.get("key")),
     )
     for number, info in enumerate(infos):

@@ -421,10 +421,12 @@ def ask_forecast(
     moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", {}).get(noise.name, ""))
     is_divided = config.forecast is not None or moments.open(0).n_classes > 1
     if moments.n_cells != cells.n_cells or moments.open(0).is_tiled or not is_divided:
+        is_dense = moments.open(0).is_tiled
         raise InputError(
             f"run folder {results.folder}: a forecast needs factored moments in classes of like noise, and those of "
-            f"{noise.name} are {'dense' if moments.open(0).is_tiled else 'not divided'}; add the section "
-            "`forecast: {}` to the configuration, with compute.moments: auto, and run again with the same --out"
+            f"{noise.name} are {'dense' if is_dense else 'not divided'}; add the section `forecast: {{}}` "
+            + ("and `compute: {moments: factored}` " if is_dense else "")
+            + "to the configuration, and run again with the same --out"
         )
     main = binnings[0]
     forecaster = Forecaster(moments, main, main.covered, config.ridge, config.target, available_threads())

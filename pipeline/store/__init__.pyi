@@ -31,3 +31,4 @@ from .store import SpectraStore as SpectraStore
 from .store import find_other_wavelengths as find_other_wavelengths
 from .store import is_store as is_store
 from .store import require_same_wavelengths as require_same_wavelengths
+from .store import work_folder as work_folder

@@ -30,6 +30,7 @@ from pipeline.store.store import (
     is_store,
     is_unfinished,
     require_same_wavelengths,
+    work_folder,
 )
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ def _expand(path: Path) -> list[Path]:
     """Return a store, or the stores of a folder that holds nothing else; none for anything without stores."""
     if is_store(path):
         return [path]
-    partial = path if path.suffix == ".partial" else path.with_name(path.name + ".partial")
+    partial = path if path.suffix == ".partial" else work_folder(path)
     if is_unfinished(partial):
         raise InputError(f"{partial} is an unfinished store; run its conversion again, or delete it")
     if not path.is_dir():

@@ -36,6 +36,7 @@ __all__ = [
     "find_other_wavelengths",
     "is_store",
     "require_same_wavelengths",
+    "work_folder",
 ]
 
 # --- What one store and several joined ones have in common.
@@ -160,6 +161,12 @@ def is_store(path: Path | str) -> bool:
     """Tell whether a path looks like a Zarr v3 group; :meth:`SpectraStore.open` tells whether it is a
     store."""
     return (Path(path) / "zarr.json").is_file()
+
+
+def work_folder(path: Path) -> Path:
+    """Return where a conversion into a store works until it is finished. The name of ``.`` is that of its folder."""
+    named = path if path.name else path.absolute()
+    return named.with_name(named.name + ".partial")
 
 
 def is_unfinished(path: Path) -> bool:
@@ -442,7 +449,7 @@ def _reopen(path: str, fingerprint: str, exponent: int = 0) -> SpectraStore:
 
 def _read_manifest(path: Path) -> Manifest:
     if not is_store(path):
-        partial = path.with_name(path.name + ".partial")
+        partial = work_folder(path)
         if is_unfinished(partial):
             raise InputError(f"store {path} is unfinished (only {partial.name} is there); run what made it again")
         found = "no zarr.json in it" if path.is_dir() else "a file" if path.exists() else "nothing there"

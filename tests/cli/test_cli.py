@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -119,6 +120,8 @@ def test_mistakes_exit_with_2_and_one_line(
         (["submit", "{config}", "--profile", "slurm", "--out", "{foreign}", "--dry-run"], "folder of its own"),
         (["sample", "{foreign}"], "'notes.txt'.*folder of its own"),
         (["sample", ""], "empty word"),
+        (["run", "{config}", "--out", "{circle}"], "--out.*no path that can be written to"),
+        (["export", "run", "{circle}"], "no path that can be written to"),
     ],
 )
 def test_nothing_is_written_where_it_was_not_meant(
@@ -132,8 +135,10 @@ def test_nothing_is_written_where_it_was_not_meant(
     config.write_text(
         "data: {train: foreign/spectra/train/shard_index.txt, test: foreign/spectra/test, stores: foreign/stores}\n"
     )
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
     before = sorted(tmp_path.rglob("*"))
-    places = {"sample": sample, "config": config, "tmp": tmp_path, "foreign": foreign}
+    places = {"sample": sample, "config": config, "tmp": tmp_path, "foreign": foreign, "circle": circle}
     code, out, err = invoke(capsys, *(one.format(**places) for one in arguments))
     assert (code, out) == (2, "")
     assert re.search(words, err)
@@ -258,3 +263,12 @@ def test_no_word_at_all_is_answered_with_the_help(capsys: pytest.CaptureFixture[
     code, out, err = invoke(capsys)
     assert code in (0, 2)
     assert "Commands:" in out + err
+
+
+def test_the_folder_that_one_is_in_is_looked_at(
+    sample: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(sample / "train")
+    code, out, _ = invoke(capsys, "inspect", ".", "--json")
+    assert code == 0
+    assert [one["path"] for one in json.loads(out)["files"]] == ["shard_0/dataset.h5", "shard_1/dataset.h5"]

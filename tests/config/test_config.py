@@ -314,3 +314,9 @@ def test_deprecated_settings_warn_and_change_nothing(tmp_path: Path, capsys: pyt
     assert [line for line in err.splitlines() if line.startswith("headroom: note")] == [
         f"headroom: note: configuration {file}: {str(told[0].message).split(': ', 1)[1]}"
     ]
+
+
+@pytest.mark.parametrize("level", [1e20, 1e-320])
+def test_noise_levels_beyond_arithmetic_are_refused(level: float) -> None:
+    with pytest.raises(ConfigError, match=r"noise\.levels: .*multiples of each pixel's error"):
+        load_config({"data": {"train": "a", "test": "b"}, "noise": {"levels": [1.0, level]}})

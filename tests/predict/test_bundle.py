@@ -508,3 +508,13 @@ def test_a_bundle_of_another_version_is_refused(bundle: Path, tmp_path: Path) ->
     (copy / SUMS_FILE).write_text(sums, encoding="utf-8")
     with pytest.raises(InputError, match=r"version 3, .*versions 1 to 2"):
         load_model(copy)
+
+
+def test_predictions_are_not_written_into_a_model(
+    bundle: Path, sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(bundle)
+    code, _, err = invoke(capsys, "predict", bundle, sample / "test", "--out", bundle / "mine.csv")
+    assert code == 2
+    assert "--out" in err
+    assert contents(bundle) == before

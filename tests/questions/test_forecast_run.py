@@ -183,6 +183,8 @@ def test_runs_that_cannot_answer_say_what_to_do(
     dense = run_experiment(configure(small_config, compute={"moments": "auto"}, decision={}), tmp_path / "dense")
     with pytest.raises(AttributeError, match=r"no forecast was made: it needs factored moments.*\{moments: factored\}"):
         _ = dense.forecast  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"are dense; .*`compute: \{moments: factored\}`"):
+        ask_forecast(tmp_path / "dense")
 
 
 @pytest.mark.parametrize(
