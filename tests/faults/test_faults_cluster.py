@@ -95,10 +95,10 @@ def test_a_killed_scheduler_ends_the_run_and_it_is_resumed(
             faults.wait_for_pieces(3)
             cluster.scheduler.kill()
             said = run.finish(3)
-        assert said.splitlines()[-1] == (
-            "headroom: the cluster was lost while accumulating (Client lost the connection to the scheduler. Please "
-            "check your connection and re-run your work.); run again: finished work is kept"
-        )
+        # What stands in brackets are Dask's words, which depend on who notices first: the client, or a request under way.
+        last = said.splitlines()[-1]
+        assert last.startswith("headroom: the cluster was lost while accumulating (")
+        assert last.endswith("); run again: finished work is kept")
         require_nothing_final(out)
     run_experiment(small_config, out)
     require_equal(out, undisturbed)
