@@ -95,7 +95,7 @@ def test_a_killed_scheduler_ends_the_run_and_it_is_resumed(
             faults.wait_for_pieces(3)
             cluster.scheduler.kill()
             said = run.finish(3)
-        # What stands in brackets are Dask's words, which depend on who notices first: the client, or a request under way.
+        # The words in brackets are Dask's, and depend on who notices first: the client, or a request under way.
         last = said.splitlines()[-1]
         assert last.startswith("headroom: the cluster was lost while accumulating (")
         assert last.endswith("); run again: finished work is kept")
