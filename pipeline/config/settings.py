@@ -331,7 +331,7 @@ class DataConfig(Section):
 
 
 #: Noise levels, in units of the errors, beyond which arithmetic would overflow or vanish.
-_FAINTEST, _LOUDEST = 1e-6, 1e6
+_LEAST_LEVEL, _LARGEST_LEVEL = 1e-6, 1e6
 
 
 class NoiseConfig(Section):
@@ -350,10 +350,10 @@ class NoiseConfig(Section):
     @field_validator("levels")
     @classmethod
     def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if beyond := [level for level in value if level and not _FAINTEST <= level <= _LOUDEST]:
+        if beyond := [level for level in value if level and not _LEAST_LEVEL <= level <= _LARGEST_LEVEL]:
             raise ValueError(
-                f"noise levels are multiples of each pixel's error: 0, or from {_FAINTEST:g} to {_LOUDEST:g}, found "
-                f"{beyond[0]:g}"
+                f"noise levels are multiples of each pixel's error: 0, or from {_LEAST_LEVEL:g} to {_LARGEST_LEVEL:g}, "
+                f"found {beyond[0]:g}"
             )
         return _require_distinct(value, "noise levels")
 

@@ -419,9 +419,9 @@ def ask_forecast(
     sets = _open_sets(results, config)
     cells, binnings, _ = resolve_binnings(config, sets)
     moments = MomentsFolder.of_run(results.folder, noise, results.metadata.get("moments", {}).get(noise.name, ""))
-    is_divided = config.forecast is not None or moments.open(0).n_classes > 1
-    if moments.n_cells != cells.n_cells or moments.open(0).is_tiled or not is_divided:
-        is_dense = moments.open(0).is_tiled
+    first = moments.open(0)
+    is_dense, is_divided = first.is_tiled, config.forecast is not None or first.n_classes > 1
+    if moments.n_cells != cells.n_cells or is_dense or not is_divided:
         raise InputError(
             f"run folder {results.folder}: a forecast needs factored moments in classes of like noise, and those of "
             f"{noise.name} are {'dense' if is_dense else 'not divided'}; add the section `forecast: {{}}` "
