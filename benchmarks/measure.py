@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 from threadpoolctl import threadpool_info
+
+from pipeline.base import MEMORY_VARIABLES
 
 __all__ = [
     "HERE",
@@ -34,6 +36,7 @@ __all__ = [
     "describe_machine",
     "format_gib",
     "measure",
+    "measure_peer",
     "measure_script",
     "median",
     "tree_memory",
@@ -77,7 +80,9 @@ class Measured:
         return dict(json.loads(self.output.strip().splitlines()[-1]))
 
 
-def measure(command: Sequence[str | Path], *, interval: float = INTERVAL) -> Measured:
+def measure(
+    command: Sequence[str | Path], *, interval: float = INTERVAL, environment: Mapping[str, str] | None = None
+) -> Measured:
     """Run a command, time it, and sample the memory of its process tree.
 
     Parameters
@@ -86,6 +91,8 @@ def measure(command: Sequence[str | Path], *, interval: float = INTERVAL) -> Mea
         Program and arguments.
     interval
         Seconds between samples; 0 for none, where a sample's few milliseconds of CPU would count.
+    environment
+        That of the command; None is this process' own.
 
     Raises
     ------
@@ -96,7 +103,7 @@ def measure(command: Sequence[str | Path], *, interval: float = INTERVAL) -> Mea
     peak = 0
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(words, stdout=output, stderr=errors, text=True)
+        process = subprocess.Popen(words, stdout=output, stderr=errors, text=True, env=environment)
         try:
             while interval and process.poll() is None and time.perf_counter() - started < LIMIT_SECONDS:
                 peak = max(peak, tree_memory(process.pid))
@@ -134,7 +141,13 @@ def _end_tree(pid: int) -> None:
 
 
 def measure_script(script: str, *arguments: object, interval: float = 0) -> Measured:
-    """Run a script of this folder in a process of its own."""
+    """Run a script of this folder in a process of its own, with the variables that ``headroom`` sets for itself."""
+    words = [sys.executable, HERE / script, *map(str, arguments)]
+    return measure(words, interval=interval, environment=MEMORY_VARIABLES | os.environ)
+
+
+def measure_peer(script: str, *arguments: object, interval: float = 0) -> Measured:
+    """Run a script of this folder that uses another tool, as whoever uses that would run it."""
     return measure([sys.executable, HERE / script, *map(str, arguments)], interval=interval)
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-
 from experiment import Experiment, run_experiment
-from measure import HERE, INTERVAL, Measured, count_repeats, format_gib, measure, measure_script, median, warm_up
+from measure import (
+    INTERVAL,
+    Measured,
+    count_repeats,
+    format_gib,
+    measure,
+    measure_peer,
+    measure_script,
+    median,
+    warm_up,
+)
 from samples import HEADROOM, Sample
 from table import Row
 
@@ -70,7 +78,7 @@ def compare_dask(sample: Sample, repeats: int | None) -> list[Row]:
     while len(theirs) < wanted:
         words = ["--rows", sample.rows, "--folder", sample.scratch("step")]
         ours.append(measure_script("accumulate.py", "step", store, *words, interval=0.1))
-        theirs.append(measure_script("peer_dask.py", store, interval=0.1))
+        theirs.append(measure_peer("peer_dask.py", store, interval=0.1))
         # What takes half a minute and more is far enough off to be measured once.
         wanted = count_repeats(repeats, theirs[0].seconds) if repeats or theirs[0].seconds < LONG_SECONDS else 1
     sample.scratch("step")
@@ -102,7 +110,7 @@ def compare_dask_ml(sample: Sample, repeats: int | None) -> list[Row]:
         step = measure_script("accumulate.py", "step", sample.train_store, "--rows", sample.rows, "--folder", folder)
         solve = measure_script("solve.py", folder / "seed-42_noise-1.0", "--penalties", 1)
         ours.append(step.facts["seconds"] + solve.facts["seconds"])
-        theirs.append(measure_script("peer_dask_ml.py", sample.train_store, sample.test_store).facts)
+        theirs.append(measure_peer("peer_dask_ml.py", sample.train_store, sample.test_store).facts)
         wanted = count_repeats(repeats, theirs[0]["seconds"])
     sample.scratch("step")
     seconds = [one["seconds"] for one in theirs]
@@ -124,8 +132,7 @@ def compare_dask_ml(sample: Sample, repeats: int | None) -> list[Row]:
 
 
 def run_sklearn(experiment: Experiment, interval: float = INTERVAL) -> Measured:
-    words = [HERE / "peer_sklearn.py", experiment.train_shards, experiment.sample.test_shards]
-    return measure([sys.executable, *words], interval=interval)
+    return measure_peer("peer_sklearn.py", experiment.train_shards, experiment.sample.test_shards, interval=interval)
 
 
 def _convert(sample: Sample) -> float:

@@ -23,6 +23,7 @@ from cluster.checks import nonce_file, require_same_workers
 from cluster.dashboard import require_free_port
 from cluster.profiles import WORKER_SETTINGS, AddressProfile, LocalProfile, Profile
 from pipeline.base import (
+    MEMORY_VARIABLES,
     disk_errors_told,
     parse_object,
     read_file,
@@ -241,7 +242,8 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
                         host="127.0.0.1",
                         protocol="tls://",
                         security=make_certificates().security(),
-                        env=environment,
+                        env={name: os.environ.get(name, value) for name, value in MEMORY_VARIABLES.items()}
+                        | environment,
                     )
             else:
                 stack.enter_context(_variables_set(environment))

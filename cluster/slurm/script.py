@@ -26,6 +26,7 @@ from distributed.deploy.spec import ProcessInterface
 from cluster.certificates import Certificates
 from cluster.profiles import WORKER_SETTINGS, SlurmProfile, format_walltime
 from cluster.slurm.commands import run_slurm, submit_script
+from pipeline.base import MEMORY_VARIABLES
 from pipeline.errors import ResourceError
 
 __all__ = [
@@ -153,6 +154,7 @@ def job_options(profile: SlurmProfile, paths: JobPaths) -> dict[str, Any]:
     arguments += ["--lifetime", f"{profile.walltime - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
     environment: dict[str, Any] = {
         "HEADROOM_THREADS": profile.cores,
+        **{name: f"${{{name}:-{value}}}" for name, value in MEMORY_VARIABLES.items()},
         **{f"DASK_{name.upper().replace('.', '__')}": value for name, value in WORKER_SETTINGS.items()},
     }
     if not profile.insecure:

@@ -32,8 +32,6 @@ from .files import seal as seal
 from .files import try_lock as try_lock
 from .files import write_json as write_json
 from .files import write_npz as write_npz
-from .garbage import end_imports as end_imports
-from .garbage import spare_imports as spare_imports
 from .interrupts import Terminated as Terminated
 from .interrupts import terminations_deferred as terminations_deferred
 from .interrupts import terminations_raised as terminations_raised
@@ -50,6 +48,9 @@ from .machine import one_blas_thread as one_blas_thread
 from .machine import peak_memory as peak_memory
 from .machine import process_workspace as process_workspace
 from .machine import release_workspace as release_workspace
+from .memory import MEMORY_VARIABLES as MEMORY_VARIABLES
+from .memory import end_imports as end_imports
+from .memory import spare_imports as spare_imports
 from .notebook import render_html as render_html
 from .progress import Advance as Advance
 from .progress import NumberedProgress as NumberedProgress

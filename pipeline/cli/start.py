@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn
 
-from pipeline.base import Terminated, spare_imports, terminations_raised
+from pipeline.base import MEMORY_VARIABLES, Terminated, spare_imports, terminations_raised
 from pipeline.errors import DeprecatedName, HeadroomError, ResourceError, printable
 
 __all__ = ["main"]
@@ -174,7 +174,9 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 
 
 def _mend_environment() -> None:
-    """Take away what libraries fail on while they are imported, and what they print of their own accord."""
+    """Set what NumPy reads; take away what libraries fail on while they are imported, and what they print unasked."""
+    for name, value in MEMORY_VARIABLES.items():
+        os.environ.setdefault(name, value)
     os.environ["MPLBACKEND"] = "agg"  # an unknown one is an error, and figures are drawn without any
     for name in _THREAD_COUNTS:
         count = os.environ.get(name, "").partition(",")[0].strip()

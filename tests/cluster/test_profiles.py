@@ -208,6 +208,7 @@ def test_a_job_script_states_all_that_the_profile_does() -> None:
     assert lines[0] == "#!/usr/bin/env bash"
     assert lines.index("module load python") < lines.index("source env/bin/activate") < len(lines) - 1
     assert "export HEADROOM_THREADS=4" in lines
+    assert "export NUMPY_MADVISE_HUGEPAGE=${NUMPY_MADVISE_HUGEPAGE:-0}" in lines
     assert f"export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED={sys.version_info >= (3, 11, 12)}" in lines
     [cleared] = [line for line in lines if line.startswith("unset ")]
     environment = {"OMP_NUM_THREADS": "4,2", "ZARR_ARRAY__ORDER": "x", "PATH": os.environ["PATH"]}
