@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
@@ -109,19 +110,52 @@ def project_parts(
         Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
     loop = _Loop(reader, n_cells, noises, bases, settings, workspace or Workspace())
-    with one_blas_thread(), ThreadPoolExecutor(settings.threads + _WAITING, "project") as executor:
+    # Blocks at work, in the order of their rows; None ends a part. The next part begins before the last one has ended.
+    pending: deque[tuple[_Part, Future[_Block] | None]] = deque()
+
+    def settle(most: int) -> None:
+        while len(pending) > most:
+            part, job = pending.popleft()
+            if job is None:
+                part.finish(keep)
+            else:
+                loop.add(job.result(), part, advance)
+
+    n_threads = settings.threads + _WAITING
+    with one_blas_thread(), ThreadPoolExecutor(n_threads, "project") as executor:
         for number, rows in enumerate(parts):
-            sums = [[_CellSum(basis, rows, settings, exponent) for _ in range(n_cells)] for basis in bases]
-            pending: deque[Future[_Block]] = deque()
+            part = _Part(number, rows, n_cells, bases, settings, exponent)
             for begin, end in loop.plan_blocks(rows):
-                pending.append(executor.submit(loop.work, rows, begin, end))
-                if len(pending) >= settings.threads + _WAITING:
-                    loop.add(pending.popleft().result(), rows, sums, advance)
-            while pending:
-                loop.add(pending.popleft().result(), rows, sums, advance)
-            for k, of_noise in enumerate(sums):
-                for cell, own in enumerate(of_noise):
-                    keep(number, k, cell, own.finish())
+                # Not more than there is memory for: after a failure, the last one would wait for it for ever.
+                settle(n_threads - 1)
+                pending.append((part, executor.submit(loop.work, rows, begin, end)))
+            settle(n_threads - 1)
+            pending.append((part, None))
+        settle(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of the rows; the sums of each noise and cell are made when its first block is there."""
+
+    number: int
+    rows: CellRows
+    n_cells: int
+    bases: Sequence[Basis]
+    settings: LoopSettings
+    exponent: int
+
+    @cached_property
+    def sums(self) -> Sequence[Sequence[_CellSum]]:
+        return [
+            [_CellSum(own, self.rows, self.settings, self.exponent) for _ in range(self.n_cells)] for own in self.bases
+        ]
+
+    def finish(self, keep: Callable[[int, int, int, FactoredMoments], None]) -> None:
+        """Hand out the moments."""
+        for k, of_noise in enumerate(self.sums):
+            for cell, own in enumerate(of_noise):
+                keep(self.number, k, cell, own.finish())
 
 
 @dataclass(eq=False)
@@ -350,24 +384,18 @@ class _Loop:
         np.matmul(z[checked], own.back, out=told)
         add_residuals(means, told, self._shrink, checked, run.cells, energies, block.residual[run.number, k])
 
-    def add(
-        self,
-        block: _Block,
-        rows: CellRows,
-        sums: Sequence[Sequence[_CellSum]],
-        advance: Callable[[int], None] | None,
-    ) -> None:
+    def add(self, block: _Block, part: _Part, advance: Callable[[int], None] | None) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
-        n_classes = self._basis.n_classes
+        rows, n_classes = part.rows, self._basis.n_classes
         for number, run in enumerate(self._runs(block, rows)):
             first = block.begin + run.start
-            part = slice(first, block.begin + run.stop)
-            cells, y = rows.cells[part], rows.y[part] - rows.y_origin
+            place = slice(first, block.begin + run.stop)
+            cells, y = rows.cells[place], rows.y[place] - rows.y_origin
             for cell in np.unique(cells):
                 members = np.flatnonzero(cells == cell)
                 classes = block.classes[run][members]
                 own_sums = slice(cell * n_classes, (cell + 1) * n_classes)
-                for k, of_noise in enumerate(sums):
+                for k, of_noise in enumerate(part.sums):
                     rank = self._projectors[k].rank
                     own = np.empty((len(members), rank + 1 + y.shape[1]))
                     np.take(block.coordinates[k, run, :rank], members, axis=0, out=own[:, :rank], mode="clip")
