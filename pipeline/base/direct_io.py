@@ -64,6 +64,7 @@ class BlockFile:
     """
 
     def __init__(self, path: Path, *, direct: bool) -> None:
+        self.is_direct = direct
         self._handle = (open_direct if direct else os.open)(path, os.O_RDONLY | os.O_NONBLOCK)
         found = os.fstat(self._handle)
         if not stat.S_ISREG(found.st_mode):

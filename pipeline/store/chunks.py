@@ -29,6 +29,8 @@ _ENTRY_BYTES = 16
 _ABSENT = (1 << 64) - 1
 #: Twice the bytes that are written at a time, which hold a whole chunk, so that compression never waits for the disk.
 _STAGING_BYTES = 32 << 20
+#: Bytes that are read at a time from the page cache: the processor still has them when their crc32c is taken.
+_PIECE_BYTES = 1 << 19
 
 
 class ChunkError(Exception):
@@ -196,13 +198,16 @@ def _read_checked(file: BlockFile, name: str, offset: int, size: int) -> tuple[n
     first = offset // BLOCK * BLOCK
     end = -(-(offset + size) // BLOCK) * BLOCK
     blocks = _scratch.take("encoded", end - first)
-    wanted = offset + size - first
-    if file.read(first, blocks) < wanted:
-        raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
-    buffer = blocks[offset - first : offset - first + size]
-    content = buffer[:-_CRC_BYTES]
-    checksum = int.from_bytes(buffer[-_CRC_BYTES:].tobytes(), "little")
-    if google_crc32c.value(content) != checksum:
+    begin, wanted, crc = offset - first, offset + size - first, 0
+    step = len(blocks) if file.is_direct else _PIECE_BYTES
+    for low in range(0, len(blocks), step):
+        piece = blocks[low : low + step]
+        if low + file.read(first + low, piece) < min(low + len(piece), wanted):
+            raise ChunkError(f"{name} is cut off (no {size} bytes at {offset})")
+        crc = google_crc32c.extend(crc, blocks[max(low, begin) : min(low + len(piece), wanted - _CRC_BYTES)])
+    content, last = blocks[begin : wanted - _CRC_BYTES], blocks[wanted - _CRC_BYTES : wanted]
+    checksum = int.from_bytes(last.tobytes(), "little")
+    if crc != checksum:
         raise ChunkError(f"{name} does not match its checksum (crc32c of {size} bytes at {offset})")
     return content, checksum
 
