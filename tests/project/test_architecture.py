@@ -221,3 +221,9 @@ def test_importing_the_package_imports_no_library() -> None:
     code = "import sys, pipeline; print(sorted({'numpy', 'dask', 'zarr', 'pandas', 'numba'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_a_run_imports_no_matplotlib_before_it_draws() -> None:
+    code = "import sys, pipeline.run.experiment, pipeline.questions.registry; print('matplotlib' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

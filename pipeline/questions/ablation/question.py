@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from pipeline.config import ExperimentConfig
+from pipeline.questions.ablation.answer import AblationAnswer, AblationLevel, BinningDraw, BinningScope
 from pipeline.questions.question import Facts, Needs, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, estimate_cells, over_seeds, percent_cell, symbol, thresholds
-from pipeline.report.figures.canvas import (
-    INK,
-    MUTED,
-    ORACLE,
-    SMALL,
-    TEXT,
-    add_interval,
-    add_title,
-    is_narrow,
-    new_figure,
-    page_width,
-    style_axes,
-)
+from pipeline.report import Picture, Section, Show, Table, estimate_cells, percent_cell, symbol
 from pipeline.scoring import (
     DELTA_R2,
     R2_GLOBAL,
     R2_ORACLE,
     Estimate,
-    Plain,
     RunResults,
-    Scope,
     ScoredBinning,
     Stacked,
     flatten,
@@ -40,101 +25,19 @@ from pipeline.scoring import (
     summarise_scope,
 )
 
-__all__ = ["Ablation", "AblationAnswer", "AblationLevel", "BinningDraw", "BinningScope", "draw_ablation"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# --- What other binnings gain, as the summary of a run has it.
-
-
-class BinningDraw(Plain):
-    """What one binning gains under one noise draw."""
-
-    seed: int
-    scope: Scope
-
-
-class BinningScope(Scope):
-    """What one binning gains on the spectra that it covers, a share ``coverage`` of all test spectra, over seeds.
-
-    ``share`` is ΔR² in units of the main binning's, which comes first. It has an interval only where both cover the
-    same spectra.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    n_bins: int
-    coverage: float
-    share: Estimate
-    draws: tuple[BinningDraw, ...]
-
-
-class AblationLevel(Plain):
-    """All binnings at one noise level, the main one first."""
-
-    noise_level: float
-    binnings: tuple[BinningScope, ...]
-
-
-class AblationAnswer(Plain):
-    """All binnings at every noise level."""
-
-    levels: tuple[AblationLevel, ...]
-
-    def at(self, noise_level: float) -> tuple[BinningScope, ...]:
-        """Return the binnings at one noise level."""
-        return next((level.binnings for level in self.levels if level.noise_level == noise_level), ())
-
-
-# --- What other ways to divide the spectra among experts gain: one bar of ΔR² for each binning.
-
-
-def draw_ablation(results: RunResults, views: Sequence[BinningScope]) -> Figure:
-    """Draw ΔR² of every binning at the headline noise level, the main one on top, with intervals and shares."""
-    figure = new_figure(page_width(), max(3.8, 0.8 * len(views) + 2.4))
-    axes = figure.subplots()
-    for place, view in enumerate(views):
-        value = view.delta_r2.mean if math.isfinite(view.delta_r2.mean) else 0.0
-        axes.barh(place, value, height=0.6, color=ORACLE if place == 0 else MUTED)
-        add_interval(axes, place, view.delta_r2, horizontal=True)
-        ends = [value, view.delta_r2.high, 0.0]
-        at = max(end for end in ends if math.isfinite(end))
-        axes.annotate(
-            _words(view, is_main=place == 0), (at, place), (8, 0), textcoords="offset points", va="center",
-            fontsize=SMALL, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
-    axes.set_yticks(range(len(views)), [f"{_name(view)}\n{view.n_bins} experts" for view in views])
-    axes.invert_yaxis()
-    limit = thresholds(results).continue_
-    axes.axvline(limit, color=INK, linewidth=1.2, linestyle="--")
-    axes.axvline(0, color=MUTED, linewidth=0.8)
-    style_axes(axes, x=f"ΔR²  (dashed: build experts, ≥ {limit:g})", y="binning", grid="x")
-    axes.tick_params(axis="y", length=0, labelsize=TEXT)
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high + (1.6 if is_narrow() else 0.45) * (high - low))  # room for the words
-    add_title(
-        figure,
-        "Which division of the spectra brings the gain?",
-        f"Test spectra that each binning covers, noise level {results.summary.headline.noise_level:g}"
-        f"{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval. Percentages beside ΔR² are shares "
-        "of the topmost ΔR².",
-        simulated=bool(results.metadata.get("simulated")),
-    )
-    return figure
-
-
-def _name(view: BinningScope) -> str:
-    return (
-        f"{view.name} ({' × '.join(symbol(column) for column in view.columns)})" if view.name == "bins" else view.name
-    )
-
-
-def _words(view: BinningScope, *, is_main: bool) -> str:
-    words = f"{view.delta_r2.mean:+.4f}" if math.isfinite(view.delta_r2.mean) else "undefined"
-    if not is_main and math.isfinite(view.share.mean):
-        words += f", {view.share.mean:.0%}"
-    return f"{words}; covers {view.coverage:.0%}".replace("-", "−")
+__all__ = ["Ablation"]
 
 
 _FILE = "ablation.csv"
+
+
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.ablation.figure import draw_ablation  # matplotlib, which only pictures need
+
+    return draw_ablation(results, _at_headline(results))
 
 
 class Ablation(Question[AblationAnswer]):
@@ -152,7 +55,7 @@ class Ablation(Question[AblationAnswer]):
             "share of the topmost ΔR², and the share of the test spectra that the division covers. A share near 100 % "
             "with fewer experts says that the columns left out bring little. Each division is scored on the spectra "
             "that it covers.",
-            lambda results: draw_ablation(results, _at_headline(results)),
+            _draw,
             lambda results: bool(_at_headline(results)),
         ),
     )

@@ -5,61 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pipeline.config import DecisionConfig
 from pipeline.errors import enumerate_words
+from pipeline.questions.amplification.answer import AmplificationAnswer
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, merit_cells, over_seeds, thresholds
-from pipeline.report.figures.canvas import (
-    TEXT,
-    add_title,
-    draw_delta_curve,
-    draw_r2_curves,
-    new_figure,
-    page_width,
-    place_panels,
-)
-from pipeline.scoring import DELTA_R2, R2_GLOBAL, R2_ORACLE, Number, Plain, RunResults, Stacked
+from pipeline.report import Picture, Section, Show, Table, merit_cells, thresholds
+from pipeline.scoring import DELTA_R2, R2_GLOBAL, R2_ORACLE, RunResults, Stacked
 
-__all__ = ["Amplification", "AmplificationAnswer", "draw_noise_levels"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# --- What a comparison of noise levels says in the summary of a run.
-
-
-class AmplificationAnswer(Plain):
-    """How many times ΔR² at a high noise level is that at a low one; undefined where experts gain nothing at one."""
-
-    low: float
-    high: float
-    ratio: Number
-
-
-# --- R² and ΔR² against the noise level.
-
-
-def draw_noise_levels(results: RunResults, answer: AmplificationAnswer | None) -> Figure:
-    """Draw R²_global, R²_oracle and ΔR² against the noise level, on covered test spectra."""
-    figure = new_figure(page_width(), 6.2)
-    left, right = place_panels(figure, 2)
-    levels = sorted(results.summary.levels, key=lambda level: level.noise_level)
-    at, scopes = [level.noise_level for level in levels], [level.covered for level in levels]
-    draw_r2_curves(left, at, scopes)
-    draw_delta_curve(right, at, scopes, results)
-    for axes in (left, right):
-        axes.set_xlabel("noise level (multiples of the simulated 1σ error)", fontsize=TEXT)
-    note = f"Covered test spectra{over_seeds(results)}. Bars: {results.summary.confidence:.0%} interval."
-    if answer is not None and math.isfinite(answer.ratio):
-        note += f" ΔR² at noise level {answer.high:g} is {answer.ratio:.1f} × that at {answer.low:g}."
-    add_title(
-        figure,
-        "How noise changes what experts gain",
-        note,
-        simulated=bool(results.metadata.get("simulated")),
-    )
-    return figure
+__all__ = ["Amplification"]
 
 
 def _describe(results: RunResults) -> str:
@@ -74,6 +34,12 @@ def _describe(results: RunResults) -> str:
     return words + _describe_crossings(results)
 
 
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.amplification.figure import draw_noise_levels  # matplotlib, which only pictures need
+
+    return draw_noise_levels(results, Amplification.read(results))
+
+
 class Amplification(Question[AmplificationAnswer]):
     """Compare the noise levels of a run; asked where it has several."""
 
@@ -84,7 +50,7 @@ class Amplification(Question[AmplificationAnswer]):
             "moe_noise_amplification.png",
             "Gain against the noise level",
             _describe,
-            lambda results: draw_noise_levels(results, Amplification.read(results)),
+            _draw,
             lambda results: Amplification.read(results) is not None,
         ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from pipeline.bins import OUTSIDE, count_in_folds
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig, RidgeConfig, content_hash
 from pipeline.errors import InputError
 from pipeline.noise import Noise
-from pipeline.questions.bin_design.answer import DesignAnswer, Division, HeldOut, draw_bin_design
+from pipeline.questions.bin_design.answer import DesignAnswer, Division, HeldOut
 from pipeline.questions.bin_design.divisions import (
     CrossValidated,
     DesignSearch,
@@ -31,14 +32,7 @@ from pipeline.questions.bin_design.divisions import (
 from pipeline.questions.bin_design.held_out import Band, HeldOutErrors, HeldOutJob, hold_out_models
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
 from pipeline.report import Picture, Section, Show, Table, quantity
-from pipeline.ridge import (
-    ExpertModels,
-    SolveJob,
-    read_models,
-    solve_folders,
-    trained_cells,
-    write_models,
-)
+from pipeline.ridge import ExpertModels, SolveJob, read_models, solve_folders, trained_cells, write_models
 from pipeline.schema import BIN_DESIGN_ALGORITHM, LABELS, RIDGE_ALGORITHM
 from pipeline.scoring import (
     MISSING,
@@ -50,6 +44,9 @@ from pipeline.scoring import (
     estimate_merits,
     score_binning,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["BinDesign"]
 
@@ -81,6 +78,12 @@ class _Part:
         return HeldOutJob(name, self.moments, self.ridge, self.trained_on, self.target, bands, threads)
 
 
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.bin_design.figure import draw_bin_design  # matplotlib, which only pictures need
+
+    return draw_bin_design(results, BinDesign.read(results))
+
+
 class BinDesign(Question[DesignAnswer]):
     """Search for the best rectangles of a finer grid, on held-out folds; asked by ``design``."""
 
@@ -98,7 +101,7 @@ class BinDesign(Question[DesignAnswer]):
             "for the bins of the run. Second panel: the rectangles of the recommended division, and the bins of the "
             "run. The solid curve alone decided. It can look too good, since the best of many divisions was taken; "
             "the test spectra took no part. Where the curve flattens, more experts bring nothing.",
-            lambda results: draw_bin_design(results, BinDesign.read(results)),
+            _draw,
             lambda results: BinDesign.read(results) is not None,
         ),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,6 @@ from pipeline.questions.ceiling.answer import (
     CeilingLevel,
     CeilingPart,
     describe_experts,
-    draw_ceiling,
     judge_nonlinear,
 )
 from pipeline.questions.ceiling.likelihood import TOLERANCE
@@ -48,6 +48,9 @@ from pipeline.scoring import (
     score_routed,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["Ceiling"]
 
 FloatArray = NDArray[np.float64]
@@ -69,6 +72,12 @@ class _Bracket:
     temperature: float
 
 
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.ceiling.figure import draw_ceiling  # matplotlib, which only pictures need
+
+    return draw_ceiling(results, _require_headline(results))
+
+
 class Ceiling(Question[CeilingAnswer]):
     """Bracket the R² of the best possible model; asked by ``ceiling``."""
 
@@ -87,7 +96,7 @@ class Ceiling(Question[CeilingAnswer]):
             "the bar is what a nonlinear model could still gain. Second panel: both ends against the number of stars "
             "in the library. The number at a point is the effective size: how many stars of the library share the "
             "weight of one spectrum.",
-            lambda results: draw_ceiling(results, _require_headline(results)),
+            _draw,
             lambda results: Ceiling.at_headline(results) is not None,
         ),
     )

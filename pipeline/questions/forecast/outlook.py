@@ -24,15 +24,7 @@ from pipeline.questions.forecast.judging import (
     list_columns,
     score_models,
 )
-from pipeline.questions.forecast.training import (
-    BEST,
-    CONFIGURED,
-    DRAWN,
-    ENDLESS,
-    DrawnModels,
-    Training,
-    solve_sizes,
-)
+from pipeline.questions.forecast.training import BEST, CONFIGURED, DRAWN, ENDLESS, DrawnModels, Training, solve_sizes
 from pipeline.scoring import SCOPES, Bootstrap, Columns, Estimate, Number, Plain, Score, Stacked
 
 __all__ = ["Asked", "Forecaster", "Outlook", "OutlookPoint", "list_rows"]

@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.noise import MarginalNoise, Noise
+from pipeline.questions.forecast.answer import ForecastAnswer, ForecastLevel
 from pipeline.questions.forecast.outlook import Asked, Forecaster, OutlookPoint, list_rows
 from pipeline.questions.forecast.training import BEST, CONFIGURED, DRAWN, ENDLESS
 from pipeline.questions.question import Facts, Needs, Question, Reading, Trained
 from pipeline.report import Block, Picture, Section, Show, Table
-from pipeline.report.figures.canvas import (
-    GLOBAL,
-    INK,
-    ORACLE,
-    add_interval,
-    add_title,
-    finish_curves,
-    new_figure,
-    page_width,
-    place_panels,
-)
 from pipeline.ridge import format_alpha
 from pipeline.scoring import (
-    DELTA_R2,
     MISSING,
-    R2_GLOBAL,
-    R2_ORACLE,
     SHOWN_MERITS,
     Columns,
-    Decision,
-    Merit,
-    Number,
-    Plain,
     RunResults,
     Scope,
     Stacked,
@@ -48,14 +30,14 @@ from pipeline.scoring import (
     summarise_curve,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "NOISE_CLASSES",
     "SIZES",
     "Forecast",
-    "ForecastAnswer",
-    "ForecastLevel",
     "describe_disagreement",
-    "draw_forecast",
     "find_needed",
 ]
 
@@ -74,47 +56,12 @@ _PICTURE = "moe_forecast.png"
 _AGREES, _STANDARD_ERRORS = 0.01, 2.0
 
 
-class ForecastLevel(Plain):
-    """The forecast at one noise level.
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.forecast.figure import draw_forecast  # matplotlib, which only pictures need
 
-    ``n_known`` are the training spectra that it is made from. ``needed`` says, for each choice of the penalty, how many
-    training spectra ΔR² needs until the lower end of its interval reaches ``decision.continue``; null if it never
-    does. ``drawn`` is what the run's own drawn noise gave, where it trained on both: with the sizes of its learning
-    curve, if the penalty is no search (a search is made once, with all spectra), the last one with all spectra.
-    ``decision`` is that for ``decision.at`` training spectra, with the configured penalty.
-    """
-
-    noise_level: float
-    n_known: int
-    points: tuple[OutlookPoint, ...]
-    limits: tuple[OutlookPoint, ...]
-    needed: dict[str, Number]
-    drawn: tuple[Scope, ...]
-    decision: Decision | None
-
-    def along(self, penalty: str) -> list[OutlookPoint]:
-        """Return the points of one choice of the penalty, in the order of their sizes."""
-        return [point for point in self.points if point.penalty == penalty]
-
-    def limit(self, penalty: str) -> OutlookPoint:
-        """Return what infinitely many training spectra would give."""
-        return next(point for point in self.limits if point.penalty == penalty)
-
-    @property
-    def beside_drawn(self) -> OutlookPoint:
-        """Return the point that a drawn run is held against: with its penalties, wherever a search found them."""
-        return next((point for point in self.points if point.penalty == DRAWN), self.at(self.n_known))
-
-    def at(self, n: float, penalty: str = CONFIGURED) -> OutlookPoint:
-        """Return the point of the nearest number of training spectra."""
-        return min(self.along(penalty), key=lambda point: abs(math.log(point.n / n)))
-
-
-class ForecastAnswer(Plain):
-    """The forecast at every noise level that was integrated out."""
-
-    sentence: str
-    levels: tuple[ForecastLevel, ...]
+    answer = Forecast.read(results)
+    assert answer is not None
+    return draw_forecast(results, _headline(results, answer))
 
 
 class Forecast(Question[ForecastAnswer]):
@@ -133,7 +80,7 @@ class Forecast(Question[ForecastAnswer]):
             "lines the best one. Dotted lines are for infinitely many spectra. The lines are computed from the moments "
             "of marginal noise. Diamonds are results of drawn runs. Open points lie outside the range in which "
             "forecasts were checked.",
-            lambda results: draw_forecast(results),
+            _draw,
             lambda results: Forecast.read(results) is not None,
         ),
     )
@@ -395,60 +342,3 @@ def _list_side_by_side(level: ForecastLevel) -> Table:
     ]
     caption = f"Forecast and drawn run of {level.n_known:,} training spectra, covered test spectra"
     return Table(caption, (*header, "drawn run", "± seeds"), tuple(rows), 1)
-
-
-def draw_forecast(results: RunResults) -> Figure:
-    """Draw forecasts against the number of training spectra, drawn runs as points, and what endless training gives."""
-    answer = Forecast.read(results)
-    assert answer is not None
-    level = _headline(results, answer)
-    figure = new_figure(page_width(), 6.4)
-    left, right = place_panels(figure, 2)
-    # The legend has two columns: what the marks mean stands below the curves of one model each.
-    _draw_curves(left, level, R2_ORACLE, ORACLE, "oracle experts")
-    if level.drawn:
-        left.plot([], [], "D", color=INK, markersize=8, label="drawn runs")
-    _draw_curves(left, level, R2_GLOBAL, GLOBAL, "global ridge")
-    _draw_curves(right, level, DELTA_R2, INK, "ΔR²")
-    if level.drawn:
-        right.plot([], [], "D", color=INK, markersize=8, label="drawn runs")
-    if not all(point.covered.trusted for penalty in (CONFIGURED, BEST) for point in level.along(penalty)):
-        for axes in (left, right):
-            axes.plot([], [], "o", color=INK, markerfacecolor="white", label="not trusted")
-    counts = [point.n for point in level.along(CONFIGURED)]
-    label = "training spectra, one noise draw each"
-    finish_curves((left, right), counts, results, x=label, margin=0.05, room=0.44)
-    add_title(
-        figure,
-        "What drawn runs of other sizes would say",
-        f"From {level.n_known:,} training spectra; covered test spectra, noise level {level.noise_level:g}; bars: "
-        f"{results.summary.confidence:.0%} interval.",
-        simulated=bool(results.metadata.get("simulated")),
-    )
-    return figure
-
-
-def _draw_curves(axes: Axes, level: ForecastLevel, merit: Merit, color: str, name: str) -> None:
-    for penalty, dashes in ((CONFIGURED, "-"), (BEST, "--")):
-        points = level.along(penalty)
-        values = [getattr(point.covered, merit.name) for point in points]
-        at = [point.n for point in points]
-        axes.plot(
-            at, [one.mean for one in values], color=color, linestyle=dashes, linewidth=2, label=f"{name}, {penalty} α"
-        )
-        doubted = [k for k, point in enumerate(points) if not point.covered.trusted]
-        axes.plot(
-            [at[k] for k in doubted],
-            [values[k].mean for k in doubted],
-            "o",
-            color=color,
-            markerfacecolor="white",
-            zorder=5,
-        )
-        if penalty == CONFIGURED:
-            for place, one in zip(at, values, strict=True):
-                add_interval(axes, place, one, horizontal=False, color=color)
-    end = getattr(level.limit(BEST).covered, merit.name).mean
-    axes.axhline(end, color=color, linewidth=1, linestyle=(0, (1, 3)), label=f"{name}, endless")
-    at = [one.n_train for one in level.drawn]
-    axes.plot(at, [one.merit(merit).mean for one in level.drawn], "D", color=color, markersize=8, zorder=6)

@@ -52,13 +52,7 @@ from pipeline.questions.gate.gates import gate_from_dict
 from pipeline.questions.gate.routing import FALLBACK, SOFT, Evidence, mix_predictions
 from pipeline.questions.gate.solve import read_held_out
 from pipeline.questions.question import Facts, Trained
-from pipeline.ridge import (
-    FoldModelsJob,
-    find_starved_bin,
-    read_fold_models,
-    solve_fold_models,
-    write_fold_models,
-)
+from pipeline.ridge import FoldModelsJob, find_starved_bin, read_fold_models, solve_fold_models, write_fold_models
 from pipeline.schema import BLEND_ALGORITHM, LABELS
 from pipeline.scoring import SCOPES
 

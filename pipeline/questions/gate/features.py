@@ -26,11 +26,7 @@ from pipeline.base import Progress, SilentProgress, open_npz, write_npz
 from pipeline.config import LineWindow
 from pipeline.errors import ConfigError, InputError
 from pipeline.moments import MomentsSum, PrincipalComponents, find_components
-from pipeline.ridge import (
-    SolveMemory,
-    run_jobs,
-    solving_threads,
-)
+from pipeline.ridge import SolveMemory, run_jobs, solving_threads
 from pipeline.schema import FEATURE_RECIPE_VERSION
 
 if TYPE_CHECKING:

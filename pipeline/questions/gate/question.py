@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,6 @@ from pipeline.questions.gate.answer import (
     RouteDraw,
     RouteScore,
     Routing,
-    draw_gate,
-    draw_gate_probabilities,
-    draw_routes,
 )
 from pipeline.questions.gate.blend import Blend, summarise_blends
 from pipeline.questions.gate.fit import QualityRouting, RunGate, fit_gates
@@ -52,6 +50,9 @@ from pipeline.scoring import (
     Stacked,
     estimate_merits,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Gates"]
 
@@ -99,6 +100,24 @@ def _has_gate(results: RunResults) -> bool:
     return Gates.at_headline(results) is not None
 
 
+def _draw_gate(results: RunResults) -> Figure:
+    from pipeline.questions.gate.figure import draw_gate  # matplotlib, which only pictures need
+
+    return draw_gate(results, Gates.at_headline(results))
+
+
+def _draw_probabilities(results: RunResults) -> Figure:
+    from pipeline.questions.gate.figure import draw_gate_probabilities  # matplotlib, which only pictures need
+
+    return draw_gate_probabilities(results, Gates.at_headline(results))
+
+
+def _draw_routes(results: RunResults) -> Figure:
+    from pipeline.questions.gate.figure import draw_routes  # matplotlib, which only pictures need
+
+    return draw_routes(results)
+
+
 class Gates(Question[GateAnswer]):
     """Fit gates to the training folds, and route the test spectra by them; asked by ``gate``."""
 
@@ -115,14 +134,14 @@ class Gates(Question[GateAnswer]):
             "true bin; ρ, the share of the headroom that each route keeps; and how often the gate is right, against "
             "the probability that it states. Soft routing near the oracle says that the headroom can be had in "
             "production. Points below the diagonal say that the gate is surer than it is right.",
-            lambda results: draw_gate(results, Gates.at_headline(results)),
+            _draw_gate,
             _has_gate,
         ),
         Picture(
             "moe_gate_probabilities.png",
             "What the gate says of each bin",
             lambda results: _caption_probabilities(Gates.at_headline(results)),
-            lambda results: draw_gate_probabilities(results, Gates.at_headline(results)),
+            _draw_probabilities,
             _has_gate,
         ),
         Picture(
@@ -131,7 +150,7 @@ class Gates(Question[GateAnswer]):
             "Covered test spectra, by their true and their predicted label, for every way to route. Predictions on the "
             "dashed line are right. A point that is far from the line, but not in the oracle's panel, was sent to a "
             "wrong expert.",
-            draw_routes,
+            _draw_routes,
             _has_gate,
         ),
     )

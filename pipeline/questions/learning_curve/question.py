@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.bins import choose_prefixes
 from pipeline.questions.question import Facts, Question, Reading
-from pipeline.report import Picture, Section, Show, Table, learning_points, list_points, over_seeds
-from pipeline.report.figures.canvas import (
-    TEXT,
-    add_title,
-    draw_delta_curve,
-    draw_r2_curves,
-    label_counts,
-    new_figure,
-    page_width,
-    place_panels,
-)
+from pipeline.report import Picture, Section, Show, Table, learning_points, list_points
 from pipeline.scoring import Plain, RunResults, Scope, ScoredDraw, Stacked, interval_of, summarise_curve
 
-__all__ = ["LearningAnswer", "LearningCurve", "delta_resamples", "draw_learning_curve"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# --- R² and ΔR² against the number of training spectra.
-
-
-def draw_learning_curve(results: RunResults) -> Figure:
-    """Draw R²_global, R²_oracle and ΔR² against the number of training spectra.
-
-    A point is the mean over seeds at one number of training folds; bars are the interval over seeds.
-    """
-    figure = new_figure(page_width(), 6.2)
-    left, right = place_panels(figure, 2)
-    points = learning_points(results)
-    counts = [float(point.n_train) for point in points]
-    draw_r2_curves(left, counts, points)
-    draw_delta_curve(right, counts, points, results)
-    for axes in (left, right):
-        axes.set_xlabel("training spectra", fontsize=TEXT)
-        label_counts(axes, counts)
-    add_title(
-        figure,
-        "Does more training data still help the experts?",
-        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}{over_seeds(results)}. "
-        f"Bars: {results.summary.confidence:.0%} interval.",
-        simulated=bool(results.metadata.get("simulated")),
-    )
-    return figure
+__all__ = ["LearningAnswer", "LearningCurve", "delta_resamples"]
 
 
 FloatArray = NDArray[np.float64]
@@ -65,6 +32,12 @@ class LearningAnswer(Plain):
     sentence: str
 
 
+def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.learning_curve.figure import draw_learning_curve  # matplotlib, which only pictures need
+
+    return draw_learning_curve(results)
+
+
 class LearningCurve(Question[LearningAnswer]):
     """Score the models of growing training sets: the first folds, one after the other."""
 
@@ -78,7 +51,7 @@ class LearningCurve(Question[LearningAnswer]):
             "panel: their difference ΔR², with the thresholds of the verdict. Bars are confidence intervals. A curve "
             "that still rises at its right end says that more spectra would help. Where ΔR² falls, the global model "
             "is catching up. Only the right end counts for the verdict.",
-            draw_learning_curve,
+            _draw,
         ),
     )
 

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from pipeline.config import ExperimentConfig
 from pipeline.questions.learning_curve import delta_resamples
 from pipeline.questions.question import Facts, Question, Reading
 from pipeline.report import Picture, Section, Show, learning_points, list_points
-from pipeline.report.figures.canvas import (
-    GLOBAL,
-    INK,
-    ORACLE,
-    add_interval,
-    add_title,
-    finish_curves,
-    new_figure,
-    page_width,
-    place_panels,
-)
 from pipeline.scoring import (
-    DELTA_R2,
     MERITS,
-    R2_GLOBAL,
-    R2_ORACLE,
     Draw,
-    Merit,
     Plain,
     RunResults,
     Scope,
@@ -43,49 +26,10 @@ from pipeline.scoring import (
     tabulate_overall,
 )
 
-__all__ = ["MarginalAnswer", "MarginalCurve", "draw_marginal_noise"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-# --- Drawn and marginal training noise side by side, against the number of training spectra.
-
-
-#: Line style of each noise, and whether its markers are filled.
-_STYLES = {"drawn": ("-", True), "marginal": ("--", False)}
-
-
-def draw_marginal_noise(results: RunResults, curves: Mapping[str, Sequence[Scope]]) -> Figure:
-    """Draw R²_global, R²_oracle and ΔR² of two training noises against the number of training spectra."""
-    figure = new_figure(page_width(), 6.4)
-    left, right = place_panels(figure, 2)
-    for name, (dashes, filled) in _STYLES.items():
-        points = curves[name]
-        look = {"linestyle": dashes, "linewidth": 2, "markersize": 7, "zorder": 5}
-        for merit, label, color, marker in (
-            (R2_ORACLE, f"oracle experts, {name}", ORACLE, "o"),
-            (R2_GLOBAL, f"global ridge, {name}", GLOBAL, "s"),
-        ):
-            face = color if filled else "white"
-            _draw_curve(left, points, merit, color, label=label, marker=marker, markerfacecolor=face, **look)
-        face = INK if filled else "white"
-        _draw_curve(right, points, DELTA_R2, INK, label=f"{name} noise", marker="D", markerfacecolor=face, **look)
-    counts = [float(point.n_train) for point in next(iter(curves.values()))]
-    finish_curves((left, right), counts, results, x="training spectra", margin=0.08, room=0.3)
-    add_title(
-        figure,
-        "What training on all noise at once gains",
-        f"Covered test spectra, noise level {results.summary.headline.noise_level:g}. Bars: "
-        f"{results.summary.confidence:.0%} interval.",
-        simulated=bool(results.metadata.get("simulated")),
-    )
-    return figure
-
-
-def _draw_curve(axes: Axes, points: Sequence[Scope], merit: Merit, color: str, **look: Any) -> None:
-    estimates = [point.merit(merit) for point in points]
-    at = [float(point.n_train) for point in points]
-    axes.plot(at, [estimate.mean for estimate in estimates], color=color, **look)
-    for place, estimate in zip(at, estimates, strict=True):
-        add_interval(axes, place, estimate, horizontal=False, color=color)
-
+__all__ = ["MarginalAnswer", "MarginalCurve"]
 
 _FILES = {"drawn": "drawn_learning_curve.csv", "marginal": "marginal_learning_curve.csv"}
 
@@ -104,11 +48,13 @@ class MarginalAnswer(Plain):
 
     def curves(self, results: RunResults) -> dict[str, Sequence[Scope]]:
         """Return the curves of both kinds of noise, drawn noise first."""
-        found = {name: learning_points(results) for name in _STYLES}
+        found = {name: learning_points(results) for name in _FILES}
         return found | {self.compared: self.points}
 
 
 def _draw(results: RunResults) -> Figure:
+    from pipeline.questions.marginal_curve.figure import draw_marginal_noise  # matplotlib, which only pictures need
+
     answer = MarginalCurve.read(results)
     assert answer is not None
     return draw_marginal_noise(results, answer.curves(results))
