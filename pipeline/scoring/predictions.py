@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,9 +165,7 @@ def predict_stacked(
     variances = None if noise.is_single else np.empty_like(values)
     # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
     with one_blas_thread():
-        for start in range(0, store.n_spectra, _BLOCK_ROWS):
-            stop = min(start + _BLOCK_ROWS, store.n_spectra)
-            rows, spread = noise.read(store, start, stop, precision)
+        for start, stop, (rows, spread) in _read_ahead(store, noise, precision):
             values[start:stop] = rows.astype(np.float64) @ joined.weights + joined.intercepts
             if variances is not None and spread is not None:
                 variances[start:stop] = spread @ joined.weights**2
@@ -178,6 +177,20 @@ def predict_stacked(
     parts = np.split(values, ends, axis=1)
     spreads = [None] * len(parts) if variances is None else np.split(variances, ends, axis=1)
     return [Stacked(np.ascontiguousarray(own), spread) for own, spread in zip(parts, spreads, strict=True)]
+
+
+def _read_ahead(
+    store: AnyStore, noise: Noise, precision: str
+) -> Iterator[tuple[int, int, tuple[NDArray[np.floating], FloatArray | None]]]:
+    """Yield the rows of one block after the other, with their numbers; the next one is read meanwhile."""
+    cuts = [(start, min(start + _BLOCK_ROWS, store.n_spectra)) for start in range(0, store.n_spectra, _BLOCK_ROWS)]
+    with ThreadPoolExecutor(1, "read") as thread:
+        ahead = [thread.submit(noise.read, store, *cut, precision) for cut in cuts[:1]]
+        for (start, stop), following in zip(cuts, [*cuts[1:], None], strict=True):
+            block = ahead.pop().result()
+            if following is not None:
+                ahead.append(thread.submit(noise.read, store, *following, precision))
+            yield start, stop, block
 
 
 def predict_store(

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
@@ -66,6 +67,7 @@ __all__ = [
     "new_figure",
     "page_width",
     "place_panels",
+    "prepare_file",
     "room_for_title",
     "save_figure",
     "show_empty",
@@ -571,36 +573,54 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     The same figure gives the same bytes.
     """
-    buffer = io.BytesIO()
+    prepare_file(figure, path)()
+
+
+def prepare_file(figure: Figure, path: Path) -> Callable[[], None]:
+    """Draw a figure, and return what writes it as :func:`save_figure` does; that may happen in another thread."""
     width = _MEDIUM.get().width
-    _WRITERS[path.suffix](figure, buffer, 1.0 if width is None else width / figure.get_size_inches()[0])
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    pack = _WRITERS[path.suffix](figure, 1.0 if width is None else width / figure.get_size_inches()[0])
+
+    def write() -> None:
+        content = pack()
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+    return write
 
 
-def _write_png(figure: Figure, buffer: io.BytesIO, scale: float) -> None:
+def _draw_png(figure: Figure, scale: float) -> Callable[[], bytes]:
     # ``savefig`` would draw it twice, first for the layout alone. Level 3 packs faster, for a tenth more bytes.
     figure.set_dpi(DPI if scale == 1 else PAPER_DPI * scale)
     canvas: Any = FigureCanvasAgg(figure)
-    options: dict[str, Any] = {"compress_level": 3}
-    if scale != 1:
-        options["dpi"] = (PAPER_DPI, PAPER_DPI)
-    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs=options)
+    canvas.draw()
+    pixels, dpi = canvas.buffer_rgba(), figure.dpi if scale == 1 else PAPER_DPI
+    unnamed: dict[str, Any] = {"Software": None}
+    options = {"compress_level": 3, "dpi": (dpi, dpi)}
+
+    def pack() -> bytes:
+        buffer = io.BytesIO()
+        imsave(buffer, pixels, format="png", metadata=unnamed, pil_kwargs=options)
+        return buffer.getvalue()
+
+    return pack
 
 
-def _write_vectors(figure: Figure, buffer: io.BytesIO, scale: float, suffix: str) -> None:
+def _draw_vectors(figure: Figure, scale: float, suffix: str) -> Callable[[], bytes]:
     from pipeline.report.figures.vectors import write_pdf, write_svg  # which cost every run half a second
 
+    buffer = io.BytesIO()
     if suffix == ".pdf":
         write_pdf(figure, buffer, scale)
     else:
         write_svg(figure, buffer, scale)
+    return buffer.getvalue
 
 
-_WRITERS: Final[dict[str, Callable[[Figure, io.BytesIO, float], None]]] = {
-    ".png": _write_png,
-    ".pdf": partial(_write_vectors, suffix=".pdf"),
-    ".svg": partial(_write_vectors, suffix=".svg"),
+_WRITERS: Final[dict[str, Callable[[Figure, float], Callable[[], bytes]]]] = {
+    ".png": _draw_png,
+    ".pdf": partial(_draw_vectors, suffix=".pdf"),
+    ".svg": partial(_draw_vectors, suffix=".svg"),
 }
 #: Endings of files that figures can be written to.
 FORMATS: Final = tuple(suffix.removeprefix(".") for suffix in _WRITERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from pipeline.report.figures.canvas import (
     legend_size,
     new_figure,
     page_width,
+    prepare_file,
     save_figure,
     style_axes,
 )
@@ -281,12 +283,17 @@ def render_figures(results: RunResults, pictures: Sequence[Picture] = PICTURES) 
         If a file cannot be written.
     """
     folder = results.folder / FIGURES_FOLDER
-    written = []
-    for picture in pictures:
-        path = folder / picture.file
-        if not picture.is_there(results):
-            path.unlink(missing_ok=True)
-            continue
-        plot_picture(results, picture, path)
-        written.append((picture, path))
+    written, jobs = [], []
+    # A figure is packed while the next one is drawn.
+    with ThreadPoolExecutor(1, "figures") as thread:
+        for picture in pictures:
+            path = folder / picture.file
+            if not picture.is_there(results):
+                path.unlink(missing_ok=True)
+                continue
+            with house_style():
+                jobs.append(thread.submit(prepare_file(picture.draw(results), path)))
+            written.append((picture, path))
+    for job in jobs:
+        job.result()
     return written
