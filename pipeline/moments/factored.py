@@ -99,6 +99,12 @@ class Factors:
             self.worst,
         )
 
+    def undivided(self) -> Factors:
+        """Return the sum of all classes, as one class."""
+        if len(self.inner) == 1:
+            return self
+        return replace(self, inner=self.inner.sum(axis=0, keepdims=True), noise=self.noise.sum(axis=0, keepdims=True))
+
     def of_class(self, number: int) -> Factors:
         """Return those of one class; residuals are not told apart by class, so it has none."""
         one = slice(number, number + 1)
@@ -159,7 +165,8 @@ class FactoredMoments(Moments):
         epsilon: float,
         exponent: int = 0,
     ) -> None:
-        r, inner = basis.rank, factors.inner.sum(axis=0)
+        whole = factors.undivided()
+        r, inner = basis.rank, whole.inner[0]
         # As a frozen dataclass sets them. Sums over pixels are computed when they are asked for: most never are.
         vars(self).update(
             count=int(inner[r, r]),
@@ -173,7 +180,7 @@ class FactoredMoments(Moments):
             exponent=exponent,
             basis=basis,
             inner=inner,
-            noise=factors.noise.sum(axis=0),
+            noise=whole.noise[0],
             class_inner=factors.inner,
             class_noise=factors.noise,
             residual=factors.residual,

@@ -21,9 +21,10 @@ import io
 import json
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
+from operator import add
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -287,6 +288,13 @@ class SavedMoments:
             for k, count in enumerate(self.counts)
         ]
 
+    def sum_pixels(self, cells: Sequence[int]) -> PixelSums:
+        """Return the sums for single pixels of some cells, at least one, together. No Gram matrix is read."""
+        if not self.is_tiled:
+            return self._read_factored(*cells).pixel_sums
+        sums = self.pixel_sums()
+        return PixelSums.merge([sums[k] for k in cells])
+
     def label_sums(self) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:
         """Return each cell's n, Σ(y − c) and Σ(y − c)², shapes (K,), (K, Q), (K, Q). No Gram matrix is read."""
         return self.counts, *self._label_sums
@@ -337,21 +345,25 @@ class SavedMoments:
         """
         return self.read(cell, out) if self.is_tiled else self._read_factored(cell, is_divided=True)
 
-    def _read_factored(self, cell: int, *, is_divided: bool = False) -> FactoredMoments:
-        """Return one cell, unpacked anew: those of all cells together would take several times their packed size."""
+    def _read_factored(self, *cells: int, is_divided: bool = False) -> FactoredMoments:
+        """Return the sum of some cells, unpacked anew: all of them unpacked would take several times their packed size.
+
+        Cells are added before they are unpacked.
+        """
         basis = read_basis(self.folder.parent)
         if basis.digest != self.header["basis"]:
             raise InputError(
                 f"moments {self.folder}: they have another basis than {self.folder.parent / BASIS_FILE}; run again"
             )
         sums = self._sums
-        packed = {name: sums[name][cell] for name in _FACTORS}
+        packed = [Factors(**{name: sums[name][cell] for name in _FACTORS}) for cell in cells]
         try:
             factors = _unpack(packed, basis, len(sums["y_origin"]), is_divided=is_divided)
         except ValueError as error:
             raise _damaged(self.folder, f"{_SUMS_FILE}: {error}") from None
-        if int(factors.inner[:, basis.rank, basis.rank].sum()) != self.counts[cell]:
-            raise _damaged(self.folder, f"cell {cell} holds another number of spectra than {_FACTS_FILE} states")
+        if int(factors.inner[:, basis.rank, basis.rank].sum()) != sum(self.counts[cell] for cell in cells):
+            words = f"cell {cells[0]} holds" if len(cells) == 1 else f"cells {list(cells)} hold"
+            raise _damaged(self.folder, f"{words} another number of spectra than {_FACTS_FILE} states")
         labels, epsilon = self.header["labels"], float(self.header["epsilon"])
         basis = basis if is_divided else basis.undivided
         return FactoredMoments(basis, factors, sums["y_origin"], labels, epsilon, self.exponent)
@@ -415,24 +427,23 @@ def _pack(factors: Factors) -> dict[str, Any]:
     return vars(factors) | {"inner": factors.inner[:, rows, columns]}
 
 
-def _unpack(arrays: dict[str, NDArray[np.float64]], basis: Basis, n_labels: int, *, is_divided: bool) -> Factors:
-    """Return the factors whose arrays :func:`_pack` gave, of every class or of all together.
+def _unpack(parts: Sequence[Factors], basis: Basis, n_labels: int, *, is_divided: bool) -> Factors:
+    """Return the sum of factors that :func:`_pack` packed, of every class or of all together.
 
-    Classes are added before they are unpacked. ValueError if arrays have other shapes than the basis says.
+    They are added before they are unpacked. ValueError if arrays have other shapes than the basis says.
     """
     size, n_pixels, n_classes = basis.rank + 1 + n_labels, len(basis.variance), basis.n_classes
     rows, columns = _lower_triangle(size)
     shapes = [(n_classes, len(rows)), (n_classes, n_pixels), (n_pixels,), (), (WORST, 2)]
-    for (name, array), shape in zip(arrays.items(), shapes, strict=True):
-        if array.shape != shape:
-            raise ValueError(f"{name} should have the shape {shape}, found {array.shape}")
-    packed, noise = (
-        arrays[name] if is_divided else arrays[name].sum(axis=0, keepdims=True) for name in ("inner", "noise")
-    )
-    inner = np.empty((len(packed), size, size))
-    inner[:, rows, columns] = packed
-    inner[:, columns, rows] = packed
-    return Factors(inner, noise, arrays["residual"], int(arrays["n_check"]), arrays["worst"])
+    for part in parts:
+        for (name, array), shape in zip(vars(part).items(), shapes, strict=True):
+            if array.shape != shape:
+                raise ValueError(f"{name} should have the shape {shape}, found {array.shape}")
+    total = reduce(add, parts if is_divided else map(Factors.undivided, parts))
+    inner = np.empty((len(total.inner), size, size))
+    inner[:, rows, columns] = total.inner
+    inner[:, columns, rows] = total.inner
+    return Factors(inner, total.noise, total.residual, int(total.n_check), total.worst)
 
 
 def write_basis(folder: Path, basis: Basis, facts: dict[str, Any]) -> None:

@@ -192,7 +192,7 @@ def held_out_scales(folds: Sequence[SavedMoments], trained_on: Sequence[int], ri
 
     A fold has no part in the scale of the models that it judges.
     """
-    of_folds = [PixelSums.merge([sums[k] for k in trained_on]) for sums in (saved.pixel_sums() for saved in folds)]
+    of_folds = [saved.sum_pixels(trained_on) for saved in folds]
     return [
         shared_scale(PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]), ridge)
         for held_out in range(len(folds))

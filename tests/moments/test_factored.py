@@ -21,6 +21,7 @@ from pipeline.moments import (
     FactoredMoments,
     Factors,
     Moments,
+    PixelSums,
     Sample,
     SavedMoments,
     choose_basis,
@@ -309,6 +310,10 @@ def test_files_hold_them_exactly_and_say_what_is_wrong(tmp_path: Path) -> None:
     for k, cell in enumerate(cells):
         assert saved.read(k).identical(cell)
         np.testing.assert_array_equal(saved.pixel_sums()[k].x_squares, cell.pixel_sums.x_squares)
+    together, apart = saved.sum_pixels([2, 0, 1]), PixelSums.merge([cells[k].pixel_sums for k in (2, 0, 1)])
+    assert together.count == apart.count == N + 900
+    np.testing.assert_array_equal(together.x_sum, apart.x_sum)
+    np.testing.assert_array_equal(together.x_squares, apart.x_squares)
     _, y_sums, y_squares = saved.label_sums()
     np.testing.assert_array_equal(y_sums[0], cells[0].y_sum)
     np.testing.assert_array_equal(y_squares[2], np.diag(cells[2].y_gram))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, ResourceError
-from pipeline.moments import Moments, MomentsWriter, SavedMoments, write_moments
+from pipeline.moments import Moments, MomentsWriter, PixelSums, SavedMoments, write_moments
 from pipeline.moments import files as moments_files
 
 
@@ -38,6 +38,8 @@ def test_round_trip_is_exact(tmp_path: Path, order: list[int]) -> None:
         assert (found.count, found.epsilon) == (expected.count, expected.epsilon)
         np.testing.assert_array_equal(found.x_sum, expected.x_sum)
         np.testing.assert_array_equal(found.x_squares, expected.x_squares)
+    together, apart = saved.sum_pixels([2, 0]), PixelSums.merge([written[k].pixel_sums for k in (2, 0)])
+    np.testing.assert_array_equal(together.x_squares, apart.x_squares)
     assert (saved.header["key"], saved.counts, saved.n_cells) == ("k", [5, 0, 7], 3)
     assert np.load(tmp_path / "m" / "gram-000.npy").shape == written[0].gram.shape  # anyone's NumPy can read it
 

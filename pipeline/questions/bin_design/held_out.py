@@ -124,7 +124,7 @@ class _Trial:
     @classmethod
     def plan(cls, job: HeldOutJob) -> _Trial:
         folds = [job.moments.open(fold) for fold in range(job.moments.n_folds)]
-        of_folds = [PixelSums.merge([sums[k] for k in job.trained_on]) for sums in map(SavedMoments.pixel_sums, folds)]
+        of_folds = [saved.sum_pixels(job.trained_on) for saved in folds]
         training = [
             PixelSums.merge([one for k, one in enumerate(of_folds) if k != held_out]) for held_out in range(len(folds))
         ]
