@@ -254,14 +254,27 @@ _CORE_SCHEMA = {
 }
 
 
+#: A configuration has some hundreds of values. Aliases of aliases can make billions of a few lines.
+_MOST_VALUES = 100_000
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2: plain values only, and every key once."""
+    """Reads YAML 1.2: plain values only, every key once, and no more values than a text would hold without aliases."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the root of the document; refuse one that contains itself, or has too many values for its aliases."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and (count := _count_values(root, {})) > _MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases it has {count:,} values, and {_MOST_VALUES:,} are the most")
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key_node.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key, Hashable):
                 line = key_node.start_mark.line + 1
                 if key in lines:
                     raise yaml.YAMLError(f"{key!r} stands twice, in lines {lines[key]} and {line}; keep one of them")
@@ -271,6 +284,19 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for; ``known`` holds those of the nodes below, and 0 of those above."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        inner = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_count_values(one, known) for one in inner)
+    elif not known[id(node)]:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -265,6 +265,12 @@ def test_words_are_written_such_that_old_and_new_yaml_read_words(tmp_path: Path,
     )
 
 
+#: Each list has the one before ten times, so list k is 61…1 values with k ones (6 for k = 0); nine names and the root.
+ALIASES = "a0: &a0 [1, 2, 3, 4, 5]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 9)
+)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -276,6 +282,8 @@ def test_words_are_written_such_that_old_and_new_yaml_read_words(tmp_path: Path,
         ("{data: {train: a, test: b}, bins: {M_H: [true, 2]}}", "bins: true or false is no value"),
         ("seeds: " + 5000 * "9", "not valid YAML"),
         ("seeds: !!int 1:30", "not valid YAML"),
+        ("data: &all\n  train: a\n  test: *all", "line 1: an alias stands within what it names"),
+        (ALIASES, "with its aliases it has 679,012,354 values, and 100,000 are the most"),
     ],
 )
 def test_load__raise_on_words_that_mean_something_else(tmp_path: Path, content: str, words: str) -> None:
@@ -320,3 +328,12 @@ def test_deprecated_settings_warn_and_change_nothing(tmp_path: Path, capsys: pyt
 def test_noise_levels_beyond_arithmetic_are_refused(level: float) -> None:
     with pytest.raises(ConfigError, match=r"noise\.levels: .*multiples of each pixel's error"):
         load_config({"data": {"train": "a", "test": "b"}, "noise": {"levels": [1.0, level]}})
+
+
+def test_aliases_and_merges_are_read_as_what_they_stand_for(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("a: &a {x: 1, y: [2, 3]}\nb: *a\nc: {<<: *a, x: 4}\n")
+    assert read_yaml(tmp_path / "one.yaml", "file") == {
+        "a": {"x": 1, "y": [2, 3]},
+        "b": {"x": 1, "y": [2, 3]},
+        "c": {"x": 4, "y": [2, 3]},
+    }
