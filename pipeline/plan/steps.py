@@ -77,7 +77,7 @@ def name_steps(config: ExperimentConfig) -> list[str]:
 @cache
 def _measure_gram(n_pixels: int, precision: str) -> float:
     """Measure products on one core, flop/s; once, since a process stays on its machine."""
-    return measure_flops(min(n_pixels, 1024), precision, rows=1024, seconds=0.03) / available_cores()
+    return measure_flops(min(n_pixels, 1024), precision, rows=256, seconds=0.01) / available_cores()
 
 
 def measure_quickly(plan: ExperimentPlan, config: ExperimentConfig) -> Rates:

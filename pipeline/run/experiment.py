@@ -96,7 +96,7 @@ def plan_experiment(
         If spectra are missing or broken, or do not fit each other or the configuration.
     """
     settings = load_config(config)
-    return plan_with_headers(settings, read_headers(settings), worker_limits, worker_threads)
+    return plan_with_headers(settings, read_headers(settings), worker_limits, worker_threads)[0]
 
 
 def plan_with_headers(
@@ -104,10 +104,10 @@ def plan_with_headers(
     headers: Iterable[SetHeader],
     worker_limits: Sequence[int] | None,
     worker_threads: int | None,
-) -> ExperimentPlan:
-    """Do as :func:`plan_experiment`, with headers that were read already."""
+) -> tuple[ExperimentPlan, list[str]]:
+    """Do as :func:`plan_experiment`, with headers that were read already; return also what their check found."""
     train, test = headers
-    check_headers(train, test, config)
+    warnings = check_headers(train, test, config)
     plan = plan_run(
         train.shard_lengths,
         train.wavelength.size,
@@ -123,7 +123,7 @@ def plan_with_headers(
     )
     if lack := config.describe_lack_of_folds(plan.n_folds):
         raise ConfigError(lack)
-    return plan
+    return plan, warnings
 
 
 def run_experiment(
@@ -202,7 +202,7 @@ def _opened(
     told.expect(name_steps(config))
     told.enter("convert")
     headers = list(read_headers(config))
-    plan = _plan_for(client, config, headers)
+    plan, warnings = _plan_for(client, config, headers)
     plan.require_fit(out, Path(config.data.stores))
     with writable_folder(out), whole_run_folder(out):
         forget_standing(out)
@@ -210,14 +210,18 @@ def _opened(
             told.note(f"time: {_project_time(config, plan).describe()}; what is there already is not made again")
         run = open_run(out, config, told)
         sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
+        has_shards = any(header.shards for header in headers)
         headers.clear()  # with all columns of the shards
-        # Again, on what the stores hold: conversion may have left spectra out.
-        run.warnings += check_headers(*sets.headers, config)
+        if has_shards:  # again, on what the stores hold: conversion may have left spectra out
+            warnings = check_headers(*sets.headers, config)
+        run.warnings += warnings
         run.finish_step("convert", skipped=plan.store_disk == 0)
         yield run, sets, plan
 
 
-def _plan_for(client: Client | None, config: ExperimentConfig, headers: Iterable[SetHeader]) -> ExperimentPlan:
+def _plan_for(
+    client: Client | None, config: ExperimentConfig, headers: Iterable[SetHeader]
+) -> tuple[ExperimentPlan, list[str]]:
     """Do as :func:`plan_with_headers`, for the workers of a client, or for this process without one."""
     threads = min(ask_workers(client, available_threads), default=None) if client is not None else None
     return plan_with_headers(config, headers, limits_of_workers(client), threads)
@@ -242,7 +246,8 @@ def project_seconds(configs: Iterable[ExperimentConfig], client: Client | None =
         spectra = content_hash(config.data.model_dump(mode="json"))
         if spectra not in headers:
             headers = {spectra: read_headers(config)}  # they hold all labels: those of one set are enough
-        seconds += _project_time(config, _plan_for(client, config, headers[spectra])).total
+        plan, _ = _plan_for(client, config, headers[spectra])
+        seconds += _project_time(config, plan).total
     return seconds
 
 

@@ -135,7 +135,7 @@ def _set_up(run: Run, share: Share, convert_workers: int | None) -> tuple[Shared
     """Find or make the plan and the basis, see that other parts have the same, and claim the share."""
     config = run.config
     headers = list(read_headers(config))
-    plan = plan_with_headers(config, headers, [available_memory()], None)
+    plan, _ = plan_with_headers(config, headers, [available_memory()], None)
     # Merging and scoring are the run's: the memory that they need does not matter here.
     replace(plan, driver_memory=0).require_fit(run.folder, Path(config.data.stores))
     sets = open_spectra_sets(config.data, headers, run.progress, convert_workers)
