@@ -147,7 +147,7 @@ class ClusterChoice:
 
 def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--workers``, ``--min`` and ``--max``, the number of workers."""
-    count = click.IntRange(min=1)
+    count = click.IntRange(1, 10**6)
     for option in (
         click.option("--max", "maximum", type=count, help="Largest number of jobs of an adaptive cluster."),
         click.option("--min", "minimum", type=count, help="Smallest number of jobs of an adaptive cluster."),
@@ -251,7 +251,7 @@ def list_profiles(as_json: bool) -> None:
 
 @cluster.command("show")
 @click.argument("profile", metavar="PROFILE", type=profile_name)
-@click.option("--workers", type=click.IntRange(min=1), help="Number of workers, instead of the profile's.")
+@click.option("--workers", type=click.IntRange(1, 10**6), help="Number of workers, instead of the profile's.")
 @json_option
 def show(profile: str, workers: int | None, as_json: bool) -> None:
     """Show a profile and, for batch jobs, the script of one job.

@@ -110,8 +110,8 @@ def run(
 
 @click.command()
 @config_argument
-@click.option("--part", type=click.IntRange(min=1), required=True, metavar="K", help="Number of this part, from 1.")
-@click.option("--of", "parts", type=click.IntRange(min=1), required=True, metavar="N", help="Number of all parts.")
+@click.option("--part", type=click.IntRange(1, 10**6), required=True, metavar="K", help="Number of this part, from 1.")
+@click.option("--of", "parts", type=click.IntRange(1, 10**6), required=True, metavar="N", help="Number of all parts.")
 @click.option("--out", type=output_path, help="Run folder, the same for all parts; runs/NAME by default.")
 @quiet_option
 @json_option
@@ -268,17 +268,27 @@ _WORTH_SAYING = 0.9
 _WORTH_SECONDS = 1.0
 
 
+#: Far beyond what anybody has; a projection goes through cells, draws, penalties and folds one by one.
+_MOST = {
+    "spectra": 10**12, "pixels": 10**6, "cells": 10**4, "draws": 10**3, "alphas": 10**3, "folds": 10**4,
+    "partition_rows": 10**12, "cores": 10**5,
+}  # fmt: skip
+
+
 def _read_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Read a whole number that may be written like 1e8."""
     if value is None:
         return None
+    most = _MOST[parameter.name or ""]
     try:
         count = float(value)
-        if count >= 1 and count == int(count):
+        if 1 <= count <= most and count == int(count):
             return int(count)
     except (ValueError, OverflowError):
         pass
-    raise click.BadParameter(f"a whole number is required, such as 100000000 or 1e8, found {value!r}")
+    raise click.BadParameter(
+        f"a whole number up to {most:,} is required, which may be written like 1e8, found {value!r}"
+    )
 
 
 def _read_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
@@ -417,7 +427,7 @@ def _stated_config(config: str | None, stated: dict[str, Any]) -> ExperimentConf
                 "bins": {"T_eff": [float(edge) for edge in range(max(cells, 2))]},
                 "ablation": False,
                 "seeds": list(range(made_up.get("draws", 1))),
-                "ridge": {"alpha": {"search": [10.0**k for k in range(alphas)]} if alphas > 1 else 1e5},
+                "ridge": {"alpha": {"search": [float(k + 1) for k in range(alphas)]} if alphas > 1 else 1e5},
             }
         )
     cuts = {key: stated[key] for key in ("folds", "partition_rows") if stated[key] is not None}

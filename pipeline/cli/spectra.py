@@ -40,7 +40,7 @@ __all__ = ["convert", "init", "inspect", "sample"]
     help="Model spectra to interpolate: a file (NPZ or HDF5), or a folder of BOSZ 2024 files from MAST.",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="Write only this file: train/shard_K or test; repeatable.")
-@click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
+@click.option("--workers", type=click.IntRange(1, 10**4), help="Number of processes; one per core by default.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that were made with other settings.")
 @quiet_option
 @json_option
@@ -174,8 +174,8 @@ def init(paths: tuple[str, ...], test: tuple[str, ...], quiet: bool, as_json: bo
     metavar="OURS=YOURS",
     help="Which of your variables is flux, error, wavelength, T_eff, log_g or M_H, if it has another name; repeatable.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Number of processes; one per core by default.")
-@click.option("--chunk-rows", type=click.IntRange(min=1), help="Spectra in a Zarr chunk; about 16 MiB by default.")
+@click.option("--workers", type=click.IntRange(1, 10**4), help="Number of processes; one per core by default.")
+@click.option("--chunk-rows", type=click.IntRange(1, 10**6), help="Spectra in a Zarr chunk; about 16 MiB by default.")
 @click.option(
     "--shard-rows",
     type=click.IntRange(min=0),
