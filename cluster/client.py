@@ -63,6 +63,8 @@ Say = Callable[[str], None]
 SETTINGS: dict[str, Any] = WORKER_SETTINGS | {
     # Exceptions are shown by the command line; the workers' copies would only clutter the terminal.
     "distributed.logging": {"distributed": "error", "bokeh": "error", "tornado": "error"},
+    # Before a worker process begins: NumPy looks at them when it is imported.
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY_VARIABLES.items()},
 }
 
 
@@ -242,8 +244,7 @@ def _open_local(profile: LocalProfile | None) -> Iterator[Client]:
                         host="127.0.0.1",
                         protocol="tls://",
                         security=make_certificates().security(),
-                        env={name: os.environ.get(name, value) for name, value in MEMORY_VARIABLES.items()}
-                        | environment,
+                        env=environment,
                     )
             else:
                 stack.enter_context(_variables_set(environment))

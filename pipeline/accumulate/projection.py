@@ -121,9 +121,16 @@ def project_parts(
             else:
                 loop.add(job.result(), part, advance)
 
+    def take_parts() -> Iterator[CellRows]:
+        try:
+            yield from parts
+        except Exception:
+            settle(0)  # what came before is whole
+            raise
+
     n_threads = settings.threads + _WAITING
     with one_blas_thread(), ThreadPoolExecutor(n_threads, "project") as executor:
-        for number, rows in enumerate(parts):
+        for number, rows in enumerate(take_parts()):
             part = _Part(number, rows, n_cells, bases, settings, exponent)
             for begin, end in loop.plan_blocks(rows):
                 # Not more than there is memory for: after a failure, the last one would wait for it for ever.

@@ -270,8 +270,8 @@ _WORTH_SECONDS = 1.0
 
 #: Far beyond what anybody has; a projection goes through cells, draws, penalties and folds one by one.
 _MOST = {
-    "spectra": 10**12, "pixels": 10**6, "cells": 10**4, "draws": 10**3, "alphas": 10**3, "folds": 10**4,
-    "partition_rows": 10**12, "cores": 10**5,
+    "spectra": 10**10, "pixels": 10**6, "cells": 10**4, "draws": 10**3, "alphas": 10**3, "folds": 10**4,
+    "partition_rows": 10**10, "cores": 10**5,
 }  # fmt: skip
 
 

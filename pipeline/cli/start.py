@@ -176,7 +176,8 @@ def _spell(error: UnicodeError) -> tuple[str, int]:
 def _mend_environment() -> None:
     """Set what NumPy reads; take away what libraries fail on while they are imported, and what they print unasked."""
     for name, value in MEMORY_VARIABLES.items():
-        os.environ.setdefault(name, value)
+        if not os.environ.get(name, "").strip().isdecimal():
+            os.environ[name] = value
     os.environ["MPLBACKEND"] = "agg"  # an unknown one is an error, and figures are drawn without any
     for name in _THREAD_COUNTS:
         count = os.environ.get(name, "").partition(",")[0].strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
@@ -255,48 +255,52 @@ _CORE_SCHEMA = {
 
 
 #: A configuration has some hundreds of values. Aliases of aliases can make billions of a few lines.
-_MOST_VALUES = 100_000
+_MOST_ALIASED = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2: plain values only, every key once, and no more values than a text would hold without aliases."""
+    """Reads YAML 1.2: plain values only, every key once, and aliases that stand for no more than a file could hold."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the root of the document; refuse one that contains itself, or has too many values for its aliases."""
+        """Return the root of the document; refuse keys that stand twice, and aliases of themselves or of too much."""
         root: yaml.Node | None = super().get_single_node()
-        if root is not None and (count := _count_values(root, {})) > _MOST_VALUES:
-            raise yaml.YAMLError(f"with its aliases it has {count:,} values, and {_MOST_VALUES:,} are the most")
+        if root is not None:
+            sizes: dict[int, int] = {}
+            self._measure(root, sizes)
+            written = len(sizes)
+            if (count := sizes[id(root)]) - written > _MOST_ALIASED:
+                raise yaml.YAMLError(
+                    f"its aliases make {count:,} values of {written:,}, and {_MOST_ALIASED:,} more are the most"
+                )
         return root
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def _measure(self, node: yaml.Node, sizes: dict[int, int]) -> int:
+        """Return how many values a node stands for; ``sizes`` holds those of the nodes below, and 0 of those above."""
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            if isinstance(node, yaml.MappingNode):
+                self._require_single_keys(node)
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            pairs = (one if isinstance(one, tuple) else (one,) for one in inner)
+            sizes[id(node)] = 1 + sum(self._measure(one, sizes) for pair in pairs for one in pair)
+        elif not sizes[id(node)]:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
+        return sizes[id(node)]
+
+    def _require_single_keys(self, node: yaml.MappingNode) -> None:
+        """Refuse keys that stand twice as they are written: what is merged may stand in several mappings."""
         lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                line = key_node.start_mark.line + 1
-                if key in lines:
-                    raise yaml.YAMLError(f"{key!r} stands twice, in lines {lines[key]} and {line}; keep one of them")
-                lines[key] = line
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                word = key.value if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)
+                line = key.start_mark.line + 1
+                if word in lines:
+                    raise yaml.YAMLError(f"{word!r} stands twice, in lines {lines[word]} and {line}; keep one of them")
+                lines[word] = line
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for; ``known`` holds those of the nodes below, and 0 of those above."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = 0
-        inner = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))]
-        known[id(node)] = 1 + sum(_count_values(one, known) for one in inner)
-    elif not known[id(node)]:
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias stands within what it names")
-    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):

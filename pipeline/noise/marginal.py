@@ -40,7 +40,7 @@ MARGINAL_ALGORITHM = "closed-form/chebyshev-16-44"
 
 FloatArray = NDArray[np.float64]
 #: Reach and degree of the polynomials: a multiple of 4, as many steps as the kernel takes at a time. Their errors,
-#: and those of ending at the reach, stay below 5e-7 and 1e-14.
+#: and those of ending at the reach, stay below 5e-7 and 5e-14.
 _POLYNOMIALS = {"float32": (5.3, 16), "float64": (8.5, 44)}
 #: Pixels that the kernel takes at a time: their intermediate results stay in the processor's first cache.
 _STRIP = 128

@@ -186,10 +186,9 @@ def _read_ahead(
     cuts = [(start, min(start + _BLOCK_ROWS, store.n_spectra)) for start in range(0, store.n_spectra, _BLOCK_ROWS)]
     with ThreadPoolExecutor(1, "read") as thread:
         ahead = [thread.submit(noise.read, store, *cut, precision) for cut in cuts[:1]]
-        for (start, stop), following in zip(cuts, [*cuts[1:], None], strict=True):
+        for k, (start, stop) in enumerate(cuts, start=1):
             block = ahead.pop().result()
-            if following is not None:
-                ahead.append(thread.submit(noise.read, store, *following, precision))
+            ahead += [thread.submit(noise.read, store, *cut, precision) for cut in cuts[k : k + 1]]
             yield start, stop, block
 
 

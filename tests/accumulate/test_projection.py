@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -419,6 +419,21 @@ def test_memory_stays_below_what_is_planned(
     )
     assert peak <= planned
     assert n_cells > 10 or planned <= 4 * peak
+
+
+def test_parts_before_one_that_cannot_be_taken_are_kept(train_store: SpectraStore, basis: Basis) -> None:
+    parts = [rows_of(train_store, a, a + 200) for a in (0, 200)]
+
+    def take() -> Iterator[Any]:
+        yield from parts
+        raise InputError("the next part cannot be read")
+
+    kept: list[int] = []
+    with pytest.raises(InputError, match="the next part"):
+        project_parts(
+            train_store, take(), parts[0].n_cells, NOISES[:1], [basis], SETTINGS, lambda number, *_: kept.append(number)
+        )
+    assert sorted(set(kept)) == [0, 1]
 
 
 def test_a_sample_of_damaged_chunks_is_an_error_and_no_wait(

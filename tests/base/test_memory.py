@@ -48,7 +48,10 @@ main()
 """
 
 
-@pytest.mark.parametrize(("variables", "wanted"), [({}, False), ({"NUMPY_MADVISE_HUGEPAGE": "1"}, True)])
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [({}, False), ({"NUMPY_MADVISE_HUGEPAGE": "1"}, True), ({"NUMPY_MADVISE_HUGEPAGE": ""}, False)],
+)
 def test_command_takes_small_pages_unless_the_user_says_otherwise(variables: dict[str, str], wanted: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "NUMPY_MADVISE_HUGEPAGE"} | variables
     said = subprocess.run(

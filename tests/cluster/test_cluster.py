@@ -100,6 +100,14 @@ def test_threads_and_memory_are_shared_out() -> None:
     assert LocalProfile(threads=3).resolved_threads() == 3
     with connect(LocalProfile(workers=1, processes=True, threads=3, memory_limit=2**30)) as client:
         assert list(client.run(lambda: os.environ["HEADROOM_THREADS"]).values()) == ["3"]
+        assert list(client.run(asks_for_large_pages).values()) == [False]
+
+
+def asks_for_large_pages() -> bool:
+    """Whether NumPy does in this process; it decides when it is imported."""
+    from numpy._core.multiarray import _get_madvise_hugepage
+
+    return bool(_get_madvise_hugepage())
 
 
 @pytest.mark.slow  # a program whose workers start programs

@@ -282,8 +282,9 @@ ALIASES = "a0: &a0 [1, 2, 3, 4, 5]\n" + "".join(
         ("{data: {train: a, test: b}, bins: {M_H: [true, 2]}}", "bins: true or false is no value"),
         ("seeds: " + 5000 * "9", "not valid YAML"),
         ("seeds: !!int 1:30", "not valid YAML"),
+        ("a: &a {x: 1}\nb: {<<: *a, <<: *a}", "'<<' stands twice, in lines 2 and 2"),
         ("data: &all\n  train: a\n  test: *all", "line 1: an alias stands within what it names"),
-        (ALIASES, "with its aliases it has 679,012,354 values, and 100,000 are the most"),
+        (ALIASES, "its aliases make 679,012,354 values of [0-9]+, and 100,000 more are the most"),
     ],
 )
 def test_load__raise_on_words_that_mean_something_else(tmp_path: Path, content: str, words: str) -> None:
@@ -337,3 +338,9 @@ def test_aliases_and_merges_are_read_as_what_they_stand_for(tmp_path: Path) -> N
         "b": {"x": 1, "y": [2, 3]},
         "c": {"x": 4, "y": [2, 3]},
     }
+    # A mapping that merges is merged, one level deeper than the one that takes it.
+    (tmp_path / "two.yaml").write_text("a: &a {x: 1}\nbase: {deep: &b {<<: *a, x: 2}}\nc: {<<: *b}\n")
+    assert read_yaml(tmp_path / "two.yaml", "file")["c"] == {"x": 2}
+    many = "train: [" + ", ".join(f"shard_{k}" for k in range(100_001)) + "]"
+    (tmp_path / "three.yaml").write_text(many)
+    assert len(read_yaml(tmp_path / "three.yaml", "file")["train"]) == 100_001

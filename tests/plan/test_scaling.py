@@ -399,7 +399,7 @@ def test_a_configuration_is_planned_at_another_size(
         (["--spectra", "1e8"], 2, "--spectra and --pixels go together"),
         (["demo", "--cells", "4"], 2, "--cells is for a run on paper"),
         (["--cells", "4"], 2, "--cells is for a run on paper"),
-        (["--spectra", "many", "--pixels", "10"], 2, "a whole number up to 1,000,000,000,000 is required"),
+        (["--spectra", "many", "--pixels", "10"], 2, "a whole number up to 10,000,000,000 is required"),
         (["--spectra", "1.5", "--pixels", "10"], 2, "is required, which may be written like 1e8, found '1.5'"),
         (["--spectra", "1e300", "--pixels", "10"], 2, "found '1e300'"),
         ([*PAPER, "--cells", "1e9"], 2, "a whole number up to 10,000 is required"),

@@ -307,6 +307,13 @@ def test_render_figures__one_level_removes_an_old_noise_figure_and_leaves_global
     assert matplotlib.get_backend() == backend
 
 
+def test_figures_are_upright_whatever_the_user_has_set(tmp_path: Path) -> None:
+    results, chosen = make_results(tmp_path, RUNS["one bin"]), list(PICTURES.values())[:3]
+    files = [path.read_bytes() for _, path in render_figures(results, chosen)]
+    with matplotlib.rc_context({"image.origin": "lower"}):
+        assert [path.read_bytes() for _, path in render_figures(results, chosen)] == files
+
+
 def test_render_figures__unwritable_folder_names_the_path(tmp_path: Path) -> None:
     results = make_results(tmp_path, RUNS["one bin"])
     (tmp_path / "figures").write_text("a file where the folder should be")

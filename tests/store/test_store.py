@@ -24,7 +24,8 @@ from shard_factory import make_first_version, make_frame, make_pixels, write_sha
 from pipeline.base import seal
 from pipeline.convert import convert_shards
 from pipeline.errors import ConfigError, InputError, ResourceError
-from pipeline.store import SpectraStore, StoreLayout, digest_rows, open_spectra, plan_layout
+from pipeline.store import SpectraStore, StoreLayout, digest_rows, open_spectra, plan_layout, write_chunks
+from pipeline.store.chunks import ChunkError, read_chunk_rows
 
 N, P = 100, 16
 
@@ -185,6 +186,29 @@ def test_read_rows__chunk_absent_within_a_zarr_shard(copy: Path) -> None:
     file.write_bytes(content[: -n_chunks * 16 - 4] + tail)
     with pytest.raises(InputError, match="rows from 0"):
         store.read_rows("flux", 0, 1)
+
+
+def test_a_chunk_that_is_read_in_pieces_is_checked_to_the_last_byte(tmp_path: Path) -> None:
+    layout = plan_layout(700, 512, chunk_rows=700, shard_rows=None)
+    rows = np.random.default_rng(5).standard_normal((700, 512), dtype=np.float32)
+    write_chunks(tmp_path, layout, 0, iter([rows]))
+    [file] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    content = file.read_bytes()
+    assert len(content) > 2 * 2**19, "it has at least three pieces"
+    out = np.empty_like(rows)
+    read_chunk_rows(tmp_path, layout, 0, 700, out)
+    np.testing.assert_array_equal(out, rows)
+    size = len(content)
+    for place in (0, 17, 2**19 - 1, 2**19, 2**20 - 1, 2**20, size // 2, size - 30, size - 5, size - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 16
+        file.write_bytes(damaged)
+        with pytest.raises(ChunkError):
+            read_chunk_rows(tmp_path, layout, 0, 700, out)
+    for length in (3, 2**19, 2**20 + 1, size - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(ChunkError):
+            read_chunk_rows(tmp_path, layout, 0, 700, out)
 
 
 def rewrite(file: Path, change: Callable[[dict], None]) -> None:

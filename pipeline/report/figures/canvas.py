@@ -600,7 +600,7 @@ def _draw_png(figure: Figure, scale: float) -> Callable[[], bytes]:
 
     def pack() -> bytes:
         buffer = io.BytesIO()
-        imsave(buffer, pixels, format="png", metadata=unnamed, pil_kwargs=options)
+        imsave(buffer, pixels, format="png", origin="upper", metadata=unnamed, pil_kwargs=options)
         return buffer.getvalue()
 
     return pack
