@@ -132,12 +132,10 @@ def project_parts(
     with one_blas_thread(), ThreadPoolExecutor(n_threads, "project") as executor:
         for number, rows in enumerate(take_parts()):
             part = _Part(number, rows, n_cells, bases, settings, exponent)
-            for begin, end in loop.plan_blocks(rows):
+            for place in (*loop.plan_blocks(rows), None):
                 # Not more than there is memory for: after a failure, the last one would wait for it for ever.
                 settle(n_threads - 1)
-                pending.append((part, executor.submit(loop.work, rows, begin, end)))
-            settle(n_threads - 1)
-            pending.append((part, None))
+                pending.append((part, executor.submit(loop.work, rows, *place) if place else None))
         settle(0)
 
 

@@ -42,6 +42,7 @@ from .logfile import LoggedProgress as LoggedProgress
 from .machine import Workspace as Workspace
 from .machine import available_cores as available_cores
 from .machine import available_memory as available_memory
+from .machine import compute_ahead as compute_ahead
 from .machine import describe_environment as describe_environment
 from .machine import format_bytes as format_bytes
 from .machine import one_blas_thread as one_blas_thread

@@ -1,4 +1,4 @@
-"""The machine: memory and cores, which software made a result, and memory that is used again."""
+"""The machine: memory and cores, work side by side, which software made a result, and memory that is used again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import psutil
@@ -29,6 +31,7 @@ __all__ = [
     "Workspace",
     "available_cores",
     "available_memory",
+    "compute_ahead",
     "describe_environment",
     "format_bytes",
     "one_blas_thread",
@@ -168,6 +171,27 @@ def _git_commit() -> str | None:
 # On a virtual machine, fresh pages may cost ten times what their use does, and a process that allocates and frees its
 # accumulators for every partition pays that again and again. One block of memory for each process, handed out anew for
 # each piece of work, pays once; pages that are never touched cost nothing.
+
+
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
+
+
+def compute_ahead(
+    work: Callable[[ItemT], FoundT], items: Iterable[ItemT], *, threads: int = 1, ahead: int = 1
+) -> Generator[FoundT]:
+    """Yield what a function makes of each item, in order. Threads make the next ones meanwhile, at most ``ahead``."""
+    waiting: deque[Future[FoundT]] = deque()
+    executor = ThreadPoolExecutor(threads, "ahead")
+    try:
+        for item in items:
+            waiting.append(executor.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 class Workspace:

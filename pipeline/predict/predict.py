@@ -11,9 +11,8 @@ import itertools
 import json
 import shutil
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +30,7 @@ from pipeline.accumulate import available_threads
 from pipeline.base import (
     Progress,
     SilentProgress,
+    compute_ahead,
     disk_errors_told,
     exclusive,
     list_paths,
@@ -181,17 +181,7 @@ def _write_parts(work: _Work, parts: PredictionParts, progress: Progress) -> Non
 def _in_threads(work: _Work, blocks: Sequence[tuple[int, int]]) -> Generator[pa.Table]:
     """Yield the predictions of every block, in order. Only a few blocks are computed ahead, so memory stays bounded."""
     threads = work.options.threads or available_threads()
-    waiting: deque[Future[pa.Table]] = deque()
-    executor = ThreadPoolExecutor(threads, "predict")
-    try:
-        for block in blocks:
-            waiting.append(executor.submit(work.predict, *block))
-            if len(waiting) > threads + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    return compute_ahead(lambda block: work.predict(*block), blocks, threads=threads, ahead=threads + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.base import one_blas_thread
+from pipeline.base import compute_ahead, one_blas_thread
 from pipeline.noise import MarginalNoise, Noise, StoredNoise
 from pipeline.ridge import ExpertModels
 from pipeline.store import AnyStore
@@ -163,9 +162,11 @@ def predict_stacked(
     joined = Columns.join(asked)
     values = np.empty((store.n_spectra, joined.size))
     variances = None if noise.is_single else np.empty_like(values)
+    cuts = [(start, min(start + _BLOCK_ROWS, store.n_spectra)) for start in range(0, store.n_spectra, _BLOCK_ROWS)]
     # One BLAS thread: the bits of a product may depend on their number, and reading takes most of the time.
     with one_blas_thread():
-        for start, stop, (rows, spread) in _read_ahead(store, noise, precision):
+        blocks = compute_ahead(lambda cut: noise.read(store, *cut, precision), cuts)
+        for (start, stop), (rows, spread) in zip(cuts, blocks, strict=True):
             values[start:stop] = rows.astype(np.float64) @ joined.weights + joined.intercepts
             if variances is not None and spread is not None:
                 variances[start:stop] = spread @ joined.weights**2
@@ -177,19 +178,6 @@ def predict_stacked(
     parts = np.split(values, ends, axis=1)
     spreads = [None] * len(parts) if variances is None else np.split(variances, ends, axis=1)
     return [Stacked(np.ascontiguousarray(own), spread) for own, spread in zip(parts, spreads, strict=True)]
-
-
-def _read_ahead(
-    store: AnyStore, noise: Noise, precision: str
-) -> Iterator[tuple[int, int, tuple[NDArray[np.floating], FloatArray | None]]]:
-    """Yield the rows of one block after the other, with their numbers; the next one is read meanwhile."""
-    cuts = [(start, min(start + _BLOCK_ROWS, store.n_spectra)) for start in range(0, store.n_spectra, _BLOCK_ROWS)]
-    with ThreadPoolExecutor(1, "read") as thread:
-        ahead = [thread.submit(noise.read, store, *cut, precision) for cut in cuts[:1]]
-        for k, (start, stop) in enumerate(cuts, start=1):
-            block = ahead.pop().result()
-            ahead += [thread.submit(noise.read, store, *cut, precision) for cut in cuts[k : k + 1]]
-            yield start, stop, block
 
 
 def predict_store(

@@ -21,7 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.accumulate import AccumulationPlan, available_threads
-from pipeline.base import Progress, SilentProgress, Task, name_group, one_blas_thread, open_npz, run_tasks, write_npz
+from pipeline.base import (
+    Progress,
+    SilentProgress,
+    Task,
+    compute_ahead,
+    name_group,
+    one_blas_thread,
+    open_npz,
+    run_tasks,
+    write_npz,
+)
 from pipeline.bins import OUTSIDE, BinGrid, Partition
 from pipeline.errors import InputError
 from pipeline.plan import run_length
@@ -338,13 +348,7 @@ def _read_ahead(
     def read(own: slice) -> Block:
         return Block.read(reader, rows[own], cells[own], groups[own], labels[own])
 
-    with ThreadPoolExecutor(1) as thread:
-        ahead = [thread.submit(read, own) for own in cuts[:1]]
-        for following in [*cuts[1:], None]:
-            block = ahead.pop().result()
-            if following is not None:
-                ahead.append(thread.submit(read, following))
-            yield block
+    return compute_ahead(read, cuts)
 
 
 def name_cells(bins: NDArray[np.int64], n_bins: int) -> NDArray[np.int64]:
