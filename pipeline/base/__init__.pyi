@@ -73,6 +73,8 @@ from .status import SubmittedRun as SubmittedRun
 from .status import find_death as find_death
 from .status import read_status as read_status
 from .status import read_submission as read_submission
+from .tables import join_tables as join_tables
+from .tables import tabulate as tabulate
 from .tasks import EXPECTED_WORKERS as EXPECTED_WORKERS
 from .tasks import Report as Report
 from .tasks import Task as Task

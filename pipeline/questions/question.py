@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import AccumulationPlan, MomentsFolder
@@ -36,6 +35,7 @@ from pipeline.scoring import Bootstrap, Columns, Plain, RunResults, ScoredBinnin
 from pipeline.store import AnyStore
 
 if TYPE_CHECKING:
+    import pandas as pd
     from distributed import Client
 
 __all__ = ["Facts", "Needs", "Question", "Reading", "Trained", "Truth"]

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import replacing
+from pipeline.base import join_tables, replacing
 from pipeline.bins import Binning, choose_prefixes, count_in_folds
 from pipeline.config import AlphaSearch, RidgeConfig, content_hash
 from pipeline.noise import Noise, compares, test_noises
@@ -46,6 +45,9 @@ from pipeline.scoring import (
     score_experts,
     tabulate_predictions,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "drop_unsearchable",
@@ -221,8 +223,7 @@ def read_test_spectra(facts: Facts, questions: Sequence[Question[Any]]) -> list[
                     found[own.number] = reading
     of_verdict = [found[number] for number in sorted(found)]
     with replacing(facts.folder / PREDICTIONS_FILE) as temporary:
-        frames = [_tabulate(facts, reading) for reading in of_verdict]
-        pd.concat(frames, ignore_index=True).to_parquet(temporary, index=False)
+        join_tables(_tabulate(facts, reading) for reading in of_verdict).to_parquet(temporary, index=False)
     return [reading.draw for reading in of_verdict]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
@@ -476,25 +475,55 @@ def require_new(train: SetHeader, new: SetHeader) -> None:
         )
 
 
-def _find_shared(train: SetHeader, test: SetHeader) -> pd.DataFrame:
-    """Return each spectrum of ``test`` that occurs in ``train``, once, with the rows of both."""
-    identity = ["id", *schema.LABELS]
-    of_test = pd.concat([_frame(start, columns, "test_row") for start, columns in test.iter_columns(identity)])
-    ids = np.unique(of_test["id"])
-    found = []
-    for start, columns in train.iter_columns(identity):
-        of_train = _frame(start, columns, "train_row")
-        of_train = of_train[np.isin(of_train["id"], ids)]
-        found.append(of_test.merge(of_train, on=identity).drop_duplicates("test_row"))
-    return pd.concat(found).sort_values(["test_row", "train_row"]).drop_duplicates("test_row")
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """Spectra that occur in two sets, each once: their rows there, and their ids; all of shape (N,)."""
+
+    rows: NDArray[np.int64]
+    train_rows: NDArray[np.int64]
+    ids: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
-def _example(shared: pd.DataFrame, train: SetHeader, other: SetHeader) -> str:
+def _find_shared(train: SetHeader, other: SetHeader) -> _Shared:
+    """Return each spectrum of ``other`` that occurs in ``train``, with the first row where it does."""
+    names = ["id", *schema.LABELS]
+    starts, blocks = zip(*other.iter_columns(names), strict=True)
+    rows = np.concatenate([start + np.arange(len(block["id"])) for start, block in zip(starts, blocks, strict=True)])
+    wanted = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    ids, number = np.unique(wanted["id"], return_inverse=True)
+    found = np.full(len(rows), -1)
+    for start, block in train.iter_columns(names):
+        at = np.minimum(np.searchsorted(ids, block["id"]), len(ids) - 1)
+        members = np.flatnonzero(ids[at] == block["id"])
+        is_there = np.zeros(len(ids), dtype=bool)
+        is_there[at[members]] = True
+        asked = np.flatnonzero(is_there[number] & (found < 0))
+        same = _number_equal([np.concatenate([wanted[name][asked], block[name][members]]) for name in names])
+        equal, firsts = np.unique(same[len(asked) :], return_index=True)
+        row_of = np.full(len(same), -1)
+        row_of[equal] = start + members[firsts]
+        found[asked] = row_of[same[: len(asked)]]
+    shared = np.flatnonzero(found >= 0)
+    return _Shared(rows[shared], found[shared], wanted["id"][shared])
+
+
+def _number_equal(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """Return a number for every row of some columns: the same for rows that are equal, where NaN equals NaN."""
+    numbers = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        _, own = np.unique(column, return_inverse=True)
+        _, numbers = np.unique(numbers * (own.max(initial=0) + 1) + own, return_inverse=True)
+    return numbers
+
+
+def _example(shared: _Shared, train: SetHeader, other: SetHeader) -> str:
     """Return why spectra count as the same, and the first of those that :func:`_find_shared` found."""
-    first = shared.iloc[0]
     return (
-        f"same id and labels; for example id {first['id']:g}: row {int(first['test_row'])} of {other.name}, "
-        f"row {int(first['train_row'])} of {train.name}"
+        f"same id and labels; for example id {shared.ids[0]:g}: row {shared.rows[0]} of {other.name}, "
+        f"row {shared.train_rows[0]} of {train.name}"
     )
 
 
@@ -503,8 +532,3 @@ def _has_ids(header: SetHeader) -> bool:
         np.issubdtype(columns["id"].dtype, np.number) and np.isfinite(columns["id"]).any()
         for _, columns in header.iter_columns(["id"])
     )
-
-
-def _frame(start: int, columns: Mapping[str, NDArray[Any]], row: str) -> pd.DataFrame:
-    rows = np.arange(start, start + len(columns["id"]))
-    return pd.DataFrame({**columns, row: rows})

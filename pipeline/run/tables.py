@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.base import hash_file, json_text, parse_object, replacing, seal
+from pipeline.base import hash_file, json_text, parse_object, replacing, seal, tabulate
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import ExperimentConfig, content_hash
 from pipeline.errors import InputError, enumerate_words
@@ -42,6 +41,9 @@ from pipeline.scoring import (
     tabulate_overall,
 )
 from pipeline.store import AnyStore, count_selected, find_left_out
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["describe_algorithms", "results_hold", "summarise", "tell_remade", "write_results", "write_tables"]
 
@@ -246,7 +248,7 @@ def tabulate_sample(sets: SpectraSets, grid: BinGrid) -> pd.DataFrame:
     table: dict[str, Any] = {}
     for column, low, high in zip(columns, lower, upper, strict=True):
         table |= {f"{column}_low": low.ravel(), f"{column}_high": high.ravel()}
-    return pd.DataFrame(table | counts)
+    return tabulate(table | counts)
 
 
 def _iter_values(store: AnyStore, columns: Sequence[str]) -> Iterator[NDArray[np.float64]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.base import compute_ahead, one_blas_thread
+from pipeline.base import compute_ahead, one_blas_thread, tabulate
 from pipeline.noise import MarginalNoise, Noise, StoredNoise
 from pipeline.ridge import ExpertModels
 from pipeline.store import AnyStore
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Columns",
@@ -288,7 +291,7 @@ def tabulate_predictions(
     }
     if variance is not None:
         frame |= {f"{name}_std": column for name, column in _name_columns(np.sqrt(variance), bins).items()}
-    return pd.DataFrame(frame)
+    return tabulate(frame)
 
 
 def _name_columns(of_models: FloatArray, bins: NDArray[np.int64]) -> dict[str, FloatArray]:

@@ -24,15 +24,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base import hash_file, is_sealed, parse_object, read_file, render_html
+from pipeline.base import hash_file, is_sealed, parse_object, read_file, render_html, tabulate
 from pipeline.errors import InputError, did_you_mean
 from pipeline.scoring.summary import DELTA_R2, SHOWN_MERITS, Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "LEARNING_FILE",
@@ -105,8 +108,8 @@ class RunResults:
     predictions: pd.DataFrame
     summary: Summary
     metadata: dict[str, Any]
-    alpha_search: pd.DataFrame = field(default_factory=pd.DataFrame)
-    labels: pd.DataFrame = field(default_factory=pd.DataFrame)
+    alpha_search: pd.DataFrame = field(default_factory=partial(tabulate, ()))
+    labels: pd.DataFrame = field(default_factory=partial(tabulate, ()))
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a table of the run folder as it is now, for example ``routing``; empty where there is none."""
@@ -193,6 +196,8 @@ def read_results(folder: str | Path) -> RunResults:
             f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "
             f"finish it with `headroom run CONFIG --out {run}`"
         )
+    import pandas as pd  # with the first results, as pipeline.base.tables says
+
     metadata = read_metadata(run)
     for name, digest in metadata.get("hashes", {}).items():
         if changed := _find_change(run / name, digest):
@@ -275,7 +280,11 @@ def _find_change(path: Path, digest: str) -> str:
 
 def _read_table(path: Path) -> pd.DataFrame:
     """Read a table that not every run has; an empty one where it is not there."""
-    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str)) if path.is_file() else pd.DataFrame()
+    if not path.is_file():
+        return tabulate(())
+    import pandas as pd
+
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT_COLUMNS, str))
 
 
 def _read_summary(path: Path) -> Summary:

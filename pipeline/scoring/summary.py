@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
+from pipeline.base import tabulate
 from pipeline.bins import BinGrid
 from pipeline.ridge import ExpertModels
 from pipeline.schema import SUMMARY_VERSION
 from pipeline.scoring.scores import SCOPES, HeadroomScore, Score, mean_over_seeds
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "DELTA_R2",
@@ -412,7 +415,7 @@ def tabulate_overall(draws: Iterable[Draw], target: str, *, curve: bool = False)
             for scope, score in point.scopes.items():
                 origin = {"seed": draw.seed, "noise_level": draw.noise_level, "target": target, "scope": scope}
                 rows.append({**origin, "alpha_global": point.alpha_global, **flatten(score, without=_ERRORS)})
-    return pd.DataFrame(rows, columns=list(OVERALL_COLUMNS))
+    return tabulate(rows, columns=list(OVERALL_COLUMNS))
 
 
 def tabulate_bins(draws: Iterable[Draw], target: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -424,4 +427,4 @@ def tabulate_bins(draws: Iterable[Draw], target: str, columns: Sequence[str]) ->
             origin = {"seed": draw.seed, "noise_level": draw.noise_level, "target": target, "bin": one.bin}
             own = flatten(one, without=("bin", "alpha"))
             rows.append({**origin, **names, "alpha": one.alpha, **own})
-    return pd.DataFrame(rows)
+    return tabulate(rows)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from pipeline.base import tabulate
 from pipeline.config import ExperimentConfig
 from pipeline.questions.ablation.answer import AblationAnswer, AblationLevel, BinningDraw, BinningScope
 from pipeline.questions.question import Facts, Needs, Question, Reading
@@ -26,6 +26,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["Ablation"]
@@ -107,7 +108,7 @@ class Ablation(Question[AblationAnswer]):
                             **flatten(draw.scope, without=("n_train", "mae_oracle", "mae_global")),
                         }
                     )
-        return {_FILE: pd.DataFrame(rows)}
+        return {_FILE: tabulate(rows)}
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:

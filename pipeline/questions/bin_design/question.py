@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.accumulate import MomentsFolder
-from pipeline.base import is_sealed, parse_object, read_file, remove_leftovers, replacing, seal
+from pipeline.base import is_sealed, parse_object, read_file, remove_leftovers, replacing, seal, tabulate
 from pipeline.bins import OUTSIDE, count_in_folds
 from pipeline.config import AlphaSearch, DesignConfig, ExperimentConfig, RidgeConfig, content_hash
 from pipeline.errors import InputError
@@ -46,6 +45,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["BinDesign"]
@@ -222,7 +222,7 @@ class BinDesign(Question[DesignAnswer]):
             }
             for one in answer.divisions
         ]
-        return {_FILE: pd.DataFrame(rows)}
+        return {_FILE: tabulate(rows)}
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.base import tabulate
 from pipeline.bins import OUTSIDE as OUTSIDE_BIN
 from pipeline.config import ExperimentConfig
 from pipeline.noise import Noise
@@ -49,6 +49,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["Ceiling"]
@@ -193,9 +194,9 @@ class Ceiling(Question[CeilingAnswer]):
     @classmethod
     def tables(cls, answer: CeilingAnswer, settings: ExperimentConfig) -> dict[str, pd.DataFrame]:
         """Return a row per noise level, label, scope, bin and library; and what the exact gate keeps."""
-        tables = {_FILE: pd.DataFrame([row for level in answer.levels for row in _list_rows(level)])}
+        tables = {_FILE: tabulate([row for level in answer.levels for row in _list_rows(level)])}
         if any(level.posterior for level in answer.levels):
-            tables[_ROUTING_FILE] = pd.DataFrame(
+            tables[_ROUTING_FILE] = tabulate(
                 [
                     {"noise_level": level.noise_level, "target": settings.target, "scope": scope, **score.columns()}
                     for level in answer.levels

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.base import tabulate
 from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.noise import MarginalNoise, Noise
 from pipeline.questions.forecast.answer import ForecastAnswer, ForecastLevel
@@ -31,6 +31,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -223,7 +224,7 @@ class Forecast(Question[ForecastAnswer]):
         """Return a row for each level, size, choice of the penalty and scope."""
         del settings
         rows = [row for one in answer.levels for row in list_rows([*one.points, *one.limits], one.noise_level)]
-        return {_FILE: pd.DataFrame(rows)}
+        return {_FILE: tabulate(rows)}
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:

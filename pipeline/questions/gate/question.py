@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.base import join_tables, tabulate
 from pipeline.bins import Binning
 from pipeline.config import ExperimentConfig, GateConfig
 from pipeline.noise import Noise
@@ -52,6 +52,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["Gates"]
@@ -415,7 +416,7 @@ def _describe(routing: Routing, confidence: float) -> str:
 
 
 def _tabulate(routings: Sequence[tuple[float, Routing]], target: str) -> pd.DataFrame:
-    return pd.DataFrame(
+    return tabulate(
         [
             {
                 "seed": draw.seed,
@@ -456,7 +457,7 @@ def _tabulate_binnings(answer: GateAnswer, target: str) -> pd.DataFrame:
                 table.insert(0, "binning", one.name)
                 table.insert(list(table.columns).index("scope") + 1, "bin_name", table["scope"].map(words).fillna(""))
                 tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return join_tables(tables)
 
 
 def _explain(level: GateLevel, *, several: bool) -> list[str]:

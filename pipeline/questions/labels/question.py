@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from pipeline.base import tabulate
 from pipeline.config import ExperimentConfig
 from pipeline.noise import Noise
 from pipeline.questions.question import Facts, Question, Reading, Trained
@@ -35,6 +36,9 @@ from pipeline.scoring import (
     summarise_draw,
     summarise_parts,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["LabelLevel", "LabelPart", "Labels", "LabelsAnswer", "without_oracle"]
 
@@ -147,7 +151,7 @@ class Labels(Question[LabelsAnswer]):
                     ]
         columns = ["seed", "noise_level", "target", "part", "alpha", "alpha_global", "n_train", "n_test"]
         columns += [*merit_names("", "_low", "_high"), "mae_oracle", "mae_global"]
-        return {_FILE: pd.DataFrame(rows, columns=columns)}
+        return {_FILE: tabulate(rows, columns=columns)}
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:

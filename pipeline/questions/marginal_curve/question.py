@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from pipeline.config import ExperimentConfig
 from pipeline.questions.learning_curve import delta_resamples
@@ -27,6 +26,7 @@ from pipeline.scoring import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["MarginalAnswer", "MarginalCurve"]

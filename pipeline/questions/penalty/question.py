@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.base import tabulate
 from pipeline.bins import OUTSIDE, BinGrid
 from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.errors import enumerate_words
@@ -21,6 +21,7 @@ from pipeline.ridge import SolvedSearch, format_alpha, total_squares
 from pipeline.scoring import MISSING, Columns, RunResults, Stacked, find_open_edges
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["Penalty"]
@@ -128,7 +129,7 @@ def tabulate_paths(answer: PenaltyAnswer | None, target: str) -> pd.DataFrame:
         for k, (alpha, r2_cv, r2_test) in enumerate(zip(path.alphas, path.r2_cv, path.r2_test, strict=True))
     ]
     columns = ["seed", "noise_level", "target", "model", "alpha", "r2_cv", "chosen", "r2_test"]
-    return pd.DataFrame(rows, columns=columns)
+    return tabulate(rows, columns=columns)
 
 
 def _score_path(

@@ -1,0 +1,70 @@
+"""The check for test spectra that models are trained on, against comparing each with each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+from pipeline.run.spectra import SetHeader, require_disjoint
+
+Columns = Mapping[str, NDArray[Any]]
+NAMES = ("id", "T_eff", "log_g", "M_H")
+
+
+def make_header(role: str, columns: Columns, block: int, gap: int = 0) -> SetHeader:
+    """Return a set whose columns come in blocks, with rows that are left out between them."""
+    n = len(columns["id"])
+
+    def iter_columns(names: Sequence[str]) -> Iterator[tuple[int, Columns]]:
+        for number, start in enumerate(range(0, n, block)):
+            yield start + number * gap, {name: columns[name][start : start + block] for name in names}
+
+    return SetHeader(role, role, (n,), np.arange(4.0), NAMES, iter_columns, chunk_rows=block, kept=((0, n),))
+
+
+def draw_columns(rng: np.random.Generator, n: int) -> Columns:
+    """Return few values, so that many stars are equal or nearly so; some values are unknown."""
+    columns: dict[str, NDArray[Any]] = {"id": rng.integers(0, 12, n).astype(rng.choice(["i8", "f8", "f4"]))}
+    columns |= {name: rng.integers(-1, 1, n) * 0.1 for name in NAMES[1:]}
+    for values in columns.values():
+        if values.dtype.kind == "f" and rng.random() < 0.5:
+            values[rng.random(n) < 0.1] = np.nan
+    if columns["id"].dtype.kind == "f":
+        columns["id"][0] = 0.0
+    return columns
+
+
+def list_rows(header: SetHeader) -> list[tuple[int, list[float]]]:
+    return [
+        (start + k, [float(block[name][k]) for name in NAMES])
+        for start, block in header.iter_columns(NAMES)
+        for k in range(len(block["id"]))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_shared_spectra_are_those_of_every_pair(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    train = make_header("train", draw_columns(rng, int(rng.integers(1, 50))), int(rng.integers(1, 20)), gap=3)
+    test = make_header("test", draw_columns(rng, int(rng.integers(1, 50))), int(rng.integers(1, 20)), gap=5)
+    first_rows = {
+        row: min(matches)
+        for row, star in list_rows(test)
+        if np.isfinite(star[0])
+        and (matches := [at for at, other in list_rows(train) if np.array_equal(star, other, equal_nan=True)])
+    }
+    if not first_rows:
+        assert require_disjoint(train, test) == []
+        return
+    with pytest.raises(InputError) as caught:
+        require_disjoint(train, test)
+    found = re.search(r"^(\d+) of \d+ .* row (\d+) of test, row (\d+) of train", str(caught.value))
+    assert found is not None
+    row = min(first_rows)
+    assert [int(word) for word in found.groups()] == [len(first_rows), row, first_rows[row]]
