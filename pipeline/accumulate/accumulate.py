@@ -339,8 +339,9 @@ def _accumulate_pieces(task: _TaskPieces, report: Callable[[int], None]) -> None
         def project(reader: SpectraReader, workspace: Workspace, advance: Callable[[int], None] | None) -> None:
             bases, own = [_read_planned_basis(pieces[0], k) for k in factored], [draws[k] for k in factored]
             project_parts(
-                reader, parts(), grid.n_cells, own, bases, settings, keep(factored), advance, workspace, task.exponent
-            )
+                reader, parts(), grid.n_cells, len(task.labels), own, bases, settings, keep(factored), advance,
+                workspace, task.exponent,
+            )  # fmt: skip
 
         if not factored:
             sum_products(store, workspace, advance)

@@ -71,13 +71,11 @@ def projection_memory(
     n_runs, pixels = rows // settings.run_rows, n_pixels * settings.dtype.itemsize
     of_cells = ((n_classes + 1) * n_runs * n_noises + n_classes) * n_cells * n_pixels * 8
     faint = settings.run_rows * n_pixels // _FAINT * (4 + 2 * settings.dtype.itemsize) + (settings.run_rows + 1) * 8
-    block = rows * (2 * n_pixels * 4 + n_noises * (rank + 1) * 8 + 8) + settings.run_rows * pixels + of_cells + faint
+    block = rows * (2 * n_pixels * 4 + n_noises * (width + 1) * 8 + 16) + settings.run_rows * pixels + of_cells + faint
     # The check rows of a run, and the memory to decode a chunk that is needed only in part.
     work = 2 * -(-settings.run_rows // CHECK_EVERY) * pixels + 2 * chunk_rows * n_pixels * 4
     work += 2 * settings.run_rows * width * 8  # z of a run, and that of its clean flux
-    # Rows of a class wait until they are a run; they are then joined with those of the next block.
-    of_classes = max(settings.run_rows, n_classes * _FEWEST_ROWS)
-    waiting = (n_noises * n_cells * of_classes + settings.run_rows + rows) * width * 8
+    waiting = n_noises * n_cells * max(settings.run_rows, n_classes * _FEWEST_ROWS) * width * 8
     sums = n_noises * n_cells * n_classes * (2 * width**2 * 8 + 3 * n_pixels * 8) + waiting
     return (settings.threads + _WAITING) * (block + work) + sums + 2 * n_pixels * rank * 12
 
@@ -86,6 +84,7 @@ def project_parts(
     reader: SpectraReader,
     parts: Iterable[CellRows],
     n_cells: int,
+    n_labels: int,
     noises: Sequence[Noise],
     bases: Sequence[Basis],
     settings: LoopSettings,
@@ -100,6 +99,8 @@ def project_parts(
     ----------
     reader, parts, n_cells, settings, advance, workspace
         See :func:`pipeline.accumulate.hotloop.accumulate_parts`.
+    n_labels
+        Labels of all parts.
     noises
         Noises that are integrated out.
     bases
@@ -109,7 +110,7 @@ def project_parts(
     exponent
         Of the flux unit, see :class:`pipeline.moments.Moments`.
     """
-    loop = _Loop(reader, n_cells, noises, bases, settings, workspace or Workspace())
+    loop = _Loop(reader, n_cells, n_labels, noises, bases, settings, workspace or Workspace())
     # Blocks at work, in the order of their rows; None ends a part. The next part begins before the last one has ended.
     pending: deque[tuple[_Part, Future[_Block] | None]] = deque()
 
@@ -167,13 +168,14 @@ class _Part:
 class _Block:
     """Memory for a block of rows, and what is found in it, for all noises.
 
-    ``coordinates`` are z, shape (noises, rows, largest r); ``noise`` the sums of v of each cell and class, run
-    by run, (runs, noises, cells · J, P); ``residual`` those of e² of each cell, (runs, noises, cells, P); ``energies``
-    the residual energy of each row, 0 where it is not remarkable, (noises, rows); ``classes`` the noise class of each
-    row, (rows,). The rest serves one run after the other: ``squares`` are the sums of the squared errors of each cell
-    and class, (cells · J, P), ``faint`` lists the pixels that clipping changes, ``products`` are for z of clean flux
-    and of a noise's means, (2, run · largest r), and ``checked`` for the means of check rows and what z says of
-    them, (2, check rows, P).
+    The rows of a run are told apart by cell and noise class: ``order`` has their places in the run, group by group,
+    and ``groups`` which group each belongs to, (rows,). In this order are ``coordinates``, z̃ = (z, 1, y), shape
+    (noises, rows, largest r + 1 + Q), and ``energies``, the residual energy of each row, 0 where it is not remarkable,
+    (noises, rows). ``noise`` are the sums of v of each group, run by run, (runs, noises, cells · J, P); ``residual``
+    those of e² of each cell, (runs, noises, cells, P). The rest serves one run after the other: ``squares`` are the
+    sums of the squared errors of each group, (cells · J, P), ``faint`` lists the pixels that clipping changes,
+    ``products`` are for z of clean flux and of a noise's means, (2, run · largest r), and ``checked`` for the means of
+    check rows and what z says of them, (2, check rows, P).
     """
 
     flux: NDArray[Any]
@@ -183,7 +185,8 @@ class _Block:
     noise: FloatArray
     residual: FloatArray
     energies: FloatArray
-    classes: NDArray[np.int64]
+    order: NDArray[np.int64]
+    groups: NDArray[np.int64]
     squares: FloatArray
     starts: NDArray[np.int64]
     pixels: NDArray[np.int32]
@@ -207,7 +210,8 @@ class _Block:
 class _Run:
     """Consecutive rows of a block that are multiplied at once: the number in the block, and their places in it.
 
-    ``first`` is the absolute number of the first row, ``cells`` are those of the rows, ``groups`` tell cell and class.
+    ``first`` is the absolute number of the first row; ``cells`` are those of the rows, ``groups`` tell cell and class,
+    and ``y`` are their labels, centred, (N, Q).
     """
 
     number: int
@@ -215,6 +219,7 @@ class _Run:
     first: int
     cells: NDArray[np.integer[Any]]
     groups: NDArray[np.int64]
+    y: FloatArray
 
     @property
     def checked(self) -> NDArray[np.int64]:
@@ -238,6 +243,7 @@ class _Loop:
         self,
         reader: SpectraReader,
         n_cells: int,
+        n_labels: int,
         noises: Sequence[Noise],
         bases: Sequence[Basis],
         settings: LoopSettings,
@@ -255,10 +261,11 @@ class _Loop:
             ((self._rows, n_pixels), np.float32),
             ((self._rows, n_pixels), np.float32),
             ((1, settings.run_rows, n_pixels), settings.dtype),
-            ((len(noises), self._rows, max(own.rank for own in bases)), np.float64),
+            ((len(noises), self._rows, max(own.rank for own in bases) + 1 + n_labels), np.float64),
             ((self._rows // settings.run_rows, len(noises), n_cells * basis.n_classes, n_pixels), np.float64),
             ((self._rows // settings.run_rows, len(noises), n_cells, n_pixels), np.float64),
             ((len(noises), self._rows), np.float64),
+            ((self._rows,), np.int64),
             ((self._rows,), np.int64),
             ((n_cells * basis.n_classes, n_pixels), np.float64),
             ((settings.run_rows + 1,), np.int64),
@@ -302,20 +309,21 @@ class _Loop:
             self._reader.read_rows("error", a, b, block.error[place])
         origin = rows.x_origin.astype(self._settings.dtype)
         for number, place in enumerate(self._runs(block, rows)):
-            self._classify(block, place)
-            cells = rows.cells[begin + place.start : begin + place.stop]
-            groups = cells * self._basis.n_classes + block.classes[place]
-            self._project(block, _Run(number, place, first + begin + place.start, cells, groups), origin)
+            own = slice(begin + place.start, begin + place.stop)
+            cells, y = rows.cells[own], rows.y[own] - rows.y_origin
+            groups = cells * self._basis.n_classes + self._classify(block.error[place])
+            block.order[place] = order = np.argsort(groups, kind="stable")
+            block.groups[place] = groups[order]
+            self._project(block, _Run(number, place, first + own.start, cells, groups, y), origin)
         return block
 
-    def _classify(self, block: _Block, run: slice) -> None:
-        """Tell the noise class of every row of a run by its errors, which all noise levels have in common."""
+    def _classify(self, error: NDArray[Any]) -> Any:
+        """Return the noise class of every row by its errors (N, P), which all noise levels have in common."""
         if self._basis.n_classes == 1:
-            block.classes[run] = 0
-            return
-        energies = np.empty(run.stop - run.start)
-        sum_squares(block.error[run], self._weights, energies)
-        block.classes[run] = np.searchsorted(self._basis.edges, energies, side="right")
+            return 0
+        energies = np.empty(len(error))
+        sum_squares(error, self._weights, energies)
+        return np.searchsorted(self._basis.edges, energies, side="right")
 
     def _runs(self, block: _Block, rows: CellRows) -> Iterator[slice]:
         """Yield the runs of a block, as places in it; they, too, begin at multiples of their length in a store."""
@@ -378,41 +386,68 @@ class _Loop:
 
     def _keep(self, k: int, block: _Block, run: _Run, z: NDArray[Any], sizes: FloatArray) -> None:
         """Keep z of a run, and what it leaves out of the means; ``sizes`` are their whitened energies."""
-        own, checked = self._projectors[k], run.checked
-        whole = block.coordinates[k, run.place, : own.rank]
-        whole[:] = z
-        energies = block.energies[k, run.place]
-        # In single precision the difference is rounding, unless it is gross.
-        np.subtract(sizes, np.einsum("nr,nr->n", whole, whole), out=energies)
-        energies[energies < _GROSS * sizes] = 0
+        own, checked, order = self._projectors[k], run.checked, block.order[run.place]
+        energies = np.empty(len(z))
+        keep_rows(z, run.y, order, sizes, block.coordinates[k, run.place], energies)
         means, told = block.checked[:, : len(checked)]
         np.matmul(z[checked], own.back, out=told)
         add_residuals(means, told, self._shrink, checked, run.cells, energies, block.residual[run.number, k])
+        np.take(energies, order, out=block.energies[k, run.place], mode="clip")
 
     def add(self, block: _Block, part: _Part, advance: Callable[[int], None] | None) -> None:
         """Add what a block gave; blocks come in the order of the rows."""
-        rows, n_classes = part.rows, self._basis.n_classes
-        for number, run in enumerate(self._runs(block, rows)):
-            first = block.begin + run.start
-            place = slice(first, block.begin + run.stop)
-            cells, y = rows.cells[place], rows.y[place] - rows.y_origin
-            for cell in np.unique(cells):
-                members = np.flatnonzero(cells == cell)
-                classes = block.classes[run][members]
+        n_classes = self._basis.n_classes
+        for number, run in enumerate(self._runs(block, part.rows)):
+            rows, groups = block.order[run] + part.rows.start + block.begin + run.start, block.groups[run]
+            ends = [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+            for start, end in pairwise([0, *ends]):
+                cell, noise_class = divmod(int(groups[start]), n_classes)
+                for k, of_noise in enumerate(part.sums):
+                    own, width = of_noise[cell], self._projectors[k].rank + 1 + part.rows.y.shape[1]
+                    own.add_rows(noise_class, block.coordinates[k, run, :width][start:end])
+                    own.watch(rows[start:end], block.energies[k, run][start:end])
+            for cell in np.unique(groups // n_classes):
                 own_sums = slice(cell * n_classes, (cell + 1) * n_classes)
                 for k, of_noise in enumerate(part.sums):
-                    rank = self._projectors[k].rank
-                    own = np.empty((len(members), rank + 1 + y.shape[1]))
-                    np.take(block.coordinates[k, run, :rank], members, axis=0, out=own[:, :rank], mode="clip")
-                    own[:, rank] = 1
-                    own[:, rank + 1 :] = y[members]
                     noise, residual = block.noise[number, k, own_sums], block.residual[number, k, cell]
-                    energies = block.energies[k, run][members]
-                    of_noise[cell].add(own, classes, noise, residual, rows.start + first + members, energies)
+                    of_noise[cell].add_sums(noise, residual)
                     noise[:], residual[:] = 0, 0
         self._free.put(block)
         if advance is not None:
             advance(block.end - block.begin)
+
+
+@compiled(fastmath={"reassoc", "contract"})
+def keep_rows(z: Any, y: Any, order: Any, sizes: Any, kept: Any, energies: Any) -> None:
+    """Keep z̃ = (z, 1, y) of the rows of a run in another order, and find what z leaves out of their energies.
+
+    Parameters
+    ----------
+    z, y
+        Of the rows, (N, r) and (N, Q).
+    order
+        Which row comes where, (N,).
+    sizes
+        The whitened energies of the means, (N,), float64.
+    kept
+        Where z̃ goes, (N, >= r + 1 + Q), float64.
+    energies
+        What is left of the energies, (N,), float64: 0 unless it is gross, since in single precision the difference is
+        rounding.
+    """
+    rank, n_labels = z.shape[1], y.shape[1]
+    for n in range(len(order)):
+        row, total = order[n], 0.0
+        own, to = z[row], kept[n]
+        for q in range(rank):
+            value = np.float64(own[q])
+            to[q] = value
+            total += value * value
+        to[rank] = 1.0
+        for q in range(n_labels):
+            to[rank + 1 + q] = y[row, q]
+        left = sizes[row] - total
+        energies[row] = 0.0 if left < _GROSS * sizes[row] else left
 
 
 @compiled()
@@ -506,53 +541,50 @@ class _CellSum:
     def __init__(self, basis: Basis, rows: CellRows, settings: LoopSettings, exponent: int) -> None:
         self._basis, self._rows, self._exponent = basis, rows, exponent
         self._epsilon = float(np.finfo(settings.dtype).eps)
-        # Rows of a class wait for enough of them to make a product worth while; of many classes, for fewer.
-        self._run_rows = max(_FEWEST_ROWS, settings.run_rows // basis.n_classes)
+        # Rows of a class wait for enough of them to make a product worth while; of many classes, for fewer. Products of
+        # a fixed number of rows have the same bits however the blocks are cut.
+        run_rows = max(_FEWEST_ROWS, settings.run_rows // basis.n_classes)
         zero = Factors.zeros(basis, len(rows.labels))
         self._inner, self._noise, self._residual, self._worst = zero.inner, zero.noise, zero.residual, zero.worst
         self._n_check = 0
-        self._waiting: list[list[FloatArray]] = [[] for _ in self._inner]
+        self._waiting = [np.empty((run_rows, own.shape[1])) for own in self._inner]
+        self._n_waiting = [0] * len(self._waiting)
 
-    def add(
-        self,
-        own: FloatArray,
-        classes: NDArray[np.int64],
-        noise: FloatArray,
-        residual: FloatArray,
-        rows: NDArray[np.int64],
-        energies: FloatArray,
-    ) -> None:
-        """Add z̃ of the next rows (n, r + 1 + Q).
+    def add_rows(self, number: int, rows: FloatArray) -> None:
+        """Add z̃ of the next rows of a noise class, (n, r + 1 + Q)."""
+        waiting = self._waiting[number]
+        while len(rows):
+            first = self._n_waiting[number]
+            taken = rows[: len(waiting) - first]
+            waiting[first : first + len(taken)] = taken
+            self._n_waiting[number] += len(taken)
+            if self._n_waiting[number] == len(waiting):
+                self._multiply(number)
+            rows = rows[len(taken) :]
 
-        With them come their noise classes (n,), the sums of their v in each class (J, P) and of e² (P,), their numbers
-        and residual energies (n,).
-        """
-        for k in range(len(self._inner)):
-            members = own if len(self._inner) == 1 else own[classes == k]
-            if not len(members):
-                continue
-            self._waiting[k].append(members)
-            # Runs of a fixed number of rows: the bits then do not depend on the blocks.
-            while sum(map(len, self._waiting[k])) >= self._run_rows:
-                whole = np.concatenate(self._waiting[k])
-                self._multiply(k, whole[: self._run_rows])
-                self._waiting[k] = [whole[self._run_rows :]]
-        self._noise += noise
-        self._residual += residual
+    def watch(self, rows: NDArray[np.int64], energies: FloatArray) -> None:
+        """Count check rows, and remember those rows whose residual energies are the largest; both of shape (n,)."""
         self._n_check += int(np.count_nonzero(rows % CHECK_EVERY == 0))
         found = np.flatnonzero(energies > self._worst[-1, 1])
         if found.size:
             every = np.concatenate([self._worst, np.column_stack([rows[found], energies[found]])])
             self._worst = every[np.argsort(-every[:, 1], kind="stable")][:WORST]
 
+    def add_sums(self, noise: FloatArray, residual: FloatArray) -> None:
+        """Add the sums of v of some rows in each noise class, (J, P), and those of e² of their check rows, (P,)."""
+        self._noise += noise
+        self._residual += residual
+
     def finish(self) -> FactoredMoments:
         """Return the moments."""
-        for k, waiting in enumerate(self._waiting):
-            if any(map(len, waiting)):
-                self._multiply(k, np.concatenate(waiting))
+        for k in range(len(self._waiting)):
+            self._multiply(k)
         factors = Factors(self._inner, self._noise, self._residual, self._n_check, self._worst)
         rows = self._rows
         return FactoredMoments(self._basis, factors, rows.y_origin, rows.labels, self._epsilon, self._exponent)
 
-    def _multiply(self, number: int, rows: FloatArray) -> None:
+    def _multiply(self, number: int) -> None:
+        """Add the products of the rows that wait, of which there may be none."""
+        rows = self._waiting[number][: self._n_waiting[number]]
         self._inner[number] += rows.T @ rows
+        self._n_waiting[number] = 0

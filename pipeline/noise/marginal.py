@@ -205,7 +205,7 @@ class _MarginalKernel(Kernel):
         )  # fmt: skip
 
 
-@compiled(error_model="numpy")
+@compiled(error_model="numpy", fastmath={"contract"})
 def scatter_marginal(
     flux: Any, error: Any, level: Any, corrections: Any, begin: Any, end: Any, origin: Any, targets: Any, slots: Any,
     pool: Any, variances: Any, groups: Any,
@@ -234,24 +234,34 @@ def scatter_marginal(
     groups
         Group of each spectrum, (N,).
     """
+    _, reach, _, _ = corrections
     zero = level * 0
-    scratch = np.empty((6, min(_STRIP, end - begin)), pool.dtype)
+    clean, sigma, u, near, g, h = np.empty((6, _STRIP), pool.dtype)
     for r in range(flux.shape[0]):
-        for first in range(begin, end, _STRIP):
-            last = min(first + _STRIP, end)
-            clean, sigma, u, near, g, h = scratch[:, : last - first]
-            f_part, e_part, o_part = flux[r, first:last], error[r, first:last], origin[first:last]
-            for p in range(last - first):
-                clean[p] = f_part[p] if f_part[p] > 0 else zero
-                sigma[p] = abs(level * e_part[p])
-            _evaluate_corrections(clean, sigma, corrections, u, near, g, h)
-            row, sums = pool[targets[r], slots[r], first:last], variances[groups[r], first:last]
-            for p in range(last - first):
-                row[p] = clean[p] + sigma[p] * g[p] - o_part[p]
-                sums[p] += sigma[p] * sigma[p] * (1 + h[p])
+        f, e, row, sums = flux[r], error[r], pool[targets[r], slots[r]], variances[groups[r]]
+        for start in range(begin, end, _STRIP):
+            # No slices of strips, each of which would take as long as a strip; and what has no sign needs no look
+            # whether it counts from the end.
+            first, n = np.uint64(start), np.uint64(min(start + _STRIP, end) - start)
+            n_near = 0
+            for p in range(n):
+                n_near += f[first + p] < reach * abs(level * e[first + p])
+            if n_near == 0:
+                for p in range(n):
+                    s = level * e[first + p]
+                    row[first + p] = (f[first + p] if f[first + p] > 0 else zero) - origin[first + p]
+                    sums[first + p] += s * s
+                continue
+            for p in range(n):
+                clean[p] = f[first + p] if f[first + p] > 0 else zero
+                sigma[p] = abs(level * e[first + p])
+            _evaluate_corrections(clean, sigma, corrections, n, u, near, g, h)
+            for p in range(n):
+                row[first + p] = clean[p] + sigma[p] * g[p] - origin[first + p]
+                sums[first + p] += sigma[p] * sigma[p] * (1 + h[p])
 
 
-@compiled(error_model="numpy")
+@compiled(error_model="numpy", fastmath={"contract"})
 def list_faint(
     flux: Any, error: Any, level: Any, corrections: Any, starts: Any, pixels: Any, mean: Any, variance: Any, most: Any
 ) -> Any:
@@ -307,7 +317,7 @@ def list_faint(
             p = pixels[begin + k]
             clean[k] = flux[r, p] if flux[r, p] > 0 else zero
             sigma[k] = abs(level * error[r, p])
-        _evaluate_corrections(clean, sigma, corrections, u, near, g, h)
+        _evaluate_corrections(clean, sigma, corrections, n - begin, u, near, g, h)
         for k in range(n - begin):
             mean[begin + k] = sigma[k] * g[k]
             variance[begin + k] = sigma[k] * sigma[k] * h[k]
@@ -315,33 +325,24 @@ def list_faint(
 
 
 @numba.njit(inline="always")
-def _evaluate_corrections(clean: Any, sigma: Any, corrections: Any, u: Any, near: Any, g: Any, h: Any) -> None:
-    """Fill ``g`` and ``h``, of which all is 0 beyond the polynomials' reach; ``u`` and ``near`` are scratch."""
+def _evaluate_corrections(clean: Any, sigma: Any, corrections: Any, n: Any, u: Any, near: Any, g: Any, h: Any) -> None:
+    """Fill the first ``n`` of ``g`` and ``h``, 0 beyond the polynomials' reach; ``u`` and ``near`` are scratch."""
     smallest, reach, of_mean, of_variance = corrections
     zero = reach * 0
     one, scale = zero + 1, 2 / reach
-    is_any_near = False
-    for p in range(len(u)):
+    for p in range(n):
         # Where sigma is 0, g and h are finite and of no consequence: both come to be multiplied by it.
         z = clean[p] / (sigma[p] + smallest)
-        u[p] = z if z < reach else reach
-        is_any_near |= z < reach
-    if not is_any_near:
-        for p in range(len(u)):
-            g[p] = h[p] = zero
-        return
-    for p in range(len(u)):
+        near[p] = one if z < reach else zero
+        u[p] = (z if z < reach else reach) * scale - one
         g[p], h[p] = of_mean[0], of_variance[0]
-        near[p] = one if u[p] < reach else zero
-        u[p] = u[p] * scale - one
     # Horner's rule, four steps at a time: more would go into loading and storing.
     for k in range(1, len(of_mean), 4):
         a, b, c, d = of_mean[k], of_mean[k + 1], of_mean[k + 2], of_mean[k + 3]
-        for p in range(len(u)):
+        q, r, s, t = of_variance[k], of_variance[k + 1], of_variance[k + 2], of_variance[k + 3]
+        for p in range(n):
             g[p] = (((g[p] * u[p] + a) * u[p] + b) * u[p] + c) * u[p] + d
-        a, b, c, d = of_variance[k], of_variance[k + 1], of_variance[k + 2], of_variance[k + 3]
-        for p in range(len(u)):
-            h[p] = (((h[p] * u[p] + a) * u[p] + b) * u[p] + c) * u[p] + d
-    for p in range(len(u)):
+            h[p] = (((h[p] * u[p] + q) * u[p] + r) * u[p] + s) * u[p] + t
+    for p in range(n):
         g[p] *= near[p]
         h[p] *= near[p]

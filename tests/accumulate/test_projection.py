@@ -68,6 +68,7 @@ def project(
         store,
         parts,
         parts[0].n_cells,
+        len(parts[0].labels),
         noises,
         [basis] * len(noises),
         settings,
@@ -308,7 +309,7 @@ def test_only_a_level_that_fails_is_passed_again(sample: Path, tmp_path: Path, m
     alone = [project(store, parts, own, exact, [noise]) for noise, own in zip(noises, (high, low), strict=True)]
     both: dict[tuple[int, int, int], FactoredMoments] = {}
     project_parts(
-        store, parts, 10, noises, [high, low], exact,
+        store, parts, 10, len(LABELS), noises, [high, low], exact,
         lambda number, draw, cell, moments: both.__setitem__((number, draw, cell), moments),
     )  # fmt: skip
     assert all(both[0, k, cell].identical(alone[k][0, 0, cell]) for k in range(2) for cell in range(10))
@@ -409,7 +410,8 @@ def test_memory_stays_below_what_is_planned(
     project(train_store, [rows], basis, SETTINGS)  # compiles, and fills the caches of the store
 
     def work() -> None:
-        project_parts(train_store, [rows], n_cells, NOISES, [basis] * len(NOISES), SETTINGS, lambda *_: None)
+        bases = [basis] * len(NOISES)
+        project_parts(train_store, [rows], n_cells, len(LABELS), NOISES, bases, SETTINGS, lambda *_: None)
 
     # Clusters that other tests have left in this process allocate beside it at times, which can only add.
     peak = min(trace_peak(work)[1] for _ in range(3))
@@ -431,8 +433,9 @@ def test_parts_before_one_that_cannot_be_taken_are_kept(train_store: SpectraStor
     kept: list[int] = []
     with pytest.raises(InputError, match="the next part"):
         project_parts(
-            train_store, take(), parts[0].n_cells, NOISES[:1], [basis], SETTINGS, lambda number, *_: kept.append(number)
-        )
+            train_store, take(), parts[0].n_cells, len(LABELS), NOISES[:1], [basis], SETTINGS,
+            lambda number, *_: kept.append(number),
+        )  # fmt: skip
     assert sorted(set(kept)) == [0, 1]
 
 

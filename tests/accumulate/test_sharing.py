@@ -81,7 +81,8 @@ def loops(store: SpectraStore, basis: Basis, found: dict[tuple[str, int, int], A
         accumulate_parts(reader, parts, parts[0].n_cells, [DRAWN], SETTINGS, keep_dense)
 
     def follow(reader: SpectraReader) -> None:
-        project_parts(reader, parts, parts[0].n_cells, [MARGINAL], [basis], SETTINGS, keep_factored)
+        n_labels = len(parts[0].labels)
+        project_parts(reader, parts, parts[0].n_cells, n_labels, [MARGINAL], [basis], SETTINGS, keep_factored)
 
     return lead, follow
 
