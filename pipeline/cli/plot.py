@@ -83,6 +83,8 @@ def plot(
         )
     if out is not None and out.suffix and out.suffix != f".{ending}":
         raise InputError(f"--out {out}: the ending does not fit --format {ending}; give one of both, such as .{ending}")
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: it is a folder; name the file, such as {out / f'{figure}.{ending}'}")
     written = {}
     for name in pictures if figure is None else (figure,):
         path = (out or folder / FIGURES_FOLDER / name).with_suffix(f".{ending}")

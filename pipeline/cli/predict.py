@@ -131,6 +131,7 @@ def _is_bundle(path: Path) -> bool:
 
 def _choose_noise(text: str, seed: int | None, model: MixtureModel) -> NoiseDraw | str | None:
     from pipeline import schema
+    from pipeline.config import LARGEST_LEVEL, LEAST_LEVEL
     from pipeline.noise import NoiseDraw
     from pipeline.predict import STORED_NOISE
 
@@ -142,8 +143,11 @@ def _choose_noise(text: str, seed: int | None, model: MixtureModel) -> NoiseDraw
         level = float(text)
     except ValueError:
         level = math.nan
-    if not (math.isfinite(level) and level >= 0):
-        raise InputError(f"--noise must be none, stored or a level such as 1.0, found {text!r}")
+    if level and not LEAST_LEVEL <= level <= LARGEST_LEVEL:  # NaN is not, either
+        raise InputError(
+            f"--noise must be none, stored or a level such as 1.0 (0, or from {LEAST_LEVEL:g} to {LARGEST_LEVEL:g}), "
+            f"found {text!r}"
+        )
     trained = model.facts["training"]["noise"]["seed"]
     return NoiseDraw(level, seed if seed is not None else trained or 0, schema.STREAM_TEST)
 

@@ -9,6 +9,8 @@ from .files import schema_file as schema_file
 from .files import settle as settle
 from .files import with_absolute_paths as with_absolute_paths
 from .files import yaml_text as yaml_text
+from .settings import LARGEST_LEVEL as LARGEST_LEVEL
+from .settings import LEAST_LEVEL as LEAST_LEVEL
 from .settings import MAIN_BINNING as MAIN_BINNING
 from .settings import REFERENCE_EDGES as REFERENCE_EDGES
 from .settings import AlphaSearch as AlphaSearch

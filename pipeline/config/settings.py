@@ -30,6 +30,8 @@ from pipeline.errors import did_you_mean
 
 __all__ = [
     "DEFAULT_WINDOWS",
+    "LARGEST_LEVEL",
+    "LEAST_LEVEL",
     "QUALITY_COLUMN",
     "AlphaSearch",
     "BootstrapConfig",
@@ -299,7 +301,7 @@ REFERENCE_EDGES: Mapping[str, tuple[float, ...]] = {
 #: The name of ``bins`` among all binnings. The verdict is about this one.
 MAIN_BINNING = "bins"
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value", int, float, str)
 
 
 class DataConfig(Section):
@@ -324,6 +326,14 @@ class DataConfig(Section):
     def _counted(cls, value: Any) -> Any:
         return _whole(value)
 
+    @field_validator("train", "test", "stores")
+    @classmethod
+    def _nameable(cls, value: Any) -> Any:
+        for path in (value,) if isinstance(value, str) else value:
+            if "\0" in path:
+                raise ValueError(f"no file can have the character NUL in its name, found {path!r}; name the file anew")
+        return value
+
     @property
     def sources(self) -> dict[str, tuple[str, ...]]:
         """Where spectra lie, or will, by the setting that says so."""
@@ -331,7 +341,7 @@ class DataConfig(Section):
 
 
 #: Noise levels, in units of the errors, beyond which arithmetic would overflow or vanish.
-_LEAST_LEVEL, _LARGEST_LEVEL = 1e-6, 1e6
+LEAST_LEVEL, LARGEST_LEVEL = 1e-6, 1e6
 
 
 class NoiseConfig(Section):
@@ -350,9 +360,9 @@ class NoiseConfig(Section):
     @field_validator("levels")
     @classmethod
     def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if beyond := [level for level in value if level and not _LEAST_LEVEL <= level <= _LARGEST_LEVEL]:
+        if beyond := [level for level in value if level and not LEAST_LEVEL <= level <= LARGEST_LEVEL]:
             raise ValueError(
-                f"noise levels are multiples of each pixel's error: 0, or from {_LEAST_LEVEL:g} to {_LARGEST_LEVEL:g}, "
+                f"noise levels are multiples of each pixel's error: 0, or from {LEAST_LEVEL:g} to {LARGEST_LEVEL:g}, "
                 f"found {beyond[0]:g}"
             )
         return _require_distinct(value, "noise levels")
@@ -590,6 +600,9 @@ class ExperimentConfig(Section):
         for column, names in value.items():
             for name in names:
                 _require_no_formula(f"bin_names.{column}", name)
+                if not name.strip():
+                    raise ValueError(f"every bin of {column} needs a name, found {list(names)}")
+            _require_distinct(names, f"the names of {column}")
         return value
 
     @field_validator("binnings")
@@ -713,7 +726,7 @@ def _require_no_formula(setting: str, name: str) -> None:
         )
 
 
-def _require_distinct(values: tuple[Number, ...], what: str) -> tuple[Number, ...]:
+def _require_distinct(values: tuple[Value, ...], what: str) -> tuple[Value, ...]:
     if len(set(values)) != len(values):
         raise ValueError(f"{what} must be distinct, found {list(values)}")
     return values

@@ -207,6 +207,11 @@ def _convert(
             f"store {store}: a store is a folder of many files, found the name of an HDF5 file; give a name such as "
             f"{store.with_suffix('.zarr').name}"
         )
+    for folder in store.resolve().parents:
+        if (folder / "zarr.json").is_file():
+            raise ConfigError(
+                f"store {store}: {folder} is a store already, and none may lie within it; name another target"
+            )
     layout = wanted.plan_layout(sum(info.n_spectra for info in infos), infos[0].n_pixels)
     settings = wanted.describe(layout)
     key = source_key(infos, settings)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base import hash_file, is_sealed, parse_object, read_file, render_html, tabulate
+from pipeline.base import STATUS_FILE, hash_file, is_sealed, parse_object, read_file, render_html, tabulate
 from pipeline.errors import InputError, did_you_mean
 from pipeline.scoring.summary import DELTA_R2, SHOWN_MERITS, Summary
 
@@ -192,6 +192,8 @@ def read_results(folder: str | Path) -> RunResults:
         within = sorted(one.parent.name for one in run.glob(f"*/{SUMMARY_FILE}"))
         if within:  # the folder of a sweep, or one in which somebody keeps runs
             raise InputError(f"folder {run}: it is no run but holds some; name one of {', '.join(within)} within it")
+        if not any((run / name).exists() for name in (*files, STATUS_FILE, "moments")):
+            raise InputError(f"run folder {run}: nothing in it is a run's; give the --out folder of a `headroom run`")
         raise InputError(
             f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "
             f"finish it with `headroom run CONFIG --out {run}`"

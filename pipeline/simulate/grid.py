@@ -19,6 +19,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.linalg import eigh
 from scipy.spatial import ConvexHull, QhullError
 
+from pipeline.base import open_regular
 from pipeline.errors import InputError, did_you_mean
 from pipeline.shards import require_inside
 from pipeline.simulate.bosz import find_bosz, read_bosz
@@ -122,7 +123,7 @@ def fingerprint_grid(path: Path) -> str:
     if path.is_dir():
         return find_bosz(path).fingerprint()
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=open_regular) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"grid {path}: cannot be read ({error.strerror}); check the path") from error

@@ -765,6 +765,14 @@ def test_convert__raise_below_a_regular_file(shards: list[Path], tmp_path: Path)
         convert_shards(shards, tmp_path / "file" / "store", workers=1)
 
 
+def test_convert__raise_within_another_store(shards: list[Path], tmp_path: Path) -> None:
+    store = convert_shards(shards, tmp_path / "store", workers=1)
+    for place in ("inner", "flux/inner", "flux/c/0"):
+        with pytest.raises(ConfigError, match="none may lie within"):
+            convert_shards(shards, store.path / place, workers=1)
+    assert not list(store.path.rglob("inner*"))
+
+
 def test_convert__raise_when_a_shard_changes_meanwhile(
     shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -451,7 +451,7 @@ def test_export__raise_on_runs_and_folders(run: Path, ungated: Path, bundle: Pat
     with pytest.raises(InputError, match="no such folder"):
         export_model(tmp_path / "nothing", tmp_path / "model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="has not been scored"):
+    with pytest.raises(InputError, match="nothing in it is a run"):
         export_model(tmp_path / "empty", tmp_path / "model")
     with pytest.raises(InputError, match="--overwrite"):
         export_model(run, bundle)

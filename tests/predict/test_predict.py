@@ -395,6 +395,7 @@ def test_the_command_lists_every_rule_that_needs_no_truth(
         (["{model}", "{tmp}/none.h5"], "no shard matches"),
         (["{model}", "{store}", "--noise", "loud"], "--noise must be none, stored or a level"),
         (["{model}", "{store}", "--noise", "nan"], "--noise must be none, stored or a level"),
+        (["{model}", "{store}", "--noise", "1e300"], "(0, or from 1e-06 to 1e+06), found '1e300'"),
         (["{model}", "{store}", "--seed", "3"], "only a drawn noise has a seed"),
         (["{model}", "{store}", "--route", "oracle"], "route must be one of"),
         (["{model}", "{train}", "--noise", "stored"], "needs a pre-drawn 'noisy' array"),

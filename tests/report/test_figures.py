@@ -228,6 +228,7 @@ def test_the_command_lists_and_writes_figures(tmp_path: Path, capsys: pytest.Cap
     for wrong, words in (
         (("learning_curv",), "learning_curve"),
         (("gate", "--out", tmp_path / "b.png"), "--format pdf"),
+        (("gate", "--out", tmp_path), "it is a folder; name the file"),
         (("gate", "--all"), "--all"),
         (("gate", "--width", 1), "--width"),
     ):

@@ -400,6 +400,9 @@ def test_run__raise_on_a_folder_in_use(config: ExperimentConfig, tmp_path: Path)
 def test_read_results__raise_on_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         read_results(tmp_path / "nothing")
+    with pytest.raises(InputError, match="nothing in it is a run's"):
+        read_results(tmp_path)
+    (tmp_path / "moments").mkdir()
     with pytest.raises(InputError, match="has not been scored"):
         read_results(tmp_path)
 

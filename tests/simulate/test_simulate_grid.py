@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -152,3 +153,6 @@ def test_open_grid__raise_on_a_file_of_another_kind(tmp_path: Path, name: str) -
         open_grid(path, EDGES)
     with pytest.raises(InputError, match="check the path"):
         fingerprint_grid(tmp_path / "absent.npz")
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match="a regular file is required"):
+        fingerprint_grid(tmp_path / "pipe.npz")
