@@ -42,6 +42,10 @@ MEMORY_SHARE = 0.7
 _COLUMN_BYTES = 16
 #: Bytes for each spectrum while this process converts shards: their columns, twice. Measured: 400 with 24 columns.
 _CONVERT_BYTES = 480
+#: Bytes for each pixel of a block of test spectra while the next one is read, and spectra of a block. Measured: 60.
+_TEST_PIXEL_BYTES, _TEST_ROWS = 64, 1024
+#: Bytes for each test spectrum and model: predictions, their variances, and copies of both.
+_PREDICTION_BYTES = 32
 #: Bytes for each row of a worker's partition, besides 8 for each column of the bins.
 _ROW_BYTES = 80 + 8 * len(LABELS)
 #: The rank of a basis that time is projected for; simulated spectra of five labels take 128 to 256. Memory and disk are
@@ -282,7 +286,9 @@ def plan_run(
     in_folds = [part.fold for part in partitions]
     disk = _DenseDisk.plan(in_folds, TileLayout(n_pixels), config.precision, reading)
     converting = _CONVERT_BYTES * n_spectra if store_disk else 0
-    scoring = _merge_and_score(config, n_spectra, len(folds), factored, disk, library)
+    # With a chunk that is decoded for a block, and its bytes on the disk.
+    tests = (_TEST_PIXEL_BYTES * _TEST_ROWS + 8 * chunk_rows) * n_pixels + _PREDICTION_BYTES * n_test * n_cells
+    scoring = _merge_and_score(config, n_spectra, len(folds), factored, disk, library, tests)
     return ExperimentPlan(
         n_spectra=n_spectra,
         n_pixels=n_pixels,
@@ -457,11 +463,15 @@ def _merge_and_score(
     factored: _Factored,
     disk: _DenseDisk,
     library: LibraryPlan | None,
+    tests: int,
 ) -> int:
-    """Return the bytes that merging and scoring take. A forecast holds every fold, the rest of each, and all."""
+    """Return the bytes that merging and scoring take, with those of the test spectra.
+
+    A forecast holds every fold, the rest of each, and all.
+    """
     held = factored.measure_held(2 * n_folds + 1) if config.forecast is not None else 0
     own = _COLUMN_BYTES * n_spectra + disk.merging
-    return held + max(own, factored.sample, library.driver_memory if library else 0)
+    return held + max(own, factored.sample, library.driver_memory if library else 0, tests)
 
 
 def choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:

@@ -379,6 +379,7 @@ def plan_dense(facts: Facts, plan: ExperimentPlan) -> ExperimentPlan:
         left_out=find_left_out(facts.train),
         kept=find_kept(facts.train),
         worker_threads=plan.worker_threads,
+        n_test=facts.test.n_spectra,
     )
     dense.require_fit(facts.folder)
     facts.threads = {"solve": dense.solve_threads, "design": dense.design_threads}

@@ -141,15 +141,21 @@ def measure_training(store: AnyStore, noise: Noise, precision: str) -> TrainingP
         See :meth:`pipeline.noise.Noise.read`.
     """
     ranges = sample_rows(store, _SAMPLE, _RUN_ROWS)
+    ends = np.cumsum([stop - start for start, stop in ranges])
+    rows = np.empty((int(ends[-1]), store.n_pixels))
+
+    def read(own: tuple[int, int], end: int) -> FloatArray | float:
+        """Fill the places of some spectra; return the sums of their variances."""
+        found, spread = noise.read(store, *own, precision)
+        rows[end - len(found) : end] = found
+        return 0.0 if spread is None else spread.sum(axis=0)
+
     # Most of the time goes into decoding chunks; threads do it side by side.
     with ThreadPoolExecutor(available_cores(), "likeness") as threads:
-        blocks = list(threads.map(lambda rows: noise.read(store, rows[0], rows[1], precision), ranges))
-    rows = np.concatenate([np.asarray(found, np.float64) for found, _ in blocks])
-    spreads = [spread for _, spread in blocks if spread is not None]
-    mean, variance = rows.mean(axis=0), rows.var(axis=0)
-    if spreads:
-        variance += np.concatenate(spreads).mean(axis=0)
+        spread = sum(threads.map(read, ranges, ends.tolist()))
+    mean = rows.mean(axis=0)
     rows -= mean
+    variance = (np.einsum("np,np->p", rows, rows) + spread) / len(rows)
     # The bits of a decomposition depend on the number of threads.
     with one_blas_thread():
         # The smaller of the two products has the same eigenvalues.

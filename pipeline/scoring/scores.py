@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.base import one_blas_thread
 from pipeline.bins import Binning
 from pipeline.errors import InputError
-from pipeline.noise import NO_SEED, Noise
+from pipeline.noise import NO_SEED, Noise, compiled
 from pipeline.ridge import ExpertModels
 from pipeline.scoring.likeness import Likeness
 
@@ -318,10 +319,18 @@ def _resample_sums(terms: FloatArray, settings: Bootstrap, stratum: int) -> Floa
         at_once = max(1, _INDICES_AT_ONCE // n)
         for start in range(0, settings.resamples, at_once):
             rows = min(at_once, settings.resamples - start)
-            drawn = generator.integers(0, n, size=(rows, n))
-            counts = np.bincount((drawn + n * np.arange(rows)[:, None]).ravel(), minlength=rows * n)
-            sums[start : start + rows] = counts.reshape(rows, n).astype(np.float64) @ columns
+            counts = np.zeros((rows, n))
+            count_drawn(generator.integers(0, n, size=(rows, n)), counts)
+            sums[start : start + rows] = counts @ columns
     return sums.reshape(settings.resamples, n_models, n_terms).transpose(1, 0, 2)
+
+
+@compiled()
+def count_drawn(drawn: Any, counts: Any) -> None:
+    """Count in ``counts`` (R, n) how often each number below n occurs in every row of ``drawn``."""
+    for r in range(drawn.shape[0]):
+        for k in range(drawn.shape[1]):
+            counts[r, drawn[r, k]] += 1
 
 
 def _score_of_sums(n: int, sums: FloatArray, resampled: FloatArray) -> Score:
