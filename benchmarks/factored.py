@@ -163,6 +163,8 @@ def run_pass(store: AnyStore, rows: int, levels: Sequence[float], folder: Path) 
 
 def time_report(folder: Path) -> float:
     """Return the seconds of the figures and the page of a finished run."""
+    import pandas  # noqa: F401  a run has made tables before
+
     from pipeline import render_run
 
     started = time.perf_counter()

@@ -185,7 +185,8 @@ class _MarginalKernel(Kernel):
 
     def split(self, scatter: Scatter, n_parts: int) -> Sequence[Callable[[], None]]:
         n_pixels = scatter.flux.shape[1]
-        size = -(-n_pixels // n_parts)
+        # Whole strips: how a pixel is computed depends on those beside it.
+        size = -(-n_pixels // (n_parts * _STRIP)) * _STRIP
         starts = range(0, n_pixels, size)
         return [self._part(scatter, a, min(a + size, n_pixels)) for a in starts]
 
@@ -221,8 +222,9 @@ def scatter_marginal(
     corrections
         :func:`correction_polynomials` of that precision.
     begin, end
-        The pixels to do. Threads may share the pixels of a spectrum, but not the spectra of a group: a pixel's
-        variances are added row by row, so that their bits depend on the rows alone.
+        The pixels to do, from a multiple of :data:`_STRIP` to another one or to the last pixel. Threads may share the
+        pixels of a spectrum, but not the spectra of a group: a pixel's variances are added row by row, so that their
+        bits depend on the rows alone.
     origin
         Shape (P,).
     targets, slots

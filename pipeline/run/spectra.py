@@ -493,15 +493,21 @@ def _find_shared(train: SetHeader, other: SetHeader) -> _Shared:
     starts, blocks = zip(*other.iter_columns(names), strict=True)
     rows = np.concatenate([start + np.arange(len(block["id"])) for start, block in zip(starts, blocks, strict=True)])
     wanted = {name: np.concatenate([block[name] for block in blocks]) for name in names}
-    ids, number = np.unique(wanted["id"], return_inverse=True)
-    found = np.full(len(rows), -1)
+    found, numbered = np.full(len(rows), -1), {}
     for start, block in train.iter_columns(names):
-        at = np.minimum(np.searchsorted(ids, block["id"]), len(ids) - 1)
-        members = np.flatnonzero(ids[at] == block["id"])
+        # As double-precision numbers, two large whole ones would be the same.
+        is_whole = wanted["id"].dtype.kind in "biu" and block["id"].dtype.kind in "biu"
+        kind = np.dtype(np.int64 if is_whole else np.float64)
+        if kind not in numbered:
+            numbered[kind] = np.unique(wanted["id"].astype(kind), return_inverse=True)
+        (ids, number), own = numbered[kind], block["id"].astype(kind)
+        at = np.minimum(np.searchsorted(ids, own), len(ids) - 1)
+        members = np.flatnonzero(ids[at] == own)
         is_there = np.zeros(len(ids), dtype=bool)
         is_there[at[members]] = True
         asked = np.flatnonzero(is_there[number] & (found < 0))
-        same = _number_equal([np.concatenate([wanted[name][asked], block[name][members]]) for name in names])
+        labels = [np.concatenate([wanted[name][asked], block[name][members]]) for name in schema.LABELS]
+        same = _number_equal([np.concatenate([number[asked], at[members]]), *labels])
         equal, firsts = np.unique(same[len(asked) :], return_index=True)
         row_of = np.full(len(same), -1)
         row_of[equal] = start + members[firsts]

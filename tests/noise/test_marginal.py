@@ -28,6 +28,7 @@ from pipeline.noise import (
     MarginalNoise,
     Noise,
     NoiseDraw,
+    Scatter,
     correction_polynomials,
     marginal_moments,
     scatter_marginal,
@@ -238,6 +239,28 @@ def test_without_noise_marginal_and_drawn_are_the_same_bits(train_store: Spectra
     noises: list[Noise] = [MarginalNoise(0.0), NoiseDraw(0.0, 7, STREAM_TRAIN)]
     marginal, drawn = accumulate_rows(train_store, rows, noises, replace(SETTINGS, precision=precision))
     assert all(a.identical(b) for a, b in zip(marginal, drawn, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_threads_that_share_pixels_change_no_bit(precision: str) -> None:
+    rng = np.random.default_rng(3)
+    flux = rng.normal(30, 0.1, (40, 1000)).astype(np.float32)
+    error = rng.uniform(0.5, 1.0, flux.shape).astype(np.float32)
+    # A few pixels are faint, and some are as bright as the corrections reach, so strips are computed in either way.
+    flux[rng.random(flux.shape) < 5e-4] = 0.4
+    edge = rng.random(flux.shape) < 2e-3
+    flux[edge] = (np.float32(5.3) * np.float32(0.3) * error)[edge]
+    found = []
+    for n_parts in (1, 2, 3, 7, 50):
+        rows, pool, variances = np.arange(40), np.empty((1, *flux.shape), precision), np.zeros((1, 1000))
+        origin, targets = np.full(1000, 30.0, precision), np.zeros(40, np.int64)
+        own = Scatter(flux, error, 0, origin, targets, rows, pool, variances)
+        for part in MarginalNoise(0.3).kernel(np.dtype(precision)).split(own, n_parts):
+            part()
+        found.append((pool, variances))
+    for pool, variances in found[1:]:
+        np.testing.assert_array_equal(pool, found[0][0])
+        np.testing.assert_array_equal(variances, found[0][1])
 
 
 def test_bits_depend_on_neither_threads_nor_company(train_store: SpectraStore) -> None:

@@ -28,11 +28,13 @@ def test_reading_test_spectra_stays_within_the_plan(small_config: ExperimentConf
     config = small_config.model_copy(
         update={
             "noise": small_config.noise.model_copy(update={"mode": "marginal", "levels": (1.0,)}),
-            "compute": small_config.compute.model_copy(update={"moments": "dense", "folds": 1}),
+            "compute": small_config.compute.model_copy(update={"moments": "dense", "folds": 5}),
         }
     )
     plan = plan_run([600], N_PIXELS, config, [2**36], chunk_rows=store.chunk_rows, n_test=N_TEST)
-    noise, models = MarginalNoise(1.0), Columns(np.ones((N_PIXELS, plan.n_cells)), np.zeros(plan.n_cells))
+    # As a default run asks: 47 columns for ten cells, with the learning curve, the other labels and the questions.
+    n_columns = 5 * plan.n_cells - 3
+    noise, models = MarginalNoise(1.0), Columns(np.ones((N_PIXELS, n_columns)), np.zeros(n_columns))
     profile = measure_training(store, noise, dtype)
 
     def read() -> None:
