@@ -32,7 +32,15 @@ from pipeline.plan.ceiling import LibraryPlan, plan_library
 from pipeline.ridge import solve_memory
 from pipeline.schema import LABELS
 
-__all__ = ["TYPICAL_RANK", "ExperimentPlan", "choose_sharing", "measure_flops", "plan_run", "time_product"]
+__all__ = [
+    "TYPICAL_RANK",
+    "ExperimentPlan",
+    "choose_sharing",
+    "count_sizes",
+    "measure_flops",
+    "plan_run",
+    "time_product",
+]
 
 #: Memory of a process that has imported everything and opened a store. Measured, with some margin.
 PROCESS_BYTES = 640 * 2**20
@@ -288,8 +296,7 @@ def plan_run(
     converting = _CONVERT_BYTES * n_spectra if store_disk else 0
     # With a chunk that is decoded for a block, and its bytes on the disk.
     tests = (_TEST_PIXEL_BYTES * _TEST_ROWS + 8 * chunk_rows) * n_pixels
-    # At most one set of models for every part of the learning curve and every label; all noises may share a read.
-    tests += _PREDICTION_BYTES * n_test * n_cells * (len(folds) + len(LABELS)) * len(noises)
+    tests += _PREDICTION_BYTES * n_test * n_cells * _count_predicted(config, noises, len(folds))
     scoring = _merge_and_score(config, n_spectra, len(folds), factored, disk, library, tests)
     return ExperimentPlan(
         n_spectra=n_spectra,
@@ -474,6 +481,22 @@ def _merge_and_score(
     held = factored.measure_held(2 * n_folds + 1) if config.forecast is not None else 0
     own = _COLUMN_BYTES * n_spectra + disk.merging
     return held + max(own, factored.sample, library.driver_memory if library else 0, tests)
+
+
+def _count_predicted(config: ExperimentConfig, noises: Sequence[Noise], n_folds: int) -> int:
+    """Return how many sets of models predict the test spectra in one read.
+
+    There is one for every part of the learning curve and every label. Training draws of one level share test spectra
+    whose noise is integrated out. Noise that the test file holds would serve all, but whether it does is not known here.
+    """
+    of_level = Counter(noise.level for noise in noises)
+    n_sharing = max(of_level.values()) if config.noise.test == "marginal" else 1
+    return (count_sizes(config, n_folds) + len(LABELS)) * n_sharing
+
+
+def count_sizes(config: ExperimentConfig, n_folds: int) -> int:
+    """Return the number of training sizes in the learning curve of an experiment, at most."""
+    return n_folds if config.learning_curve is None else min(len(config.learning_curve) + 1, n_folds)
 
 
 def choose_sharing(fitting: Sequence[int], n_draws: int, n_partitions: int, n_workers: int) -> int:

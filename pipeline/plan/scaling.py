@@ -33,7 +33,7 @@ from pipeline.base import available_cores, format_bytes
 from pipeline.config import AlphaSearch, ExperimentConfig
 from pipeline.moments import Factors, TileLayout
 from pipeline.noise import fill_normals
-from pipeline.plan.cost import TYPICAL_RANK, ExperimentPlan, measure_flops
+from pipeline.plan.cost import TYPICAL_RANK, ExperimentPlan, count_sizes, measure_flops
 from pipeline.schema import LABELS
 from pipeline.store import COMPRESSION_LEVEL
 
@@ -323,8 +323,7 @@ def count_factorisations(config: ExperimentConfig, n_folds: int) -> int:
     The models of every training size of the learning curve count, and so does a search for the penalty.
     """
     n_models = 1 + math.prod(len(edges) - 1 for edges in config.bins.values())
-    alpha, curve = config.ridge.alpha, config.learning_curve
-    sizes = n_folds if curve is None else min(len(curve) + 1, n_folds)
+    alpha, sizes = config.ridge.alpha, count_sizes(config, n_folds)
     if not isinstance(alpha, AlphaSearch):
         return n_models * sizes
     path, n_searching = min(len(alpha.search), _PATH), n_models if alpha.expert_curves else 1

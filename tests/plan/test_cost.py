@@ -25,20 +25,18 @@ N_TEST, N_PIXELS = 4096, 256
 def test_reading_test_spectra_stays_within_the_plan(small_config: ExperimentConfig, tmp_path: Path, dtype: str) -> None:
     write_sample(tmp_path, SampleSpec(train=600, shards=1, test=N_TEST, pixels=N_PIXELS), workers=1)
     store = convert_shards(find_shards([tmp_path / "test"], tmp_path), tmp_path / "test.zarr", workers=1)
-    config = small_config.model_copy(
-        update={
-            "noise": small_config.noise.model_copy(update={"mode": "marginal", "levels": (1.0,)}),
-            "compute": small_config.compute.model_copy(update={"moments": "dense", "folds": 5}),
-        }
-    )
+    # Two draws of one level share the test spectra, whose noise is integrated out.
+    noise = small_config.noise.model_copy(update={"mode": "drawn", "levels": (1.0,), "test": "marginal"})
+    compute = small_config.compute.model_copy(update={"folds": 5})
+    config = small_config.model_copy(update={"noise": noise, "compute": compute, "seeds": (1, 2)})
     plan = plan_run([600], N_PIXELS, config, [2**36], chunk_rows=store.chunk_rows, n_test=N_TEST)
-    # As a default run asks: 47 columns for ten cells, with the learning curve, the other labels and the questions.
-    n_columns = 5 * plan.n_cells - 3
-    noise, models = MarginalNoise(1.0), Columns(np.ones((N_PIXELS, n_columns)), np.zeros(n_columns))
-    profile = measure_training(store, noise, dtype)
+    # For each draw as a default run asks: 47 columns for ten cells, with the learning curve, other labels and questions.
+    n_columns = 2 * (5 * plan.n_cells - 3)
+    marginal, models = MarginalNoise(1.0), Columns(np.ones((N_PIXELS, n_columns)), np.zeros(n_columns))
+    profile = measure_training(store, marginal, dtype)
 
     def read() -> None:
-        predict_stacked(store, [models], noise, dtype, watch=Comparison(profile).add)
+        predict_stacked(store, [models], marginal, dtype, watch=Comparison(profile).add)
 
     read()
     peak = max(trace_peak(read)[1] for _ in range(3))
