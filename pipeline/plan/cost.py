@@ -487,7 +487,7 @@ def _count_predicted(config: ExperimentConfig, noises: Sequence[Noise], n_folds:
     """Return how many sets of models predict the test spectra in one read.
 
     There is one for every part of the learning curve and every label. Training draws of one level share test spectra
-    whose noise is integrated out. Noise that the test file holds would serve all, but whether it does is not known here.
+    whose noise is integrated out. Noise that a test file holds would serve all, but whether it does is not known here.
     """
     of_level = Counter(noise.level for noise in noises)
     n_sharing = max(of_level.values()) if config.noise.test == "marginal" else 1

@@ -30,7 +30,7 @@ def test_reading_test_spectra_stays_within_the_plan(small_config: ExperimentConf
     compute = small_config.compute.model_copy(update={"folds": 5})
     config = small_config.model_copy(update={"noise": noise, "compute": compute, "seeds": (1, 2)})
     plan = plan_run([600], N_PIXELS, config, [2**36], chunk_rows=store.chunk_rows, n_test=N_TEST)
-    # For each draw as a default run asks: 47 columns for ten cells, with the learning curve, other labels and questions.
+    # For each draw as a default run asks: 47 columns for ten cells, with the curve, other labels and questions.
     n_columns = 2 * (5 * plan.n_cells - 3)
     marginal, models = MarginalNoise(1.0), Columns(np.ones((N_PIXELS, n_columns)), np.zeros(n_columns))
     profile = measure_training(store, marginal, dtype)
