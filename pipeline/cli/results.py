@@ -15,6 +15,7 @@ import click
 from pipeline.base import NumberedProgress, RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
 from pipeline.cli.words import (
+    FiniteRange,
     json_option,
     output_path,
     print_json,
@@ -124,10 +125,10 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 @click.option(
     "--spectra",
     multiple=True,
-    type=click.FloatRange(min=100),
+    type=FiniteRange(100, 1e18),
     help="Number of training spectra, such as 1e6; repeatable.",
 )
-@click.option("--alpha", type=click.FloatRange(min=0, min_open=True), help="The penalty of all models.")
+@click.option("--alpha", type=FiniteRange(1e-30, 1e30), help="The penalty of all models.")
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
 @json_option
 def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, level: float | None, as_json: bool) -> None:
@@ -347,7 +348,13 @@ def _change(
 
 
 def _was_cut_short(folder: Path) -> bool:
-    """Tell whether the last command on a run was killed or interrupted."""
+    """Tell whether the last command on a run was killed or interrupted, or failed after its results stood."""
+    from pipeline.report.page import REPORT_HTML
+    from pipeline.scoring import METADATA_FILE
+
+    page, results = folder / REPORT_HTML, folder / METADATA_FILE
+    if not page.exists() or page.stat().st_mtime_ns < results.stat().st_mtime_ns:
+        return True
     try:
         status = read_status(folder)
     except InputError:

@@ -262,9 +262,19 @@ def _fail_otherwise(error: Exception) -> NoReturn:
             f"below ~/.config), or install it again; {_write_crash(error)}",
             _ENVIRONMENT,
         )
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_directory():
+        _fail("the folder that you are in is gone; change to one that exists, and try again", _ENVIRONMENT)
     if isinstance(error, OSError):
         _fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", _ENVIRONMENT)
     _fail(f"a fault of headroom's own, {_describe(error)}; {_write_crash(error)}: please report it", _FAULT)
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -47,6 +47,10 @@ class _OutputPath(click.Path):
             self.fail("a name is required, found an empty word", param, ctx)
         path = super().convert(value, param, ctx)
         try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:  # tables and pages, which name it, could not be written
+            self.fail(f"{value!r} holds bytes that are no UTF-8; choose another name", param, ctx)
+        try:
             Path(value).resolve()
         except (OSError, RuntimeError, ValueError) as error:  # links in a circle; what no path may hold
             self.fail(f"{value!r} is no path that can be written to ({error})", param, ctx)

@@ -332,6 +332,8 @@ class DataConfig(Section):
         for path in (value,) if isinstance(value, str) else value:
             if "\0" in path:
                 raise ValueError(f"no file can have the character NUL in its name, found {path!r}; name the file anew")
+            if any("\ud800" <= letter <= "\udfff" for letter in path):  # as Python stands for bytes that are no UTF-8
+                raise ValueError(f"the name holds bytes that are no UTF-8, found {path!r}; rename the file")
         return value
 
     @property

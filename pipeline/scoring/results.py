@@ -30,7 +30,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.base import SCRIPT_FILE, STATUS_FILE, hash_file, is_sealed, parse_object, read_file, render_html, tabulate
+from pipeline.base import (
+    SCRIPT_FILE,
+    STATUS_FILE,
+    hash_file,
+    is_sealed,
+    parse_object,
+    read_file,
+    refuse_environment,
+    render_html,
+    tabulate,
+)
 from pipeline.errors import InputError, did_you_mean
 from pipeline.scoring.summary import DELTA_R2, SHOWN_MERITS, Summary
 
@@ -269,6 +279,7 @@ def read_metadata(run: Path) -> dict[str, Any]:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     except (OSError, ValueError) as error:
+        refuse_environment(path, error)
         reason = str(error)
     else:
         return facts

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -247,6 +248,9 @@ def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(config_file: Path
         (["run"], "CONFIG", "headroom run --help"),
         (["frobnicate"], "frobnicate", "headroom --help"),
         (["plot", "--width", "1"], "--width", "headroom plot --help"),
+        (["run", "demo", "--out", "b\udcff"], "no UTF-8", "headroom run --help"),
+        (["forecast", "--alpha", "1e300"], "--alpha", "headroom forecast --help"),
+        (["forecast", "--spectra", "inf"], "--spectra", "headroom forecast --help"),
     ],
 )
 def test_a_wrong_word_is_told_in_one_line(
@@ -257,6 +261,16 @@ def test_a_wrong_word_is_told_in_one_line(
     require_one_line(err)
     assert noun in err
     assert f"`{help_of}`" in err
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("data: {train: a, test: b}\n")
+    words = [HEADROOM, "plan", str(tmp_path / "my.yaml")]
+    script = f"mkdir gone; cd gone; rmdir ../gone; exec {shlex.join(words)}"
+    told = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 3
+    require_one_line(told.stderr)
+    assert "the folder that you are in is gone; change to one that exists" in told.stderr
 
 
 def test_no_word_at_all_is_answered_with_the_help(capsys: pytest.CaptureFixture[str]) -> None:

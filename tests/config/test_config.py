@@ -127,6 +127,7 @@ def test_ablation_is_asked_for_as_the_other_questions_are(tmp_path: Path) -> Non
         ({"bin_names": {"T_eff": ["a", " ", "b"]}}, "every bin of T_eff needs a name"),
         ({"data": {"train": ["a\0b"], "test": ["c"]}}, "the character NUL in its name"),
         ({"data": {"train": ["a"], "test": ["c"], "stores": "d\0"}}, "the character NUL in its name"),
+        ({"data": {"train": ["a"], "test": "c\udcff"}}, "bytes that are no UTF-8"),
         ({"precision": "float16"}, "precision"),
         ({"data": {"train": ["x"]}}, r"'data\.test' is required"),
         ({"data": {"train": [], "test": ["x"]}}, r"data\.train"),

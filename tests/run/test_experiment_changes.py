@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import shutil
@@ -17,6 +18,7 @@ from commands import invoke
 
 from pipeline.accumulate import AccumulationPlan, accumulate, plan_accumulation
 from pipeline.accumulate.hotloop import CellRows
+from pipeline.base import read_status
 from pipeline.bins import BinGrid, CellGrid
 from pipeline.cli.app import next_step
 from pipeline.config import ComputeConfig, ExperimentConfig, load_config
@@ -503,6 +505,25 @@ def test_the_commands_add_and_remove(
     assert how.endswith(f"headroom add {run} shard_2")
     assert invoke(capsys, "add", str(run), "shard_2", "--quiet")[0] == 0, "what is advised works in any folder"
     require_equal(run, grown)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_remove_is_finished_after_its_figures_could_not_be_drawn(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.EFBIG, "File too large", "figure.png")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.run.render_run", fail)
+        assert invoke(capsys, "remove", run, "shard_1", "--quiet")[0] == 3
+    code, _, err = invoke(capsys, "remove", run, "shard_1", "--quiet")
+    assert code == 0, err
+    status = read_status(run)
+    assert status is not None
+    assert status.state == "finished"
+    assert "shard_1" in (run / "report.md").read_text(encoding="utf-8")
+    assert invoke(capsys, "remove", run, "shard_1", "--quiet")[0] == 2, "now it is done"
 
 
 @pytest.mark.parametrize("arguments", [("add", "RUN", "nothing"), ("remove", "RUN", "shard_7"), ("remove", "no", "x")])
