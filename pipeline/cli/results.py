@@ -15,7 +15,6 @@ import click
 from pipeline.base import NumberedProgress, RunJournal, choose_progress, read_status
 from pipeline.cli.cluster import ClusterChoice, cluster_options, connected
 from pipeline.cli.words import (
-    FiniteRange,
     json_option,
     output_path,
     print_json,
@@ -125,10 +124,10 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
 @click.option(
     "--spectra",
     multiple=True,
-    type=FiniteRange(100, 1e18),
+    type=click.FloatRange(min=100),
     help="Number of training spectra, such as 1e6; repeatable.",
 )
-@click.option("--alpha", type=FiniteRange(1e-30, 1e30), help="The penalty of all models.")
+@click.option("--alpha", type=click.FloatRange(min=0, max=1e30, min_open=True), help="The penalty of all models.")
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")
 @json_option
 def forecast(folder: Path, spectra: tuple[float, ...], alpha: float | None, level: float | None, as_json: bool) -> None:

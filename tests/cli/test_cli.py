@@ -250,7 +250,6 @@ def test_ctrl_c_exits_with_130_stops_all_processes_and_resumes(config_file: Path
         (["plot", "--width", "1"], "--width", "headroom plot --help"),
         (["run", "demo", "--out", "b\udcff"], "no UTF-8", "headroom run --help"),
         (["forecast", "--alpha", "1e300"], "--alpha", "headroom forecast --help"),
-        (["forecast", "--spectra", "inf"], "--spectra", "headroom forecast --help"),
     ],
 )
 def test_a_wrong_word_is_told_in_one_line(
