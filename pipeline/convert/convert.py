@@ -50,6 +50,7 @@ from pipeline.store import (
     create_store,
     digest_array,
     digest_rows,
+    is_store,
     work_folder,
     write_chunks,
     write_columns,
@@ -208,7 +209,7 @@ def _convert(
             f"{store.with_suffix('.zarr').name}"
         )
     for folder in store.resolve().parents:
-        if (folder / "zarr.json").is_file():
+        if is_store(folder):
             raise ConfigError(
                 f"store {store}: {folder} is a store already, and none may lie within it; name another target"
             )

@@ -294,9 +294,7 @@ def plan_run(
     in_folds = [part.fold for part in partitions]
     disk = _DenseDisk.plan(in_folds, TileLayout(n_pixels), config.precision, reading)
     converting = _CONVERT_BYTES * n_spectra if store_disk else 0
-    # With a chunk that is decoded for a block, and its bytes on the disk.
-    tests = (_TEST_PIXEL_BYTES * _TEST_ROWS + 8 * chunk_rows) * n_pixels
-    tests += _PREDICTION_BYTES * n_test * n_cells * _count_predicted(config, noises, len(folds))
+    tests = _measure_tests(config, noises, len(folds), n_cells, (n_test, n_pixels), chunk_rows)
     scoring = _merge_and_score(config, n_spectra, len(folds), factored, disk, library, tests)
     return ExperimentPlan(
         n_spectra=n_spectra,
@@ -483,15 +481,26 @@ def _merge_and_score(
     return held + max(own, factored.sample, library.driver_memory if library else 0, tests)
 
 
-def _count_predicted(config: ExperimentConfig, noises: Sequence[Noise], n_folds: int) -> int:
-    """Return how many sets of models predict the test spectra in one read.
+def _measure_tests(
+    config: ExperimentConfig,
+    noises: Sequence[Noise],
+    n_folds: int,
+    n_cells: int,
+    shape: tuple[int, int],
+    chunk_rows: int,
+) -> int:
+    """Return the bytes of reading test spectra of some shape (N, P), and of what is predicted in one read.
 
-    There is one for every part of the learning curve and every label. Training draws of one level share test spectra
-    whose noise is integrated out. Noise that a test file holds would serve all, but whether it does is not known here.
+    There is a set of models for every part of the learning curve and every label. Training draws of one level share
+    test spectra whose noise is integrated out. Noise that a test file holds would serve all, but whether it does is not
+    known here.
     """
     of_level = Counter(noise.level for noise in noises)
     n_sharing = max(of_level.values()) if config.noise.test == "marginal" else 1
-    return (count_sizes(config, n_folds) + len(LABELS)) * n_sharing
+    predicted = n_cells * (count_sizes(config, n_folds) + len(LABELS)) * n_sharing
+    # With a chunk that is decoded for a block, and its bytes on the disk.
+    blocks = (_TEST_PIXEL_BYTES * _TEST_ROWS + 8 * chunk_rows) * shape[1]
+    return blocks + _PREDICTION_BYTES * shape[0] * predicted
 
 
 def count_sizes(config: ExperimentConfig, n_folds: int) -> int:
