@@ -151,7 +151,7 @@ def disk_errors_told(path: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full; free space" if full else f"{error.strerror or error}; make it writable"
-        raise ResourceError(f"cannot write {path}: {reason}, or choose another folder with --out") from error
+        raise ResourceError(f"cannot write {path}: {reason}, or write elsewhere") from error
 
 
 # --- Reading: regular files only, and no blame on a file for what the system refuses.

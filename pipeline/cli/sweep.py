@@ -85,8 +85,9 @@ def sweep(
 
 def _run(points: Sequence[SweepPoint], folder: Path, choice: ClusterChoice, command: str, *, quiet: bool) -> None:
     """Run what is not finished, on one cluster."""
-    from pipeline.run import WORK_FOLDER, run_sweep
+    from pipeline.run import WORK_FOLDER, require_sweep_folder, run_sweep
 
+    require_sweep_folder(points, folder)
     work = folder / WORK_FOLDER
     profile = choice.checked_profile(points[0].config, work)
     with RunJournal(work, command + choice.words()) as journal:

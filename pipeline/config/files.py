@@ -210,7 +210,7 @@ def read_yaml(path: Path, what: str) -> Any:
         finally:
             loader.dispose()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path}: cannot be read ({error}); give a YAML text file") from None
+        raise ConfigError(f"{what} {path}: cannot be read ({error}); give a YAML text file in UTF-8") from None
     except RecursionError:
         raise ConfigError(f"{what} {path}: nested too deeply for a {what}") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -315,6 +315,7 @@ def _open_piece(folder: Path, wanted: Mapping[int, tuple[str, list[int]]], noise
     try:
         nbytes = sum(file.stat().st_size for file in folder.iterdir())
         saved = SavedMoments.open(folder)
+        saved.check_sizes()
         start, stop = saved.header["rows"]
         piece = replace(
             piece,

@@ -19,11 +19,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial, reduce
+from io import BufferedReader
 from operator import add
 from pathlib import Path
 from tokenize import TokenError
@@ -306,6 +309,19 @@ class SavedMoments:
             return np.stack([one.y_sum for one in cells]), np.stack([np.diag(one.y_gram) for one in cells])
         return self._sums["y_sum"], np.diagonal(self._sums["y_gram"], axis1=1, axis2=2)
 
+    def check_sizes(self) -> None:
+        """Check that every Gram matrix has its header and its length. Its numbers are not read.
+
+        Raises
+        ------
+        InputError
+            If one has not; the message names it.
+        """
+        for cell, count in enumerate(self.counts if self.is_tiled else ()):
+            if count:
+                with self._open_gram(cell):
+                    pass
+
     def read(self, cell: int, out: NDArray[np.uint8] | None = None) -> Moments:
         """Return the moments of one cell, in the precision they were saved in.
 
@@ -385,27 +401,37 @@ class SavedMoments:
             return {name: arrays[name] for name in (*names, "y_origin")}
 
     def _read_gram(self, cell: int, out: NDArray[np.uint8] | None) -> NDArray[Any]:
-        path = _gram_file(self.folder, cell)
-        try:
-            if not self.counts[cell]:
-                return self._empty_gram(out)
-            with open(path, "rb", opener=open_regular) as stream:
-                layout, dtype = TileLayout(self._sums["x_origin"].size), np.dtype(self.header["gram_dtype"])
-                _require_npy_header(stream, layout.shape, dtype)
-                size = layout.nbytes(dtype)
-                content = np.empty(size, np.uint8) if out is None else out[:size]
-                if path.stat().st_size != stream.tell() + size or content.size != size:
-                    raise ValueError(f"it should hold {size} bytes of numbers")
-                # Through the page cache: folds and gates read the same file again.
-                if stream.readinto(content.data) != size:
-                    raise ValueError("it ends early")
+        if not self.counts[cell]:
+            return self._empty_gram(out)
+        with self._open_gram(cell) as (stream, layout, dtype):
+            size = layout.nbytes(dtype)
+            content = np.empty(size, np.uint8) if out is None else out[:size]
+            # Through the page cache: folds and gates read the same file again.
+            if stream.readinto(content.data) != size:
+                raise ValueError("it ends early")
             if google_crc32c.value(content) != self.header["gram_crc32c"][cell]:
                 raise ValueError("it does not match its checksum")
+        gram: NDArray[Any] = content.view(dtype).reshape(layout.shape)
+        return gram
+
+    @contextmanager
+    def _open_gram(self, cell: int) -> Iterator[tuple[BufferedReader, TileLayout, np.dtype[Any]]]:
+        """Open the file of a cell's tiles at the first of its numbers, if its header and length are as they should be.
+
+        OSError and ValueError of the block are told as damage of this file.
+        """
+        path = _gram_file(self.folder, cell)
+        layout, dtype = TileLayout(self._sums["x_origin"].size), np.dtype(self.header["gram_dtype"])
+        try:
+            with open(path, "rb", opener=open_regular) as stream:
+                _require_npy_header(stream, layout.shape, dtype)
+                size = layout.nbytes(dtype)
+                if os.fstat(stream.fileno()).st_size != stream.tell() + size:
+                    raise ValueError(f"it should hold {size} bytes of numbers")
+                yield stream, layout, dtype
         except (OSError, ValueError) as error:
             refuse_environment(path, error)
             raise _damaged(self.folder, f"{path.name}: {error}") from None
-        gram: NDArray[Any] = content.view(dtype).reshape(layout.shape)
-        return gram
 
     def _empty_gram(self, out: NDArray[np.uint8] | None) -> NDArray[Any]:
         """Return the tiles of a cell without spectra, which has no file."""

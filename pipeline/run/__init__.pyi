@@ -23,4 +23,5 @@ from .sweep import WORK_FOLDER as WORK_FOLDER
 from .sweep import SweepPoint as SweepPoint
 from .sweep import list_open as list_open
 from .sweep import plan_sweep as plan_sweep
+from .sweep import require_sweep_folder as require_sweep_folder
 from .sweep import run_sweep as run_sweep

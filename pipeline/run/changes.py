@@ -230,11 +230,17 @@ def _plan_addition(
 
 
 def _find_by_name(sources: Sequence[str], names: Sequence[str], left_out: Sequence[int]) -> set[int]:
-    """Return the shards that were taken out and that the sources name; none if a source is a file or anything else."""
-    found = [[k for k in left_out if source in (names[k], names[k].rpartition("/")[0])] for source in sources]
+    """Return the shards that were taken out and that the sources name; none if a source is a file or anything else.
+
+    InputError if all of them name shards, and one of these is in the training set.
+    """
+    found = [[k for k, name in enumerate(names) if source in (name, name.rpartition("/")[0])] for source in sources]
     if any(Path(source).exists() for source in sources) or any(len(one) != 1 for one in found):
         return set()
-    return {number for (number,) in found}
+    numbers = {number for (number,) in found}
+    if present := sorted(numbers.difference(left_out)):
+        raise InputError(f"shard {names[present[0]]} is in the training set already; leave it out of what is added")
+    return numbers
 
 
 def _describe_sources(sources: Sequence[str], config: ExperimentConfig) -> tuple[dict[str, str], SetHeader]:

@@ -7,6 +7,7 @@ over the spectra, too: the moments of all of them come from one read.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import Progress, SilentProgress
+from pipeline.base import Progress, SilentProgress, remove_leftovers, replacing_folder
 from pipeline.config import ExperimentConfig, content_hash, describe_findings, parse_yaml
-from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError
 from pipeline.plan import format_seconds
 from pipeline.run.experiment import project_seconds, render_run, run_experiment, share_pass
-from pipeline.run.folder import CONFIG_FILE
+from pipeline.run.folder import CONFIG_FILE, is_run_folder, require_own_folder
 from pipeline.run.standing import find_standing, record_standing
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["WORK_FOLDER", "SweepPoint", "list_open", "plan_sweep", "run_sweep"]
+__all__ = ["WORK_FOLDER", "SweepPoint", "list_open", "plan_sweep", "require_sweep_folder", "run_sweep"]
 
 #: Points of a grid, at most.
 MOST_POINTS = 200
@@ -37,6 +38,8 @@ WORK_FOLDER = "work"
 #: Settings that moments do not depend on, besides noise levels and seeds.
 _AFTER_THE_PASS = ("ridge", "decision", "hypotheses", "bootstrap", "target")
 _LONGEST_NAME = 80
+#: What a copy of a run does without: its moments, what is about the computation that is over, and hidden files.
+_LEFT_BEHIND = re.compile(r"moments|status\.json|dask_report.*|\..*")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def plan_sweep(config: ExperimentConfig, varied: Sequence[str]) -> list[SweepPoi
     Raises
     ------
     ConfigError
-        If a text is not of this form, or a point of the grid is no experiment; the message names it.
+        If a text is not of this form, a point of the grid is no experiment, or two points are the same one; the
+        message names them.
 
     Examples
     --------
@@ -82,6 +86,9 @@ def plan_sweep(config: ExperimentConfig, varied: Sequence[str]) -> list[SweepPoi
     axes = dict(_parse(text) for text in varied)
     if len(axes) < len(varied):
         raise ConfigError("--set: every setting may vary once only; give all its values together, such as a=1,2,3")
+    for name in axes:
+        if name.partition(".")[0] == "cluster":
+            raise ConfigError(f"--set {name}: results do not depend on the cluster; choose one with --cluster")
     points: dict[str, SweepPoint] = {}
     combinations = list(product(*axes.values()))
     if len(combinations) > MOST_POINTS:
@@ -92,6 +99,11 @@ def plan_sweep(config: ExperimentConfig, varied: Sequence[str]) -> list[SweepPoi
         if name in points:
             raise ConfigError(f"--set: {name} stands twice; give every value once")
         points[name] = SweepPoint(name, settings, _vary(config, settings))
+    known: dict[str, str] = {}
+    for point in points.values():
+        other = known.setdefault(content_hash(point.config.to_dict()), point.name)
+        if other != point.name:
+            raise ConfigError(f"--set: {other} and {point.name} are the same run; give every value once")
     if len({point.config.target for point in points.values()}) > 1:
         raise ConfigError(
             "--set target: a sweep compares runs of one target, found several; a run scores its other labels, too"
@@ -102,6 +114,29 @@ def plan_sweep(config: ExperimentConfig, varied: Sequence[str]) -> list[SweepPoi
 def list_open(points: Sequence[SweepPoint], folder: Path) -> list[SweepPoint]:
     """Return the experiments of a grid that are not finished yet."""
     return [point for point in points if find_standing(point.config, folder / point.name) is None]
+
+
+def require_sweep_folder(points: Sequence[SweepPoint], folder: Path) -> None:
+    """Refuse a folder that a sweep may not write to: that of a run, one of other files, or one within the data.
+
+    A new or empty folder may be used, and so may one that has folders of runs in it.
+
+    Raises
+    ------
+    InputError
+        If it may not be used, or if something else lies where a run is due; nothing is written.
+    """
+    if is_run_folder(folder):
+        raise InputError(
+            f"--out {folder}: a folder that can hold several runs is required, found the folder of one; choose "
+            "another, such as --out sweeps/first"
+        )
+    if not (folder.is_dir() and any(map(is_run_folder, folder.iterdir()))):
+        require_own_folder(folder, points[0].config)
+    for point in points:
+        due = folder / point.name
+        if os.path.lexists(due) and not (due / CONFIG_FILE).is_file():
+            raise InputError(f"{due}: a run of this sweep is due there, found something else; move it away")
 
 
 def run_sweep(
@@ -132,16 +167,13 @@ def run_sweep(
     Raises
     ------
     InputError, ConfigError, ResourceError
-        As a run does. What was finished before stays, and the same call goes on from there.
+        As a run does; the message names the point. What was finished before stays, and the same call goes on from
+        there.
     """
     told, out = progress or SilentProgress(), Path(folder)
     work = out / WORK_FOLDER
     open_points = list_open(points, out)
-    for point in open_points:
-        if (out / point.name).exists() and not (out / point.name / CONFIG_FILE).is_file():
-            raise InputError(
-                f"{out / point.name}: a run of this sweep is due there, found something else; move it away"
-            )
+    require_sweep_folder(points, out)
     if open_points and progress is not None:
         total = format_seconds(project_seconds([point.config for point in open_points], client))
         which = "1 run" if len(open_points) == 1 else f"all {len(open_points)} runs"
@@ -153,10 +185,13 @@ def run_sweep(
     for number, point in enumerate(open_points, 1):
         told.note(f"run {number} of {len(open_points)}: {point.name}")
         kind = _describe_pass(point.config)
-        if kind not in shared:
-            shared.append(kind)
-            _share(point, [one.config for one in open_points if _describe_pass(one.config) == kind], work, options)
-        run_experiment(point.config, work, **options, command=f"headroom sweep: {point.name}")
+        try:
+            if kind not in shared:
+                shared.append(kind)
+                _share(point, [one.config for one in open_points if _describe_pass(one.config) == kind], work, options)
+            run_experiment(point.config, work, **options, command=f"headroom sweep: {point.name}")
+        except HeadroomError as error:
+            raise type(error)(f"run {point.name}: {error}") from error
         _copy_results(work, out / point.name)
         render_run(out / point.name)
         record_standing(point.config, out / point.name, "")
@@ -224,7 +259,11 @@ def _share(point: SweepPoint, configs: Sequence[ExperimentConfig], work: Path, o
 
 
 def _copy_results(work: Path, folder: Path) -> None:
-    """Copy a finished run without its moments."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    shutil.copytree(work, folder, ignore=shutil.ignore_patterns("moments", ".*", "status.json", "dask_report*"))
+    """Copy a finished run without its moments: whole, or not at all."""
+    remove_leftovers(folder.parent)
+    with replacing_folder(folder, lambda _: False) as temporary:
+        for file in sorted(work.rglob("*")):
+            name = file.relative_to(work)
+            if file.is_file() and not any(_LEFT_BEHIND.fullmatch(part) for part in name.parts):
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, temporary / name)

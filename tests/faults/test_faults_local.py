@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_in_the_middle_is_told_and_the_run_resumed(
             filler = fill(disk)
             faults.go_on()
             said = run.finish(3)
-            assert "the disk is full; free space, or choose another folder with --out" in said
+            assert "the disk is full; free space, or write elsewhere" in said
             assert str(out) in said
         require_nothing_final(out)
         assert not list(out.rglob("*.tmp"))

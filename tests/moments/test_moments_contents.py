@@ -265,6 +265,15 @@ def test_damage_is_listed_beside_what_is_sound(run: Path, name: str, content: by
     assert contents.verify().problems == contents.problems
 
 
+@pytest.mark.parametrize("keep", [40, -1])
+def test_a_matrix_that_ends_early_is_damage(run: Path, keep: int) -> None:
+    a_gram(run).write_bytes(a_gram(run).read_bytes()[:keep])
+    contents = open_moments(run)
+    assert len(contents.problems) == 1
+    assert "damaged (gram-000.npy: " in contents.problems[0]
+    assert [draw.complete for draw in contents.draws] == [True, False]
+
+
 @pytest.mark.parametrize("change", [{"key": "another"}, {"rows": [800, 1601]}, {"rows": None}, {"gram_dtype": None}])
 def test_wrong_facts_are_damage(run: Path, change: dict[str, object]) -> None:
     facts_file = a_gram(run).parent / "moments.json"

@@ -354,6 +354,7 @@ def test_a_killed_removal_is_finished_by_the_same_command(
     ("what", "words"),
     [
         ("shard of the run", r"shard shard_1/dataset\.h5 is in the training set already"),
+        ("name of the run", r"shard shard_1/dataset\.h5 is in the training set already"),
         ("store of the run", r"shard shard_0/dataset\.h5 is in the training set already"),
         ("same name", r"has a shard called shard_1/dataset\.h5 already"),
         ("test spectra", r"300 of 300 test spectra also occur in train"),
@@ -381,6 +382,7 @@ def test_add__raise_on(
     else:
         source = {
             "shard of the run": str(shards[1]),
+            "name of the run": "shard_1",
             "store of the run": str(read_results(run).store_paths("train")[0]),
             "test spectra": str(shards[0].parents[2] / "test"),
             "nothing there": str(tmp_path / "no-such-shard"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
@@ -10,9 +11,10 @@ from unittest import mock
 import pytest
 from commands import invoke, require_one_line
 
+from pipeline.base import exclusive
 from pipeline.base.progress import LogProgress
 from pipeline.config import ExperimentConfig
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, ResourceError
 from pipeline.plan import format_seconds
 from pipeline.run import experiment, list_open, plan_sweep, run_experiment, run_sweep
 
@@ -43,6 +45,10 @@ def test_a_grid_is_every_combination_in_the_order_of_its_settings(small_config: 
         (["nois.levels=1,2"], "unknown setting 'nois'"),
         (["target.a=1,2"], "target holds a value"),
         (["seeds=1,1"], "stands twice"),
+        (["noise.levels=1,1.0"], "noise.levels=1 and noise.levels=1.0 are the same run"),
+        (["seeds=1,[1]"], "stands twice"),
+        (["cluster=slurm,local"], "do not depend on the cluster"),
+        (["cluster.name=slurm,local"], "do not depend on the cluster"),
         (["seeds=1,2", "seeds=3"], "once only"),
         (["noise.levels=1,-1"], "noise.levels"),
         (["bins={snr: [0, 8, 40]}", "target=log_g,M_H"], "one target"),
@@ -82,6 +88,51 @@ def test_points_share_one_pass_and_are_the_runs_that_they_would_be_alone(
     (folders[2] / "config.yaml").unlink()
     with pytest.raises(InputError, match="found something else"):
         run_sweep(points, tmp_path / "sweep")
+
+
+def test_a_copy_that_fails_leaves_nothing_and_a_run_that_fails_is_named(
+    small_config: ExperimentConfig, tmp_path: Path, no_figures: None
+) -> None:
+    points, out = plan_sweep(small_config, ["seeds=1,2", "noise.levels=1"]), tmp_path / "sweep"
+    with (
+        mock.patch("shutil.copy2", side_effect=OSError(errno.ENOSPC, "No space left on device")),
+        pytest.raises(ResourceError, match=r"cannot write .*seeds=1,noise.levels=1: the disk is full"),
+    ):
+        run_sweep(points, out)
+    assert [one.name for one in out.iterdir()] == ["work"]
+    with (
+        exclusive(out / "work", "the run folder"),
+        pytest.raises(InputError, match=r"^run seeds=1,.* another process"),
+    ):
+        run_sweep(points, out)
+    (out / f".{points[0].name}.0.tmp").mkdir()
+    folders = run_sweep(points, out)
+    assert sorted(one.name for one in out.iterdir()) == sorted([*(one.name for one in folders), "work"])
+    assert not (folders[0] / "moments").exists()
+
+
+@pytest.mark.parametrize(
+    ("within", "words"),
+    [
+        ("metadata.json", "found the folder of one"),
+        ("status.json", "found the folder of one"),
+        ("thesis.tex", "found 'thesis.tex'"),
+        ("data/thesis.tex", "found 'data'"),
+        (None, "found a file"),
+    ],
+)
+def test_a_sweep_writes_into_a_folder_of_its_own(
+    within: str | None, words: str, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    file = out if within is None else out / within
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}")
+    code, _, err = invoke(capsys, "sweep", config_file, "--set", "seeds=1,2", "--out", out)
+    assert code == 2
+    require_one_line(err)
+    assert words in err
+    assert sorted(one for one in tmp_path.rglob("*") if one.is_file()) == sorted([file, config_file])
 
 
 @pytest.mark.usefixtures("no_figures")
