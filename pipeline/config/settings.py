@@ -19,6 +19,7 @@ from pydantic import (
     Discriminator,
     Field,
     GetJsonSchemaHandler,
+    StrictBool,
     Tag,
     ValidationInfo,
     field_validator,
@@ -253,7 +254,7 @@ class GateConfig(Section):
     features: FeatureConfig = FeatureConfig()
     #: Training spectra that are read once more for the gate. More are slower and hardly better.
     spectra: Annotated[int, Field(ge=100)] = 50_000
-    blend: bool = False
+    blend: StrictBool = False
     binnings: Annotated[tuple[str, ...], OneOrMore()] = ()
 
     def require_binnings(self, columns: dict[str, tuple[str, ...]]) -> None:
@@ -319,7 +320,7 @@ class DataConfig(Section):
     spectra: Annotated[int, Field(ge=1)] | None = None
     stores: str = "stores"
     nonfinite: Literal["refuse", "drop"] = "refuse"
-    allow_overlap: bool = False
+    allow_overlap: StrictBool = False
 
     @field_validator("spectra", mode="before")
     @classmethod
@@ -390,7 +391,7 @@ class AlphaSearch(Section):
     by: Literal["global", "per_expert"] = Field(
         default="global", description="Whether the global model chooses for all models, or every model for itself."
     )
-    expert_curves: bool = Field(
+    expert_curves: StrictBool = Field(
         default=True, description="Whether the curves of the experts are computed where the global model chooses."
     )
 
@@ -542,7 +543,7 @@ class ExperimentConfig(Section):
     #: Other ways to divide the spectra among experts, by name. The pass is the same; ``bins`` is compared with them.
     binnings: dict[str, Annotated[dict[str, Cut], Field(min_length=1)]] = Field(default_factory=dict)
     #: Whether each column of ``bins`` by itself is compared with ``bins``, too.
-    ablation: Annotated[bool, Asked()] = True
+    ablation: Annotated[StrictBool, Asked()] = True
     #: The search for the best rectangles of a finer grid, from the same pass.
     design: DesignConfig | None = None
     #: The gate, which routes the test spectra without their labels; the report says what it keeps of the headroom.

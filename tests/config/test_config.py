@@ -163,6 +163,15 @@ def test_ablation_is_asked_for_as_the_other_questions_are(tmp_path: Path) -> Non
         ({"hypotheses": {"lowest_r2_bins": 3}}, r"lowest_r2_bins: .* a list of whole numbers or null, found 3"),
         ({"cluster": 3}, r"cluster: .* a text or null, found 3"),
         ({"ablation": {"zz": 1}}, r"ablation: .* true or false"),
+        *(
+            (change, rf"{name}: Input should be true or false, found '?{word}")
+            for word in ("yes", "off", 1)
+            for name, change in (
+                ("ablation", {"ablation": word}),
+                (r"data\.allow_overlap", {"data": {"train": ["a"], "test": ["b"], "allow_overlap": word}}),
+                (r"gate\.blend", {"gate": {"blend": word}}),
+            )
+        ),
     ],
 )
 def test_load__raise_on_wrong_settings(tmp_path: Path, change: dict[str, Any], message: str) -> None:
