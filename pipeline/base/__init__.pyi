@@ -71,6 +71,7 @@ from .status import RunStatus as RunStatus
 from .status import Submission as Submission
 from .status import SubmittedRun as SubmittedRun
 from .status import find_death as find_death
+from .status import is_run_folder as is_run_folder
 from .status import read_status as read_status
 from .status import read_submission as read_submission
 from .tables import join_tables as join_tables

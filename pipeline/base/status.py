@@ -6,6 +6,7 @@ read here, too.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ __all__ = [
     "RunningStep",
     "Submission",
     "find_death",
+    "is_run_folder",
     "read_status",
     "read_submission",
 ]
@@ -230,6 +232,13 @@ def find_death(status: RunStatus, now: datetime | None = None) -> str | None:
 SUBMISSION_FILE = "submission.json"
 #: The batch script of the driver, what it and the run print, and a line for each job that was queued: its number.
 SCRIPT_FILE, LOG_FILE, JOBS_FILE = "driver.sh", "driver.log", "driver_jobs.txt"
+#: What a run leaves in its folder, the first of them when it begins; one that waits in a queue has its script alone.
+_TRACES = (STATUS_FILE, SCRIPT_FILE, "moments", "products.json", "metadata.json")
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has written to a folder, or is to begin in it."""
+    return any(os.path.exists(folder / name) for name in _TRACES)
 
 
 class Submission(BaseModel):

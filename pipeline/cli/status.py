@@ -21,6 +21,7 @@ from pipeline.base import (
     SubmittedRun,
     Terminated,
     find_death,
+    is_run_folder,
     read_file,
     read_status,
     read_submission,
@@ -244,7 +245,7 @@ def view_run(folder: Path) -> RunView:
         state = "submitted"
     elif all((folder / name).is_file() for name in ("metadata.json", "summary.json")):
         state = "finished"
-    elif any((folder / name).exists() for name in ("moments", "products.json", "models")):
+    elif is_run_folder(folder):
         state = "unfinished"
     else:
         raise InputError(f"run folder {folder}: there is no run in it; give the --out folder of a `headroom run`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base import (
-    SCRIPT_FILE,
-    STATUS_FILE,
     NumberedProgress,
     Products,
     exclusive,
     is_held,
+    is_run_folder,
     remove_leftovers,
     replacing,
 )
 from pipeline.config import ExperimentConfig, with_absolute_paths, yaml_text
 from pipeline.errors import InputError, ResourceError
-from pipeline.scoring import METADATA_FILE
 from pipeline.shards import require_outside_data
 
 __all__ = [
     "CONFIG_FILE",
     "Run",
-    "is_run_folder",
     "list_parts_at_work",
     "open_run",
     "part_lock",
@@ -92,19 +89,6 @@ def save_config(config: ExperimentConfig, folder: Path) -> None:
         temporary.write_text(yaml_text(content), encoding="utf-8")
 
 
-#: What a run leaves in its folder, the first of them when it begins.
-_TRACES = (STATUS_FILE, SCRIPT_FILE, "moments", "products.json", METADATA_FILE)
-
-
-def _hold_traces(found: Iterable[Path]) -> bool:
-    return any(one.name in _TRACES for one in found)
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether a run has written to a folder, or begun to."""
-    return folder.is_dir() and _hold_traces(folder.iterdir())
-
-
 def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
     """Refuse a folder that a run may not write to: one of other files, or one within the data.
 
@@ -117,9 +101,9 @@ def require_own_folder(folder: Path, config: ExperimentConfig) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: a folder is required, found a file; choose another name")
-    # Looked at once: another part of the run may be beginning just now.
+    # Listed first: another part of the run may be beginning just now.
     found = list(folder.iterdir()) if folder.is_dir() else []
-    if _hold_traces(found):
+    if is_run_folder(folder):
         return
     require_outside_data(folder, config.data.sources, f"--out {folder}: a run", "such as --out runs/first")
     others = [one for one in found if not one.name.startswith(".")]

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import Progress, SilentProgress, remove_leftovers, replacing_folder
+from pipeline.base import Progress, SilentProgress, is_run_folder, remove_leftovers, replacing_folder
 from pipeline.config import ExperimentConfig, content_hash, describe_findings, parse_yaml
 from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError
 from pipeline.plan import format_seconds
 from pipeline.run.experiment import project_seconds, render_run, run_experiment, share_pass
-from pipeline.run.folder import CONFIG_FILE, is_run_folder, require_own_folder
+from pipeline.run.folder import CONFIG_FILE, require_own_folder
 from pipeline.run.standing import find_standing, record_standing
 
 if TYPE_CHECKING:

@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.base import (
-    SCRIPT_FILE,
-    STATUS_FILE,
     hash_file,
+    is_run_folder,
     is_sealed,
     parse_object,
     read_file,
@@ -69,8 +68,6 @@ SUMMARY_FILE = "summary.json"
 METADATA_FILE = "metadata.json"
 #: Columns of names that may look like numbers.
 _TEXT_COLUMNS = ("model", "part", "scope", "binning")
-#: What a run has before it has results; one that waits in a queue has its script alone.
-_OF_RUNS = (STATUS_FILE, SCRIPT_FILE, "config.yaml", "moments")
 
 
 @dataclass(frozen=True, repr=False)
@@ -204,7 +201,7 @@ def read_results(folder: str | Path) -> RunResults:
         within = sorted(one.parent.name for one in run.glob(f"*/{SUMMARY_FILE}"))
         if within:  # the folder of a sweep, or one in which somebody keeps runs
             raise InputError(f"folder {run}: it is no run but holds some; name one of {', '.join(within)} within it")
-        if not any((run / name).exists() for name in (*files, *_OF_RUNS)):
+        if len(missing) == len(files) and not is_run_folder(run):
             raise InputError(f"run folder {run}: nothing in it is a run's; give the --out folder of a `headroom run`")
         raise InputError(
             f"run folder {run}: {', '.join(missing)} missing, so the run has not been scored; "

@@ -402,7 +402,7 @@ def test_read_results__raise_on_a_folder_without_results(tmp_path: Path) -> None
         read_results(tmp_path / "nothing")
     with pytest.raises(InputError, match="nothing in it is a run's"):
         read_results(tmp_path)
-    for name in ("moments", "driver.sh", "config.yaml", "status.json"):
+    for name in ("moments", "driver.sh", "products.json", "status.json"):
         (tmp_path / name).touch()
         with pytest.raises(InputError, match="has not been scored"):
             read_results(tmp_path)
