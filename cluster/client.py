@@ -21,7 +21,7 @@ from distributed import Worker
 from cluster.certificates import make_certificates, read_certificates
 from cluster.checks import nonce_file, require_same_workers
 from cluster.dashboard import require_free_port
-from cluster.profiles import WORKER_SETTINGS, AddressProfile, LocalProfile, Profile
+from cluster.profiles import WORKER_SETTINGS, AddressProfile, LocalProfile, Profile, SlurmProfile
 from pipeline.base import (
     MEMORY_VARIABLES,
     disk_errors_told,
@@ -32,7 +32,7 @@ from pipeline.base import (
     terminations_deferred,
     wait_for_worker,
 )
-from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError
+from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError, require_kind
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -146,6 +146,8 @@ def connect(
     ResourceError
         If workers do not start, or are not what the run needs.
     """
+    if profile is not None:
+        require_kind("profile", profile, (LocalProfile, SlurmProfile, AddressProfile), "what load_profile returns")
     return Connection(_open(profile, run_folder, say))
 
 

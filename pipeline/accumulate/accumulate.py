@@ -43,6 +43,7 @@ from pipeline.base import (
     count_workers,
     name_group,
     process_workspace,
+    require_client,
     run_tasks,
 )
 from pipeline.bins import BinGrid, CellGrid, Partition
@@ -106,6 +107,7 @@ def accumulate_moments(
     ResourceError
         If the disk is full, the workers are lost, or what they wrote is not seen here.
     """
+    require_client(client)
     require_kind("plan", plan, AccumulationPlan, "what plan_accumulation returns")
     require_kind("folder", folder, (str, os.PathLike), "a path")
     draws = draws if isinstance(draws, Sequence) and not isinstance(draws, str) else [draws]
@@ -120,7 +122,7 @@ def accumulate_moments(
     compute_pieces(plan, targets, pieces, merge_fold, progress or SilentProgress(), client)
     _merge_all(targets)
     n_folds, n_cells = len(plan.folds), plan.cells.n_cells
-    return [MomentsFolder(one.folder, one.draw, n_folds, n_cells, one.plan.fold_keys) for one in targets]
+    return [MomentsFolder(one.folder, one.draw, n_folds, n_cells, one.plan.fold_keys, plan.grids) for one in targets]
 
 
 def list_targets(

@@ -47,7 +47,8 @@ _KEPT: Final = "kept-"
 class MomentsFolder:
     """The finished moments of one noise draw: a folder for each fold, which holds the moments of each cell.
 
-    ``fold_keys`` say what each fold's moments are of; moments that were not made by a plan have none.
+    ``fold_keys`` say what each fold's moments are of, and ``grids`` are those of the plan
+    (:attr:`pipeline.accumulate.AccumulationPlan.grids`); moments that were not made by a plan have neither.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class MomentsFolder:
     n_folds: int
     n_cells: int
     fold_keys: tuple[str, ...] = ()
+    grids: tuple[tuple[tuple[str, tuple[float, ...]], ...], ...] = ()
 
     def __repr__(self) -> str:
         return f"MomentsFolder({str(self.folder)!r}, {self.draw.name}; {self.n_folds} folds, {self.n_cells} cells)"

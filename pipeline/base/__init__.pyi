@@ -82,6 +82,7 @@ from .tasks import Task as Task
 from .tasks import ask_workers as ask_workers
 from .tasks import count_workers as count_workers
 from .tasks import name_group as name_group
+from .tasks import require_client as require_client
 from .tasks import run_tasks as run_tasks
 from .tasks import workers_limits as workers_limits
 from .tasks import workers_peak as workers_peak

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from pipeline.base.machine import peak_memory, release_workspace
 from pipeline.base.watch import ClusterWatch, answer_seconds, idle_seconds, silence_told, wait_for_worker
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -32,6 +32,7 @@ __all__ = [
     "ask_workers",
     "count_workers",
     "name_group",
+    "require_client",
     "run_tasks",
     "workers_limits",
     "workers_peak",
@@ -318,6 +319,24 @@ def workers_peak(client: Client) -> int:
 def _process_peak() -> tuple[str, int, int]:
     """Return the machine and number of this process, and its peak memory."""
     return socket.gethostname(), os.getpid(), peak_memory()
+
+
+def require_client(client: object) -> None:
+    """Refuse what is no open client.
+
+    Raises
+    ------
+    ConfigError
+        If it is something else, such as a cluster or an address, or was closed.
+    """
+    if client is None:
+        return
+    if not (hasattr(client, "submit") and hasattr(client, "scheduler_info")):
+        raise ConfigError(
+            f"client: a client of dask.distributed is required, such as Client(cluster), found {type(client).__name__}"
+        )
+    if getattr(client, "status", "") in ("closed", "closing"):
+        raise ConfigError("client: an open client is required, and this one was closed; connect again")
 
 
 def ask_workers(client: Client, question: Callable[[], Answer]) -> list[Answer]:

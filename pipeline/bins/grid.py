@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -170,10 +170,10 @@ class BinGrid:
         number: NDArray[np.int64] | None = None
         inside: NDArray[np.bool_] | None = None
         for column, edges in self.edges.items():
-            values = np.asarray(columns[column], dtype=np.float64)
-            index = np.searchsorted(np.asarray(edges, dtype=np.float64), values, side="right") - 1
-            index = np.where(values == edges[-1], len(edges) - 2, index)
-            within = (values >= edges[0]) & (values <= edges[-1])
+            values, limits = _in_one_precision(np.asarray(columns[column]), edges)
+            index = np.searchsorted(limits, values, side="right") - 1
+            index = np.where(values == limits[-1], len(limits) - 2, index)
+            within = (values >= limits[0]) & (values <= limits[-1])
             number = index if number is None else number * (len(edges) - 1) + index
             inside = within if inside is None else inside & within
         assert number is not None
@@ -184,6 +184,19 @@ class BinGrid:
         """Assign every spectrum to its cell: its bin, or ``n_bins`` for the outside. Shape (N,)."""
         bins = self.assign(columns)
         return np.where(bins == OUTSIDE, self.n_bins, bins)
+
+
+def _in_one_precision(values: NDArray[Any], edges: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return values and edges to be compared: a label −0.1 in single precision lies on the edge −0.1.
+
+    Both come in double precision where the values have it, are whole numbers, or would make two edges one.
+    """
+    limits = np.asarray(edges, dtype=np.float64)
+    if values.dtype == np.float32:
+        rounded = limits.astype(np.float32)
+        if (np.diff(rounded) > 0).all():
+            return values, rounded
+    return values.astype(np.float64), limits
 
 
 def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float]]) -> xr.Dataset:
@@ -207,7 +220,12 @@ def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float
         If a column is missing or edges are not increasing.
     """
     bins = grid if isinstance(grid, BinGrid) else BinGrid(grid)
-    columns = {str(name): values.values for name, values in dataset.coords.items() if values.ndim == 1}
+    import xarray as xr
+
+    require_kind("dataset", dataset, xr.Dataset, "an xarray.Dataset, such as open_spectra returns,")
+    # Of a Dataset from elsewhere the columns may be variables, along a dimension of another name.
+    columns = {str(name): dataset[name].values for name in dataset.variables if dataset[name].ndim == 1}
+    rows = next((dataset[name].dims[0] for name in bins.columns if name in dataset.variables), "spectrum")
     meaning = "; ".join(f"{k}: {', '.join(names)}" for k, names in enumerate(bins.bin_names))
     attributes = {"long_name": f"bin over {', '.join(bins.columns)}, {OUTSIDE} outside", "meaning": meaning}
-    return dataset.assign_coords(bin=("spectrum", bins.assign(columns), attributes))
+    return dataset.assign_coords(bin=(rows, bins.assign(columns), attributes))

@@ -383,7 +383,7 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
         if any(earlier[: len(location)] == location for earlier in reported):
             continue  # a consequence of what is already said about a part of this setting
         reported.append(location)
-        kind, found = finding["type"], finding.get("input")
+        kind, found = finding["type"], _shorten(finding.get("input"))
         name = ".".join(location) or "settings"
         if kind == "extra_forbidden":
             known = _known_keys(settings, location[:-1])
@@ -391,18 +391,33 @@ def describe_findings(error: ValidationError, settings: type[BaseModel]) -> str:
         elif (
             kind == "missing" and len(_kinds_at(settings, location[:-1])) > 1 and not _has_known_key(settings, finding)
         ):
-            line = f"{'.'.join(location[:-1])}: Input should be {_allowed(settings, location[:-1])}, found {found!r}"
+            line = f"{'.'.join(location[:-1])}: Input should be {_allowed(settings, location[:-1])}, found {found}"
         elif kind == "missing":
             line = f"the setting {name!r} is required"
+        elif kind == "too_short":
+            line = f"{name}: at least {finding['ctx']['min_length']} item is required, found {found}"
         elif isinstance(no_switch := finding.get("ctx", {}).get("error"), NoSwitch):
             line = f"{name}: {no_switch}; it takes {_allowed(settings, location)}"
         elif _is_of_wrong_kind(kind) and _needs_words(_kinds_at(settings, location)):
-            line = f"{name}: Input should be {_allowed(settings, location)}, found {found!r}"
+            line = f"{name}: Input should be {_allowed(settings, location)}, found {found}"
         else:
             message = finding["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as YAML says
-            line = f"{name}: {message}" + ("" if kind == "value_error" else f", found {found!r}")
+            line = f"{name}: {message}" + ("" if kind == "value_error" else f", found {found}")
         lines.append(line)
     return "; ".join(lines)
+
+
+#: Letters of a value that a message shows.
+_SHOWN_LETTERS: Final = 200
+
+
+def _shorten(value: object) -> str:
+    """Return what was found as it is written in Python: of long text and lists the beginning, of others the type."""
+    text = repr(value)
+    if len(text) <= _SHOWN_LETTERS:
+        return text
+    is_plain = isinstance(value, str | list | tuple | dict)
+    return f"{text[:_SHOWN_LETTERS]}…" if is_plain else f"an object of type {type(value).__name__}"
 
 
 def _has_known_key(settings: type[BaseModel], finding: Any) -> bool:

@@ -184,7 +184,9 @@ def write_store(
             require_kind("dataset", one, (str, os.PathLike), "one xarray.Dataset, a path, or a list of paths")
         infos = [read_source_info(one, names=names) for one in dataset]
     elif hasattr(dataset, "data_vars"):
-        infos, workers = [describe_dataset(dataset, names)], 1
+        described = describe_dataset(dataset, names)
+        # The store's name tells its spectra from those of other stores, as a folder's name tells shards apart.
+        infos, workers = [replace(described, path=Path(path).stem / described.path)], 1
     else:
         raise ConfigError(
             f"write_store takes an xarray.Dataset or a path, found {type(dataset).__name__}; put your arrays into "

@@ -324,6 +324,13 @@ def _describe(
     wavelength, is_reversed, remark = _read_wavelength(dataset[found["wavelength"]], name)
     view = View({k: v for k, v in found.items() if k in schema.PIXEL_VARIABLES}, *dimensions, is_reversed)
     columns, left_out = _read_columns(dataset, found, view.rows, name)
+    for label in schema.LABELS:
+        if label not in columns:
+            own = dataset[found[label]]
+            raise InputError(
+                f"{name}: {found[label]!r} ({label}) must hold one number for each spectrum, along {view.rows!r}; "
+                f"found {own.dtype} along {', '.join(map(str, own.dims)) or 'no dimension'}"
+            )
     require_labels(columns, name, "its labels", "correct them")
     n_spectra = dataset.sizes[view.rows]
     reader = partial(DatasetReader, name, opening, view)

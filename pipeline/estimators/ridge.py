@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -438,6 +439,8 @@ class GramRidge(MomentsRegressor):
         return Router()
 
     def _solve(self, parts: dict[tuple[int, int], Moments], factor: float) -> LinearModel:
+        if not isinstance(self.standardize, bool | np.bool_):
+            raise EstimatorInputError(f"standardize must be True or False, found {self.standardize!r}")
         return solve_model(list(parts.values()), self._penalties(), factor, bool(self.standardize))
 
     def _cell_models(self) -> tuple[FloatArray, FloatArray]:
@@ -501,7 +504,7 @@ class BinnedRidge(MomentsRegressor):
 
     def __init__(
         self,
-        edges: Mapping[str | int, Sequence[float]] | None = None,
+        edges: BinGrid | Mapping[Any, Sequence[float]] | None = None,
         *,
         columns: Sequence[int] | None = None,
         alphas: float | Sequence[float] = _ALPHAS,
@@ -576,7 +579,8 @@ class BinnedRidge(MomentsRegressor):
         self._require_choices()
         if self.edges is None:
             return Router()
-        edges = dict(self.edges)
+        with _errors_as_values():
+            edges = BinGrid.of(self.edges).edges
         columns = list(edges) if self.columns is None else list(self.columns)
         if len(columns) != len(edges):
             raise EstimatorInputError(
@@ -601,6 +605,8 @@ class BinnedRidge(MomentsRegressor):
                 + ("" if names else "X has no column names: ")
                 + "give the places of the routing columns, for example columns=(-2, -1)"
             )
+        if isinstance(column, bool) or not isinstance(column, int | np.integer):
+            raise EstimatorInputError(f"columns must be names or whole numbers, found {column!r}")
         if not -n <= column < n:
             raise EstimatorInputError(f"routing column {column} lies outside X, which has n_features = {n}")
         return int(column) % n
@@ -613,6 +619,8 @@ class BinnedRidge(MomentsRegressor):
         ):
             if getattr(self, name) not in known:
                 raise EstimatorInputError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
+        if isinstance(self.min_spectra, bool) or not isinstance(self.min_spectra, Real):
+            raise EstimatorInputError(f"min_spectra must be a number, found {self.min_spectra!r}")
 
     def _solve(self, parts: dict[tuple[int, int], Moments], factor: float) -> list[LinearModel | None]:
         assert self._sums is not None

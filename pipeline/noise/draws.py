@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,8 +24,8 @@ import numpy as np
 from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
-from pipeline.noise.model import NO_SEED, Kernel, Noise, Scatter, SpectraRows
+from pipeline.errors import ConfigError, InputError
+from pipeline.noise.model import NO_SEED, Kernel, Noise, Scatter, SpectraRows, require_level
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 
 __all__ = [
@@ -221,6 +222,12 @@ class NoiseDraw(Noise):
     level: float
     seed: int
     stream: int
+
+    def __post_init__(self) -> None:
+        require_level(self.level)
+        for name, value in (("seed", self.seed), ("stream", self.stream)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+                raise ConfigError(f"{name}: a whole number of 0 or more is required, found {value!r}")
 
     @property
     def name(self) -> str:

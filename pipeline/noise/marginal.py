@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
 from pipeline.noise.draws import NoiseDraw, compiled
-from pipeline.noise.model import NO_SEED, FaintPixels, Kernel, Noise, Scatter, SpectraRows
+from pipeline.noise.model import NO_SEED, FaintPixels, Kernel, Noise, Scatter, SpectraRows, require_level
 from pipeline.schema import STREAM_TRAIN
 
 __all__ = ["Corrections", "MarginalNoise", "correction_polynomials", "marginal_moments", "scatter_marginal"]
@@ -73,6 +73,9 @@ class MarginalNoise(Noise):
 
     level: float
     algorithm: str = MARGINAL_ALGORITHM
+
+    def __post_init__(self) -> None:
+        require_level(self.level)
 
     @property
     def name(self) -> str:

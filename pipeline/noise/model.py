@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NO_SEED", "FaintPixels", "Kernel", "Noise", "Scatter", "SpectraRows"]
+from pipeline.errors import ConfigError
+
+__all__ = ["NO_SEED", "FaintPixels", "Kernel", "Noise", "Scatter", "SpectraRows", "require_level"]
 
 #: The seed of noise that was not drawn from one.
 NO_SEED = -1
@@ -104,6 +108,18 @@ class Kernel(Protocol):
         the flux as their mean, or 0 where it is negative, and (level · error)² as their variance.
         """
         return False
+
+
+def require_level(level: object) -> None:
+    """Refuse what is no noise level.
+
+    Raises
+    ------
+    ConfigError
+        If it is no number, negative, or not finite.
+    """
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 <= float(level) < math.inf:
+        raise ConfigError(f"level: a number of 0 or more, in units of the 1σ error, is required, found {level!r}")
 
 
 class Noise(ABC):

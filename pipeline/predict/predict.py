@@ -41,7 +41,7 @@ from pipeline.base import (
 )
 from pipeline.bins import OUTSIDE
 from pipeline.config import content_hash
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError, require_kind
 from pipeline.noise import Noise, NoiseDraw, StoredNoise
 from pipeline.predict.model import MixtureModel
 from pipeline.predict.sources import Resampling, SpectraSource, describe_grid, open_spectra_source
@@ -137,6 +137,12 @@ def predict_spectra(
     ResourceError
         If the disk is full or not writable.
     """
+    require_kind("model", model, MixtureModel, "what load_model returns")
+    require_kind("options", options or PredictOptions(), PredictOptions, "PredictOptions(...)")
+    if hasattr(spectra, "data_vars") or hasattr(spectra, "dtype"):
+        raise ConfigError(
+            f"spectra: stores or shards are required, found {type(spectra).__name__}; model.predict takes arrays"
+        )
     settings, report = options or PredictOptions(), progress or SilentProgress()
     source = (
         open_spectra_source(list_paths(spectra), Path.cwd(), allow_external=settings.allow_external)

@@ -220,6 +220,8 @@ def compare_runs(folders: PathLike | Sequence[PathLike], names: Sequence[str] = 
     if len(folders) < 2:
         raise InputError(f"at least two run folders are required, found {len(folders)}; give the runs to be compared")
     names = tuple(names) or tuple(str(folder) for folder in folders)
+    if len(names) != len(folders):
+        raise InputError(f"names: one for each of the {len(folders)} runs is required, found {len(names)}")
     results = tuple(read_results(folder) for folder in folders)
     first = results[0]
     for name, other in zip(names, results, strict=True):

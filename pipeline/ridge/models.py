@@ -146,12 +146,22 @@ class ExpertModels:
         -------
         NDArray[np.float64]
             Shape (N, 1 + K), label units: the global model first, then the experts in bin order.
+
+        Raises
+        ------
+        InputError
+            If there is no such label, or the pixels are not those of the models.
         """
         weights, intercepts = self.columns(target)
-        return np.asarray(np.asarray(x, dtype=np.float64) @ weights + intercepts)
+        pixels = np.asarray(x, dtype=np.float64)
+        if pixels.ndim != 2 or pixels.shape[1] != len(weights):
+            raise InputError(f"x: shape (N, {len(weights)}), pixels of the models, is required, found {pixels.shape}")
+        return np.asarray(pixels @ weights + intercepts)
 
     def columns(self, target: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the weights (P, 1 + K) and intercepts (1 + K,) for one label, the global model first."""
+        if target not in self.labels:
+            raise InputError(f"target: one of {', '.join(self.labels)} is required, found {target!r}")
         q = self.labels.index(target)
         weights = np.column_stack([self.global_weights[:, q], self.expert_weights[:, :, q].T])
         return weights, np.concatenate([self.global_intercepts[[q]], self.expert_intercepts[:, q]])
@@ -191,6 +201,7 @@ def solve_experts(
     TooFewSpectraError
         If a bin has fewer than ``ridge.min_spectra`` training spectra; the message names it.
     """
+    grids = cells.grids if isinstance(cells, MomentsFolder) else ()
     cells = list(cells.totals()) if isinstance(cells, MomentsFolder) else cells
     required = "one MomentsFolder of accumulate_moments, or a list of Moments,"
     require_kind("cells", cells, (list, tuple), required)
@@ -203,6 +214,13 @@ def solve_experts(
             f"cells: moments of {grid.n_bins} bins and of the outside are required, found those of {len(cells)} cells; "
             "give the bins that the pass was planned with"
         )
+    if len(grids) == 1 and isinstance(grid, BinGrid):
+        asked = tuple((column, tuple(map(float, edges))) for column, edges in grid.edges.items())
+        if asked != grids[0]:
+            raise InputError(
+                f"cells: they are those of the bins {dict(grids[0])}, asked for {dict(asked)}; give the bins that the "
+                "pass was planned with, in the same order"
+            )
     require_enough_spectra([cell.count for cell in cells[:-1]], ridge, grid)
     whole = Moments.merge(cells if ridge.train_on == "all" else cells[:-1])
     shared = shared_scale(whole.pixel_sums, ridge)

@@ -214,8 +214,10 @@ def _singular_message(moments: Moments, scale: FloatArray, alpha: float) -> str:
     system, _ = moments.covariance_sums(scale)
     n_pixels = len(system)
     top = float(eigh(system, lower=True, eigvals_only=True, subset_by_index=[n_pixels - 1, n_pixels - 1])[0])
-    smallest = max(2 * n_pixels * np.finfo(np.float64).eps * top, np.finfo(np.float64).tiny)
+    smallest = max(2 * n_pixels * np.finfo(np.float64).eps * top, moments.epsilon * top, np.finfo(np.float64).tiny)
+    is_single = moments.epsilon > np.finfo(np.float64).eps
     return (
         f"alpha = {alpha:g} leaves the ridge system of {n_pixels} pixels without a unique solution "
         f"(fewer independent spectra than pixels, or constant pixels); use alpha >= {smallest:.1e}"
+        + (", or precision: float64" if is_single else "")
     )

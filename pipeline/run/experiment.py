@@ -6,6 +6,7 @@ from; a product whose key still holds is not made again, one whose key changed i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,12 @@ from pipeline.base import (
     describe_environment,
     peak_memory,
     recorded,
+    require_client,
     workers_limits,
     workers_peak,
 )
 from pipeline.config import ConfigSource, ExperimentConfig, content_hash, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, require_kind
 from pipeline.noise import Noise, training_noises
 from pipeline.plan import (
     ExperimentPlan,
@@ -164,6 +166,7 @@ def run_experiment(
     ResourceError
         If memory, disk or workers do not suffice.
     """
+    require_kind("folder", folder, (str, os.PathLike), "the path of a run folder")
     with (
         _opened(load_config(config), Path(folder), client, convert_workers, progress) as (run, sets, plan),
         recorded(client, run.folder, command or "", run.progress.note),
@@ -197,6 +200,7 @@ def _opened(
     progress: Progress | None,
 ) -> Iterator[tuple[Run, SpectraSets, ExperimentPlan]]:
     """Check and plan an experiment, and open its folder and its stores, converted if needed."""
+    require_client(client)
     require_own_folder(out, config)
     told = progress if isinstance(progress, NumberedProgress) else NumberedProgress(progress or SilentProgress())
     told.expect(name_steps(config))

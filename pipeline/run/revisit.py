@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from pipeline.accumulate import MomentsFolder, available_threads
 from pipeline.base import Products, available_memory, render_html
 from pipeline.bins import BinGrid, Binning, CellGrid
 from pipeline.config import AlphaSearch, ExperimentConfig, RidgeConfig, load_config
-from pipeline.errors import InputError, enumerate_words
+from pipeline.errors import InputError, enumerate_words, require_kind
 from pipeline.moments import PixelSums
 from pipeline.noise import Noise, compares, test_noises, training_noises
 from pipeline.plan import MEMORY_SHARE
@@ -407,7 +408,10 @@ def ask_forecast(
     level: float | None = None,
 ) -> tuple[float, list[OutlookPoint]]:
     """Return the noise level, and an entry for every number of spectra; see :func:`forecast_run`."""
-    if few := [n for n in spectra or () if not n >= 100]:
+    sizes = None if spectra is None else np.atleast_1d(np.asarray(spectra)).tolist()
+    for name, number in (*(("spectra", n) for n in sizes or ()), *([] if alpha is None else [("alpha", alpha)])):
+        require_kind(name, number, Real, "a number")
+    if few := [n for n in sizes or () if not n >= 100]:
         raise InputError(
             f"a forecast needs at least 100 training spectra, found {enumerate_words([str(n) for n in few])}"
         )
@@ -430,7 +434,7 @@ def ask_forecast(
         )
     main = binnings[0]
     forecaster = Forecaster(moments, main, main.covered, config.ridge, config.target, available_threads())
-    asked = forecaster.ask(sorted({min(float(n), ENDLESS) for n in spectra or (*SIZES, math.inf)}), alpha)
+    asked = forecaster.ask(sorted({min(float(n), ENDLESS) for n in sizes or (*SIZES, math.inf)}), alpha)
     found = predict_stacked(sets.test, forecaster.columns(asked), noise, "float64")
     columns = sets.test.columns
     y, bins = np.asarray(columns[config.target], dtype=np.float64), main.assign(columns)

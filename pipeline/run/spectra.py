@@ -88,6 +88,8 @@ class SetHeader:
         The ranges of rows that are used.
     shards
         All that was read of the shards, so that the conversion need not read it again; none of a store.
+    sources
+        Fingerprint and name of each shard, also of those that a store was converted from.
     """
 
     role: str
@@ -102,6 +104,7 @@ class SetHeader:
     left_out: tuple[int, ...] = ()
     kept: tuple[tuple[int, int], ...] = ()
     shards: tuple[ShardInfo, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_spectra(self) -> int:
@@ -122,6 +125,7 @@ class SetHeader:
             flagged_pixels=store.flagged_pixels,
             left_out=find_left_out(store),
             kept=find_kept(store),
+            sources=tuple((source.fingerprint, source.name) for source in store.sources),
         )
 
     @classmethod
@@ -155,6 +159,7 @@ class SetHeader:
             left_out=left_out,
             kept=kept,
             shards=infos,
+            sources=tuple((info.fingerprint, name) for info, name in zip(infos, names_of, strict=True)),
         )
 
 
@@ -438,8 +443,15 @@ def require_disjoint(train: SetHeader, test: SetHeader) -> list[str]:
     Raises
     ------
     InputError
-        If the same id occurs with the same labels in both.
+        If both have a shard in common, or the same id with the same labels.
     """
+    trained_on = {source[0] for k, source in enumerate(train.sources) if k not in train.left_out}
+    for fingerprint, name in test.sources:
+        if fingerprint in trained_on:
+            raise InputError(
+                f"{name} (fingerprint {fingerprint[:12]}): its test spectra also occur in train, so scores would be "
+                "too good; leave them out of one of the two, or set data.allow_overlap: true"
+            )
     for header in (train, test):
         if not _has_ids(header):
             return [

@@ -99,6 +99,8 @@ _NOISY_LEVEL = 0.5
 #: An edge of the grid counts if the last step to it still gained so much R² on held-out folds.
 _GAIN_AT_EDGE = 0.001
 _SHOWN = 5
+#: Covered test spectra that a verdict needs: the intervals of fewer hold the truth too rarely.
+_FEWEST_TESTS = 30
 
 
 def find_doubts(
@@ -126,6 +128,11 @@ def find_doubts(
     """
     every = found.scopes["all"]
     doubts = [*_doubt_scores(found.covered), *_doubt_spectra(likeness)]
+    if (n_covered := found.covered.n_test) < _FEWEST_TESTS:
+        doubts.append(
+            f"only {n_covered} test spectra lie in bins, and at least {_FEWEST_TESTS} are required: an interval from "
+            "so few is too narrow."
+        )
     if every.n_train < every.n_test:
         doubts.append(
             f"there are fewer training spectra ({every.n_train:,}) than test spectra ({every.n_test:,}); "

@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from pipeline.base import (
     render_html,
     tabulate,
 )
-from pipeline.errors import InputError, did_you_mean
+from pipeline.errors import InputError, did_you_mean, require_kind
 from pipeline.scoring.summary import DELTA_R2, SHOWN_MERITS, Summary
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def read_results(folder: str | Path) -> RunResults:
         If the folder is no run folder, the run has not reached its scores yet, or a file is not the one that the run
         has written; the message names it.
     """
+    require_kind("folder", folder, (str, os.PathLike), "the path of a run folder")
     run = Path(folder)
     if not run.is_dir():
         raise InputError(f"run folder {run}: no such folder; give the --out folder of a `headroom run`")

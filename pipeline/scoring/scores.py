@@ -136,7 +136,8 @@ def score_headroom(
     Returns
     -------
     HeadroomScore
-        ``covered``, ``all`` and one score for each bin; a set of fewer than two spectra scores NaN.
+        ``covered``, ``all`` and one score for each bin. A set of fewer than two spectra scores NaN, and one of two
+        has no resamples.
 
     Raises
     ------
@@ -232,6 +233,8 @@ def score_routed(
         )
     if not (np.isfinite(truth).all() and np.isfinite(of_global).all() and np.isfinite(of_oracle).all()):
         raise InputError("labels and predictions must be finite; one holds NaN or infinity")
+    if (number >= n_bins).any():
+        raise InputError(f"bins must be numbers from 0 to {n_bins - 1}, or -1 outside, found {number.max()}")
     if not (number >= 0).any():
         raise InputError("no test spectrum lies in any bin, so there is nothing to score; check the bins' edges")
     strata = [number == k for k in range(n_bins)] + [number < 0]
@@ -335,7 +338,9 @@ def count_drawn(drawn: Any, counts: Any) -> None:
 
 def _score_of_sums(n: int, sums: FloatArray, resampled: FloatArray) -> Score:
     mae_oracle, mae_global = (sums[4:6] / n) if n else (np.nan, np.nan)
-    return Score(n, _merits(n, sums[None, :4])[0], _merits(n, resampled), float(mae_oracle), float(mae_global))
+    # Of two spectra only one resample has a variance: all intervals would have no width.
+    of_resamples = _merits(n if n > 2 else 0, resampled)
+    return Score(n, _merits(n, sums[None, :4])[0], of_resamples, float(mae_oracle), float(mae_global))
 
 
 def _merits(n: int, sums: FloatArray) -> FloatArray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,3 +99,22 @@ def test_assign_bins_lets_xarray_group(train_store: SpectraStore) -> None:
     for k in set(bins.tolist()):
         expected = train_store.columns["T_eff"][bins == k].mean()
         assert float(means.sel(bin=k)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_on_an_edge_lie_in_the_upper_bin_in_either_precision(dtype: type) -> None:
+    edges = (-0.7, -0.1, 0.3, 0.7)
+    values = np.array([*edges, np.nextafter(dtype(-0.1), dtype(-1)), np.nextafter(dtype(0.7), dtype(1))], dtype=dtype)
+    assert BinGrid({"M_H": edges}).assign({"M_H": values}).tolist() == [0, 1, 2, 2, 0, -1]
+
+
+def test_edges_that_single_precision_cannot_tell_apart_are_compared_in_double() -> None:
+    grid = BinGrid({"snr": (1e8, 1e8 + 1, 1e8 + 16)})
+    assert grid.assign({"snr": np.array([1e8, 1e8 + 8], np.float32)}).tolist() == [0, 1]
+
+
+def test_bins_are_assigned_to_a_dataset_from_elsewhere() -> None:
+    dataset = xr.Dataset({"T_eff": ("star", [4000.0, 5000.0, 9000.0])})
+    assert assign_bins(dataset, {"T_eff": [3750, 4500, 6000]})["bin"].to_dict()["data"] == [0, 1, -1]
+    with pytest.raises(ConfigError, match=r"xarray\.Dataset"):
+        assign_bins("train.zarr", {"T_eff": [3750, 4500]})  # type: ignore[arg-type]

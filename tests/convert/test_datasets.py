@@ -176,6 +176,11 @@ def test_write_store__mask_and_noisy(tmp_path: Path) -> None:
         (lambda d: d.assign(mask=d["spectra"] > 1), "mask must hold whole numbers, 0 = good"),
         (lambda d: d.assign(spectra=d["spectra"] * 1e40), "typical flux must lie between"),
         (lambda d: d.assign(spectra=d["spectra"].astype(str)), "flux must hold numbers"),
+        (
+            lambda d: d.assign(feh=0.0),
+            r"'feh' \(M_H\) must hold one number .* 'star'; found float64 along no dim",
+        ),
+        (lambda d: d.assign(Teff=d["Teff"].astype(str)), r"'Teff' \(T_eff\) must hold one number .*; found <U"),
     ],
 )
 def test_write_store__raise_on(tmp_path: Path, change: object, message: str) -> None:
@@ -184,6 +189,13 @@ def test_write_store__raise_on(tmp_path: Path, change: object, message: str) -> 
         pipeline.write_store(change(make_dataset()), tmp_path / "own.zarr")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "own.zarr").exists()
+
+
+def test_stores_of_datasets_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    paths = [tmp_path / "first.zarr", tmp_path / "second.zarr"]
+    for path, rows in zip(paths, (slice(0, 70), slice(70, _N)), strict=True):
+        pipeline.write_store(make_dataset().isel(star=rows), path)
+    assert [pipeline.SpectraStore.open(path).shard_names for path in paths] == [("first/Dataset",), ("second/Dataset",)]
 
 
 def test_write_store__names(tmp_path: Path) -> None:

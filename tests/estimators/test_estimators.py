@@ -443,12 +443,26 @@ def test_every_expert_chooses_its_own_penalty() -> None:
         ({"edges": {"T_eff": [1, 2], "M_H": [7, 8]}, "train_on": "covered"}, "found none"),
         ({"standardize": True}, "standardize must be one of global"),
         ({"fallback": "mean"}, "fallback must"),
+        ({"columns": (-2.7, -1.2)}, "columns must be names or whole numbers, found -2.7"),
+        ({"columns": (True, False)}, "columns must be names or whole numbers, found True"),
+        ({"edges": [[3750, 4500]]}, "a dictionary of edges by column"),
+        ({"min_spectra": "a"}, "min_spectra must be a number, found 'a'"),
     ],
 )
 def test_fit__raise_on_bad_bins(options: dict[str, Any], message: str) -> None:
     x, y = table(100)
     with pytest.raises(ValueError, match=message):
         binned(**options).fit(x, y)
+
+
+def test_fit__raise_on_a_word_for_a_switch() -> None:
+    with pytest.raises(ValueError, match="standardize must be True or False, found 'none'"):
+        GramRidge(1.0, standardize="none").fit(*table(100))  # type: ignore[arg-type]
+
+
+def test_bins_may_be_a_grid() -> None:
+    x, y = table(300)
+    np.testing.assert_array_equal(binned(edges=BinGrid(EDGES)).fit(x, y).predict(x), binned().fit(x, y).predict(x))
 
 
 # --- at home in scikit-learn and dask-ml ---

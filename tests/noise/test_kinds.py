@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from pipeline import noise
+from pipeline.errors import ConfigError
 from pipeline.noise import NO_SEED, NOISE_KINDS, MarginalNoise, Noise, NoiseDraw, StoredNoise
 from pipeline.schema import STREAM_TEST, STREAM_TRAIN
 from pipeline.scoring import read_noisy_rows
@@ -70,6 +73,19 @@ def test_single_spectra_have_no_variances(test_store: SpectraStore) -> None:
         assert rows.shape == (6, test_store.n_pixels)
         assert (variances is None) is one.is_single
     np.testing.assert_array_equal(StoredNoise().read(test_store, 3, 9)[0], read_noisy_rows(test_store, 3, 9, None))
+
+
+@pytest.mark.parametrize("level", [-1.0, float("nan"), float("inf"), "1", True, None])
+def test_a_level_is_a_number_of_0_or_more(level: Any) -> None:
+    for make in (MarginalNoise, lambda value: NoiseDraw(value, 42, STREAM_TRAIN)):
+        with pytest.raises(ConfigError, match="level: a number of 0 or more"):
+            make(level)
+
+
+@pytest.mark.parametrize(("seed", "stream"), [("42", 0), (-1, 0), (1.5, 0), (True, 0), (1, "train"), (1, -1)])
+def test_seed_and_stream_are_whole_numbers(seed: Any, stream: Any) -> None:
+    with pytest.raises(ConfigError, match=r"(seed|stream): a whole number of 0 or more is required"):
+        NoiseDraw(1.0, seed, stream)
 
 
 def test_stored_noise_is_for_tests_alone() -> None:

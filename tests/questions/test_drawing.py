@@ -58,6 +58,15 @@ def test_figures_of_one_panel_go_into_axes(small_run: RunResults, figure: Figure
     assert own.get_text() == "$5 to $10 per T_eff", "what is not of the axes stays as it was"
 
 
+@pytest.mark.parametrize("size", [(6.4, 4.8), (3.5, 6.0)])
+def test_every_figure_goes_into_a_figure_without_a_layout(small_run: RunResults, size: tuple[float, float]) -> None:
+    for name in pipeline.list_figures(small_run):
+        own = Figure(figsize=size)
+        FigureCanvasAgg(own)
+        assert pipeline.draw_figure(small_run, name, figure=own) is own
+        own.canvas.draw()
+
+
 def test_figures_of_several_panels_go_into_a_figure(small_run: RunResults, figure: Figure) -> None:
     left, right = figure.subfigures(1, 2)
     assert pipeline.draw_learning_curve(small_run, figure=left) is left

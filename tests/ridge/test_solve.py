@@ -12,9 +12,9 @@ from tracing import trace_peak
 from pipeline.accumulate import MomentsFolder, accumulate_moments, plan_accumulation
 from pipeline.bins import BinGrid, CellGrid, plan_binnings
 from pipeline.config import REFERENCE_EDGES, ComputeConfig, RidgeConfig
-from pipeline.errors import SingularGramError
+from pipeline.errors import InputError, SingularGramError
 from pipeline.moments import Moments, TileLayout
-from pipeline.noise import NoiseDraw
+from pipeline.noise import MarginalNoise, NoiseDraw
 from pipeline.ridge import ExpertModels, SolveJob, TooFewSpectraError, solve_experts, solve_folders, solve_memory
 from pipeline.schema import STREAM_TRAIN
 from pipeline.store import SpectraStore
@@ -122,3 +122,18 @@ def test_solve__raise_on_singular_system_from_a_worker(folders: list[MomentsFold
         solve(folders, ridge)
     with pytest.raises(SingularGramError):
         solve(folders, ridge, client=two_workers)
+
+
+def test_bins_must_be_those_of_the_pass(train_store: SpectraStore, tmp_path: Path) -> None:
+    bins = {"T_eff": [3750.0, 4800.0, 6000.0], "M_H": [-2.0, -0.5, 0.5]}
+    plan = plan_accumulation(train_store, bins, compute=ComputeConfig(folds=1))
+    [moments] = accumulate_moments(plan, [MarginalNoise(1.0)], tmp_path)
+    models = solve_experts(moments, {"alpha": 1.0, "min_spectra": 2}, bins)
+    shifted = bins | {"M_H": [-2.0, -0.4, 0.5]}
+    for other in (dict(reversed(bins.items())), shifted):
+        with pytest.raises(InputError, match="give the bins that the pass was planned with, in the same order"):
+            solve_experts(moments, {"alpha": 1.0, "min_spectra": 2}, other)
+    with pytest.raises(InputError, match="target: one of log_g, T_eff, M_H is required, found 'logg'"):
+        models.predict(np.ones((2, train_store.n_pixels)), "logg")
+    with pytest.raises(InputError, match=r"x: shape \(N, \d+\), pixels of the models, is required, found \(2, 3\)"):
+        models.predict(np.ones((2, 3)), "log_g")

@@ -205,6 +205,14 @@ def test_a_grid_far_from_what_fits_withholds_the_verdict_though_its_curve_is_fla
     assert doubts(models=models, is_standardized=False) == []
 
 
+def test_few_test_spectra_in_bins_withhold_the_verdict() -> None:
+    assert doubts(make_part(n_test=60)) == []  # half of them are covered
+    [few] = doubts(make_part(n_test=58))
+    assert few == (
+        "only 29 test spectra lie in bins, and at least 30 are required: an interval from so few is too narrow."
+    )
+
+
 def test_test_spectra_of_another_kind_withhold_the_verdict() -> None:
     [doubt] = doubts(likeness=Likeness(400, 50, tuple(range(5, 17)), (7,)))
     assert "12 of 400 test spectra (rows 5, 6, 7, 8, 9, …)" in doubt

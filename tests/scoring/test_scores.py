@@ -104,6 +104,9 @@ def test_sets_too_small_for_r2_are_nan() -> None:
     for lonely in (1, 2, 3):  # one spectrum, two equal labels, none
         assert np.isnan(score.bins[lonely].merits).all()
     assert np.isnan(score.bins[3].mae_oracle)
+    assert np.isnan(score.bins[0].resampled).all(), "of two spectra every resample with an R² is the same"
+    three = score_headroom(y[[0, 1, 2]], y[[1, 1, 2]], y[[0, 1, 2]], [0, 0, 0], 1, QUICK).covered
+    assert np.nanstd(three.resampled[:, 1]) > 0
 
 
 def test_a_shift_of_the_labels_changes_nothing() -> None:
@@ -119,5 +122,7 @@ def test_score__raise_on_bad_input() -> None:
         score_headroom(y[:-1], of_global, of_oracle, bins, 4, QUICK)
     with pytest.raises(InputError, match="finite"):
         score_headroom(np.where(bins == 1, np.nan, y), of_global, of_oracle, bins, 4, QUICK)
+    with pytest.raises(InputError, match="bins must be numbers from 0 to 3, or -1 outside, found 4"):
+        score_headroom(y, of_global, of_oracle, np.full(len(y), 4), 4, QUICK)
     with pytest.raises(InputError, match="no test spectrum lies in any bin"):
         score_headroom(y, of_global, of_oracle, np.full(len(y), -1), 4, QUICK)

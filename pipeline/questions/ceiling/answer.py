@@ -127,25 +127,30 @@ class CeilingAnswer(Plain):
 
 
 def describe_experts(
-    label: CeilingLabel, posterior: Mapping[str, RouteScore], threshold: float, names: Sequence[str]
+    label: CeilingLabel, posterior: Mapping[str, RouteScore], threshold: float, names: Sequence[str], n_draws: int = 1
 ) -> str:
-    """Say what experts capture of all that can be had, what a perfect gate keeps, and which bins are at their limit."""
+    """Say what experts capture of all that can be had, what a perfect gate keeps, and which bins are at their limit.
+
+    Of several noise draws (``n_draws``) the first one is meant.
+    """
     part = label.scopes["covered"]
+    models = ", by the models of the first seed," if n_draws > 1 else ""
     sentences = [
-        f"On {part.n_test:,} covered test spectra the global model reaches R² {part.r2_global:.3f}, experts that know "
-        f"the bin {part.r2_oracle:.3f}, and the best possible model {part.tell()}."
+        f"On {part.n_test:,} covered test spectra{models} the global model reaches R² {part.r2_global:.3f}, experts "
+        f"that know the bin {part.r2_oracle:.3f}, and the best possible model {part.tell()}."
     ]
     low, high = part.share()
     if part.r2_oracle <= part.r2_global:
-        sentences.append("Experts gain nothing over the global model.")
+        sentences.append("Experts gain nothing over the global model on these spectra.")
     elif math.isfinite(high) and high <= 1:
         sentences.append(f"So experts capture {low:.0%} to {high:.0%} of the possible gain over the global model.")
     elif math.isfinite(low):
         sentences.append(f"So experts capture at least {low:.0%} of the possible gain over the global model.")
     if "covered" in posterior and math.isfinite(posterior["covered"].kept.mean):
         kept = posterior["covered"].kept
+        state = "" if part.is_converged else "; with a larger library it may keep more"
         sentences.append(
-            f"A perfect gate would keep {kept.mean:.0%} of their gain ({kept.low:.0%} to {kept.high:.0%})."
+            f"A perfect gate would keep {kept.mean:.0%} of their gain ({kept.low:.0%} to {kept.high:.0%}{state})."
         )
     limits = [
         name
@@ -201,6 +206,12 @@ def judge_nonlinear(
     def judge(verdict: str, sentence: str) -> Nonlinear:
         return Nonlinear(at_least=at_least, at_most=at_most, verdict=verdict, sentence=sentence)
 
+    if growth[-1].r2_oracle < 0:
+        return judge(
+            UNDECIDED,
+            "Whether a nonlinear model is worth trying is not judged: R² of the experts is below 0, so a gain over "
+            "them says nothing.",
+        )
     if at_least.low >= threshold:
         return judge(
             WORTH_TRYING,

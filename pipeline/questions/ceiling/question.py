@@ -36,6 +36,7 @@ from pipeline.questions.question import Facts, Question, Reading, Trained
 from pipeline.report import Card, Picture, Section, Show, Table, number_cell, percent_cell, symbol
 from pipeline.scoring import (
     SCOPES,
+    WITHHELD,
     Columns,
     Estimate,
     HeadroomScore,
@@ -162,10 +163,14 @@ class Ceiling(Question[CeilingAnswer]):
             recomputed=int(measured.sums.recomputed.sum()),
             is_redrawn=choose_test_noise(self.facts, reading.trained.noise) != reading.test_noise,
             labels=labels,
-            experts=describe_experts(target, posterior, threshold, names),
+            experts=describe_experts(target, posterior, threshold, names, self._count_draws(level)),
             nonlinear=judge_nonlinear(target.growth["covered"], at_least, at_most, threshold, confidence),
             posterior=posterior,
         )
+
+    def _count_draws(self, level: float) -> int:
+        """Return how many noise draws of a level the run's verdict is about."""
+        return sum(one.noise.level == level for one in self.facts.verdict_noises)
 
     def answer(self) -> CeilingAnswer | None:
         """Return the ceiling of every level; None where it was not asked."""
@@ -210,7 +215,7 @@ class Ceiling(Question[CeilingAnswer]):
         """Return what experts capture, and what is left for a nonlinear model."""
         answer = cls.read(results)
         level = answer.at(noise_level) if answer else None
-        return () if level is None else (level.experts, level.nonlinear.sentence)
+        return () if level is None else (*_caution(results, noise_level), level.experts, level.nonlinear.sentence)
 
     @classmethod
     def section(cls, results: RunResults) -> Section | None:
@@ -222,11 +227,18 @@ class Ceiling(Question[CeilingAnswer]):
         blocks: list[str | Table | Show] = []
         for level in answer.levels:
             where = f"Noise level {level.noise_level:g}: " if several else ""
-            blocks.append(f"{where}{level.experts} {level.nonlinear.sentence} {_explain(level)}")
+            caution = "".join(f"{words} " for words in _caution(results, level.noise_level))
+            blocks.append(f"{where}{caution}{level.experts} {level.nonlinear.sentence} {_explain(level)}")
         blocks += [_WHY, Show(_PICTURE)]
         for level in answer.levels:
             blocks += [_list_labels(level), _list_bins(results, level), _list_growth(results, level)]
         return Section("ceiling", "What no model can beat", "Ceiling", tuple(blocks))
+
+
+def _caution(results: RunResults, noise_level: float) -> Iterator[str]:
+    """Yield a sentence where the run's own verdict is withheld: the ceiling is held against the same models."""
+    if any(one.noise_level == noise_level and one.decision.verdict == WITHHELD.words for one in results.summary.levels):
+        yield "The verdict on experts is withheld, and the following rests on the same models and test spectra."
 
 
 def _require_headline(results: RunResults) -> CeilingLevel:

@@ -254,8 +254,9 @@ class Gates(Question[GateAnswer]):
         if self._settings is None:
             return None
         if not self._main:
-            self.facts.warnings.append(
-                "marginal test noise has no single spectra to route, so the gate was not held against any"
+            self.warnings.append(
+                "marginal test noise has no single spectra to route, so the gate was not held against any; set "
+                "noise.test to stored or drawn"
             )
             return None
         levels = dict.fromkeys(one.noise_level for one in self._main)

@@ -337,10 +337,10 @@ def drawing_into(target: Figure | SubFigure | Axes) -> Iterator[None]:
             typeset_figure(axes)
         return
     own = Own(target)
+    if (root := _find_root(target)).get_layout_engine() is None:
+        root.set_layout_engine("constrained")  # first: the bars of colours are made for the layout that there is
     with _set(_TARGET, own), _set(_MEDIUM, _COLUMN if own.size[1] > own.size[0] else _ON_SLIDES):
         yield
-    if (root := _find_root(target)).get_layout_engine() is None:
-        root.set_layout_engine("constrained")
     typeset_figure(target)
     if own.scale < 1:
         from pipeline.report.figures.fitting import shrink
