@@ -11,11 +11,16 @@ Such moments add and subtract like dense ones, if their bases are equal. A cell 
 of ``P²/2``, and a ridge model costs ``O(Pr²)`` instead of ``O(P³)``.
 
 What the basis leaves out, the residual e, lies under the noise. Seen through noise of variance d, a direction with
-residual energy λ explains at most λ/(λ + d) of anything. So the training spectra of a cell lose at most this much R²::
+residual energy λ explains at most λ/(λ + d) of anything. So models without a penalty lose at most this much of the R²
+of a cell's training spectra::
 
     ε = (n/n_check) Σ_p (Σ_i e_ip²)/d_p            sums over check rows: every 16th row of the store
 
-This is :attr:`FactoredMoments.lost`. It is stated without a penalty, which only shrinks what is lost.
+This is :attr:`FactoredMoments.lost`. A penalty is one more term of the noise, so the *penalised* error, SSE + α‖w‖²,
+loses less. But its minimum is not that of SSE, and there R² may move up or down by more than ε. Let P be the share that
+α‖w‖² has of Σ(y − ȳ)², and H the matrix of the penalised error over Σ(y − ȳ)². The weights change by δw with α‖δw‖² ≤
+δwᵀHδw ≤ ε, so R² moves by at most 2ε + 2√(Pε): :meth:`FactoredMoments.bound_change`. Both bounds are exact where noise
+and penalty together are a multiple of the basis' v̄, and estimates elsewhere.
 
 The sums may be kept apart for J *classes* of spectra with like noise, which forecasts of drawn noise need
 (:mod:`pipeline.questions.forecast`). Their edges belong to the basis. A cell is the sum of its classes.
@@ -270,7 +275,7 @@ class FactoredMoments(Moments):
 
     @property
     def lost(self) -> float:
-        """ε, the bound on the R² that training spectra lose; NaN without check rows, infinite without noise."""
+        """ε, the bound on what training spectra lose; NaN without check rows, infinite without noise."""
         if not self.n_check:
             return float("nan")
         left = self.residual > 0
@@ -278,6 +283,16 @@ class FactoredMoments(Moments):
             return 0.0
         with np.errstate(divide="ignore"):
             return float(self.count / self.n_check * (self.residual[left] / self.noise[left]).sum())
+
+    def bound_change(self, penalty: float) -> float:
+        """Return how far R² of the training spectra can be from that of a model of dense moments.
+
+        Parameters
+        ----------
+        penalty
+            The model's α‖w‖², for scaled pixels, as a share of Σ(y − ȳ)².
+        """
+        return 2 * self.lost + 2 * float(np.sqrt(penalty * self.lost))
 
     # --- Addition.
 

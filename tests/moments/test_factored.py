@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,11 @@ def test_leading_blocks_are_the_moments_of_a_smaller_basis() -> None:
         np.testing.assert_array_equal(smaller.noise, expected.noise)
 
 
+def replace_factors(moments: FactoredMoments, **changes: Any) -> FactoredMoments:
+    factors = replace(moments.factors, **changes)
+    return FactoredMoments(moments.basis, factors, moments.y_origin, moments.labels, moments.epsilon)
+
+
 def test_what_is_lost_stays_below_the_bound() -> None:
     """Against brute force: R² of training spectra, of the best model without a penalty, whatever the rank."""
     x, v, y = make_spectra(roughness=0.15)
@@ -127,14 +133,66 @@ def test_what_is_lost_stays_below_the_bound() -> None:
         ours = factor(basis.leading(rank), x, v, y)
         # Every spectrum is a check row here, so the bound is no estimate.
         left = x - basis.x_origin - (x - basis.x_origin) @ ours.basis.projection @ ours.basis.vectors.T
-        factors = replace(ours.factors, residual=(left**2).sum(axis=0), n_check=N)
-        ours = FactoredMoments(ours.basis, factors, ours.y_origin, ours.labels, ours.epsilon)
+        ours = replace_factors(ours, residual=(left**2).sum(axis=0), n_check=N)
         found = solve_ridge_path(ours, [0.0])
         losses.append((r2(best.weights, best.intercepts) - r2(found.weights, found.intercepts)).max())
         bounds.append(ours.lost)
     assert (np.diff(bounds) < 0).all()
     assert losses[0] > 1e-3, "something is lost"
     assert all(-1e-12 <= loss <= bound for loss, bound in zip(losses, bounds, strict=True)), (losses, bounds)
+
+
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_with_a_penalty_r2_moves_by_no_more_than_the_bound(is_alike: bool) -> None:
+    """Against brute force; where the penalty's weights differ from those of the noise, too."""
+    x, v, y = make_spectra(roughness=0.15)
+    if not is_alike:
+        x, v = x * np.linspace(0.2, 5, P), v * np.linspace(3, 0.3, P)
+    basis = whole_basis(x, v)
+    dense = make_dense(basis, x, v, y)
+    scale, total, changes = pixel_scale(dense), N * y.var(axis=0), []
+    for rank in (4, 8, 12, 16, 24):
+        own = basis.leading(rank)
+        left = x - basis.x_origin - (x - basis.x_origin) @ own.projection @ own.vectors.T
+        ours = factor(own, x, v, y)
+        ours = replace_factors(ours, residual=(left**2).sum(axis=0), n_check=N)
+        for alpha in (1e-4 * N, 1e-2 * N, N):
+            r2, shares = [], []
+            for moments in (dense, ours):
+                found = solve_ridge_path(moments, [alpha], scale)
+                sums = sum_predictions(dense, found.weights, found.intercepts)
+                r2.append(1 - sums.squared_errors[0] / total)
+                shares.append(alpha * ((found.weights[0] * scale[:, None]) ** 2).sum(axis=0) / total)
+            for label, change in enumerate(np.abs(r2[1] - r2[0])):
+                changes.append((change / ours.lost, change / ours.bound_change(shares[1][label])))
+    assert max(bounded for _, bounded in changes) <= 1
+    assert max(plain for plain, _ in changes) > 0.01, "something changes"
+
+
+def test_a_label_that_hides_in_the_residual_moves_r2_by_more_than_is_lost_without_a_penalty() -> None:
+    """Half of the label is told by a direction below the tolerance, in pixels of very unlike scales."""
+    rng, n, half = np.random.default_rng(3), 3500, 50
+    one, other = (column / np.linalg.norm(column) for column in rng.normal(size=(2, half)))
+    told = np.concatenate([one * np.cos(0.3), other * np.sin(0.3)])
+    hidden = np.concatenate([one * np.sin(0.3), -other * np.cos(0.3)])
+    loud = rng.normal(size=(half, 15))
+    loud = np.linalg.qr(np.vstack([loud - np.outer(one, one @ loud), np.zeros((half, 15))]))[0]
+    t, u = rng.normal(size=(2, n))
+    residual = np.outer(u, hidden) * np.sqrt(0.6e-4)
+    x = 300 + 3 * np.outer(t, told) + 30 * rng.normal(size=(n, 15)) @ loud.T + residual
+    v, y = np.ones(x.shape), np.column_stack([t + u, t - u])
+    basis = choose_basis(take_sample(x - x[0], v), x[0], 1e-4, 2 * half)[0]
+    assert basis.rank == 16
+    dense, ours = make_dense(basis, x, v, y), factor(basis, x, v, y)
+    scale, total = pixel_scale(dense), n * y.var(axis=0)
+    r2, shares = [], np.empty(0)
+    for moments in (dense, ours):
+        found = solve_ridge_path(moments, [0.01 * n], scale)
+        r2.append(1 - sum_predictions(dense, found.weights, found.intercepts).squared_errors[0] / total)
+        shares = 0.01 * n * ((found.weights[0] * scale[:, None]) ** 2).sum(axis=0) / total
+    changes = np.abs(r2[1] - r2[0])
+    assert changes.min() > 5 * ours.lost
+    assert all(change <= ours.bound_change(share) for change, share in zip(changes, shares, strict=True))
 
 
 def test_check_rows_estimate_the_bound_of_all_rows() -> None:

@@ -120,6 +120,11 @@ def test_r2_against_the_rank_ends_at_that_of_the_models(runs: dict[str, RunResul
         assert level.points[-1].r2_oracle == pytest.approx(1 - of_experts / total, abs=1e-6)
         r2 = [point.r2_global for point in level.points]
         assert r2[0] < r2[-1], "a model of fewer directions is a worse one"
+        [*_, of_dense] = read_models(runs["dense"].folder / f"models/{noise.name}.npz")
+        errors = (means @ of_dense.columns(config.target)[0] + of_dense.columns(config.target)[1] - y[:, None]) ** 2
+        errors += variances @ of_dense.columns(config.target)[0] ** 2
+        assert abs(1 - errors[inside, 0].sum() / total - level.points[-1].r2_global) <= level.moved_at_most + 1e-9
+        assert 2 * level.lost_at_most <= level.moved_at_most < 1e-3
 
 
 def factored_config(small_config: ExperimentConfig, train: list[str], **data: Any) -> ExperimentConfig:

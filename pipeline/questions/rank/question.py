@@ -32,11 +32,16 @@ class RankPoint(Plain):
 
 
 class RankLevel(Plain):
-    """One noise level: the rank, a bound on the R² that its basis loses in any cell, and the R² of smaller ranks."""
+    """One noise level: the rank, what its basis loses in any cell at most, and the R² of smaller ranks.
+
+    ``lost_at_most`` is the loss of R² by models without a penalty, ``moved_at_most`` the change of R² of the run's
+    models, up or down (:mod:`pipeline.moments.factored`); NaN in results of earlier versions.
+    """
 
     noise_level: float
     rank: int
     lost_at_most: Number
+    moved_at_most: Number = math.nan
     check_rows: int
     points: tuple[RankPoint, ...]
 
@@ -71,9 +76,23 @@ class Rank(Question[RankAnswer]):
             noise_level=trained.noise.level,
             rank=rank,
             lost_at_most=max(lost, default=math.nan),
+            moved_at_most=self._bound_change(trained, cells),
             check_rows=whole.n_check,
             points=tuple(self._score(trained, cells, ranks)),
         )
+
+    def _bound_change(self, trained: Trained, cells: Sequence[FactoredMoments]) -> float:
+        """Return the largest change of R² of the target, on its own training spectra, of any model of the run."""
+        settings, binning = self.facts.settings.ridge, self.facts.binnings[0]
+        label, models = LABELS.index(self.facts.settings.target), trained.whole
+        trains = _merge(cells, trained_cells(settings, len(cells), binning.covered))
+        scale = shared_scale(trains.pixel_sums, settings)
+        bounds = [_bound_change(trains, label, models.global_weights, models.global_alpha, scale)]
+        for k, (members, alpha) in enumerate(zip(binning.members, models.expert_alphas, strict=True)):
+            own = _merge(cells, members)
+            own_scale = pixel_scale(own) if settings.standardize == "per_expert" else scale
+            bounds.append(_bound_change(own, label, models.expert_weights[k], float(alpha), own_scale))
+        return max((bound for bound in bounds if not math.isnan(bound)), default=math.nan)
 
     def _score(self, trained: Trained, cells: Sequence[FactoredMoments], ranks: Sequence[int]) -> Iterator[RankPoint]:
         """Solve with the leading directions, and judge on all of them."""
@@ -114,8 +133,9 @@ class Rank(Question[RankAnswer]):
             "Covered training spectra, by the number of directions that models may use", header, tuple(rows), 1
         )
         bounds = "; ".join(
-            f"at noise level {level.noise_level:g} rank {level.rank}, which loses at most {level.lost_at_most:.1e} of "
-            f"R² according to {level.check_rows:,} check spectra"
+            f"at noise level {level.noise_level:g} rank {level.rank}. By {level.check_rows:,} check spectra models "
+            f"without a penalty lose at most {level.lost_at_most:.1e} of R², and R² of the run's models on their "
+            f"training spectra moves by at most {level.moved_at_most:.1e}, up or down"
             for level in answer.levels
         )
         words = (
@@ -125,6 +145,11 @@ class Rank(Question[RankAnswer]):
         )
         reasons = (results.metadata.get("factoring") or {}).get("dense_because") or []
         return Section("rank", "How many dimensions the spectra have", "Rank", (words, *reasons, table))
+
+
+def _bound_change(own: FactoredMoments, label: int, weights: FloatArray, alpha: float, scale: FloatArray) -> float:
+    total = float(total_squares(own.count, own.y_sum, np.diag(own.y_gram))[label])
+    return own.bound_change(alpha * float(((weights[:, label] * scale) ** 2).sum()) / total) if total > 0 else math.nan
 
 
 def _merge(cells: Sequence[FactoredMoments], members: Iterable[int]) -> FactoredMoments:
