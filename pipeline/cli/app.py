@@ -101,7 +101,7 @@ def cli() -> None:
     \b
     Example, from nothing to a report:
       headroom sample spectra
-      HEADROOM_DEMO=spectra headroom run demo --out runs/demo
+      HEADROOM_DEMO=spectra headroom run demo --out runs/first
 
     \b
     To let the shell complete commands and options (bash; zsh and fish likewise):

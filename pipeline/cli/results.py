@@ -59,7 +59,7 @@ def report(folder: Path, as_json: bool) -> None:
 
 @click.command()
 @run_argument
-@click.option("--verify", is_flag=True, help="Read every Gram matrix and check it against its checksum.")
+@click.option("--verify", is_flag=True, help="Read every sum and every matrix, and check them against their checksums.")
 @json_option
 @quiet_option
 def moments(folder: Path, verify: bool, as_json: bool, quiet: bool) -> None:
@@ -125,7 +125,7 @@ def compare(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     "--spectra",
     multiple=True,
     type=click.FloatRange(min=100),
-    help="Number of training spectra, such as 1e6; repeatable.",
+    help="Number of training spectra, such as 1e6, or inf; repeatable.",
 )
 @click.option("--alpha", type=click.FloatRange(min=0, max=1e30, min_open=True), help="The penalty of all models.")
 @click.option("--noise", "level", type=float, help="A noise level of the run's pass.")

@@ -66,8 +66,8 @@ def run(
 
     \b
     Example:
-      headroom run oracle_noise1 --out runs/first
-      headroom run oracle_noise1 --out runs/first --cluster my_site.yaml --min 1 --max 40
+      headroom run my.yaml --out runs/first
+      headroom run my.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40
     """
     experiment = load_config(config)
     folder = run_folder(config, out)
@@ -200,7 +200,7 @@ def submit(
 
     \b
     Example:
-      headroom submit oracle_noise1 --profile my_site.yaml --out runs/first
+      headroom submit my.yaml --profile my_site.yaml --out runs/first
       headroom status runs/first --watch
     """
     from cluster import SlurmProfile

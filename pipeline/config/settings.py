@@ -620,6 +620,15 @@ class ExperimentConfig(Section):
                     require_increasing(column, cut)
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_other_bins_have_not(cls, data: Any) -> Any:
+        """Leave out the hypothesis about the bins of lowest R² if it is not stated: it is about the reference bins."""
+        stated = data.get("hypotheses") if isinstance(data, dict) else None
+        if isinstance(stated, dict) and "lowest_r2_bins" not in stated and not _are_reference(data.get("bins")):
+            return data | {"hypotheses": stated | {"lowest_r2_bins": None}}
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.target in self.bins:
@@ -648,8 +657,8 @@ class ExperimentConfig(Section):
         if self.forecast is not None and (self.noise.mode == "drawn" or self.compute.moments == "dense"):
             raise ValueError(
                 "forecast needs factored moments of noise that is integrated out, found "
-                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: marginal "
-                "or both with compute.moments: auto, or leave forecast out"
+                f"noise.mode: {self.noise.mode} with compute.moments: {self.compute.moments}; use noise.mode: "
+                "marginal, both or checked with compute.moments: auto, or leave forecast out"
             )
         if self.decision.at is not None and self.forecast is None:
             raise ValueError("decision.at needs a forecast; add the section `forecast: {}`, or leave decision.at out")
@@ -688,10 +697,7 @@ class ExperimentConfig(Section):
         """The hypotheses. By default the third one is stated only for the reference bins, which it is about."""
         if self.hypotheses is not None:
             return self.hypotheses
-        # The order of the columns numbers the bins.
-        if [(column, tuple(edges)) for column, edges in self.bins.items()] == list(REFERENCE_EDGES.items()):
-            return HypothesesConfig()
-        return HypothesesConfig(lowest_r2_bins=None)
+        return HypothesesConfig() if _are_reference(self.bins) else HypothesesConfig(lowest_r2_bins=None)
 
     @property
     def headline_level(self) -> float:
@@ -733,6 +739,16 @@ def _require_distinct(values: tuple[Value, ...], what: str) -> tuple[Value, ...]
     if len(set(values)) != len(values):
         raise ValueError(f"{what} must be distinct, found {list(values)}")
     return values
+
+
+def _are_reference(bins: Any) -> bool:
+    """Whether bins, as a configuration states them, are the reference bins; their order numbers them."""
+    if bins is None:
+        return True
+    try:
+        return [(column, tuple(map(float, edges))) for column, edges in bins.items()] == list(REFERENCE_EDGES.items())
+    except (AttributeError, TypeError, ValueError):
+        return False  # which is no configuration anyway
 
 
 def content_hash(value: Any) -> str:

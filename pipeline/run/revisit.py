@@ -457,7 +457,7 @@ def _choose_marginal(results: RunResults, config: ExperimentConfig, level: float
     if not found:
         raise InputError(
             f"run folder {results.folder}: a forecast needs noise that was integrated out, and the run has drawn noise "
-            "alone; set noise.mode to marginal or both, add the section `forecast: {}`, and run again"
+            "alone; set noise.mode to marginal, both or checked, add the section `forecast: {}`, and run again"
         )
     raise InputError(
         f"run folder {results.folder}: a forecast can be made at the noise levels of its pass, which are "

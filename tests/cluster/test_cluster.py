@@ -443,7 +443,9 @@ def test_a_worker_of_another_version_is_refused(guarded: Client) -> None:
 
 def test_a_connection_lasts_across_cells(small_config: ExperimentConfig, tmp_path: Path) -> None:
     before = {name: os.environ.get(name) for name in ("HEADROOM_THREADS",)}
-    connection = connect(LocalProfile(threads=1, memory_limit=2**30))  # a first cell
+    connection = connect(
+        LocalProfile(threads=1, memory_limit=2**34)
+    )  # a first cell  # this process holds what earlier tests left
     assert repr(connection).startswith("Connection(<Client")
     assert connection.submit(sum, [1, 2]).result() == 3
     results = run_experiment(small_config, tmp_path / "run", client=connection)  # another one
@@ -462,7 +464,7 @@ def test_connections_that_end_in_the_order_of_their_cells_log_nothing() -> None:
     def levels() -> list[int]:
         return [handler.level for handler in logging.getLogger("distributed").handlers]
 
-    before, profile = levels(), LocalProfile(threads=1, memory_limit=2**30)
+    before, profile = levels(), LocalProfile(threads=1, memory_limit=2**34)
     first, second = connect(profile), connect(profile)
     assert second.submit(sum, [1, 2]).result() == 3
     first.close()

@@ -358,3 +358,17 @@ def test_aliases_and_merges_are_read_as_what_they_stand_for(tmp_path: Path) -> N
     many = "train: [" + ", ".join(f"shard_{k}" for k in range(100_001)) + "]"
     (tmp_path / "three.yaml").write_text(many)
     assert len(read_yaml(tmp_path / "three.yaml", "file")["train"]) == 100_001
+
+
+def test_hypotheses_about_the_reference_bins_are_not_those_of_other_bins(tmp_path: Path) -> None:
+    plain = {"data": {"train": "a", "test": "b"}, "hypotheses": {"r2_oracle": 0.6}}
+    assert load_config(plain).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
+    other = load_config(plain | {"bins": {"T_eff": [3750, 4500, 6000]}})
+    assert other.stated_hypotheses.lowest_r2_bins is None
+    assert other.stated_hypotheses.r2_oracle == 0.6
+    assert load_config(other.to_dict()).stated_hypotheses == other.stated_hypotheses
+    same = {name: list(edges) for name, edges in REFERENCE_EDGES.items()}
+    assert load_config(plain | {"bins": same}).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
+    assert load_config(plain | {"bins": dict(reversed(same.items()))}).stated_hypotheses.lowest_r2_bins is None
+    with pytest.raises(ConfigError, match="must name some of the bins 0 to 1"):
+        load_config(plain | {"bins": {"T_eff": [3750, 4500, 6000]}, "hypotheses": {"lowest_r2_bins": [0, 3, 6]}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ Columns = Mapping[str, NDArray[Any]]
 NAMES = ("id", "T_eff", "log_g", "M_H")
 
 
-def make_header(role: str, columns: Columns, block: int, gap: int = 0) -> SetHeader:
+def make_header(role: str, columns: Columns, block: int, gap: int = 0, fingerprint: str = "") -> SetHeader:
     """Return a set whose columns come in blocks, with rows that are left out between them."""
     n = len(columns["id"])
 
@@ -25,7 +26,10 @@ def make_header(role: str, columns: Columns, block: int, gap: int = 0) -> SetHea
         for number, start in enumerate(range(0, n, block)):
             yield start + number * gap, {name: columns[name][start : start + block] for name in names}
 
-    return SetHeader(role, role, (n,), np.arange(4.0), NAMES, iter_columns, chunk_rows=block, kept=((0, n),))
+    sources = ((fingerprint or role, "night_1/spectra.nc"),)
+    return SetHeader(
+        role, role, (n,), np.arange(4.0), NAMES, iter_columns, chunk_rows=block, kept=((0, n),), sources=sources
+    )
 
 
 def draw_columns(rng: np.random.Generator, n: int, base: int) -> Columns:
@@ -80,3 +84,15 @@ def test_shared_spectra_are_those_of_every_pair(seed: int) -> None:
     assert found is not None
     row = min(first_rows)
     assert [int(word) for word in found.groups()] == [len(first_rows), row, first_rows[row]]
+
+
+def test_without_ids_a_shard_of_the_training_set_is_refused_unless_it_is_left_out() -> None:
+    unknown = {name: np.full(3, np.nan) for name in NAMES}
+    train, test = (make_header(role, unknown, 3, fingerprint="abc") for role in ("train", "test"))
+    with pytest.raises(
+        InputError, match=r"night_1/spectra\.nc \(fingerprint abc\): its test spectra also occur in train"
+    ):
+        require_disjoint(train, test)
+    [told] = require_disjoint(replace(train, left_out=(0,)), test)
+    assert "no usable ids" in told
+    assert require_disjoint(train, make_header("test", unknown, 3)) == [told]
