@@ -61,6 +61,8 @@ config = pipeline.load_config(RUN / "config.yaml")
 grid = pipeline.BinGrid(config.bins, config.bin_names)
 spectra = pipeline.assign_bins(spectra, grid)
 labels = spectra.drop_dims("wavelength").to_dataframe()
+if "snr" not in labels:  # the column is optional; this reads all pixels
+    labels["snr"] = (spectra["flux"] / spectra["error"]).mean("wavelength").values
 per_bin = labels.groupby("bin").agg(spectra=("log_g", "size"), median_snr=("snr", "median"), log_g=("log_g", "mean"))
 per_bin.index = ["outside" if k < 0 else grid.describe(k) for k in per_bin.index]
 per_bin.round(2)

@@ -144,6 +144,7 @@ stars = found.predictions()
 covered = stars[stars["bin"] >= 0]
 target = config.target
 titles = {"log_g": "log g [dex]", "T_eff": "T_eff [K]", "M_H": "[M/H] [dex]", "snr": "signal-to-noise ratio"}
+titles = {name: title for name, title in titles.items() if name in stars}  # not every file has snr
 
 
 def draw_errors(axes, name):
@@ -158,7 +159,7 @@ def draw_errors(axes, name):
     axes.set_xlabel(titles[name])
 
 
-figure, panels = plt.subplots(1, 4, figsize=(13, 3.6), sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, len(titles), figsize=(13, 3.6), sharey=True, layout="constrained")
 for axes, name in zip(panels, titles, strict=True):
     draw_errors(axes, name)
 panels[0].set_ylabel(f"predicted − true {titles[target]}")
