@@ -85,16 +85,17 @@ def predict(
 ) -> None:
     """Predict the labels of spectra.
 
-    SPECTRA are shards or stores. Labels in them are not used for the prediction; if there are any, R² is printed. Each
-    row of the file holds the labels predicted by the chosen route and by the global model, and the probability of each
-    bin. It also says whether the spectrum is out of domain, that is, unlike the training spectra, and why.
+    SPECTRA are stores, or shards and other files that `headroom convert` takes. They need no labels. If there are
+    labels, R² is printed; they are not used for the prediction. Each row of the file holds the labels predicted by the
+    chosen route and by the global model, and the probability of each bin if the model has a gate. It also says whether
+    the spectrum is out of domain, that is, unlike the training spectra, and why.
 
     No noise is added unless you ask for it. After an interruption, run the same command again; it resumes.
 
     \b
     Example:
       headroom predict runs/demo observed.h5 --out predictions.parquet
-      headroom predict model/ night_*.zarr --out night.parquet --resample
+      headroom predict model/ night_*.nc --out night.parquet --resample
       headroom predict model/ spectra/test --out test.parquet --noise 1.0 --seed 42
     """
     from pipeline.predict import PredictOptions, predict_spectra

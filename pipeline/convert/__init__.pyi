@@ -3,6 +3,7 @@ from .convert import write_store as write_store
 from .datasets import find_sources as find_sources
 from .datasets import is_foreign_zarr as is_foreign_zarr
 from .datasets import read_source_info as read_source_info
+from .datasets import read_unlabelled_info as read_unlabelled_info
 from .inspection import inspect_path as inspect_path
 from .inspection import render_inspection as render_inspection
 from .inspection import render_total as render_total

@@ -43,7 +43,7 @@ from pipeline.shards import (
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DatasetReader", "describe_dataset", "find_sources", "read_source_info"]
+__all__ = ["DatasetReader", "describe_dataset", "find_sources", "read_source_info", "read_unlabelled_info"]
 
 #: What a store calls its variables, and the names that they may have elsewhere, the best first. Case, underscores and
 #: other signs do not matter.
@@ -62,7 +62,8 @@ KNOWN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "mask": ("mask",),
     "noisy": ("noisy",),
 }
-_REQUIRED: Final = ("flux", "error", "wavelength", "T_eff", "log_g", "M_H")
+_PIXELS_REQUIRED: Final = ("flux", "error", "wavelength")
+_REQUIRED: Final = (*_PIXELS_REQUIRED, "T_eff", "log_g", "M_H")
 #: Å of a unit, by its name in small letters.
 _ANGSTROMS: Final = {
     **dict.fromkeys(("angstrom", "angstroms", "ångström", "å", "å", "a", "aa", "0.1 nm"), 1.0),
@@ -236,9 +237,27 @@ def read_source_info(
                 f"names are for spectra of other layouts, and {path} is read as a pfsspec shard, whose names are fixed"
             )
         return read_shard_info(path, allow_external=allow_external)
-    files = tuple(sorted(one for one in path.rglob("*") if one.is_file())) if path.is_dir() else ()
     with opening() as dataset:
-        return _describe(dataset, path, files, opening, names or {})
+        return _describe(dataset, path, _list_files(path), opening, names or {})
+
+
+def read_unlabelled_info(path: Path) -> DatasetInfo | None:
+    """Describe spectra of another layout whose labels may be missing or unknown; None for a shard.
+
+    Raises
+    ------
+    InputError
+        If the file or its layout is not as required.
+    """
+    opening = _find_opening(path)
+    if opening is None:
+        return None
+    with opening() as dataset:
+        return _describe(dataset, path, _list_files(path), opening, {}, needs_labels=False)
+
+
+def _list_files(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(one for one in path.rglob("*") if one.is_file())) if path.is_dir() else ()
 
 
 def describe_dataset(dataset: xr.Dataset, names: Mapping[str, str] | None = None) -> ShardInfo:
@@ -314,24 +333,27 @@ def _describe(
     files: tuple[Path, ...],
     opening: Callable[[], AbstractContextManager[xr.Dataset]],
     names: Mapping[str, str],
+    *,
+    needs_labels: bool = True,
 ) -> DatasetInfo:
     """Check everything of a Dataset that can be checked without reading all pixels."""
     name = f"file {path}" if path is not None and path.is_file() else f"folder {path}" if path else "the Dataset"
     # Before anything is read: a later change shows.
     stamp = (0, time.time_ns()) if path is None else stamp_files([path, *files])
-    found, remarks = _match_names(dataset, names, name)
+    found, remarks = _match_names(dataset, names, name, _REQUIRED if needs_labels else _PIXELS_REQUIRED)
     dimensions = _find_dimensions(dataset, found, name)
     wavelength, is_reversed, remark = _read_wavelength(dataset[found["wavelength"]], name)
     view = View({k: v for k, v in found.items() if k in schema.PIXEL_VARIABLES}, *dimensions, is_reversed)
     columns, left_out = _read_columns(dataset, found, view.rows, name)
-    for label in schema.LABELS:
+    for label in schema.LABELS if needs_labels else ():
         if label not in columns:
             own = dataset[found[label]]
             raise InputError(
                 f"{name}: {found[label]!r} ({label}) must hold one number for each spectrum, along {view.rows!r}; "
                 f"found {own.dtype} along {', '.join(map(str, own.dims)) or 'no dimension'}"
             )
-    require_labels(columns, name, "its labels", "correct them")
+    if needs_labels:
+        require_labels(columns, name, "its labels", "correct them")
     n_spectra = dataset.sizes[view.rows]
     reader = partial(DatasetReader, name, opening, view)
     with reader() as rows:
@@ -369,7 +391,9 @@ def _say_name(role: str, own: str) -> str:
     return f"names={{{role!r}: {own!r}}} in Python, or headroom convert SPECTRA STORE.zarr --name {role}={own}"
 
 
-def _match_names(dataset: xr.Dataset, names: Mapping[str, str], where: str) -> tuple[dict[str, str], list[str]]:
+def _match_names(
+    dataset: xr.Dataset, names: Mapping[str, str], where: str, required: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
     """Return the Dataset's names by those of a store, and a remark on every one that was guessed."""
     present = [str(name) for name in dataset.variables]
     for role, own in names.items():
@@ -400,7 +424,7 @@ def _match_names(dataset: xr.Dataset, names: Mapping[str, str], where: str) -> t
             )
         if candidates:
             found[role] = candidates[0]
-    missing = [role for role in _REQUIRED if role not in found]
+    missing = [role for role in required if role not in found]
     if missing:
         role = missing[0]
         inverse = next((own for own in present if _bare(own) in ("ivar", "invvar", "inversevariance")), None)
@@ -417,7 +441,7 @@ def _match_names(dataset: xr.Dataset, names: Mapping[str, str], where: str) -> t
 
 def _find_dimensions(dataset: xr.Dataset, found: Mapping[str, str], where: str) -> tuple[str, str]:
     """Return the names of the dimensions along spectra and along pixels."""
-    flux, wave, label = (dataset[found[role]] for role in ("flux", "wavelength", "T_eff"))
+    flux, wave = (dataset[found[role]] for role in ("flux", "wavelength"))
     if flux.ndim != 2 or wave.ndim != 1 or wave.dims[0] not in flux.dims:
         raise InputError(
             f"{where}: flux must have two dimensions, and the wavelengths one of them; found {found['flux']!r} "
@@ -425,10 +449,12 @@ def _find_dimensions(dataset: xr.Dataset, found: Mapping[str, str], where: str) 
         )
     pixels = str(wave.dims[0])
     rows = str(next((dim for dim in flux.dims if dim != pixels), pixels))
-    if rows == pixels or label.dims != (rows,):
+    label = found.get("T_eff", found["flux"])
+    if rows == pixels or (label != found["flux"] and dataset[label].dims != (rows,)):
         raise InputError(
-            f"{where}: labels must have one value for each spectrum, along {rows!r}; found {found['T_eff']!r} "
-            f"{_shape(label)} and {found['flux']!r} {_shape(flux)}; name the dimensions spectrum and wavelength"
+            f"{where}: labels must have one value for each spectrum, along {rows!r}; found {label!r} "
+            f"{_shape(dataset[label])} and {found['flux']!r} {_shape(flux)}; name the dimensions spectrum and "
+            "wavelength"
         )
     for role in (role for role in schema.PIXEL_VARIABLES if role in found):
         array = dataset[found[role]]

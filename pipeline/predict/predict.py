@@ -116,7 +116,7 @@ def predict_spectra(
     model
         From :func:`pipeline.load_model`.
     spectra
-        Stores or shards, their folders or globs; read, never written.
+        Stores, or shards and other files that a conversion takes, their folders or globs; read, never written.
     out
         The file. It appears at once. Until then its parts wait in a folder beside it, of its name and ``.partial``.
     options

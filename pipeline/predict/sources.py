@@ -1,12 +1,12 @@
-"""Where spectra to be labelled come from: stores, or shards as they are, with labels in them or without."""
+"""Where spectra to be labelled come from: stores, or files as they are, with labels in them or without."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ from scipy.sparse import csr_array
 
 from pipeline import schema
 from pipeline.bins import shard_ranges
-from pipeline.convert import cast_rows
+from pipeline.convert import cast_rows, find_sources, is_foreign_zarr, read_unlabelled_info
 from pipeline.errors import InputError
-from pipeline.shards import ShardReader, find_pixel_arrays, find_shards, read_columns, read_wavelength, require_written
+from pipeline.shards import RowReader, ShardReader, find_pixel_arrays, read_columns, read_wavelength, require_written
 from pipeline.store import AnyStore, find_stores, open_stores, require_same_wavelengths
 
 __all__ = [
@@ -83,12 +83,13 @@ class SpectraSource(Protocol):
 
 
 def open_spectra_source(patterns: Sequence[str | Path], base: Path, *, allow_external: bool = False) -> SpectraSource:
-    """Open stores, or shards without converting them.
+    """Open stores, or shards and files of other layouts without converting them.
 
     Parameters
     ----------
     patterns
-        Stores, their folders or globs. Or shards, their folders or globs, or a ``shard_index.txt``. Not both.
+        Stores, their folders or globs. Or what a conversion takes: shards, their folders or globs, a
+        ``shard_index.txt``, netCDF files, plain HDF5 files and Zarr folders of other programs. Not both.
     base
         Folder that relative patterns of shards start at.
     allow_external
@@ -99,10 +100,10 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path, *, allow_ext
     InputError
         If there are none, one cannot be read, or their pixels or wavelengths differ.
     """
-    stores = find_stores([base / pattern for pattern in patterns])
-    if stores:
+    paths = [base / pattern for pattern in patterns]
+    if not any(map(is_foreign_zarr, paths)) and (stores := find_stores(paths)):
         return StoreSource(open_stores(stores))
-    return ShardSource([_probe(path, allow_external) for path in find_shards(list(patterns), base)])
+    return ShardSource([_probe(path, allow_external) for path in find_sources(list(patterns), base)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +164,10 @@ class StoreSource:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """One shard whose arrays were checked to be there and written.
+    """One shard whose arrays were checked to be there and written, or a file of another layout.
 
     ``columns`` are those of its table, each (N,); empty without a table. ``stamp`` is its size and its time of change.
-    ``others`` are the other files that it refers to, where these were asked for.
+    ``opening`` makes a reader of its rows.
     """
 
     path: Path
@@ -176,11 +177,11 @@ class _Shard:
     variables: tuple[str, ...]
     columns: Mapping[str, NDArray[Any]]
     stamp: tuple[int, int]
-    others: tuple[Path, ...]
+    opening: Callable[[], RowReader]
 
 
 class ShardSource:
-    """Spectra of HDF5 shards, read as conversion reads them: in float32, with the first and last error mended.
+    """Spectra of shards and other files, read as conversion reads them: in float32, with the outer errors mended.
 
     Unlike conversion it asks for no labels, and it takes spectra with bad pixels.
     """
@@ -246,7 +247,7 @@ class ShardSource:
         filled = 0
         for shard, first, end in self._parts(start, stop):
             part = rows[filled : filled + end - first]
-            with ShardReader(shard.path, allow_external=bool(shard.others)) as reader:
+            with shard.opening() as reader:
                 found = reader.read_rows(variable, first, end)
             if mask:
                 part[:] = found
@@ -266,7 +267,9 @@ class ShardSource:
         known = [name for name in _IDENTITY if all(name in shard.columns for shard in self._shards)]
         return {
             **self.read_columns(known, start, stop),
-            "shard": np.concatenate([np.full(b - a, shard.name.removeprefix("shard ")) for shard, a, b in parts]),
+            "shard": np.concatenate(
+                [np.full(b - a, shard.name.removeprefix("shard ").removeprefix("file ")) for shard, a, b in parts]
+            ),
             "row": np.concatenate([np.arange(a, b) for _, a, b in parts]),
         }
 
@@ -286,6 +289,18 @@ def describe_grid(wavelength: NDArray[np.float64]) -> str:
 
 def _probe(path: Path, allow_external: bool) -> _Shard:
     """Check what can be checked without reading all pixels."""
+    info = read_unlabelled_info(path)
+    if info is not None:
+        return _Shard(
+            path,
+            f"file {path.name}",
+            info.n_spectra,
+            info.wavelength,
+            tuple(info.dtypes),
+            info.columns,
+            (info.size, info.mtime_ns),
+            info.opener,
+        )
     with ShardReader(path, allow_external=allow_external) as reader, reader.explained():
         return _describe(reader)
 
@@ -305,7 +320,8 @@ def _describe(reader: ShardReader) -> _Shard:
                 f"{schema.SHARD_PARAMS_TABLE} has {len(values)} rows; write the table again, or leave it out"
             )
     wavelength = read_wavelength(file, name, n_pixels)
-    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp, reader.others)
+    opening = partial(ShardReader, reader.path, allow_external=bool(reader.others))
+    return _Shard(reader.path, name, n_spectra, wavelength, tuple(datasets), columns, stamp, opening)
 
 
 # --- Spectra on another wavelength grid: rebinned so that flux is conserved.

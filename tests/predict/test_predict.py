@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import xarray as xr
 from shard_factory import write_shard
 from sklearn.metrics import r2_score
 
@@ -30,7 +31,7 @@ from pipeline.questions.gate import ROUTES, Route
 from pipeline.run import run_experiment
 from pipeline.scoring import read_noisy_rows
 from pipeline.shards import read_shard_info
-from pipeline.store import SpectraStore
+from pipeline.store import SpectraStore, open_spectra
 
 STORED = PredictOptions(noise="stored")
 
@@ -143,6 +144,39 @@ def test_spectra_need_no_labels(model: MixtureModel, sample: Path, tmp_path: Pat
     assert not [name for name in found if name.endswith("_true")]
     assert "id" not in found
     pd.testing.assert_series_equal(found["log_g"], expected["log_g"])
+
+
+@pytest.mark.parametrize("kind", ["nc", "h5", "zarr"])
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_files_of_other_layouts_give_what_their_store_gives(
+    model: MixtureModel, test_store: SpectraStore, tmp_path: Path, kind: str, has_labels: bool
+) -> None:
+    opened = open_spectra(test_store.path).load()
+    dataset = xr.Dataset(
+        {
+            "flux": (("star", "pixel"), opened["flux"].values[:, ::-1]),
+            "sigma": (("star", "pixel"), opened["error"].values[:, ::-1]),
+            **({"Teff": ("star", opened["T_eff"].values), "feh": ("star", opened["M_H"].values)} if has_labels else {}),
+        },
+        {"wave": ("pixel", opened["wavelength"].values[::-1] / 10, {"units": "nm"})},
+    )
+    path = tmp_path / f"night.{kind}"
+    if kind == "zarr":
+        dataset.to_zarr(path, consolidated=False)
+    elif kind == "nc":
+        dataset.to_netcdf(path, engine="scipy")
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in dataset.variables.items():
+                file[str(name)] = array.values
+                file[str(name)].attrs.update(array.attrs)
+    summary = predict_spectra(model, path, tmp_path / "p.parquet")
+    expected = predict_spectra(model, test_store.path, tmp_path / "store.parquet")
+    found, theirs = (pd.read_parquet(tmp_path / name) for name in ("p.parquet", "store.parquet"))
+    np.testing.assert_allclose(found["log_g"], theirs["log_g"], rtol=1e-6)
+    assert set(found["shard"]) == {path.name}
+    assert {name for name in found if name.endswith("_true")} == ({"T_eff_true", "M_H_true"} if has_labels else set())
+    assert summary.n_spectra == expected.n_spectra
 
 
 @pytest.fixture
