@@ -110,13 +110,13 @@ FINISHED_VERSION: Final = 1
 # Raised when the same inputs and settings would give other numbers: what older programs saved is then made again. Noise
 # says its algorithm in words, see pipeline.noise.
 #: Moments, from a store.
-ACCUMULATION_ALGORITHM: Final = 4
+ACCUMULATION_ALGORITHM: Final = 5
 #: Factored moments, from a store and a basis.
 PROJECTION_ALGORITHM: Final = 3
 #: Models, from moments.
 RIDGE_ALGORITHM: Final = 4
 #: Tables of results, from models and test spectra.
-RESULTS_ALGORITHM: Final = 6
+RESULTS_ALGORITHM: Final = 7
 #: Errors and divisions of a bin design, from moments.
 BIN_DESIGN_ALGORITHM: Final = 1
 #: A gate's recipe from moments, its rows from spectra, the gate from both, the gate over SNR, and the learned blend.

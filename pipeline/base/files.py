@@ -5,6 +5,7 @@ with a header as ``.npz``, and the record of what a run has made.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -118,9 +119,13 @@ def replacing_folder(path: Path, is_good: Callable[[Path], bool]) -> Iterator[Pa
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the halves that a killed run left in a folder; only its owner may call this."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete the halves that a killed run left in a folder; only its owner may call this.
+
+    Who owns one file or folder in it alone gives its name.
+    """
+    pattern = ".*" if name is None else f".{glob.escape(name)}.{'[0-9a-f]' * 32}"
+    for leftover in folder.glob(f"{pattern}{TEMPORARY_SUFFIX}"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -170,7 +170,8 @@ class BinGrid:
         number: NDArray[np.int64] | None = None
         inside: NDArray[np.bool_] | None = None
         for column, edges in self.edges.items():
-            values, limits = _in_one_precision(np.asarray(columns[column]), edges)
+            limits = np.asarray(edges, dtype=np.float64)
+            values = _put_on_edges(columns[column], limits)
             index = np.searchsorted(limits, values, side="right") - 1
             index = np.where(values == limits[-1], len(limits) - 2, index)
             within = (values >= limits[0]) & (values <= limits[-1])
@@ -186,17 +187,21 @@ class BinGrid:
         return np.where(bins == OUTSIDE, self.n_bins, bins)
 
 
-def _in_one_precision(values: NDArray[Any], edges: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return values and edges to be compared: a label −0.1 in single precision lies on the edge −0.1.
+def _put_on_edges(values: ArrayLike, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values in double precision, (N,); what is an edge but for single precision becomes this edge.
 
-    Both come in double precision where the values have it, are whole numbers, or would make two edges one.
+    A label −0.1 that was ever in single precision is 1.5e-9 below the edge −0.1, and means the edge. The value decides
+    and not its type, since a label that was widened is the same label.
     """
-    limits = np.asarray(edges, dtype=np.float64)
-    if values.dtype == np.float32:
-        rounded = limits.astype(np.float32)
-        if (np.diff(rounded) > 0).all():
-            return values, rounded
-    return values.astype(np.float64), limits
+    found = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        rounded = edges.astype(np.float32).astype(np.float64)
+    if not (np.isfinite(rounded).all() and (np.diff(rounded) > 0).all()):
+        return found  # edges that single precision cannot tell apart
+    for edge, single in zip(edges, rounded, strict=True):
+        if single != edge:
+            found = np.where(found == single, edge, found)
+    return found
 
 
 def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float]]) -> xr.Dataset:

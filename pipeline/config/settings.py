@@ -620,15 +620,6 @@ class ExperimentConfig(Section):
                     require_increasing(column, cut)
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_what_other_bins_have_not(cls, data: Any) -> Any:
-        """Leave out the hypothesis about the bins of lowest R² if it is not stated: it is about the reference bins."""
-        stated = data.get("hypotheses") if isinstance(data, dict) else None
-        if isinstance(stated, dict) and "lowest_r2_bins" not in stated and not _are_reference(data.get("bins")):
-            return data | {"hypotheses": stated | {"lowest_r2_bins": None}}
-        return data
-
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         if self.target in self.bins:
@@ -665,7 +656,7 @@ class ExperimentConfig(Section):
         if self.compute.folds == 1 and (lack := self.describe_lack_of_folds(1)):
             raise ValueError(lack)
         n_bins = math.prod(len(edges) - 1 for edges in self.bins.values())
-        stated = self.hypotheses.lowest_r2_bins if self.hypotheses else None
+        stated = self.stated_hypotheses.lowest_r2_bins
         if stated is not None and not (stated and set(stated) <= set(range(n_bins))):
             raise ValueError(
                 f"hypotheses.lowest_r2_bins must name some of the bins 0 to {n_bins - 1}, found {list(stated)}; "
@@ -695,9 +686,12 @@ class ExperimentConfig(Section):
     @property
     def stated_hypotheses(self) -> HypothesesConfig:
         """The hypotheses. By default the third one is stated only for the reference bins, which it is about."""
-        if self.hypotheses is not None:
-            return self.hypotheses
-        return HypothesesConfig() if _are_reference(self.bins) else HypothesesConfig(lowest_r2_bins=None)
+        stated = self.hypotheses or HypothesesConfig()
+        # The order of the columns numbers the bins.
+        is_reference = [(name, tuple(edges)) for name, edges in self.bins.items()] == list(REFERENCE_EDGES.items())
+        if is_reference or "lowest_r2_bins" in stated.model_fields_set:
+            return stated
+        return stated.model_copy(update={"lowest_r2_bins": None})
 
     @property
     def headline_level(self) -> float:
@@ -723,7 +717,10 @@ class ExperimentConfig(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that results depend on (so not ``cluster``) as plain values, spelled as in the YAML file."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+        content = self.model_dump(mode="json", by_alias=True, exclude={"cluster"})
+        if self.hypotheses is not None and "lowest_r2_bins" not in self.hypotheses.model_fields_set:
+            del content["hypotheses"]["lowest_r2_bins"]  # stated, it would be about other bins, too
+        return content
 
 
 def _require_no_formula(setting: str, name: str) -> None:
@@ -739,16 +736,6 @@ def _require_distinct(values: tuple[Value, ...], what: str) -> tuple[Value, ...]
     if len(set(values)) != len(values):
         raise ValueError(f"{what} must be distinct, found {list(values)}")
     return values
-
-
-def _are_reference(bins: Any) -> bool:
-    """Whether bins, as a configuration states them, are the reference bins; their order numbers them."""
-    if bins is None:
-        return True
-    try:
-        return [(column, tuple(map(float, edges))) for column, edges in bins.items()] == list(REFERENCE_EDGES.items())
-    except (AttributeError, TypeError, ValueError):
-        return False  # which is no configuration anyway
 
 
 def content_hash(value: Any) -> str:

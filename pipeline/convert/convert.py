@@ -185,7 +185,7 @@ def write_store(
         infos = [read_source_info(one, names=names) for one in dataset]
     elif hasattr(dataset, "data_vars"):
         described = describe_dataset(dataset, names)
-        # The store's name tells its spectra from those of other stores, as a folder's name tells shards apart.
+        # Named by its store, as a shard is by its folder: `data.exclude` tells the spectra of several stores apart.
         infos, workers = [replace(described, path=Path(path).stem / described.path)], 1
     else:
         raise ConfigError(

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from pipeline.base import Progress, SilentProgress, is_run_folder, remove_leftovers, replacing_folder
+from pipeline.base import Progress, SilentProgress, is_run_folder, read_status, remove_leftovers, replacing_folder
 from pipeline.config import ExperimentConfig, content_hash, describe_findings, parse_yaml
 from pipeline.errors import ConfigError, HeadroomError, InputError, ResourceError
 from pipeline.plan import format_seconds
 from pipeline.run.experiment import project_seconds, render_run, run_experiment, share_pass
 from pipeline.run.folder import CONFIG_FILE, require_own_folder
 from pipeline.run.standing import find_standing, record_standing
+from pipeline.scoring import read_metadata
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -35,6 +36,8 @@ __all__ = ["WORK_FOLDER", "SweepPoint", "list_open", "plan_sweep", "require_swee
 MOST_POINTS = 200
 #: The folder in which all points are computed.
 WORK_FOLDER = "work"
+#: How the record of a run begins that a sweep has made.
+_COMMAND = "headroom sweep"
 #: Settings that moments do not depend on, besides noise levels and seeds.
 _AFTER_THE_PASS = ("ridge", "decision", "hypotheses", "bootstrap", "target")
 _LONGEST_NAME = 80
@@ -101,7 +104,7 @@ def plan_sweep(config: ExperimentConfig, varied: Sequence[str]) -> list[SweepPoi
         points[name] = SweepPoint(name, settings, _vary(config, settings))
     known: dict[str, str] = {}
     for point in points.values():
-        other = known.setdefault(content_hash(point.config.to_dict()), point.name)
+        other = known.setdefault(repr(point.config.to_dict()), point.name)  # in which the order of bins counts
         if other != point.name:
             raise ConfigError(f"--set: {other} and {point.name} are the same run; give every value once")
     if len({point.config.target for point in points.values()}) > 1:
@@ -131,12 +134,27 @@ def require_sweep_folder(points: Sequence[SweepPoint], folder: Path) -> None:
             f"--out {folder}: a folder that can hold several runs is required, found the folder of one; choose "
             "another, such as --out sweeps/first"
         )
-    if not (folder.is_dir() and any(map(is_run_folder, folder.iterdir()))):
+    work = folder / WORK_FOLDER
+    if is_run_folder(work) and not _is_of_a_sweep(work):
+        raise InputError(f"{work}: the moments of this sweep are due there, found a run of its own; move it away")
+    found = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
+    is_begun = found == [work] and not any(not one.name.startswith(".") for one in work.iterdir())
+    if not (is_begun or any(map(is_run_folder, found))):
         require_own_folder(folder, points[0].config)
     for point in points:
         due = folder / point.name
         if os.path.lexists(due) and not (due / CONFIG_FILE).is_file():
             raise InputError(f"{due}: a run of this sweep is due there, found something else; move it away")
+
+
+def _is_of_a_sweep(work: Path) -> bool:
+    """Whether a run was made by a sweep, as far as its files tell."""
+    try:
+        commands = [read_metadata(work)["command"]]
+    except (InputError, KeyError):  # it is not finished
+        status = read_status(work)
+        commands = [] if status is None else [status.command]
+    return all(str(command).startswith(_COMMAND) for command in commands)
 
 
 def run_sweep(
@@ -189,7 +207,7 @@ def run_sweep(
             if kind not in shared:
                 shared.append(kind)
                 _share(point, [one.config for one in open_points if _describe_pass(one.config) == kind], work, options)
-            run_experiment(point.config, work, **options, command=f"headroom sweep: {point.name}")
+            run_experiment(point.config, work, **options, command=f"{_COMMAND}: {point.name}")
         except HeadroomError as error:
             raise type(error)(f"run {point.name}: {error}") from error
         _copy_results(work, out / point.name)
@@ -260,7 +278,7 @@ def _share(point: SweepPoint, configs: Sequence[ExperimentConfig], work: Path, o
 
 def _copy_results(work: Path, folder: Path) -> None:
     """Copy a finished run without its moments: whole, or not at all."""
-    remove_leftovers(folder.parent)
+    remove_leftovers(folder.parent, folder.name)
     with replacing_folder(folder, lambda _: False) as temporary:
         for file in sorted(work.rglob("*")):
             name = file.relative_to(work)

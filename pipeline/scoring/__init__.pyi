@@ -5,6 +5,7 @@ from .decision import VERDICTS as VERDICTS
 from .decision import WITHHELD as WITHHELD
 from .decision import Verdict as Verdict
 from .decision import decide as decide
+from .decision import doubt_few_tests as doubt_few_tests
 from .decision import evaluate_hypotheses as evaluate_hypotheses
 from .decision import find_doubts as find_doubts
 from .decision import find_open_edges as find_open_edges

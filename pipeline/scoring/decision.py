@@ -24,6 +24,7 @@ __all__ = [
     "WITHHELD",
     "Verdict",
     "decide",
+    "doubt_few_tests",
     "evaluate_hypotheses",
     "find_doubts",
     "find_open_edges",
@@ -128,17 +129,23 @@ def find_doubts(
     """
     every = found.scopes["all"]
     doubts = [*_doubt_scores(found.covered), *_doubt_spectra(likeness)]
-    if (n_covered := found.covered.n_test) < _FEWEST_TESTS:
-        doubts.append(
-            f"only {n_covered} test spectra lie in bins, and at least {_FEWEST_TESTS} are required: an interval from "
-            "so few is too narrow."
-        )
+    doubts += doubt_few_tests(found.covered.n_test)
     if every.n_train < every.n_test:
         doubts.append(
             f"there are fewer training spectra ({every.n_train:,}) than test spectra ({every.n_test:,}); "
             "data.train and data.test may be exchanged."
         )
     return [*doubts, *_doubt_penalties(noise, models, is_standardized)]
+
+
+def doubt_few_tests(n_covered: int) -> list[str]:
+    """Return the doubt that so many covered test spectra raise, if they do: of few, an interval is too narrow."""
+    if n_covered >= _FEWEST_TESTS:
+        return []
+    return [
+        f"only {n_covered} test spectra lie in bins, and at least {_FEWEST_TESTS} are required: an interval from so "
+        "few is too narrow."
+    ]
 
 
 def _doubt_scores(covered: Scope) -> Iterator[str]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -101,10 +103,13 @@ def test_assign_bins_lets_xarray_group(train_store: SpectraStore) -> None:
         assert float(means.sel(bin=k)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_labels_on_an_edge_lie_in_the_upper_bin_in_either_precision(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype(">f4"), np.float64])
+@pytest.mark.parametrize("is_widened", [False, True])
+def test_labels_on_an_edge_lie_in_the_upper_bin_in_either_precision(dtype: Any, is_widened: bool) -> None:
     edges = (-0.7, -0.1, 0.3, 0.7)
-    values = np.array([*edges, np.nextafter(dtype(-0.1), dtype(-1)), np.nextafter(dtype(0.7), dtype(1))], dtype=dtype)
+    kind = np.dtype(dtype).newbyteorder("=").type
+    beside = [np.nextafter(kind(-0.1), kind(-1)), np.nextafter(kind(0.7), kind(1))]
+    values = np.array([*edges, *beside], dtype=dtype).astype(np.float64 if is_widened else dtype)
     assert BinGrid({"M_H": edges}).assign({"M_H": values}).tolist() == [0, 1, 2, 2, 0, -1]
 
 

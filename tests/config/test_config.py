@@ -11,6 +11,7 @@ from pipeline.config import (
     REFERENCE_EDGES,
     AlphaSearch,
     ExperimentConfig,
+    HypothesesConfig,
     PerSpectrum,
     Quantiles,
     content_hash,
@@ -18,6 +19,7 @@ from pipeline.config import (
 )
 from pipeline.config.files import packaged_configs, read_yaml, yaml_text
 from pipeline.errors import ConfigError, DeprecatedName
+from pipeline.run import plan_sweep
 
 MINIMAL: dict[str, Any] = {"data": {"train": ["train"], "test": ["test"]}}
 
@@ -367,6 +369,11 @@ def test_hypotheses_about_the_reference_bins_are_not_those_of_other_bins(tmp_pat
     assert other.stated_hypotheses.lowest_r2_bins is None
     assert other.stated_hypotheses.r2_oracle == 0.6
     assert load_config(other.to_dict()).stated_hypotheses == other.stated_hypotheses
+    own = HypothesesConfig(r2_oracle=0.6)
+    of_objects = load_config({"data": {"train": "a", "test": "b"}}).model_copy(update={"hypotheses": own})
+    assert of_objects.stated_hypotheses.lowest_r2_bins == (0, 3, 6)
+    [_, shifted] = plan_sweep(load_config(plain), ["bins={T_eff: [3750, 4500]},{T_eff: [3750, 4500, 6000]}"])
+    assert shifted.config.stated_hypotheses.lowest_r2_bins is None
     same = {name: list(edges) for name, edges in REFERENCE_EDGES.items()}
     assert load_config(plain | {"bins": same}).stated_hypotheses.lowest_r2_bins == (0, 3, 6)
     assert load_config(plain | {"bins": dict(reversed(same.items()))}).stated_hypotheses.lowest_r2_bins is None

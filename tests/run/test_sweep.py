@@ -90,6 +90,29 @@ def test_points_share_one_pass_and_are_the_runs_that_they_would_be_alone(
         run_sweep(points, tmp_path / "sweep")
 
 
+def test_the_order_of_bins_makes_another_run(small_config: ExperimentConfig) -> None:
+    bins = "bins={T_eff: [3750, 4800, 6000], M_H: [-2, 0.5]},{M_H: [-2, 0.5], T_eff: [3750, 4800, 6000]}"
+    assert [list(point.config.bins) for point in plan_sweep(small_config, [bins])] == [
+        ["T_eff", "M_H"],
+        ["M_H", "T_eff"],
+    ]
+
+
+def test_a_run_called_work_is_not_written_into_and_a_sweep_that_had_just_begun_goes_on(
+    small_config: ExperimentConfig, tmp_path: Path, no_figures: None
+) -> None:
+    points, out = plan_sweep(small_config, ["seeds=1,2"]), tmp_path / "runs"
+    run_experiment(points[0].config, out / "work", command="headroom run my.yaml")
+    before = (out / "work/summary.json").read_bytes()
+    with pytest.raises(InputError, match="work: the moments of this sweep are due there, found a run of its own"):
+        run_sweep(points, out)
+    assert (out / "work/summary.json").read_bytes() == before
+    begun = tmp_path / "begun"
+    (begun / "work").mkdir(parents=True)
+    (begun / "work/.lock").touch()
+    assert len(run_sweep(points[:1], begun)) == 1
+
+
 def test_a_copy_that_fails_leaves_nothing_and_a_run_that_fails_is_named(
     small_config: ExperimentConfig, tmp_path: Path, no_figures: None
 ) -> None:
@@ -105,9 +128,10 @@ def test_a_copy_that_fails_leaves_nothing_and_a_run_that_fails_is_named(
         pytest.raises(InputError, match=r"^run seeds=1,.* another process"),
     ):
         run_sweep(points, out)
-    (out / f".{points[0].name}.0.tmp").mkdir()
+    (out / f".{points[0].name}.{'0' * 32}.tmp").mkdir()
+    (out / ".mine.tmp").mkdir()
     folders = run_sweep(points, out)
-    assert sorted(one.name for one in out.iterdir()) == sorted([*(one.name for one in folders), "work"])
+    assert sorted(one.name for one in out.iterdir()) == sorted([*(one.name for one in folders), "work", ".mine.tmp"])
     assert not (folders[0] / "moments").exists()
 
 

@@ -26,6 +26,7 @@ from pipeline.scoring import (
     Scope,
     Stacked,
     decide,
+    doubt_few_tests,
     predict_stacked,
     summarise_curve,
 )
@@ -177,7 +178,9 @@ class Forecast(Question[ForecastAnswer]):
         )
         if settings.decision.at is not None:
             planned = found.at(settings.decision.at).covered
-            doubts = [] if planned.trusted else ["this size lies outside the range in which forecasts are trusted."]
+            doubts = doubt_few_tests(planned.n_test)
+            if not planned.trusted:
+                doubts.append("this size lies outside the range in which forecasts are trusted.")
             decision = decide(planned.delta_r2, settings.decision, confidence, doubts)
             found = found.model_copy(update={"decision": decision})
         if (doubt := describe_disagreement(found)) is not None:

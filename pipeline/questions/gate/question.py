@@ -48,6 +48,7 @@ from pipeline.scoring import (
     RunResults,
     Score,
     Stacked,
+    doubt_few_tests,
     estimate_merits,
 )
 
@@ -376,13 +377,16 @@ def _summarise_route(
         r2_global=merits["r2_global"].mean,
         gain=merits["delta_r2"],
         kept=kept,
-        verdict=None if keep is None or route == ORACLE.name else _judge(kept, keep),
+        verdict=None if keep is None or route == ORACLE.name else _judge(kept, keep, own[0].n_test),
     )
 
 
-def _judge(kept: Estimate, keep: float) -> str:
-    """Say PASS or FAIL where the whole interval lies on one side; UNDECIDED elsewhere, or with no headroom to keep."""
-    if not np.isfinite([kept.mean, kept.low, kept.high]).all():
+def _judge(kept: Estimate, keep: float, n_test: int) -> str:
+    """Say PASS or FAIL where the whole interval lies on one side.
+
+    UNDECIDED elsewhere, with no headroom to keep, or where the interval of few test spectra would be too narrow.
+    """
+    if doubt_few_tests(n_test) or not np.isfinite([kept.mean, kept.low, kept.high]).all():
         return "UNDECIDED"
     return "PASS" if kept.low >= keep else "FAIL" if kept.high < keep else "UNDECIDED"
 

@@ -134,8 +134,7 @@ class Rank(Question[RankAnswer]):
         )
         bounds = "; ".join(
             f"at noise level {level.noise_level:g} rank {level.rank}. By {level.check_rows:,} check spectra models "
-            f"without a penalty lose at most {level.lost_at_most:.1e} of R², and R² of the run's models on their "
-            f"training spectra moves by at most {level.moved_at_most:.1e}, up or down"
+            f"without a penalty lose at most {level.lost_at_most:.1e} of R²{_tell_change(level)}"
             for level in answer.levels
         )
         words = (
@@ -156,6 +155,14 @@ def _merge(cells: Sequence[FactoredMoments], members: Iterable[int]) -> Factored
     merged = Moments.merge(cells[k] for k in members)
     assert isinstance(merged, FactoredMoments)
     return merged
+
+
+def _tell_change(level: RankLevel) -> str:
+    if math.isnan(level.moved_at_most):
+        return ""
+    return (
+        f", and R² of the run's models on their training spectra moves by at most {level.moved_at_most:.1e}, up or down"
+    )
 
 
 def _number(value: float) -> str:
