@@ -138,7 +138,8 @@ def require_sweep_folder(points: Sequence[SweepPoint], folder: Path) -> None:
     if is_run_folder(work) and not _is_of_a_sweep(work):
         raise InputError(f"{work}: the moments of this sweep are due there, found a run of its own; move it away")
     found = [one for one in folder.iterdir() if not one.name.startswith(".")] if folder.is_dir() else []
-    is_begun = found == [work] and not any(not one.name.startswith(".") for one in work.iterdir())
+    # Killed before its first run wrote anything, it has left a lock at most.
+    is_begun = found == [work] and work.is_dir() and all(one.name.startswith(".") for one in work.iterdir())
     if not (is_begun or any(map(is_run_folder, found))):
         require_own_folder(folder, points[0].config)
     for point in points:

@@ -13,6 +13,7 @@ import click
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 from bosz_files import write_bosz
 from commands import invoke
@@ -24,6 +25,7 @@ from pipeline.predict import export_model
 from pipeline.run import run_experiment
 from pipeline.shards import find_shards
 from pipeline.simulate import SampleSpec, write_sample
+from pipeline.store import open_spectra
 
 ROOT = Path(__file__).parents[2]
 # All examples together take a minute.
@@ -37,7 +39,7 @@ SMALLER = (
     (re.compile(r"^headroom submit .*"), r"\g<0> --dry-run"),
 )
 #: Needs a SLURM, where ``tests/slurm`` starts runs in this way.
-ELSEWHERE = {"headroom run oracle_noise1 --out runs/first --cluster my_site.yaml --min 1 --max 40"}
+ELSEWHERE = {"headroom run my.yaml --out runs/first --cluster my_site.yaml --min 1 --max 40"}
 
 #: What an example makes, by its command. Of another example it would be in the way.
 MADE = {"sample": ("spectra",), "convert": ("train.zarr",), "run": ("runs/first",), "export": ("model",)}
@@ -76,7 +78,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "runs/my", folder / "runs" / name)
     export_model(folder / "runs/demo", folder / "model")
     shutil.copy(folder / "spectra/test/dataset.h5", folder / "observed.h5")
-    convert_shards(find_shards([folder / "spectra/test"], folder), folder / "night_1.zarr", workers=1)
+    observed = open_spectra(convert_shards(find_shards([folder / "spectra/test"], folder), folder / "night.zarr").path)
+    spectra = {name: (("star", "pixel"), observed[name].values) for name in ("flux", "error")}
+    wavelength = ("pixel", observed["wavelength"].values)
+    xr.Dataset(spectra, {"wavelength": wavelength}).to_netcdf(folder / "night_1.nc", engine="scipy")
     write_own(folder / "mine.nc")
     write_bosz(folder / "bosz2024/r2000")
     shutil.copy(ROOT / "cluster/profiles/slurm.yaml", folder / "my_site.yaml")
