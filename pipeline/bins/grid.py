@@ -224,10 +224,10 @@ def assign_bins(dataset: xr.Dataset, grid: BinGrid | Mapping[str, Sequence[float
     InputError, ConfigError
         If a column is missing or edges are not increasing.
     """
-    bins = grid if isinstance(grid, BinGrid) else BinGrid(grid)
     import xarray as xr
 
     require_kind("dataset", dataset, xr.Dataset, "an xarray.Dataset, such as open_spectra returns,")
+    bins = grid if isinstance(grid, BinGrid) else BinGrid(grid)
     # Of a Dataset from elsewhere the columns may be variables, along a dimension of another name.
     columns = {str(name): dataset[name].values for name in dataset.variables if dataset[name].ndim == 1}
     rows = next((dataset[name].dims[0] for name in bins.columns if name in dataset.variables), "spectrum")

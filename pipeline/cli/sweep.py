@@ -87,7 +87,7 @@ def _run(points: Sequence[SweepPoint], folder: Path, choice: ClusterChoice, comm
     """Run what is not finished, on one cluster."""
     from pipeline.run import WORK_FOLDER, require_sweep_folder, run_sweep
 
-    require_sweep_folder(points, folder)
+    require_sweep_folder(points, folder)  # before the journal, which writes into it
     work = folder / WORK_FOLDER
     profile = choice.checked_profile(points[0].config, work)
     with RunJournal(work, command + choice.words()) as journal:

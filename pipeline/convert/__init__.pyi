@@ -1,7 +1,7 @@
 from .convert import convert_shards as convert_shards
 from .convert import write_store as write_store
+from .datasets import find_converted as find_converted
 from .datasets import find_sources as find_sources
-from .datasets import is_foreign_zarr as is_foreign_zarr
 from .datasets import read_source_info as read_source_info
 from .datasets import read_unlabelled_info as read_unlabelled_info
 from .inspection import inspect_path as inspect_path

@@ -39,11 +39,19 @@ from pipeline.shards import (
     require_usual_unit,
     stamp_files,
 )
+from pipeline.store import find_stores
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DatasetReader", "describe_dataset", "find_sources", "read_source_info", "read_unlabelled_info"]
+__all__ = [
+    "DatasetReader",
+    "describe_dataset",
+    "find_converted",
+    "find_sources",
+    "read_source_info",
+    "read_unlabelled_info",
+]
 
 #: What a store calls its variables, and the names that they may have elsewhere, the best first. Case, underscores and
 #: other signs do not matter.
@@ -211,6 +219,17 @@ def find_sources(patterns: Sequence[str | Path], base: Path) -> tuple[Path, ...]
     return tuple(itertools.chain.from_iterable(found))
 
 
+def find_converted(patterns: Sequence[Path | str]) -> tuple[Path, ...]:
+    """Return the stores that patterns name; none if they name what a conversion takes.
+
+    Raises
+    ------
+    InputError
+        See :func:`pipeline.store.find_stores`.
+    """
+    return () if any(is_foreign_zarr(Path(pattern)) for pattern in patterns) else find_stores(patterns)
+
+
 def is_foreign_zarr(path: Path) -> bool:
     """Tell whether a path is a Zarr group of another program than this."""
     if (path / ".zgroup").is_file() or (path / ".zmetadata").is_file():
@@ -345,14 +364,8 @@ def _describe(
     wavelength, is_reversed, remark = _read_wavelength(dataset[found["wavelength"]], name)
     view = View({k: v for k, v in found.items() if k in schema.PIXEL_VARIABLES}, *dimensions, is_reversed)
     columns, left_out = _read_columns(dataset, found, view.rows, name)
-    for label in schema.LABELS if needs_labels else ():
-        if label not in columns:
-            own = dataset[found[label]]
-            raise InputError(
-                f"{name}: {found[label]!r} ({label}) must hold one number for each spectrum, along {view.rows!r}; "
-                f"found {own.dtype} along {', '.join(map(str, own.dims)) or 'no dimension'}"
-            )
     if needs_labels:
+        _require_label_columns(dataset, found, columns, view.rows, name)
         require_labels(columns, name, "its labels", "correct them")
     n_spectra = dataset.sizes[view.rows]
     reader = partial(DatasetReader, name, opening, view)
@@ -380,6 +393,18 @@ def _describe(
         others=files,
         opening=reader,
     )
+
+
+def _require_label_columns(
+    dataset: xr.Dataset, found: Mapping[str, str], columns: Mapping[str, np.ndarray], rows: str, where: str
+) -> None:
+    for label in schema.LABELS:
+        if label not in columns:
+            own = dataset[found[label]]
+            raise InputError(
+                f"{where}: {found[label]!r} ({label}) must hold one number for each spectrum, along {rows!r}; found "
+                f"{own.dtype} along {', '.join(map(str, own.dims)) or 'no dimension'}"
+            )
 
 
 def _bare(name: object) -> str:
@@ -449,8 +474,8 @@ def _find_dimensions(dataset: xr.Dataset, found: Mapping[str, str], where: str) 
         )
     pixels = str(wave.dims[0])
     rows = str(next((dim for dim in flux.dims if dim != pixels), pixels))
-    label = found.get("T_eff", found["flux"])
-    if rows == pixels or (label != found["flux"] and dataset[label].dims != (rows,)):
+    label = found.get("T_eff", found["flux"])  # of spectra without labels nothing but the flux can be shown
+    if rows == pixels or ("T_eff" in found and dataset[label].dims != (rows,)):
         raise InputError(
             f"{where}: labels must have one value for each spectrum, along {rows!r}; found {label!r} "
             f"{_shape(dataset[label])} and {found['flux']!r} {_shape(flux)}; name the dimensions spectrum and "

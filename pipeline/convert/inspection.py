@@ -17,11 +17,11 @@ import numpy as np
 from pipeline import schema
 from pipeline.base import Progress, SilentProgress
 from pipeline.config import REFERENCE_EDGES
-from pipeline.convert.datasets import DatasetInfo, find_sources, is_foreign_zarr, read_source_info
+from pipeline.convert.datasets import DatasetInfo, find_converted, find_sources, read_source_info
 from pipeline.convert.ranges import Bounds, cast_rows, describe_fault
 from pipeline.errors import HeadroomError, InputError
 from pipeline.shards import find_typical_flux
-from pipeline.store import SpectraStore, find_stores
+from pipeline.store import SpectraStore
 
 __all__ = ["Inspection", "inspect_path", "render_inspection", "render_total"]
 
@@ -85,7 +85,7 @@ def inspect_path(
     """
     progress = progress or SilentProgress()
     try:
-        stores = () if is_foreign_zarr(Path(path)) else find_stores([path])
+        stores = find_converted([path])
         shards = () if stores else find_sources([path], Path())
     except InputError as error:
         return [Inspection(Path(path), problem=str(error))]

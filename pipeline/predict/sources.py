@@ -17,10 +17,10 @@ from scipy.sparse import csr_array
 
 from pipeline import schema
 from pipeline.bins import shard_ranges
-from pipeline.convert import cast_rows, find_sources, is_foreign_zarr, read_unlabelled_info
+from pipeline.convert import cast_rows, find_converted, find_sources, read_unlabelled_info
 from pipeline.errors import InputError
 from pipeline.shards import RowReader, ShardReader, find_pixel_arrays, read_columns, read_wavelength, require_written
-from pipeline.store import AnyStore, find_stores, open_stores, require_same_wavelengths
+from pipeline.store import AnyStore, open_stores, require_same_wavelengths
 
 __all__ = [
     "BLOCK_ROWS",
@@ -100,8 +100,7 @@ def open_spectra_source(patterns: Sequence[str | Path], base: Path, *, allow_ext
     InputError
         If there are none, one cannot be read, or their pixels or wavelengths differ.
     """
-    paths = [base / pattern for pattern in patterns]
-    if not any(map(is_foreign_zarr, paths)) and (stores := find_stores(paths)):
+    if stores := find_converted([base / pattern for pattern in patterns]):
         return StoreSource(open_stores(stores))
     return ShardSource([_probe(path, allow_external) for path in find_sources(list(patterns), base)])
 
@@ -178,6 +177,11 @@ class _Shard:
     columns: Mapping[str, NDArray[Any]]
     stamp: tuple[int, int]
     opening: Callable[[], RowReader]
+
+    @property
+    def label(self) -> str:
+        """Its name without the word for what it is: messages say ``shard night_1/dataset.h5``."""
+        return self.name.partition(" ")[2]
 
 
 class ShardSource:
@@ -267,9 +271,7 @@ class ShardSource:
         known = [name for name in _IDENTITY if all(name in shard.columns for shard in self._shards)]
         return {
             **self.read_columns(known, start, stop),
-            "shard": np.concatenate(
-                [np.full(b - a, shard.name.removeprefix("shard ").removeprefix("file ")) for shard, a, b in parts]
-            ),
+            "shard": np.concatenate([np.full(b - a, shard.label) for shard, a, b in parts]),
             "row": np.concatenate([np.arange(a, b) for _, a, b in parts]),
         }
 

@@ -409,8 +409,10 @@ def ask_forecast(
 ) -> tuple[float, list[OutlookPoint]]:
     """Return the noise level, and an entry for every number of spectra; see :func:`forecast_run`."""
     sizes = None if spectra is None else np.atleast_1d(np.asarray(spectra)).tolist()
-    for name, number in (*(("spectra", n) for n in sizes or ()), *([] if alpha is None else [("alpha", alpha)])):
-        require_kind(name, number, Real, "a number")
+    for number in sizes or ():
+        require_kind("spectra", number, Real, "a number")
+    if alpha is not None:
+        require_kind("alpha", alpha, Real, "a number")
     if few := [n for n in sizes or () if not n >= 100]:
         raise InputError(
             f"a forecast needs at least 100 training spectra, found {enumerate_words([str(n) for n in few])}"

@@ -17,7 +17,7 @@ from pipeline import schema
 from pipeline.base import Progress, SubjectProgress
 from pipeline.bins import OUTSIDE, BinGrid, Binning, CellGrid, keep_rows, plan_binnings, quantile_edges
 from pipeline.config import DataConfig, ExperimentConfig, Quantiles, content_hash
-from pipeline.convert import convert_shards, find_sources, is_foreign_zarr, read_source_info
+from pipeline.convert import convert_shards, find_converted, find_sources, read_source_info
 from pipeline.errors import InputError, did_you_mean
 from pipeline.questions import list_needs
 from pipeline.schema import SHARD_FILE_NAME
@@ -27,7 +27,6 @@ from pipeline.store import (
     cut_block,
     find_kept,
     find_left_out,
-    find_stores,
     flux_exponent,
     is_store,
     match_shards,
@@ -275,7 +274,7 @@ def open_spectra_sets(
 def find_stores_of(role: str, sources: Sequence[str]) -> tuple[Path, ...]:
     """Return the stores that a configuration names; none if it names shards."""
     try:
-        return () if any(is_foreign_zarr(Path(source)) for source in sources) else find_stores(sources)
+        return find_converted(sources)
     except InputError as error:
         raise InputError(f"data.{role}: {error}") from None
 

@@ -151,11 +151,11 @@ def require_sweep_folder(points: Sequence[SweepPoint], folder: Path) -> None:
 def _is_of_a_sweep(work: Path) -> bool:
     """Whether a run was made by a sweep, as far as its files tell."""
     try:
-        commands = [read_metadata(work)["command"]]
+        command = str(read_metadata(work)["command"])
     except (InputError, KeyError):  # it is not finished
         status = read_status(work)
-        commands = [] if status is None else [status.command]
-    return all(str(command).startswith(_COMMAND) for command in commands)
+        command = _COMMAND if status is None else status.command
+    return command.startswith(_COMMAND)
 
 
 def run_sweep(

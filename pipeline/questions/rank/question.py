@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,31 @@ class RankAnswer(Plain):
     levels: tuple[RankLevel, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What a model was trained on, the scale of its pixels, its penalty, and its weights for one label, each (P,)."""
+
+    moments: FactoredMoments
+    scale: FloatArray
+    alpha: float
+    label: int
+    weights: FloatArray
+
+    def total_squares(self, judged: Moments) -> float:
+        """Return Σ(y − ȳ)² of the label."""
+        return float(total_squares(judged.count, judged.y_sum, np.diag(judged.y_gram))[self.label])
+
+    def sum_squares(self, judged: Moments, ranks: Sequence[int]) -> FloatArray:
+        """Return the sums of squared errors of models that know the leading directions alone, one for each rank."""
+        path = solve_leading_directions(self.moments, self.alpha, ranks, self.scale)
+        return sum_predictions(judged, path.weights, path.intercepts).squared_errors[:, self.label]
+
+    def bound_change(self) -> float:
+        """Return how far R² can be from that of dense moments; NaN where all labels are equal."""
+        penalty, total = self.alpha * float(((self.weights * self.scale) ** 2).sum()), self.total_squares(self.moments)
+        return self.moments.bound_change(penalty / total) if total > 0 else math.nan
+
+
 class Rank(Question[RankAnswer]):
     """Say what the rank of factored moments costs; asked wherever moments are factored."""
 
@@ -72,48 +98,39 @@ class Rank(Question[RankAnswer]):
         rank = whole.basis.rank
         lost = [cell.lost for cell in cells if cell.n_check]
         ranks = sorted({max(1, round(share * rank)) for share in _SHARES})
+        trainings = list(self._list_trainings(trained, cells))
+        changes = [training.bound_change() for training in trainings]
         return RankLevel(
             noise_level=trained.noise.level,
             rank=rank,
             lost_at_most=max(lost, default=math.nan),
-            moved_at_most=self._bound_change(trained, cells),
+            moved_at_most=max((one for one in changes if not math.isnan(one)), default=math.nan),
             check_rows=whole.n_check,
-            points=tuple(self._score(trained, cells, ranks)),
+            points=tuple(self._score(trainings, _merge(cells, self.facts.binnings[0].covered), ranks)),
         )
 
-    def _bound_change(self, trained: Trained, cells: Sequence[FactoredMoments]) -> float:
-        """Return the largest change of R² of the target, on its own training spectra, of any model of the run."""
+    def _list_trainings(self, trained: Trained, cells: Sequence[FactoredMoments]) -> Iterator[_Training]:
+        """Yield what the target's models were trained on: the global one's first, then each expert's."""
         settings, binning = self.facts.settings.ridge, self.facts.binnings[0]
         label, models = LABELS.index(self.facts.settings.target), trained.whole
         trains = _merge(cells, trained_cells(settings, len(cells), binning.covered))
-        scale = shared_scale(trains.pixel_sums, settings)
-        bounds = [_bound_change(trains, label, models.global_weights, models.global_alpha, scale)]
-        for k, (members, alpha) in enumerate(zip(binning.members, models.expert_alphas, strict=True)):
+        shared = shared_scale(trains.pixel_sums, settings)
+        yield _Training(trains, shared, models.global_alpha, label, models.global_weights[:, label])
+        weights = models.expert_weights[:, :, label]
+        for members, alpha, expert in zip(binning.members, models.expert_alphas, weights, strict=True):
             own = _merge(cells, members)
-            own_scale = pixel_scale(own) if settings.standardize == "per_expert" else scale
-            bounds.append(_bound_change(own, label, models.expert_weights[k], float(alpha), own_scale))
-        return max((bound for bound in bounds if not math.isnan(bound)), default=math.nan)
+            scale = pixel_scale(own) if settings.standardize == "per_expert" else shared
+            yield _Training(own, scale, float(alpha), label, expert)
 
-    def _score(self, trained: Trained, cells: Sequence[FactoredMoments], ranks: Sequence[int]) -> Iterator[RankPoint]:
+    def _score(self, trainings: Sequence[_Training], covered: Moments, ranks: Sequence[int]) -> Iterator[RankPoint]:
         """Solve with the leading directions, and judge on all of them."""
-        settings, binning = self.facts.settings.ridge, self.facts.binnings[0]
-        label, models = LABELS.index(self.facts.settings.target), trained.whole
-        trains = _merge(cells, trained_cells(settings, len(cells), binning.covered))
-        scale = shared_scale(trains.pixel_sums, settings)
-        covered = _merge(cells, binning.covered)
-
-        def squares(training: FactoredMoments, judged: Moments, alpha: float, scale: FloatArray) -> FloatArray:
-            path = solve_leading_directions(training, alpha, ranks, scale)
-            return sum_predictions(judged, path.weights, path.intercepts).squared_errors[:, label]
-
+        of_all, *of_bins = trainings
         with one_blas_thread():
             of_experts = np.zeros(len(ranks))
-            for members, alpha in zip(binning.members, models.expert_alphas, strict=True):
-                own = _merge(cells, members)
-                is_own = settings.standardize == "per_expert"
-                of_experts += squares(own, own, float(alpha), pixel_scale(own) if is_own else scale)
-            of_global = squares(trains, covered, models.global_alpha, scale)
-        total = float(total_squares(covered.count, covered.y_sum, np.diag(covered.y_gram))[label])
+            for training in of_bins:
+                of_experts += training.sum_squares(training.moments, ranks)
+            of_global = of_all.sum_squares(covered, ranks)
+        total = of_all.total_squares(covered)
         for rank, r2_global, r2_oracle in zip(ranks, 1 - of_global / total, 1 - of_experts / total, strict=True):
             yield RankPoint(rank=rank, r2_global=r2_global, r2_oracle=r2_oracle)
 
@@ -144,11 +161,6 @@ class Rank(Question[RankAnswer]):
         )
         reasons = (results.metadata.get("factoring") or {}).get("dense_because") or []
         return Section("rank", "How many dimensions the spectra have", "Rank", (words, *reasons, table))
-
-
-def _bound_change(own: FactoredMoments, label: int, weights: FloatArray, alpha: float, scale: FloatArray) -> float:
-    total = float(total_squares(own.count, own.y_sum, np.diag(own.y_gram))[label])
-    return own.bound_change(alpha * float(((weights[:, label] * scale) ** 2).sum()) / total) if total > 0 else math.nan
 
 
 def _merge(cells: Sequence[FactoredMoments], members: Iterable[int]) -> FactoredMoments:
